@@ -1,0 +1,151 @@
+"""torchvision's classification builders by family: where the head lives, and what sizes work.
+
+Plain data; imports no torch, so that a misspelt model name is answered at once. A test compares
+this table with torchvision's own registry and with the networks themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Published backbone of this project: see benchmarks/bundled_weights/.
+BUNDLED_MODEL = "shufflenet_v2_x0_5"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Builders that share one architecture.
+
+    Attributes:
+        head: Path of the last layer, the one that is replaced for the user's classes.
+        aux_heads: Paths of further classifier layers, each behind its auxiliary branch.
+        aux_modules: The auxiliary branches themselves; dropped unless asked for.
+        aux_weight: Share of each auxiliary loss, in the order in which train mode returns them.
+        sizes: Which input sizes work, in words for an error message.
+        fixed_size: The network is built for one input size (``image_size`` of the builder).
+    """
+
+    name: str
+    builders: tuple[str, ...]
+    head: str
+    sizes: str
+    aux_heads: tuple[str, ...] = ()
+    aux_modules: tuple[str, ...] = ()
+    aux_weight: float = 0.0
+    fixed_size: bool = False
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("alexnet", ("alexnet",), "classifier.6", "63 px or more"),
+    Family(
+        "vgg",
+        ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"),
+        "classifier.6",
+        "32 px or more",
+    ),
+    Family(
+        "resnet",
+        (
+            *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+            *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+            *("wide_resnet50_2", "wide_resnet101_2"),
+        ),
+        "fc",
+        "any size",
+    ),
+    Family(
+        "regnet",
+        (
+            *("regnet_x_400mf", "regnet_x_800mf", "regnet_x_1_6gf", "regnet_x_3_2gf"),
+            *("regnet_x_8gf", "regnet_x_16gf", "regnet_x_32gf"),
+            *("regnet_y_400mf", "regnet_y_800mf", "regnet_y_1_6gf", "regnet_y_3_2gf"),
+            *("regnet_y_8gf", "regnet_y_16gf", "regnet_y_32gf", "regnet_y_128gf"),
+        ),
+        "fc",
+        "any size",
+    ),
+    Family(
+        "shufflenet_v2",
+        ("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
+        "fc",
+        "any size",
+    ),
+    Family(
+        "googlenet",
+        ("googlenet",),
+        "fc",
+        "15 px or more",
+        aux_heads=("aux1.fc2", "aux2.fc2"),
+        aux_modules=("aux1", "aux2"),
+        aux_weight=0.3,  # Szegedy et al. 2014, section 5
+    ),
+    Family(
+        "inception_v3",
+        ("inception_v3",),
+        "fc",
+        "75 px or more (299 px is what its weights were trained for)",
+        aux_heads=("AuxLogits.fc",),
+        aux_modules=("AuxLogits",),
+        aux_weight=0.4,  # the share that the original implementation used
+    ),
+    Family(
+        "densenet",
+        ("densenet121", "densenet161", "densenet169", "densenet201"),
+        "classifier",
+        "29 px or more",
+    ),
+    Family("squeezenet", ("squeezenet1_0",), "classifier.1", "21 px or more"),
+    Family("squeezenet", ("squeezenet1_1",), "classifier.1", "17 px or more"),
+    Family("mobilenet_v2", ("mobilenet_v2",), "classifier.1", "any size"),
+    Family(
+        "mobilenet_v3",
+        ("mobilenet_v3_small", "mobilenet_v3_large"),
+        "classifier.3",
+        "any size",
+    ),
+    Family(
+        "mnasnet",
+        ("mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3"),
+        "classifier.1",
+        "any size",
+    ),
+    Family(
+        "efficientnet",
+        (
+            *("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3"),
+            *("efficientnet_b4", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7"),
+            *("efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l"),
+        ),
+        "classifier.1",
+        "any size",
+    ),
+    Family(
+        "convnext",
+        ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
+        "classifier.2",
+        "32 px or more",
+    ),
+    Family(
+        "vit",
+        ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"),
+        "heads.head",
+        "one size, fixed by the weights' position embedding",
+        fixed_size=True,
+    ),
+    Family("swin", ("swin_t", "swin_s", "swin_b"), "head", "32 px or more"),
+    Family("swin_v2", ("swin_v2_t", "swin_v2_s", "swin_v2_b"), "head", "32 px or more"),
+    Family(
+        "maxvit",
+        ("maxvit_t",),
+        "classifier.5",
+        "224 px or another multiple of 224 (every block divides into windows of 7 by 7)",
+    ),
+)
+
+_BY_BUILDER = {builder: family for family in FAMILIES for builder in family.builders}
+BUILDERS: tuple[str, ...] = tuple(sorted(_BY_BUILDER))
+
+
+def family_of(builder: str) -> Family:
+    """The family of a builder that the config has already accepted."""
+    return _BY_BUILDER[builder]

@@ -1,0 +1,277 @@
+"""The command line: parse, call one command, show its result, choose the exit code.
+
+Commands are imported when they run, so that ``--help`` and a wrong config answer without torch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from typer.exceptions import TyperException
+
+from finetune.errors import ConfigError, FinetuneError, Interrupted
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="finetune",
+    help="Fine-tune torchvision image classifiers, and pay only for what trains.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_debug = False
+
+
+def _set_debug(value: bool) -> None:
+    global _debug
+    _debug = _debug or value
+
+
+class Split(str, Enum):
+    """Splits that ``eval`` scores."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+ConfigOption = Annotated[
+    str, typer.Option("--config", "-c", metavar="FILE", help="The config file, in YAML.")
+]
+OptionalConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", "-c", metavar="FILE", help="The config file: its run's best.pt."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a value of the config, as in train.epochs=3. Repeatable.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+DebugOption = Annotated[
+    bool,
+    typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Fine-tune torchvision image classifiers, and pay only for what trains."""
+    if version:
+        from finetune import __version__
+
+        typer.echo(f"finetune {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run that output_dir holds.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything up to the first step, then stop.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Fine-tune the unfrozen part of a pretrained backbone."""
+    from finetune.config_file import load_config
+
+    loaded = load_config(config, overrides or ())
+    with _torch_imports():
+        from finetune.commands import train as command
+    from finetune.report.text import render_dry_run, render_train
+
+    progress = TerminalProgress()
+    if dry_run:
+        checked = command.dry_run(loaded, overwrite=overwrite, progress=progress)
+        _emit(checked, render_dry_run, as_json)
+    else:
+        summary = command.train(loaded, overwrite=overwrite, progress=progress)
+        _emit(summary, render_train, as_json)
+
+
+@app.command(name="freeze-report")
+def freeze_report(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    num_classes: Annotated[
+        int | None,
+        typer.Option("--num-classes", min=2, help="Needed only where the data is absent."),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="List every parameter with its pattern.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Show what is frozen, by which pattern, and what that saves. Needs no weights and no data."""
+    from finetune.config_file import load_config
+
+    loaded = load_config(config, overrides or ())
+    with _torch_imports():
+        from finetune.commands import freeze_report as command
+    from finetune.report.text import render_freeze_report
+
+    report = command.freeze_report(loaded, num_classes=num_classes)
+    _emit(report, lambda result: render_freeze_report(result, verbose=verbose), as_json)
+
+
+@app.command(name="eval")
+def evaluate(
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", metavar="FILE", help="As in runs/x/best.pt.")
+    ] = None,
+    config: OptionalConfigOption = None,
+    overrides: SetOption = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DIR", help="Another folder: of splits, or of classes."),
+    ] = None,
+    split: Annotated[Split, typer.Option("--split", help="Which split to score.")] = Split.val,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Score a checkpoint on a split of its own data, or on another folder."""
+    path = _checkpoint_path(checkpoint, config, overrides or [])
+    with _torch_imports():
+        from finetune.commands import evaluate as command
+    from finetune.report.text import render_eval
+
+    result = command.evaluate_checkpoint(
+        path, data=data, split=split.value, progress=TerminalProgress()
+    )
+    _emit(result, render_eval, as_json)
+
+
+@app.command()
+def models(
+    word: Annotated[
+        str | None, typer.Argument(metavar="[WORD]", help="Only builders whose name holds it.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """List the backbones: parameters, head, input size, weights and their published accuracy."""
+    with _torch_imports():
+        from finetune.commands import models as command
+    from finetune.report.text import render_models
+
+    _emit(command.list_models(word), render_models, as_json)
+
+
+def _checkpoint_path(checkpoint: str | None, config: str | None, overrides: list[str]) -> Path:
+    if (checkpoint is None) == (config is None):
+        raise ConfigError("eval: give either --checkpoint FILE or --config FILE")
+    if checkpoint is not None:
+        if overrides:
+            raise ConfigError("eval: --set has no effect with --checkpoint; use it with --config")
+        return Path(checkpoint)
+    from finetune.config_file import load_config
+    from finetune.run_folder import BEST
+
+    assert config is not None
+    return Path(load_config(config, overrides).output_dir) / BEST
+
+
+def _emit(result: Any, render: Any, as_json: bool) -> None:
+    from finetune.report.json_text import to_json
+
+    typer.echo(to_json(result) if as_json else render(result))
+
+
+class TerminalProgress:
+    """Bars and lines on stderr; results alone go to stdout."""
+
+    def say(self, text: str) -> None:
+        self._write(text)
+
+    def warn(self, text: str) -> None:
+        self._write(f"warning: {text}")
+
+    def track(self, items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
+        from tqdm import tqdm
+
+        # disable=None: no bar where stderr is no terminal.
+        with tqdm(items, desc=description, total=total, leave=False, disable=None) as bar:
+            yield from bar
+
+    def _write(self, text: str) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(text, file=sys.stderr)
+
+
+class _torch_imports:  # noqa: N801
+    """Turns a torch that cannot be imported into one line with the fix."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ImportError | RuntimeError | OSError):
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise FinetuneError(
+                f"torch and torchvision cannot be imported together ({first}). They must come "
+                "from the same index, as a matching pair: pip install --force-reinstall torch "
+                "torchvision"
+            ) from error
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    raise Interrupted("terminated", exit_code=143)
+
+
+def main() -> NoReturn:
+    """Run the command line; the one place where an error becomes a message and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code = app(standalone_mode=False)
+    except FinetuneError as error:
+        return _fail(str(error), error.exit_code)
+    except TyperException as error:
+        return _fail(f"{error.format_message()} (`finetune --help` lists what there is)", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output left, as `head` does. Nothing else may be written there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _fail(
+            f"unexpected {type(error).__name__}: {error}. This is a mistake in finetune; "
+            "add --debug to see where.",
+            1,
+        )
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    if _debug:
+        traceback.print_exc()
+    sys.stderr.write(f"finetune: {message}\n")
+    return code

@@ -1,0 +1,113 @@
+"""``finetune eval``: a checkpoint's figures on a split, by the code path that training used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from finetune.checkpoint import Metadata, load_checkpoint
+from finetune.data.folders import Images, find_split
+from finetune.data.loading import Batches, resolve_workers
+from finetune.errors import CheckpointError, ConfigError
+from finetune.evaluate import Evaluation, evaluate
+from finetune.model import rebuild
+from finetune.progress import Progress, Silent
+from finetune.results import ClassScore, EvalResult
+from finetune.runtime import make_deterministic, select_device
+
+
+def evaluate_checkpoint(
+    path: Path,
+    *,
+    data: str | None = None,
+    split: str = "val",
+    progress: Progress | None = None,
+) -> EvalResult:
+    """Score a checkpoint.
+
+    Args:
+        data: Another folder than the one it was trained from: of splits, or of classes.
+        split: train, val or test.
+
+    Raises:
+        CheckpointError, DataError.
+    """
+    progress = progress or Silent()
+    state, metadata = load_checkpoint(path)
+    images = find_split(
+        metadata.config.data,
+        split,
+        class_names=metadata.class_names,
+        seed=metadata.config.seed,
+        root=data,
+    )
+    make_deterministic()
+    device = _device(metadata, progress)
+    model = load_network(path, state, metadata).to(device)
+    batches = Batches(
+        images,
+        metadata.preprocessing,
+        batch_size=metadata.config.data.batch_size,
+        workers=resolve_workers("auto", images),
+        device=device,
+    )
+    tracked = progress.track(batches.epoch(), f"evaluate {split}", total=len(batches))
+    evaluation = evaluate(model, tracked, num_classes=len(metadata.class_names))
+    return _result(path, metadata, images, evaluation, data, split)
+
+
+def load_network(path: Path, state: dict[str, torch.Tensor], metadata: Metadata) -> nn.Module:
+    """The very network that was trained.
+
+    Raises:
+        CheckpointError: tensors and metadata do not agree.
+    """
+    model = rebuild(metadata.model_name, len(metadata.class_names), metadata.build_flags)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path}: damaged: its tensors do not fit {metadata.model_name} with "
+            f"{len(metadata.class_names)} classes"
+        ) from error
+    return model
+
+
+def _device(metadata: Metadata, progress: Progress) -> torch.device:
+    try:
+        return select_device(metadata.config.runtime.device)
+    except ConfigError:
+        device = select_device("auto")
+        progress.warn(
+            f"trained on {metadata.config.runtime.device}, evaluated on {device.type}: "
+            "figures may differ in the last digits"
+        )
+        return device
+
+
+def _result(
+    path: Path,
+    metadata: Metadata,
+    images: Images,
+    evaluation: Evaluation,
+    data: str | None,
+    split: str,
+) -> EvalResult:
+    per_class = tuple(
+        ClassScore(name, count, correct / count if count else None)
+        for name, (correct, count) in zip(images.class_names, evaluation.per_class, strict=True)
+    )
+    return EvalResult(
+        checkpoint=str(path),
+        model=metadata.model_name,
+        data=data or metadata.config.data.root,
+        split=split,
+        num_images=evaluation.num_images,
+        top1=evaluation.top1,
+        top5=evaluation.top5,
+        loss=evaluation.loss,
+        per_class=per_class,
+        images_per_s=evaluation.images_per_s,
+    )

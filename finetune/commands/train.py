@@ -1,0 +1,299 @@
+"""``finetune train``: the one place that knows the whole flow."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from finetune import run_folder
+from finetune.checkpoint import Frozen, Metadata, load_checkpoint, save_checkpoint
+from finetune.config import Config
+from finetune.config_file import to_yaml
+from finetune.data.folders import TrainVal, find_train_val
+from finetune.data.loading import Batches, batch_sizes, resolve_workers
+from finetune.errors import ResultError
+from finetune.evaluate import Evaluation, evaluate
+from finetune.files import append_line, write_text
+from finetune.loop import EpochResult, train_epochs
+from finetune.model import build_untrained, check_input_size
+from finetune.optim import build_optimizer, build_schedule
+from finetune.planning import Plan, apply_freeze, make_freeze_report, make_plan, resolve_config
+from finetune.progress import Progress, Silent
+from finetune.proof import Proof, take_proof
+from finetune.report.json_text import to_json
+from finetune.report.text import render_freeze_report
+from finetune.results import DryRun, FreezeReport, Scores, TrainSummary
+from finetune.runtime import make_deterministic, peak_memory_mib, select_device, versions
+from finetune.train_mode import set_train_mode
+from finetune.weights import load_pretrained
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything settled before the first step."""
+
+    config: Config
+    """Resolved."""
+    data: TrainVal
+    plan: Plan
+    model: nn.Module
+    proof: Proof
+    device: torch.device
+
+
+def train(
+    config: Config, *, overwrite: bool = False, progress: Progress | None = None
+) -> TrainSummary:
+    """Fine-tune what the config leaves trainable, and prove that the rest did not change.
+
+    Args:
+        overwrite: Replace the run that ``output_dir`` holds.
+
+    Raises:
+        FinetuneError: any of its kinds.
+    """
+    start = time.perf_counter()
+    progress = progress or Silent()
+    folder = Path(config.output_dir)
+    run_folder.check_usable(folder, overwrite=overwrite)
+    prepared = _prepare(config, progress)
+    report = make_freeze_report(prepared.plan, prepared.config)
+    run_folder.prepare(folder, overwrite=overwrite)
+    write_text(folder / run_folder.CONFIG, to_yaml(prepared.config))
+    write_text(folder / run_folder.FREEZE_JSON, to_json(report))
+    write_text(folder / run_folder.FREEZE_TEXT, render_freeze_report(report, verbose=True) + "\n")
+    best, last = _run_epochs(prepared, folder, progress)
+    verified = _verify_saved(prepared.proof, folder)
+    summary = _summary(prepared, report, best, last, verified, time.perf_counter() - start)
+    write_text(folder / run_folder.SUMMARY, to_json(summary))
+    return summary
+
+
+def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | None = None) -> DryRun:
+    """Everything that `train` does up to its first step; writes nothing."""
+    progress = progress or Silent()
+    run_folder.check_usable(Path(config.output_dir), overwrite=overwrite)
+    prepared = _prepare(config, progress)
+    plan, data, resolved = prepared.plan, prepared.data, prepared.config
+    totals = make_freeze_report(plan, resolved).totals
+    sizes = batch_sizes(len(data.train), resolved.data.batch_size, join_last_of_one=True)
+    return DryRun(
+        dry_run=True,
+        run_dir=resolved.output_dir,
+        model=plan.spec.name,
+        weights=plan.spec.weights,
+        head=plan.spec.family.head,
+        device=prepared.device.type,
+        class_names=data.train.class_names,
+        num_train=len(data.train),
+        num_val=len(data.val),
+        batches_per_epoch=len(sizes),
+        trainable_parameters=totals.trainable,
+        frozen_parameters=totals.frozen,
+        trainable_tensors=totals.trainable_tensors,
+        frozen_tensors=totals.frozen_tensors,
+        frozen_hashed=prepared.proof.count,
+        config=resolved.plain(),
+        notes=(*data.notes, *plan.freeze.warnings),
+    )
+
+
+def _prepare(config: Config, progress: Progress) -> _Prepared:
+    """The cheap checks first: folders, patterns and sizes fail before weights are read."""
+    make_deterministic()
+    device = select_device(config.runtime.device)
+    data = find_train_val(config.data, seed=config.seed)
+    for note in data.notes:
+        progress.say(note)
+    num_classes = len(data.train.class_names)
+    plan = make_plan(config, num_classes)
+    for warning in plan.freeze.warnings:
+        progress.warn(warning)
+    sizes = batch_sizes(len(data.train), config.data.batch_size, join_last_of_one=True)
+    check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
+    workers = resolve_workers(config.data.workers, data.train)
+    resolved = resolve_config(config, plan, device=device.type, workers=workers)
+    model = build_untrained(plan.spec, num_classes, seed=config.seed)
+    load_pretrained(model, plan.spec)
+    apply_freeze(model, plan.freeze)
+    proof = take_proof(model, update_norm_stats=_updates_norm_stats(resolved))
+    progress.say(
+        f"{plan.spec.name}, weights {plan.spec.weights}: {len(data.train)} training and "
+        f"{len(data.val)} validation images of {num_classes} classes on {device.type}; "
+        f"{proof.count} frozen tensors hashed"
+    )
+    return _Prepared(resolved, data, plan, model.to(device), proof, device)
+
+
+def _updates_norm_stats(config: Config) -> bool:
+    return config.freeze.norm_stats == "update"
+
+
+def _run_epochs(prepared: _Prepared, folder: Path, progress: Progress) -> tuple[_Epoch, _Epoch]:
+    """Train, and after each epoch evaluate, record and save; returns the best and the last."""
+    config, model = prepared.config, prepared.model
+    num_classes = prepared.plan.num_classes
+    training = _batches(prepared, training=True)
+    validation = _batches(prepared, training=False)
+    optimizer = build_optimizer(model.parameters(), config.optimizer)
+    schedule = build_schedule(
+        optimizer, config.schedule, epochs=config.train.epochs, steps_per_epoch=len(training)
+    )
+    total = config.train.epochs
+    best: _Epoch | None = None
+    for trained in train_epochs(
+        model,
+        batches=lambda epoch: progress.track(
+            training.epoch(epoch), f"epoch {epoch}/{total}", total=len(training)
+        ),
+        optimizer=optimizer,
+        schedule=schedule,
+        set_mode=lambda: set_train_mode(model, update_norm_stats=_updates_norm_stats(config)),
+        epochs=total,
+        num_classes=num_classes,
+        seed=config.seed,
+        label_smoothing=config.train.label_smoothing,
+        aux_weight=prepared.plan.spec.family.aux_weight,
+    ):
+        tracked = progress.track(validation.epoch(), "evaluate", total=len(validation))
+        epoch = _Epoch(trained, evaluate(model, tracked, num_classes=num_classes))
+        _refuse_not_a_number(epoch, config)
+        append_line(folder / run_folder.METRICS, json.dumps(epoch.record()))
+        metadata = _metadata(prepared, epoch)
+        save_checkpoint(folder / run_folder.LAST, model.state_dict(), metadata)
+        if best is None or epoch.rank > best.rank:
+            best = epoch
+            save_checkpoint(folder / run_folder.BEST, model.state_dict(), metadata)
+        progress.say(epoch.line(total, is_best=best is epoch))
+    assert best is not None  # train.epochs is at least 1
+    return best, epoch
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One epoch's training and the evaluation after it."""
+
+    trained: EpochResult
+    val: Evaluation
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Highest top-1, then lower loss; an equal later epoch does not replace an earlier."""
+        return self.val.top1, -self.val.loss
+
+    def record(self) -> dict[str, object]:
+        """The epoch's line of ``metrics.jsonl``."""
+        val = {key: getattr(self.val, key) for key in ("num_images", "top1", "top5", "loss")}
+        return asdict(self.trained) | {"val": val}
+
+    def line(self, total: int, *, is_best: bool) -> str:
+        """The epoch in one line, for people."""
+        return (
+            f"epoch {self.trained.epoch:>{len(str(total))}}/{total}"
+            f"  lr {self.trained.lr:.2g}  loss {self.trained.loss:.4f}"
+            f"  val loss {self.val.loss:.4f}  val top-1 {self.val.top1:.2%}"
+            f"{'  best' if is_best else ''}"
+        )
+
+
+def _batches(prepared: _Prepared, *, training: bool) -> Batches:
+    config = prepared.config
+    return Batches(
+        prepared.data.train if training else prepared.data.val,
+        prepared.plan.spec.preprocessing,
+        batch_size=config.data.batch_size,
+        workers=config.data.workers,
+        device=prepared.device,
+        policy=config.augment.policy if training else "none",
+        shuffle=training,
+        seed=config.seed,
+    )
+
+
+def _refuse_not_a_number(epoch: _Epoch, config: Config) -> None:
+    for what, loss in (("training", epoch.trained.loss), ("validation", epoch.val.loss)):
+        if not math.isfinite(loss):
+            raise ResultError(
+                f"epoch {epoch.trained.epoch}: the {what} loss is not a finite number; nothing "
+                f"of this epoch was saved. Try a lower optimizer.lr than {config.optimizer.lr:g}."
+            )
+
+
+def _metadata(prepared: _Prepared, epoch: _Epoch) -> Metadata:
+    spec, freeze = prepared.plan.spec, prepared.plan.freeze
+    return Metadata(
+        model_name=spec.name,
+        build_flags=spec.build_flags,
+        class_names=prepared.data.train.class_names,
+        preprocessing=spec.preprocessing,
+        config=prepared.config,
+        freeze_plan=Frozen(
+            patterns=prepared.config.freeze.patterns,
+            names=tuple(d.name for d in freeze.decisions if d.frozen),
+        ),
+        epoch=epoch.trained.epoch,
+        metrics={
+            "top1": epoch.val.top1,
+            "top5": epoch.val.top5,
+            "loss": epoch.val.loss,
+            "num_images": epoch.val.num_images,
+        },
+        versions=versions(),
+    )
+
+
+def _verify_saved(proof: Proof, folder: Path) -> int:
+    """Compare what lies on disk, not what is in memory, with the hashes taken at load."""
+    for name in (run_folder.BEST, run_folder.LAST):
+        state, _ = load_checkpoint(folder / name)
+        proof.verify(state, where=str(folder / name))
+    return proof.count
+
+
+def _summary(
+    prepared: _Prepared,
+    report: FreezeReport,
+    best: _Epoch,
+    last: _Epoch,
+    verified: int,
+    elapsed_s: float,
+) -> TrainSummary:
+    folder = prepared.config.output_dir
+    checkpoint = shlex.quote(str(Path(folder) / run_folder.BEST))
+    saved_config = shlex.quote(str(Path(folder) / run_folder.CONFIG))
+    return TrainSummary(
+        run_dir=folder,
+        model=prepared.plan.spec.name,
+        weights=prepared.plan.spec.weights,
+        head=prepared.plan.spec.family.head,
+        class_names=prepared.data.train.class_names,
+        num_train=len(prepared.data.train),
+        num_val=len(prepared.data.val),
+        epochs=prepared.config.train.epochs,
+        best_epoch=best.trained.epoch,
+        val=Scores(best.val.top1, best.val.loss),
+        last=Scores(last.val.top1, last.val.loss),
+        trainable_parameters=report.totals.trainable,
+        frozen_parameters=report.totals.frozen,
+        trainable_tensors=report.totals.trainable_tensors,
+        frozen_tensors=report.totals.frozen_tensors,
+        frozen_verified=verified,
+        exempt=prepared.proof.exempt,
+        elapsed_s=elapsed_s,
+        peak_memory_mib=peak_memory_mib(),
+        rerun=(
+            f"finetune train --config {saved_config} "
+            f"--set {shlex.quote(f'output_dir={folder}-rerun')}"
+        ),
+        next=(
+            f"finetune eval --checkpoint {checkpoint}",
+            f"finetune freeze-report --config {saved_config}",
+        ),
+    )

@@ -1,0 +1,277 @@
+"""The config's sections, typed, closed and frozen; imports no torch.
+
+Each section is passed to the code that needs it, never the whole. `finetune.config_file` reads a
+file into a `Config` and words what is wrong with it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from finetune.backbones import BUILDERS, BUNDLED_MODEL
+from finetune.errors import did_you_mean
+
+FORMAT = 1
+"""Version of the config's own form; raised when an old file would mean something else."""
+
+
+class Section(BaseModel):
+    """A part of the config: closed (unknown keys are refused), strict and frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _tuple_of(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _one_line(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    if not text.isprintable():
+        raise ValueError(f"{text!r} holds a character that cannot be printed")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_one_line)]
+Size = Annotated[int, Field(ge=1, le=4096)]
+RGB = Annotated[tuple[float, float, float], BeforeValidator(_tuple_of)]
+
+
+class PreprocessingConfig(Section):
+    """From a decoded photo to the network's input."""
+
+    resize: Size
+    """The shorter side, in pixels, before the crop."""
+    crop: Size
+    """Side of the central square, in pixels: the network's input size."""
+    mean: RGB = (0.485, 0.456, 0.406)
+    """Subtracted from each channel, for pixels in 0..1."""
+    std: RGB = (0.229, 0.224, 0.225)
+    """Divides each channel, after the mean."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+
+    @field_validator("std")
+    @classmethod
+    def _std_is_positive(cls, std: RGB) -> RGB:
+        if min(std) <= 0:
+            raise ValueError(f"every value must be above 0, not {list(std)}")
+        return std
+
+
+def _word_or_section(value: Any) -> str:
+    return "word" if isinstance(value, str) else "section"
+
+
+class ModelConfig(Section):
+    """Which network, with which weights."""
+
+    name: str
+    """A torchvision classification builder; `finetune models` lists them."""
+    weights: Text = "DEFAULT"
+    """DEFAULT, an entry such as IMAGENET1K_V2, a path to a state dict, bundled, or none."""
+    preprocessing: Annotated[
+        Annotated[str, Tag("word")] | Annotated[PreprocessingConfig, Tag("section")],
+        Discriminator(_word_or_section),
+    ] = "auto"
+    """auto (the weights' own), the name of an entry, or every value."""
+    aux_heads: bool = False
+    """Keep and train the auxiliary heads of googlenet and inception_v3."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_known(cls, name: str) -> str:
+        if name not in BUILDERS:
+            raise ValueError(
+                f"{name!r} is no torchvision classification builder."
+                f"{did_you_mean(name, BUILDERS)} `finetune models` lists all {len(BUILDERS)}."
+            )
+        return name
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _null_is_none(cls, weights: Any) -> Any:
+        return "none" if weights is None else weights
+
+    @model_validator(mode="after")
+    def _bundled_fits(self) -> ModelConfig:
+        if self.weights == "bundled" and self.name != BUNDLED_MODEL:
+            raise ValueError(
+                f"weights: bundled are of {BUNDLED_MODEL}, not of {self.name}; "
+                f"set name: {BUNDLED_MODEL}, or give other weights"
+            )
+        return self
+
+
+class FreezeConfig(Section):
+    """What does not train."""
+
+    patterns: Annotated[tuple[str, ...], BeforeValidator(_tuple_of)] = ("*",)
+    """Globs over the pretrained model's parameter names; the last match wins; ! thaws."""
+    norm_stats: Literal["keep", "update"] = "keep"
+    """Running statistics of norm layers whose parameters are all frozen."""
+
+    @field_validator("patterns")
+    @classmethod
+    def _patterns_say_something(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            _one_line(pattern.removeprefix("!"))
+        return patterns
+
+
+def _workers(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and 0 <= value <= 64):
+        return value
+    raise ValueError(f"must be auto or a whole number from 0 to 64, not {value!r}")
+
+
+class DataConfig(Section):
+    """Which images, in which portions."""
+
+    root: Text
+    """Class folders, or train/ and val/ folders that hold them, or demo."""
+    val_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the training images held out where there is no val folder."""
+    batch_size: int = Field(default=32, ge=1)
+    """Images per optimizer step, and per forward pass of an evaluation."""
+    workers: Annotated[Any, BeforeValidator(_workers)] = "auto"
+    """Processes that decode images; auto chooses by the amount of data."""
+
+
+class AugmentConfig(Section):
+    """What happens to training images at random."""
+
+    policy: Literal["auto", "none", "flip", "crop_flip"] = "auto"
+    """auto: flip while only the head trains, else crop_flip."""
+
+
+class TrainConfig(Section):
+    """The length and the aim of training."""
+
+    epochs: int = Field(default=25, ge=1)
+    """Passes over the training images."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target spread over all classes (Szegedy et al. 2015)."""
+
+
+def _with_defaults_of(defaults: dict[str, dict[str, Any]], default_name: str, value: Any) -> Any:
+    """Fill in what the section's ``name`` implies, so that a resolved config states it."""
+    if not isinstance(value, dict):
+        return value
+    name = value.get("name", default_name)
+    implied = defaults.get(name, {}) if isinstance(name, str) else {}
+    return {"name": default_name} | implied | value
+
+
+def _refuse_foreign(section: Section, name: str, own: dict[str, dict[str, Any]]) -> None:
+    """An option that cannot take effect is refused, not ignored."""
+    optional = {key for options in own.values() for key in options}
+    for key in sorted(optional - own[name].keys()):
+        if getattr(section, key) is not None:
+            owners = " and ".join(other for other, options in own.items() if key in options)
+            raise ValueError(f"{key} has no effect on {name}; it belongs to {owners}")
+
+
+class OptimizerConfig(Section):
+    """How the trainable parameters move."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(gt=0)
+    """Peak learning rate, per optimizer step; default 0.01 for sgd, 0.001 for adamw."""
+    weight_decay: float = Field(ge=0)
+    """Default 0 for sgd, 0.01 for adamw."""
+    momentum: float | None = Field(default=None, ge=0, lt=1)
+    """sgd only; default 0.9."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, value: Any) -> Any:
+        return _with_defaults_of(_OPTIMIZERS, "sgd", value)
+
+    @model_validator(mode="after")
+    def _only_own_options(self) -> OptimizerConfig:
+        _refuse_foreign(self, self.name, _OPTIMIZERS)
+        return self
+
+
+_OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.01, "weight_decay": 0.0, "momentum": 0.9},
+    "adamw": {"lr": 0.001, "weight_decay": 0.01},
+}
+
+
+class ScheduleConfig(Section):
+    """How the learning rate changes, step by step."""
+
+    name: Literal["constant", "cosine", "step"] = "cosine"
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    """Linear rise from a hundredth of the peak, in epochs."""
+    step_epochs: int | None = Field(default=None, ge=1)
+    """step only: epochs between drops; default 7."""
+    gamma: float | None = Field(default=None, gt=0, le=1)
+    """step only: factor of each drop; default 0.1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, value: Any) -> Any:
+        return _with_defaults_of(_SCHEDULES, "cosine", value)
+
+    @model_validator(mode="after")
+    def _only_own_options(self) -> ScheduleConfig:
+        _refuse_foreign(self, self.name, _SCHEDULES)
+        return self
+
+
+_SCHEDULES: dict[str, dict[str, Any]] = {
+    "constant": {},
+    "cosine": {},
+    "step": {"step_epochs": 7, "gamma": 0.1},
+}
+
+
+class RuntimeConfig(Section):
+    """On what the work is done."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+class Config(Section):
+    """A whole config file."""
+
+    format: Literal[1] = 1
+    model: ModelConfig
+    freeze: FreezeConfig = Field(default_factory=FreezeConfig)
+    data: DataConfig
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig.model_validate({}))
+    schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig.model_validate({}))
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    output_dir: Text
+    """Folder of the run: checkpoints, metrics, reports."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Config:
+        if self.schedule.warmup_epochs > self.train.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) is longer than "
+                f"train.epochs ({self.train.epochs})"
+            )
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """The config as plain values, ready for YAML or JSON; options without effect left out."""
+        return self.model_dump(mode="json", exclude_none=True)

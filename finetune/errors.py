@@ -1,0 +1,85 @@
+"""Every error a user can meet, with its exit code.
+
+FinetuneError (1, unexpected)
+ ├─ ConfigError (2)       the config file, ``--set`` or the command line
+ ├─ DataError (3)         images, folders, classes
+ ├─ ModelError (4)        backbone, weights, input size
+ ├─ CheckpointError (5)   a file that should hold a checkpoint
+ ├─ OutputError (6)       the run folder cannot be written
+ ├─ ResultError (7)       a result that must not be used: not-a-number, a frozen tensor that changed
+ └─ Interrupted (130, 143)
+
+A message says where, what, and what to do. ``cli.main`` is the one place that catches them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FinetuneError(Exception):
+    """The root of every expected failure; its text is all that the user is shown."""
+
+    exit_code = 1
+
+
+class ConfigError(FinetuneError):
+    """The config file, an override or the command line is wrong."""
+
+    exit_code = 2
+
+
+class DataError(FinetuneError):
+    """The images or their folders are wrong."""
+
+    exit_code = 3
+
+
+class ModelError(FinetuneError):
+    """The backbone, its weights or its input size are wrong."""
+
+    exit_code = 4
+
+
+class CheckpointError(FinetuneError):
+    """A checkpoint is missing, damaged or not ours."""
+
+    exit_code = 5
+
+
+class OutputError(FinetuneError):
+    """Something could not be written."""
+
+    exit_code = 6
+
+
+class ResultError(FinetuneError):
+    """A result that must not be used."""
+
+    exit_code = 7
+
+
+class Interrupted(FinetuneError):  # noqa: N818
+    """A signal asked the program to stop: 130 after SIGINT, 143 after SIGTERM."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def nearest(word: str, choices: Iterable[str], *, limit: int = 3) -> list[str]:
+    """The choices that look most like ``word``, best first; case is forgiven."""
+    by_lower: dict[str, str] = {}
+    for choice in choices:
+        by_lower.setdefault(choice.lower(), choice)
+    close = difflib.get_close_matches(word.lower(), by_lower, n=limit, cutoff=0.6)
+    return [by_lower[match] for match in close]
+
+
+def did_you_mean(word: str, choices: Iterable[str], *, limit: int = 1) -> str:
+    """`` Did you mean 'x'?``, or nothing where no choice is near."""
+    close = nearest(word, choices, limit=limit)
+    if not close:
+        return ""
+    return f" Did you mean {' or '.join(repr(choice) for choice in close)}?"

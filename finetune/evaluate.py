@@ -1,0 +1,67 @@
+"""Evaluation: eval mode, no gradients, sums and counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from finetune.data.loading import Batch
+from finetune.errors import DataError
+from finetune.metrics import Meter
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures over every sample of a split; accuracies are fractions."""
+
+    num_images: int
+    top1: float
+    top5: float | None
+    loss: float
+    per_class: tuple[tuple[int, int], ...]
+    """Correct and counted samples, by class index."""
+    images_per_s: float
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch], *, num_classes: int) -> Evaluation:
+    """Loss and accuracy over every sample; the modules' modes are restored afterwards.
+
+    Args:
+        batches: Images ``(N, 3, H, W)`` float32, normalised, and labels ``(N,)`` int64.
+
+    Raises:
+        DataError: no sample was seen.
+    """
+    start = time.perf_counter()
+    meter = Meter(num_classes, next(model.parameters()).device)
+    with _eval_mode(model):
+        for images, labels in batches:
+            meter.add(model(images), labels)
+    if not meter.num_images:
+        raise DataError("there was no image to evaluate")
+    return Evaluation(
+        num_images=meter.num_images,
+        top1=meter.top1,
+        top5=meter.top5,
+        loss=meter.loss,
+        per_class=tuple(meter.per_class()),
+        images_per_s=meter.num_images / (time.perf_counter() - start),
+    )
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode; then each back in its own, which differs from module to module."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,84 @@
+"""The training loop: an algorithm, and nothing else; it knows no disk, terminal or config."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from finetune.data.loading import Batch
+from finetune.keyed import seed_for
+from finetune.metrics import Meter
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch of training saw."""
+
+    epoch: int
+    lr: float
+    """Of the epoch's first step."""
+    loss: float
+    top1: float
+    num_images: int
+    elapsed_s: float
+
+
+def train_epochs(
+    model: nn.Module,
+    *,
+    batches: Callable[[int], Iterable[Batch]],
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    set_mode: Callable[[], None],
+    epochs: int,
+    num_classes: int,
+    seed: int,
+    label_smoothing: float = 0.0,
+    aux_weight: float = 0.0,
+) -> Iterator[EpochResult]:
+    """Train, and yield after each epoch; the caller evaluates, saves and shows in between.
+
+    Args:
+        batches: The batches of an epoch, by its number from 1.
+        set_mode: Puts every module into its mode for training; called at each epoch's start,
+            because an evaluation in between changes modes.
+        aux_weight: Share of each auxiliary head's loss.
+    """
+    device = next(model.parameters()).device
+    step = 0
+    for epoch in range(1, epochs + 1):
+        start = time.perf_counter()
+        set_mode()
+        meter = Meter(num_classes, device)
+        lr = optimizer.param_groups[0]["lr"]
+        for images, labels in batches(epoch):
+            torch.manual_seed(seed_for(seed, "step", step))
+            logits, *aux_logits = _outputs(model(images))
+            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            total = loss
+            for aux in aux_logits:
+                total = total + aux_weight * F.cross_entropy(
+                    aux, labels, label_smoothing=label_smoothing
+                )
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            meter.add(logits, labels, loss=loss)
+            step += 1
+        elapsed_s = time.perf_counter() - start
+        yield EpochResult(epoch, lr, meter.loss, meter.top1, meter.num_images, elapsed_s)
+
+
+def _outputs(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The head's logits first, then those of auxiliary heads (googlenet and inception_v3)."""
+    if isinstance(output, Tensor):
+        return (output,)
+    return tuple(part for part in output if part is not None)

@@ -1,0 +1,228 @@
+"""A torchvision network for the user's classes: how it is built, what flows in, which sizes fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torchvision import models
+from torchvision.transforms import InterpolationMode
+
+from finetune.backbones import Family, family_of
+from finetune.config import ModelConfig, PreprocessingConfig
+from finetune.errors import ConfigError, ModelError, did_you_mean
+from finetune.keyed import seed_for
+
+_BUNDLED_PREPROCESSING = PreprocessingConfig(resize=64, crop=64)
+_INTERPOLATION = {
+    InterpolationMode.NEAREST: "nearest",
+    InterpolationMode.BILINEAR: "bilinear",
+    InterpolationMode.BICUBIC: "bicubic",
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that decides which network is built, with no ``auto`` left.
+
+    Attributes:
+        weights: An entry's name, a path, ``bundled`` or ``none``; never ``DEFAULT``.
+        build_flags: Further keyword arguments of the torchvision builder. They travel in the
+            checkpoint: a network rebuilt without them may silently be another one.
+    """
+
+    name: str
+    weights: str
+    build_flags: dict[str, Any]
+    preprocessing: PreprocessingConfig
+
+    @property
+    def family(self) -> Family:
+        """The row of the head table."""
+        return family_of(self.name)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Paths of the layers that are replaced: the head, and auxiliary ones where kept."""
+        kept = self.build_flags.get("aux_logits", False)
+        return (self.family.head, *(self.family.aux_heads if kept else ()))
+
+
+def is_entry(weights: str) -> bool:
+    """Whether ``weights`` is worded as torchvision's entries are, rather than as a path."""
+    return weights.isidentifier() and weights.isupper()
+
+
+def resolve_model(config: ModelConfig) -> ModelSpec:
+    """Settle weights entry, build flags and preprocessing.
+
+    Raises:
+        ModelError: no such weights entry.
+        ConfigError: no such entry to take the preprocessing from.
+    """
+    entries = {entry.name: entry for entry in models.get_model_weights(config.name)}
+    weights = config.weights
+    if weights == "DEFAULT":
+        weights = models.get_model_weights(config.name).DEFAULT.name
+    elif is_entry(weights) and weights not in entries:
+        raise ModelError(
+            f"model.weights: {config.name} has no weights {weights!r}."
+            f"{did_you_mean(weights, entries)} It has {', '.join(entries)}; "
+            "a path, bundled or none are possible too."
+        )
+    first = next(iter(entries.values()))
+    entry = entries.get(weights, first)
+    preprocessing = _resolve_preprocessing(config, weights, entry, entries)
+    flags = _build_flags(config, weights, entry, preprocessing)
+    return ModelSpec(config.name, weights, flags, preprocessing)
+
+
+def _resolve_preprocessing(
+    config: ModelConfig, weights: str, entry: Any, entries: dict[str, Any]
+) -> PreprocessingConfig:
+    wanted = config.preprocessing
+    if isinstance(wanted, PreprocessingConfig):
+        return wanted
+    if wanted == "auto":
+        return _BUNDLED_PREPROCESSING if weights == "bundled" else preprocessing_of(entry)
+    if wanted not in entries:
+        raise ConfigError(
+            f"model.preprocessing: {config.name} has no weights {wanted!r} to take it from."
+            f"{did_you_mean(wanted, entries)} It has {', '.join(entries)}; "
+            "auto, or resize, crop, mean, std and interpolation are possible too."
+        )
+    return preprocessing_of(entries[wanted])
+
+
+def preprocessing_of(entry: Any) -> PreprocessingConfig:
+    """What a torchvision weights entry's own preset does."""
+    preset = entry.transforms()
+    return PreprocessingConfig(
+        resize=preset.resize_size[0],
+        crop=preset.crop_size[0],
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=_INTERPOLATION[preset.interpolation],  # type: ignore[arg-type]
+    )
+
+
+def _build_flags(
+    config: ModelConfig, weights: str, entry: Any, preprocessing: PreprocessingConfig
+) -> dict[str, Any]:
+    """The flags that torchvision's builder would derive from the weights, stated outright."""
+    family = family_of(config.name)
+    pretrained = weights != "none"
+    if config.aux_heads and not family.aux_modules:
+        raise ConfigError(
+            f"model.aux_heads: {config.name} has no auxiliary heads; googlenet and inception_v3 do"
+        )
+    if family.aux_modules:
+        return {
+            "transform_input": pretrained,
+            "aux_logits": config.aux_heads,
+            "init_weights": False,  # a rebuilt network is filled from its checkpoint at once
+        }
+    if family.fixed_size:
+        size = entry.meta["min_size"][0] if pretrained else preprocessing.crop
+        return {"image_size": size}
+    if family.name == "maxvit" and preprocessing.crop != 224:
+        return {"input_size": [preprocessing.crop, preprocessing.crop]}
+    return {}
+
+
+def rebuild(name: str, num_classes: int, build_flags: dict[str, Any]) -> nn.Module:
+    """The bare network, without weights: ``weights=`` of a builder would unpickle its cache."""
+    try:
+        model: nn.Module = models.get_model(
+            name, weights=None, num_classes=num_classes, **build_flags
+        )
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"model.name: {name} cannot be built with {build_flags}: {_first_line(error)} "
+            f"Sizes that work: {family_of(name).sizes}."
+        ) from error
+    return model
+
+
+def build_untrained(spec: ModelSpec, num_classes: int, *, seed: int) -> nn.Module:
+    """The network with its head for ``num_classes``, initialised as the family does it.
+
+    The builder itself makes the head, so that kind (a convolution in squeezenet, bias-free in
+    maxvit) and initialisation are the family's own for every builder.
+    """
+    flags = dict(spec.build_flags)
+    if "init_weights" in flags:
+        flags["init_weights"] = True
+    torch.manual_seed(seed_for(seed, "init"))
+    return rebuild(spec.name, num_classes, flags)
+
+
+class _OnMeta(TorchFunctionMode):
+    """Allocate parameters on the meta device, and compute everything else for real.
+
+    ``torch.device("meta")`` as a context would also catch the arithmetic that regnet's builder
+    does with tensors.
+    """
+
+    allocators = (torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in self.allocators and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def build_skeleton(spec: ModelSpec, num_classes: int) -> nn.Module:
+    """The network with shapes but no values: names and costs within a fraction of a second."""
+    with _OnMeta():
+        model = rebuild(spec.name, num_classes, spec.build_flags)
+    return model.to("meta")
+
+
+def check_input_size(skeleton: nn.Module, spec: ModelSpec, *, batch_size: int) -> None:
+    """Run the skeleton once, in its present mode, on the shape that training will feed it.
+
+    Raises:
+        ModelError: the network cannot take it.
+    """
+    crop = spec.preprocessing.crop
+    images = torch.empty(min(batch_size, 2), 3, crop, crop, device="meta")
+    try:
+        with torch.no_grad():
+            skeleton(images)
+    except (ValueError, RuntimeError, AssertionError, TypeError, IndexError) as error:
+        raise ModelError(_size_message(spec, batch_size, error)) from error
+
+
+def _size_message(spec: ModelSpec, batch_size: int, error: Exception) -> str:
+    crop = spec.preprocessing.crop
+    if batch_size == 1 and "more than 1 value per channel" in str(error):
+        return (
+            f"data.batch_size: {spec.name} at {crop} px cannot train its norm layers on one "
+            "image at a time; set data.batch_size to 2 or more"
+        )
+    works = spec.family.sizes
+    if spec.family.fixed_size:
+        works = f"{spec.build_flags['image_size']} px, fixed by its position embedding"
+    return (
+        f"model.preprocessing: {spec.name} cannot take images of {crop} px "
+        f"({_first_line(error)}). What works: {works}. "
+        "Set model.preprocessing to auto, or give it another crop."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".") + "."
+
+
+def head_parameters(skeleton: nn.Module, spec: ModelSpec) -> tuple[str, ...]:
+    """Names of the parameters of the replaced layers."""
+    prefixes = tuple(f"{head}." for head in spec.heads)
+    return tuple(name for name, _ in skeleton.named_parameters() if name.startswith(prefixes))

@@ -1,0 +1,183 @@
+"""The plan that ``freeze-report`` prints and ``train`` carries out: network, freezing, cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from finetune.config import Config, OptimizerConfig
+from finetune.cost import measure_cost
+from finetune.freeze import FreezePlan, plan_freeze
+from finetune.model import ModelSpec, build_skeleton, resolve_model
+from finetune.optim import STATE_TENSORS
+from finetune.results import (
+    Boundary,
+    FreezeReport,
+    Memory,
+    NormRow,
+    Operations,
+    ParameterRow,
+    PatternRow,
+    Totals,
+)
+from finetune.train_mode import keeps_statistics, norm_layers, set_train_mode
+
+_BYTES = 4  # a float32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A network that is to be trained: its spec, a skeleton of it, and what of it is frozen."""
+
+    spec: ModelSpec
+    freeze: FreezePlan
+    skeleton: nn.Module
+    num_classes: int
+
+
+def make_plan(config: Config, num_classes: int) -> Plan:
+    """Settle the network and what of it is frozen; reads no weights.
+
+    Raises:
+        ConfigError: a pattern matches nothing.
+        ModelError: no such weights, or the network cannot be built.
+    """
+    spec = resolve_model(config.model)
+    skeleton = build_skeleton(spec, num_classes)
+    names = [name for name, _ in skeleton.named_parameters()]
+    freeze = plan_freeze(names, config.freeze.patterns, heads=spec.heads)
+    apply_freeze(skeleton, freeze)
+    set_train_mode(skeleton, update_norm_stats=config.freeze.norm_stats == "update")
+    return Plan(spec, freeze, skeleton, num_classes)
+
+
+def apply_freeze(model: nn.Module, plan: FreezePlan) -> None:
+    """Set ``requires_grad`` of every parameter as planned."""
+    frozen = plan.frozen
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+
+
+def resolve_config(config: Config, plan: Plan, *, device: str, workers: int) -> Config:
+    """The config with every ``auto`` and default replaced by what it became."""
+    policy = config.augment.policy
+    if policy == "auto":
+        only_head = all(d.frozen or plan.freeze.is_head(d.name) for d in plan.freeze.decisions)
+        policy = "flip" if only_head else "crop_flip"
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(
+                update={"weights": plan.spec.weights, "preprocessing": plan.spec.preprocessing}
+            ),
+            "data": config.data.model_copy(update={"workers": workers}),
+            "augment": config.augment.model_copy(update={"policy": policy}),
+            "runtime": config.runtime.model_copy(update={"device": device}),
+        }
+    )
+
+
+def make_freeze_report(plan: Plan, config: Config) -> FreezeReport:
+    """The plan in figures."""
+    rows = _parameter_rows(plan)
+    totals = _totals(rows)
+    cost = measure_cost(plan.skeleton, crop=plan.spec.preprocessing.crop)
+    return FreezeReport(
+        model=plan.spec.name,
+        num_classes=plan.num_classes,
+        head=plan.spec.family.head,
+        patterns=_pattern_rows(plan.freeze, rows),
+        parameters=rows,
+        totals=totals,
+        norm_layers=_norm_rows(plan.skeleton),
+        backward_boundary=Boundary(cost.last_without_backward, cost.first_with_backward),
+        memory=_memory(totals, config.optimizer),
+        operations=Operations(
+            input_size=plan.spec.preprocessing.crop,
+            forward=cost.forward_frozen + cost.forward_live,
+            forward_frozen=cost.forward_frozen,
+            forward_trainable=cost.forward_live,
+            backward=cost.backward,
+            backward_if_all_trained=cost.backward_everything,
+        ),
+        warnings=plan.freeze.warnings,
+    )
+
+
+def _parameter_rows(plan: Plan) -> tuple[ParameterRow, ...]:
+    decisions = {decision.name: decision for decision in plan.freeze.decisions}
+    return tuple(
+        ParameterRow(
+            name=name,
+            shape=tuple(parameter.shape),
+            numel=parameter.numel(),
+            frozen=decisions[name].frozen,
+            pattern=None if plan.freeze.is_head(name) else decisions[name].pattern,
+            head=plan.freeze.is_head(name),
+        )
+        for name, parameter in plan.skeleton.named_parameters()
+    )
+
+
+def _pattern_rows(plan: FreezePlan, rows: tuple[ParameterRow, ...]) -> tuple[PatternRow, ...]:
+    numel = {row.name: row.numel for row in rows}
+    total = sum(numel.values())
+    result = []
+    for match in plan.matches:
+        taken = [name for name in match.decided if not plan.is_head(name)]
+        parameters = sum(numel[name] for name in taken)
+        result.append(
+            PatternRow(
+                pattern=match.pattern,
+                freezes=not match.pattern.startswith("!"),
+                matched_tensors=len(match.matched),
+                tensors=len(taken),
+                parameters=parameters,
+                share=parameters / total,
+            )
+        )
+    return tuple(result)
+
+
+def _totals(rows: tuple[ParameterRow, ...]) -> Totals:
+    frozen = [row for row in rows if row.frozen]
+    parameters = sum(row.numel for row in rows)
+    frozen_parameters = sum(row.numel for row in frozen)
+    return Totals(
+        parameters=parameters,
+        trainable=parameters - frozen_parameters,
+        frozen=frozen_parameters,
+        tensors=len(rows),
+        trainable_tensors=len(rows) - len(frozen),
+        frozen_tensors=len(frozen),
+    )
+
+
+def _norm_rows(skeleton: nn.Module) -> tuple[NormRow, ...]:
+    rows = []
+    for path, norm in norm_layers(skeleton):
+        parameters = list(norm.parameters())
+        statistics = "none"
+        if keeps_statistics(norm):
+            statistics = "updated" if norm.training else "kept"
+        rows.append(
+            NormRow(
+                name=path,
+                type=type(norm).__name__,
+                frozen=bool(parameters) and not any(p.requires_grad for p in parameters),
+                mode="train" if norm.training else "eval",
+                statistics=statistics,
+            )
+        )
+    return tuple(rows)
+
+
+def _memory(totals: Totals, optimizer: OptimizerConfig) -> Memory:
+    states = STATE_TENSORS[optimizer.name] if optimizer.momentum != 0 else 0
+    return Memory(
+        optimizer=optimizer.name,
+        gradient_bytes=totals.trainable * _BYTES,
+        gradient_bytes_saved=totals.frozen * _BYTES,
+        optimizer_bytes=totals.trainable * _BYTES * states,
+        optimizer_bytes_saved=totals.frozen * _BYTES * states,
+    )

@@ -1,0 +1,227 @@
+"""Results as text for a terminal or a pipe."""
+
+from __future__ import annotations
+
+from finetune import yaml_text
+from finetune.report.module_tree import render_module_tree
+from finetune.report.tables import count, mib, plural, table
+from finetune.results import (
+    DryRun,
+    EvalResult,
+    FreezeReport,
+    ModelList,
+    NormRow,
+    TrainSummary,
+)
+
+
+def render_train(summary: TrainSummary) -> str:
+    """What was trained, what stayed frozen and was verified, how good it is, what comes next."""
+    correct = round(summary.val.top1 * summary.num_val)
+    facts = [
+        ("Trained", _trained(summary)),
+        ("Frozen", _frozen(summary)),
+        (
+            "Accuracy",
+            f"val top-1 {summary.val.top1:.2%} ({correct} of {summary.num_val:,}), loss "
+            f"{summary.val.loss:.4f} in epoch {summary.best_epoch} of {summary.epochs}, the best; "
+            f"last epoch {summary.last.top1:.2%}",
+        ),
+        ("Saved", f"{summary.run_dir}: best.pt, last.pt, metrics.jsonl, config.yaml, …"),
+        *zip(("Next", *[""] * len(summary.next)), summary.next, strict=False),
+        ("Rerun", summary.rerun),
+    ]
+    return table(("", ""), facts)
+
+
+def _trained(summary: TrainSummary) -> str:
+    memory = f", {summary.peak_memory_mib:,} MiB at most" if summary.peak_memory_mib else ""
+    return (
+        f"{summary.model}: {plural(summary.trainable_parameters, 'parameter')} in "
+        f"{plural(summary.trainable_tensors, 'tensor')}, the new head {summary.head} among them, "
+        f"on {plural(summary.num_train, 'image')} of {len(summary.class_names)} classes "
+        f"in {summary.elapsed_s:.1f} s{memory}"
+    )
+
+
+def _frozen(summary: TrainSummary) -> str:
+    if not summary.frozen_parameters:
+        return "nothing: every parameter trained"
+    exempt = f"; {len(summary.exempt)} norm statistics updated" if summary.exempt else ""
+    return (
+        f"{plural(summary.frozen_parameters, 'parameter')} in "
+        f"{plural(summary.frozen_tensors, 'tensor')}; verified: {summary.frozen_verified} tensors "
+        f"and buffers are bit for bit as loaded (SHA-256, in best.pt and last.pt){exempt}"
+    )
+
+
+def render_dry_run(result: DryRun) -> str:
+    """What a run would do, and the resolved config it would do it with."""
+    facts = [
+        ("Model", f"{result.model}, weights {result.weights}, on {result.device}"),
+        (
+            "Trains",
+            f"{plural(result.trainable_parameters, 'parameter')} in "
+            f"{plural(result.trainable_tensors, 'tensor')}, the new head {result.head} among them",
+        ),
+        (
+            "Frozen",
+            f"{plural(result.frozen_parameters, 'parameter')} in "
+            f"{plural(result.frozen_tensors, 'tensor')}; "
+            f"{result.frozen_hashed} tensors and buffers hashed",
+        ),
+        (
+            "Data",
+            f"{plural(result.num_train, 'training image')} in "
+            f"{plural(result.batches_per_epoch, 'step')} an epoch, "
+            f"{plural(result.num_val, 'validation image')}, {len(result.class_names)} classes: "
+            f"{_few(result.class_names)}",
+        ),
+        ("Output", result.run_dir),
+    ]
+    config = "\n".join(f"    {line}" for line in yaml_text.dump(result.config).splitlines())
+    return (
+        f"{table(('', ''), facts)}\n\n  Resolved config:\n{config}\n\n"
+        "  Dry run: nothing was trained or written."
+    )
+
+
+def _few(names: tuple[str, ...], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
+
+
+def render_eval(result: EvalResult) -> str:
+    """The figures, then a line a class."""
+    top5 = [] if result.top5 is None else [("Top-5", f"{result.top5:.2%}")]
+    facts = [
+        ("Checkpoint", f"{result.checkpoint} ({result.model})"),
+        ("Data", f"{result.data}{f', {result.split}' if result.split else ''}"),
+        (
+            "Top-1",
+            f"{result.top1:.2%} ({round(result.top1 * result.num_images):,} of "
+            f"{result.num_images:,})",
+        ),
+        *top5,
+        ("Loss", f"{result.loss:.4f}"),
+        ("Speed", f"{result.images_per_s:,.0f} images/s"),
+    ]
+    classes = table(
+        ("class", "images", "top-1"),
+        [
+            (row.name, f"{row.num_images:,}", "-" if row.top1 is None else f"{row.top1:.1%}")
+            for row in result.per_class
+        ],
+        right=(1, 2),
+    )
+    return f"{table(('', ''), facts)}\n\n{classes}"
+
+
+def render_freeze_report(report: FreezeReport, *, verbose: bool = False) -> str:
+    """What is frozen, by which pattern, and what that saves."""
+    totals = report.totals
+    parts = [
+        f"{report.model} for {report.num_classes} classes: {count(totals.frozen)} of "
+        f"{count(totals.parameters)} parameters frozen ({totals.frozen / totals.parameters:.1%}), "
+        f"{totals.trainable:,} train",
+        _patterns(report),
+        render_module_tree(report.parameters),
+        table(("", ""), [*_norm_facts(report.norm_layers), *_saving_facts(report)]),
+    ]
+    if report.warnings:
+        parts.append("\n".join(f"  warning: {warning}" for warning in report.warnings))
+    if verbose:
+        parts.append(_every_parameter(report))
+    return "\n\n".join(parts)
+
+
+def _patterns(report: FreezeReport) -> str:
+    if not report.patterns:
+        return "  no patterns: everything trains"
+    rows = [
+        (
+            row.pattern,
+            "freezes" if row.freezes else "thaws",
+            f"{row.tensors:,}",
+            count(row.parameters),
+            f"{row.share:.1%}",
+        )
+        for row in report.patterns
+    ]
+    return table(("pattern", "", "tensors", "parameters", "share"), rows, right=(2, 3, 4))
+
+
+def _norm_facts(norms: tuple[NormRow, ...]) -> list[tuple[str, str]]:
+    kept = sum(norm.statistics == "kept" for norm in norms)
+    updated = sum(norm.statistics == "updated" for norm in norms)
+    without = sum(norm.statistics == "none" for norm in norms)
+    words = [
+        f"{kept} in eval mode, statistics kept" if kept else "",
+        f"{updated} in train mode, statistics updated" if updated else "",
+        f"{without} without statistics" if without else "",
+    ]
+    return [("Norm layers", "; ".join(word for word in words if word) or "none")]
+
+
+def _saving_facts(report: FreezeReport) -> list[tuple[str, str]]:
+    boundary, memory, work = report.backward_boundary, report.memory, report.operations
+    if boundary.last_without_backward is None:
+        where = "none: the first layer trains"
+    else:
+        where = (
+            f"no backward in {boundary.last_without_backward} or before it; "
+            f"it ends at {boundary.first_with_backward}"
+        )
+    saved = 1 - work.backward / work.backward_if_all_trained
+    return [
+        ("Backward", where),
+        (
+            "Memory",
+            f"gradients {mib(memory.gradient_bytes)} (saved {mib(memory.gradient_bytes_saved)}), "
+            f"{memory.optimizer} state {mib(memory.optimizer_bytes)} "
+            f"(saved {mib(memory.optimizer_bytes_saved)})",
+        ),
+        (
+            "Multiply-adds",
+            f"forward {count(work.forward)} an image at {work.input_size} px, "
+            f"{work.forward_frozen / work.forward:.1%} of it frozen",
+        ),
+        (
+            "",
+            f"backward {count(work.backward)} instead of "
+            f"{count(work.backward_if_all_trained)} ({saved:.1%} saved)",
+        ),
+    ]
+
+
+def _every_parameter(report: FreezeReport) -> str:
+    rows = [
+        (
+            row.name,
+            "x".join(map(str, row.shape)) or "scalar",
+            f"{row.numel:,}",
+            "frozen" if row.frozen else "trains",
+            "(new head)" if row.head else row.pattern or "(no pattern)",
+        )
+        for row in report.parameters
+    ]
+    return table(("parameter", "shape", "count", "", "decided by"), rows, right=(2,))
+
+
+def render_models(result: ModelList) -> str:
+    """A line a builder."""
+    rows = []
+    for model in result.models:
+        weights = ", ".join(
+            f"{row.name}{'' if row.top1 is None else f' {row.top1:.1%}'}"
+            f"{'' if row.input_size == model.input_size else f' at {row.input_size} px'}"
+            for row in model.weights
+        )
+        rows.append(
+            (model.name, count(model.parameters), model.head, f"{model.input_size} px", weights)
+        )
+    listing = table(
+        ("name", "parameters", "head", "input", "weights and their ImageNet top-1"),
+        rows,
+        right=(1, 3),
+    )
+    return f"{listing}\n\n  {plural(len(rows), 'builder')}; use one as model.name"

@@ -1,0 +1,228 @@
+"""What each command found out, as plain data; `finetune.report` turns it into text or JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures of one evaluation; accuracies are fractions."""
+
+    top1: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """The end of a training run.
+
+    Attributes:
+        val: Of the best epoch: highest top-1, then lower loss, then earlier.
+        last: Of the last epoch.
+        frozen_verified: Tensors and buffers whose SHA-256 in the saved checkpoints is the one
+            taken before the first forward pass.
+        exempt: Buffers that ``freeze.norm_stats: update`` allowed to move.
+    """
+
+    run_dir: str
+    model: str
+    weights: str
+    head: str
+    class_names: tuple[str, ...]
+    num_train: int
+    num_val: int
+    epochs: int
+    best_epoch: int
+    val: Scores
+    last: Scores
+    trainable_parameters: int
+    frozen_parameters: int
+    trainable_tensors: int
+    frozen_tensors: int
+    frozen_verified: int
+    exempt: tuple[str, ...]
+    elapsed_s: float
+    peak_memory_mib: int | None
+    rerun: str
+    next: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """All that a training run settles before its first step."""
+
+    dry_run: bool
+    run_dir: str
+    model: str
+    weights: str
+    head: str
+    device: str
+    class_names: tuple[str, ...]
+    num_train: int
+    num_val: int
+    batches_per_epoch: int
+    trainable_parameters: int
+    frozen_parameters: int
+    trainable_tensors: int
+    frozen_tensors: int
+    frozen_hashed: int
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class of an evaluation; ``top1`` is None where the split holds no image of it."""
+
+    name: str
+    num_images: int
+    top1: float | None
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Figures of a checkpoint on one split."""
+
+    checkpoint: str
+    model: str
+    data: str
+    split: str | None
+    num_images: int
+    top1: float
+    top5: float | None
+    loss: float
+    per_class: tuple[ClassScore, ...]
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class PatternRow:
+    """What one pattern matched, and what of it no later pattern took over."""
+
+    pattern: str
+    freezes: bool
+    matched_tensors: int
+    tensors: int
+    parameters: int
+    share: float
+    """Of all parameters of the network with its new head."""
+
+
+@dataclass(frozen=True)
+class ParameterRow:
+    """One parameter of the network with its new head."""
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    frozen: bool
+    pattern: str | None
+    """The pattern that decided; None where none did, and for the head, which always trains."""
+    head: bool
+
+
+@dataclass(frozen=True)
+class NormRow:
+    """One normalisation layer while training.
+
+    Attributes:
+        mode: ``eval`` or ``train``.
+        statistics: ``kept``, ``updated``, or ``none`` where the layer has no running statistics.
+    """
+
+    name: str
+    type: str
+    frozen: bool
+    mode: str
+    statistics: str
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the parameter rows."""
+
+    parameters: int
+    trainable: int
+    frozen: int
+    tensors: int
+    trainable_tensors: int
+    frozen_tensors: int
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Where the backward pass ends: no backward is computed in ``last_without_backward`` or
+    before it."""
+
+    last_without_backward: str | None
+    first_with_backward: str | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes in float32, beside the weights themselves."""
+
+    optimizer: str
+    gradient_bytes: int
+    gradient_bytes_saved: int
+    optimizer_bytes: int
+    optimizer_bytes_saved: int
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Multiply-adds per image."""
+
+    input_size: int
+    forward: int
+    forward_frozen: int
+    forward_trainable: int
+    backward: int
+    backward_if_all_trained: int
+
+
+@dataclass(frozen=True)
+class FreezeReport:
+    """What is frozen, by which pattern, and what that saves."""
+
+    model: str
+    num_classes: int
+    head: str
+    patterns: tuple[PatternRow, ...]
+    parameters: tuple[ParameterRow, ...]
+    totals: Totals
+    norm_layers: tuple[NormRow, ...]
+    backward_boundary: Boundary
+    memory: Memory
+    operations: Operations
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WeightsRow:
+    """A weights entry; ``top1`` is the accuracy on ImageNet that torchvision publishes."""
+
+    name: str
+    top1: float | None
+    input_size: int
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A builder that `model.name` accepts."""
+
+    name: str
+    parameters: int
+    head: str
+    input_size: int
+    sizes: str
+    weights: tuple[WeightsRow, ...]
+
+
+@dataclass(frozen=True)
+class ModelList:
+    """The builders whose names hold a word."""
+
+    models: tuple[ModelRow, ...]

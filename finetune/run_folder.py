@@ -1,0 +1,63 @@
+"""The folder of one run: what it holds, and that nobody else's file is ever removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune.errors import OutputError
+from finetune.files import write_text
+
+MARKER = ".finetune-run"
+BEST = "best.pt"
+LAST = "last.pt"
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+FREEZE_TEXT = "freeze-report.txt"
+FREEZE_JSON = "freeze-report.json"
+
+_OWN = (BEST, LAST, CONFIG, METRICS, SUMMARY, FREEZE_TEXT, FREEZE_JSON)
+
+
+def check_usable(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds a run, or anything that is not ours.
+
+    Raises:
+        OutputError: says which, and what to do.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OutputError(f"output_dir: {folder}: is a file, not a folder")
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise OutputError(f"output_dir: {folder}: cannot be read: {error.strerror}") from error
+    if not names:
+        return
+    if MARKER not in names:
+        raise OutputError(
+            f"output_dir: {folder}: holds files but no run of finetune; "
+            "choose another with --set output_dir=FOLDER"
+        )
+    if not overwrite:
+        raise OutputError(
+            f"output_dir: {folder}: already holds a run; add --overwrite to replace it, or "
+            "choose another with --set output_dir=FOLDER"
+        )
+
+
+def prepare(folder: Path, *, overwrite: bool) -> None:
+    """Make the folder, or remove from it what a run wrote, and mark it as ours.
+
+    Raises:
+        OutputError: as `check_usable`, or it cannot be written.
+    """
+    check_usable(folder, overwrite=overwrite)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _OWN:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"output_dir: {folder}: {error.strerror or error}") from error
+    write_text(folder / MARKER, "The other files here were written by finetune.\n")

@@ -1,0 +1,201 @@
+"""Pretrained weights into a network: read without running code, checked key by key."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision import models
+
+from finetune.errors import ModelError, did_you_mean
+from finetune.model import ModelSpec, is_entry
+
+StateDict = dict[str, Tensor]
+
+_BUNDLED_FILE = "assets/shufflenet_v2_x0_5_bundled.safetensors"
+# torchvision's densenet files still name their layers as in 2017: norm.1 for norm1.
+_DENSENET_OLD_KEY = re.compile(
+    r"^(.*denselayer\d+\.(?:norm|relu|conv))\."
+    r"((?:[12])\.(?:weight|bias|running_mean|running_var))$"
+)
+
+
+def load_pretrained(model: nn.Module, spec: ModelSpec) -> None:
+    """Fill the network with the weights its spec names; the replaced layers keep their own.
+
+    Raises:
+        ModelError: the weights cannot be had, or do not fit.
+    """
+    if spec.weights == "none":
+        return
+    source, state = _read(spec)
+    prefixes = tuple(f"{head}." for head in (spec.family.head, *spec.family.aux_heads))
+    if not spec.build_flags.get("aux_logits", False):
+        prefixes += tuple(f"{module}." for module in spec.family.aux_modules)
+    state = {key: value for key, value in state.items() if not key.startswith(prefixes)}
+    _check_fit(model, state, source, spec, prefixes)
+    model.load_state_dict(state, strict=False)
+
+
+def _read(spec: ModelSpec) -> tuple[str, StateDict]:
+    if spec.weights == "bundled":
+        with resources.as_file(resources.files("finetune") / _BUNDLED_FILE) as path:
+            return "the bundled weights", load_file(path)
+    if is_entry(spec.weights):
+        return f"{spec.name} {spec.weights}", _read_entry(spec)
+    return spec.weights, read_state_dict(Path(spec.weights).expanduser())
+
+
+def _read_entry(spec: ModelSpec) -> StateDict:
+    """torchvision's own file, from its cache or downloaded; the hash in its name is checked.
+
+    torch checks that hash after a download only, and unpickles what lies in the cache.
+    """
+    entry = models.get_weight(f"{models.get_model_weights(spec.name).__name__}.{spec.weights}")
+    file_name = entry.url.rpartition("/")[2]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name
+    if cached.exists() and not _hash_agrees(cached):
+        raise ModelError(
+            f"{cached}: damaged or tampered with: its SHA-256 is not the one in its name; "
+            "delete it and run again"
+        )
+    try:
+        state: StateDict = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"model.weights: {spec.name} {spec.weights}: {file_name} could not be downloaded "
+            f"({_reason(error)}). Put the file at {cached}, or give its path: "
+            "--set model.weights=PATH"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise ModelError(f"{cached}: holds more than tensors; delete it and run again") from error
+    if spec.family.name == "densenet":
+        state = {_DENSENET_OLD_KEY.sub(r"\1\2", key): value for key, value in state.items()}
+    categories = entry.meta.get("categories")
+    head = state.get(f"{spec.family.head}.weight")
+    if categories and head is not None and head.shape[0] != len(categories):
+        raise ModelError(
+            f"{spec.name} {spec.weights}: its layer {spec.family.head} has {head.shape[0]} "
+            f"outputs for {len(categories)} categories, so it is not the head; please report this"
+        )
+    return state
+
+
+def _hash_agrees(path: Path) -> bool:
+    match = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    if match is None:
+        return True
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest().startswith(match[1])
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", error)
+    return str(reason).strip().splitlines()[0] if str(reason).strip() else type(error).__name__
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """The tensors of a ``.pth``/``.pt`` or ``.safetensors`` file.
+
+    Accepts a bare state dict, or one under ``state_dict`` or ``model``, with or without the
+    ``module.`` prefix of DataParallel.
+
+    Raises:
+        ModelError: no such file, or it holds something else.
+    """
+    if path.is_dir():
+        raise ModelError(f"model.weights: {path}: is a folder, not a file of weights")
+    if not path.exists():
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")][:1000])
+        raise ModelError(
+            f"model.weights: {path}: no such file.{near} Paths are relative to the working "
+            "directory; DEFAULT, an entry, bundled or none are possible too."
+        )
+    loaded = _unpack(_load_tensors(path))
+    if not isinstance(loaded, dict) or not loaded:
+        raise ModelError(f"model.weights: {path}: holds no state dict")
+    strangers = [key for key, value in loaded.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise ModelError(
+            f"model.weights: {path}: holds no state dict: {strangers[0]!r} is no tensor; "
+            "save model.state_dict() and give that file"
+        )
+    return {str(key).removeprefix("module."): value for key, value in loaded.items()}
+
+
+def _load_tensors(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"model.weights: {path}: cannot be read without running code from it (a pickled "
+            "model, or no torch file); save model.state_dict() and give that file"
+        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"model.weights: {path}: damaged, or no file of weights ({_reason(error)})"
+        ) from error
+
+
+def _unpack(loaded: Any) -> Any:
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            return loaded[key]
+    return loaded
+
+
+def _check_fit(
+    model: nn.Module, state: StateDict, source: str, spec: ModelSpec, replaced: tuple[str, ...]
+) -> None:
+    own = model.state_dict()
+    # Files from before torch 0.4.1 lack these counters; load_state_dict fills them in.
+    wanted = {
+        key
+        for key in own
+        if not key.startswith(replaced) and not key.endswith("num_batches_tracked")
+    }
+    problems = [
+        *_listed("missing", sorted(wanted - state.keys())),
+        *_listed("unexpected", sorted(state.keys() - own.keys())),
+        *_listed(
+            "of another shape",
+            [
+                f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+                for key in sorted(state.keys() & own.keys())
+                if state[key].shape != own[key].shape
+            ],
+        ),
+        *_listed(
+            "not finite",
+            [
+                key
+                for key in sorted(state.keys() & own.keys())
+                if state[key].is_floating_point() and not bool(torch.isfinite(state[key]).all())
+            ],
+        ),
+    ]
+    if problems:
+        raise ModelError(
+            f"model.weights: {source} does not fit {spec.name}: {'; '.join(problems)}. "
+            "Give weights of this very architecture, or set model.name to theirs."
+        )
+
+
+def _listed(kind: str, names: list[str], *, most: int = 4) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return [f"{len(names)} {kind} ({', '.join(names[:most])}{more})"]

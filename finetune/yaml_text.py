@@ -1,0 +1,191 @@
+"""YAML as this project reads it: no surprises, every value with its line; imports no torch.
+
+Differences from YAML 1.1 as PyYAML reads it: ``1e-3`` is a number; only ``true`` and ``false`` are
+booleans; ``010`` is ten and ``1:30`` is text; duplicate keys, anchors and tags are problems.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 20
+
+Path = tuple[str | int, ...]
+
+_QUOTE_HINT = 'a pattern that starts with * or ! needs quotes: "*", "!layer4.*"'
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the scalars of YAML 1.2's core schema."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$"), ["~", "n", ""]
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$"),
+    list("-+0123456789."),
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a file: where (line, dotted path) and what."""
+
+    line: int | None
+    path: Path
+    text: str
+
+
+@dataclass
+class Document:
+    """A parsed file: plain values, the line of every path, and what was wrong on the way."""
+
+    value: Any = None
+    lines: dict[Path, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def line_of(self, path: Path) -> int | None:
+        """The line of ``path``, or of its nearest ancestor that the file holds."""
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.lines:
+                return self.lines[path[:end]]
+        return None
+
+
+def parse(text: str) -> Document:
+    """Parse one YAML document; problems are collected, never raised."""
+    document = Document()
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        document.problems.append(Problem(None, (), "a config file may hold at most 1 MB"))
+        return document
+    try:
+        if not _refuse_aliases(text, document):
+            return document
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        document.problems.append(_syntax_problem(error))
+        return document
+    if node is not None:
+        document.value = _construct(node, (), document)
+    return document
+
+
+def _refuse_aliases(text: str, document: Document) -> bool:
+    """Whether the event stream is plain: no anchors, aliases or deep nesting.
+
+    Looked for before anything is composed, so that an alias bomb or a thousand brackets cost
+    nothing.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        line = event.start_mark.line + 1 if event.start_mark else None
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            document.problems.append(
+                Problem(line, (), f"anchors (&) and aliases (*) are not read; {_QUOTE_HINT}")
+            )
+            return False
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            document.problems.append(Problem(line, (), f"nested deeper than {MAX_DEPTH} levels"))
+            return False
+    return True
+
+
+def _syntax_problem(error: yaml.YAMLError) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    line = mark.line + 1 if mark is not None else None
+    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+    hint = ""
+    if any(word in reason for word in ("alias", "anchor", "tag", "expected alphabetic")):
+        hint = f"; {_QUOTE_HINT}"
+    return Problem(line, (), f"not valid YAML: {reason}{hint}")
+
+
+def _construct(node: yaml.Node, path: Path, document: Document) -> Any:
+    line = node.start_mark.line + 1
+    document.lines.setdefault(path, line)
+    if isinstance(node, yaml.MappingNode):
+        return _construct_mapping(node, path, document)
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(item, (*path, i), document) for i, item in enumerate(node.value)]
+    try:
+        return _scalar(node)
+    except (yaml.YAMLError, ValueError):
+        document.problems.append(
+            Problem(line, path, f"the tag {node.tag} is not read; {_QUOTE_HINT}")
+        )
+        return None
+
+
+def _scalar(node: yaml.Node) -> Any:
+    kind = node.tag.rpartition(":")[2]
+    text = str(node.value)
+    if kind == "str":
+        return text
+    if kind == "int":
+        return int(text)  # SafeLoader would read 010 as eight
+    if kind == "float":
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+    if kind == "bool":
+        return text == "true"
+    if kind == "null":
+        return None
+    raise ValueError(node.tag)
+
+
+def _construct_mapping(node: yaml.MappingNode, path: Path, document: Document) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        key = _construct(key_node, (*path, "?"), document)
+        if not isinstance(key, Hashable) or key is None:
+            document.problems.append(Problem(line, path, "a key must be a word"))
+            continue
+        name = str(key_node.value)
+        here = (*path, name)
+        if name in value:
+            first = document.lines[here]
+            document.problems.append(
+                Problem(line, here, f"given twice, first on line {first}; keep one")
+            )
+            continue
+        document.lines[here] = line
+        value[name] = _construct(value_node, here, document)
+    return value
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes whatever either YAML 1.1 or this module would read as no text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [
+            *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+            *_Loader.yaml_implicit_resolvers.get(first, []),
+        ]
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+    }
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+def dump(value: Any) -> str:
+    """``value`` as YAML that `parse` reads back equal."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
