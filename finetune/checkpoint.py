@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from finetune.config import Config, PreprocessingConfig
 from finetune.errors import CheckpointError, did_you_mean
 from finetune.files import write_atomically
+from finetune.tensor_file import DamagedFileError, UnsafeFileError, read_tensors
 
 FORMAT = 1
 """Version of this file form; raised when an older reader would misunderstand."""
@@ -72,14 +72,14 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Metadata]:
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.pt")][:1000])
         raise CheckpointError(f"{path}: no such checkpoint.{near}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        content = read_tensors(path)
+    except UnsafeFileError as error:
         raise CheckpointError(
             f"{path}: cannot be read without running code from it; it was not made by finetune, "
             "or it is damaged"
         ) from error
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged, or no checkpoint: {_first_line(error)}") from error
+    except DamagedFileError as error:
+        raise CheckpointError(f"{path}: damaged, or no checkpoint: {error}") from error
     if (
         not isinstance(content, dict)
         or content.keys() != {"model", "metadata"}
@@ -104,8 +104,3 @@ def _read_metadata(path: Path, text: str) -> Metadata:
             ) from error
         where = ".".join(map(str, first["loc"])) or "its JSON"
         raise CheckpointError(f"{path}: damaged metadata: {where}: {first['msg']}") from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

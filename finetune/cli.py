@@ -134,7 +134,7 @@ def freeze_report(
         from finetune.commands import freeze_report as command
     from finetune.report.text import render_freeze_report
 
-    report = command.freeze_report(loaded, num_classes=num_classes)
+    report = command.freeze_report(loaded, num_classes=num_classes, progress=TerminalProgress())
     _emit(report, lambda result: render_freeze_report(result, verbose=verbose), as_json)
 
 

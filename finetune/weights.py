@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
 from finetune.errors import ModelError, did_you_mean
 from finetune.model import ModelSpec, is_entry
+from finetune.tensor_file import DamagedFileError, UnsafeFileError, read_tensors
 
 StateDict = dict[str, Tensor]
 
@@ -136,17 +136,15 @@ def read_state_dict(path: Path) -> StateDict:
 
 def _load_tensors(path: Path) -> Any:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        return read_tensors(path)
+    except UnsafeFileError as error:
         raise ModelError(
             f"model.weights: {path}: cannot be read without running code from it (a pickled "
             "model, or no torch file); save model.state_dict() and give that file"
         ) from error
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, SafetensorError) as error:
+    except DamagedFileError as error:
         raise ModelError(
-            f"model.weights: {path}: damaged, or no file of weights ({_reason(error)})"
+            f"model.weights: {path}: damaged, or no file of weights ({error})"
         ) from error
 
 

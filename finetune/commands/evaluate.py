@@ -42,6 +42,7 @@ def evaluate_checkpoint(
         class_names=metadata.class_names,
         seed=metadata.config.seed,
         root=data,
+        progress=progress,
     )
     make_deterministic()
     device = _device(metadata, progress)

@@ -109,7 +109,7 @@ def _prepare(config: Config, progress: Progress) -> _Prepared:
     """The cheap checks first: folders, patterns and sizes fail before weights are read."""
     make_deterministic()
     device = select_device(config.runtime.device)
-    data = find_train_val(config.data, seed=config.seed)
+    data = find_train_val(config.data, seed=config.seed, progress=progress)
     for note in data.notes:
         progress.say(note)
     num_classes = len(data.train.class_names)

@@ -13,6 +13,7 @@ from finetune.config import DataConfig
 from finetune.data.demo import demo_root
 from finetune.errors import DataError, OutputError, did_you_mean
 from finetune.keyed import seed_for
+from finetune.progress import Progress
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
@@ -64,7 +65,11 @@ class TrainVal:
 
 
 def find_train_val(
-    config: DataConfig, *, seed: int, class_names: tuple[str, ...] | None = None
+    config: DataConfig,
+    *,
+    seed: int,
+    class_names: tuple[str, ...] | None = None,
+    progress: Progress | None = None,
 ) -> TrainVal:
     """Find training and validation images; without a val folder a seeded share is held out.
 
@@ -75,7 +80,7 @@ def find_train_val(
         DataError: no such folder, fewer than two classes, an empty class, a class in val that
             train lacks.
     """
-    root = data_root(config.root)
+    root = data_root(config.root, progress)
     splits = _split_folders(root)
     if "train" in splits:
         train = _read_classes(splits["train"], class_names=class_names)
@@ -98,7 +103,13 @@ def find_train_val(
 
 
 def find_split(
-    config: DataConfig, split: str, *, class_names: Sequence[str], seed: int, root: str | None
+    config: DataConfig,
+    split: str,
+    *,
+    class_names: Sequence[str],
+    seed: int,
+    root: str | None,
+    progress: Progress | None = None,
 ) -> Images:
     """The images of one split, labelled by the given class names.
 
@@ -110,7 +121,7 @@ def find_split(
     """
     if root is not None:
         config = config.model_copy(update={"root": root})
-    folder = data_root(config.root)
+    folder = data_root(config.root, progress)
     splits = _split_folders(folder)
     if root is not None and not splits:
         return _read_classes(folder, class_names=tuple(class_names))
@@ -124,7 +135,7 @@ def find_split(
     return found.train if split == "train" else found.val
 
 
-def data_root(root: str) -> Path:
+def data_root(root: str, progress: Progress | None = None) -> Path:
     """The folder that ``data.root`` names; the demo set is drawn on first use.
 
     Raises:
@@ -132,7 +143,7 @@ def data_root(root: str) -> Path:
     """
     if root == DEMO:
         try:
-            return demo_root()
+            return demo_root(progress)
         except OSError as error:
             raise OutputError(
                 f"the demo images could not be drawn into the user's cache folder: {error}. "

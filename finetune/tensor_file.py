@@ -1,0 +1,43 @@
+"""Files of tensors, read without running code from them."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+
+class UnsafeFileError(Exception):
+    """The file cannot be read without running code from it, or is no file of tensors at all."""
+
+
+class DamagedFileError(Exception):
+    """The file is broken; the text is the reason, in one line."""
+
+
+def read_tensors(path: Path) -> Any:
+    """What a ``.safetensors`` file or a torch file holds, on the CPU.
+
+    Raises:
+        UnsafeFileError, DamagedFileError.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():  # about pickles that it is going to refuse anyway
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnsafeFileError(_first_line(error)) from error
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, SafetensorError) as error:
+        raise DamagedFileError(_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

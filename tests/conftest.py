@@ -1,0 +1,72 @@
+"""Shared fixtures: small real networks, tiny real images, the optional shared photos."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from finetune.config import Config
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real photos and weights, where they are at hand."""
+    folder = Path(os.environ.get("FINETUNE_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no shared photos at {folder}; FINETUNE_SHARED names another place")
+    return folder
+
+
+def draw_photos(folder: Path, *, classes: int = 2, count: int = 6, size: int = 40) -> Path:
+    """Class folders of noisy pictures that a network can tell apart by their colour."""
+    rng = random.Random(0)
+    for label in range(classes):
+        class_folder = folder / f"class_{label}"
+        class_folder.mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            color = tuple(
+                200 if channel == label % 3 else rng.randrange(0, 120) for channel in range(3)
+            )
+            image = Image.new("RGB", (size + index, size), color)
+            image.putpixel((index, 0), (255, 255, 255))
+            image.save(class_folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes under train/ (9 images each) and val/ (5 each)."""
+    draw_photos(tmp_path / "photos" / "train", count=9)
+    draw_photos(tmp_path / "photos" / "val", count=5)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, photos: Path) -> Callable[..., Config]:
+    """Configs for a small network on the tiny photos; sections may be overridden by keyword."""
+
+    def make(**sections: object) -> Config:
+        values: dict[str, object] = {
+            "model": {
+                "name": "shufflenet_v2_x0_5",
+                "weights": "none",
+                "preprocessing": {"resize": 36, "crop": 32},
+            },
+            "data": {"root": str(photos), "batch_size": 8, "workers": 0},
+            "train": {"epochs": 2},
+            "output_dir": str(tmp_path / "run"),
+        }
+        for name, section in sections.items():
+            old = values.get(name)
+            both = isinstance(old, dict) and isinstance(section, dict)
+            values[name] = {**old, **section} if both else section  # type: ignore[dict-item]
+        return Config.model_validate(values)
+
+    return make

@@ -1,0 +1,220 @@
+"""Training from a config: what it saves, proves, repeats and refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.checkpoint import load_checkpoint
+from finetune.commands import train as command
+from finetune.commands.evaluate import evaluate_checkpoint
+from finetune.commands.train import dry_run, train
+from finetune.config import Config
+from finetune.config_file import load_config
+from finetune.errors import DataError, ModelError, OutputError, ResultError
+from finetune.loop import EpochResult
+
+Make = Callable[..., Config]
+
+
+def weights(folder: str, name: str = "last.pt") -> dict[str, torch.Tensor]:
+    return load_checkpoint(Path(folder) / name)[0]
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_run_folder_holds_everything(make_config: Make) -> None:
+    config = make_config()
+    summary = train(config)
+    names = {path.name for path in Path(config.output_dir).iterdir()}
+    assert names == {
+        *(".finetune-run", "best.pt", "last.pt", "config.yaml", "metrics.jsonl"),
+        *("summary.json", "freeze-report.json", "freeze-report.txt"),
+    }
+    lines = Path(config.output_dir, "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    saved = json.loads(Path(config.output_dir, "summary.json").read_text())
+    assert saved["frozen_verified"] == summary.frozen_verified > 0
+
+
+def test_summary_counts_add_up(make_config: Make) -> None:
+    summary = train(make_config(train={"epochs": 1}))
+    assert summary.trainable_parameters == 1024 * 2 + 2
+    assert summary.frozen_parameters == 341_792
+    assert summary.num_train == 18
+    assert summary.num_val == 10
+
+
+def test_a_rerun_of_the_resolved_config_gives_identical_weights(
+    make_config: Make, tmp_path: Path
+) -> None:
+    config = make_config(freeze={"patterns": ["*", "!conv5.*"]})
+    train(config)
+    saved = load_config(
+        Path(config.output_dir) / "config.yaml", [f"output_dir={tmp_path / 'again'}"]
+    )
+    assert saved.augment.policy == "crop_flip"
+    train(saved)
+    assert equal(weights(config.output_dir), weights(saved.output_dir))
+
+
+def test_weights_do_not_depend_on_the_number_of_workers(make_config: Make, tmp_path: Path) -> None:
+    runs = []
+    for workers in (0, 2):
+        config = make_config(
+            data={"workers": workers},
+            augment={"policy": "crop_flip"},
+            train={"epochs": 1},
+            output_dir=str(tmp_path / f"workers{workers}"),
+        )
+        train(config)
+        runs.append(weights(config.output_dir))
+    assert equal(*runs)
+
+
+def test_another_seed_gives_other_weights(make_config: Make, tmp_path: Path) -> None:
+    runs = []
+    for seed in (0, 1):
+        config = make_config(
+            seed=seed, train={"epochs": 1}, output_dir=str(tmp_path / f"seed{seed}")
+        )
+        train(config)
+        runs.append(weights(config.output_dir))
+    assert not equal(*runs)
+
+
+def test_eval_reproduces_the_recorded_figures_exactly(make_config: Make) -> None:
+    config = make_config(freeze={"patterns": []})
+    summary = train(config)
+    result = evaluate_checkpoint(Path(config.output_dir) / "best.pt")
+    assert (result.top1, result.loss) == (summary.val.top1, summary.val.loss)
+    last = evaluate_checkpoint(Path(config.output_dir) / "last.pt")
+    assert (last.top1, last.loss) == (summary.last.top1, summary.last.loss)
+
+
+def test_eval_reproduces_a_held_out_split(make_config: Make, photos: Path) -> None:
+    config = make_config(data={"root": str(photos / "train"), "val_fraction": 0.3})
+    summary = train(config)
+    result = evaluate_checkpoint(Path(config.output_dir) / "best.pt")
+    assert result.num_images == summary.num_val == 6
+    assert (result.top1, result.loss) == (summary.val.top1, summary.val.loss)
+
+
+def test_best_is_highest_top1_then_lower_loss_then_earlier() -> None:
+    def epoch(number: int, top1: float, loss: float) -> command._Epoch:
+        val = command.Evaluation(10, top1, None, loss, (), 1.0)
+        return command._Epoch(EpochResult(number, 0.1, 0.0, 0.0, 10, 1.0), val)
+
+    epochs = [
+        epoch(1, 0.8, 0.5),
+        epoch(2, 0.9, 0.5),
+        epoch(3, 0.9, 0.4),
+        epoch(4, 0.9, 0.4),
+        epoch(5, 0.85, 0.1),
+    ]
+    best = epochs[0]
+    for later in epochs[1:]:
+        best = later if later.rank > best.rank else best
+    assert best.trained.epoch == 3
+
+
+def test_frozen_tensor_that_changed_is_refused(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = command.train_epochs
+
+    def careless(model: torch.nn.Module, **options: object) -> object:
+        for result in real(model, **options):  # type: ignore[arg-type]
+            model.conv1[1].running_mean[0] += 1e-6  # type: ignore[index,operator,union-attr]
+            yield result
+
+    monkeypatch.setattr(command, "train_epochs", careless)
+    with pytest.raises(ResultError, match=r"conv1.1.running_mean"):
+        train(make_config(train={"epochs": 1}))
+
+
+def test_norm_stats_update_moves_statistics_and_says_how_many(make_config: Make) -> None:
+    config = make_config(freeze={"norm_stats": "update"}, train={"epochs": 1})
+    summary = train(config)
+    assert len(summary.exempt) == 56 * 3
+    assert weights(config.output_dir)["conv1.1.num_batches_tracked"] > 0
+
+
+def test_a_loss_that_is_no_number_is_refused_and_not_saved(make_config: Make) -> None:
+    config = make_config(
+        optimizer={"lr": 1e30, "momentum": 0.0}, freeze={"patterns": []}, train={"epochs": 3}
+    )
+    with pytest.raises(ResultError, match=r"epoch \d: the \w+ loss is not a finite number"):
+        train(config)
+    for path in Path(config.output_dir).glob("*.pt"):
+        assert all(bool(torch.isfinite(t).all()) for t in load_checkpoint(path)[0].values())
+
+
+def test_a_second_run_needs_overwrite(make_config: Make) -> None:
+    config = make_config(train={"epochs": 1})
+    train(config)
+    with pytest.raises(OutputError, match="already holds a run; add --overwrite"):
+        train(config)
+    train(config, overwrite=True)
+
+
+def test_dry_run_checks_everything_and_writes_nothing(make_config: Make) -> None:
+    config = make_config()
+    result = dry_run(config)
+    assert not Path(config.output_dir).exists()
+    assert result.config["augment"]["policy"] == "flip"
+    assert result.config["data"]["workers"] == 0
+    assert result.batches_per_epoch == 3
+    assert result.frozen_hashed > 0
+
+
+def test_a_broken_image_is_named_also_from_a_worker(make_config: Make, photos: Path) -> None:
+    broken = photos / "train" / "class_0" / "broken.jpg"
+    broken.write_bytes(b"no photo")
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=r"broken.jpg: cannot be decoded"):
+            train(make_config(data={"workers": workers}), overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"name": "alexnet"}, r"cannot take images of 32 px.*What works: 63 px or more"),
+        ({"name": "maxvit_t"}, r"224 px"),
+        (
+            {"name": "vit_b_16", "weights": "IMAGENET1K_V1"},
+            r"cannot take images of 32 px.*What works: 224 px, fixed by its position embedding",
+        ),
+    ],
+)
+def test_an_input_size_that_does_not_fit_is_refused_before_weights_are_read(
+    make_config: Make, model: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        train(make_config(model=model))
+
+
+def test_batch_size_one_with_norm_layers_that_train_is_refused_with_the_fix(
+    make_config: Make,
+) -> None:
+    config = make_config(data={"batch_size": 1}, freeze={"patterns": []})
+    with pytest.raises(ModelError, match=r"set data.batch_size to 2 or more"):
+        train(config)
+
+
+@pytest.mark.parametrize("batch_size", [17, 1000])
+def test_a_last_batch_of_one_and_a_set_below_one_batch_train(
+    make_config: Make, batch_size: int
+) -> None:
+    config = make_config(
+        data={"batch_size": batch_size}, freeze={"patterns": []}, train={"epochs": 1}
+    )
+    line = Path(config.output_dir, "metrics.jsonl")
+    train(config)
+    assert json.loads(line.read_text())["num_images"] == 18
