@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from finetune.data import demo
-from finetune.data.demo_pictures import FIGURES, IMAGE_SIZE, draw_picture
+from finetune.data.demo_figures import FIGURES
+from finetune.data.demo_pictures import IMAGE_SIZE, draw_picture
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from random import Random
 
 import platformdirs
 
-from finetune.data.demo_pictures import FIGURES, draw_picture
+from finetune.data.demo_figures import FIGURES
+from finetune.data.demo_pictures import draw_picture
 from finetune.progress import Progress, Silent
 
 TRAIN_PER_CLASS = 40

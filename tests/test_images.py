@@ -1,0 +1,174 @@
+"""From a file to the network's input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision import models
+
+from finetune.config import ModelConfig, PreprocessingConfig
+from finetune.data.folders import Images
+from finetune.data.loading import Batches, batch_sizes, resolve_workers
+from finetune.data.transforms import build_transform, normalise, read_image
+from finetune.model import resolve_model
+
+SMALL = PreprocessingConfig(resize=20, crop=16)
+
+
+def noise_photo(size: tuple[int, int]) -> Image.Image:
+    return Image.effect_noise(size, 80).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "efficientnet_b0", "efficientnet_v2_l", "inception_v3", "swin_v2_t"]
+)
+@pytest.mark.parametrize("size", [(320, 240), (240, 320)])
+def test_evaluation_sees_what_the_weights_own_preset_gives(
+    name: str, size: tuple[int, int]
+) -> None:
+    photo = noise_photo(size)
+    preprocessing = resolve_model(ModelConfig(name=name)).preprocessing
+    ours = normalise(build_transform(preprocessing, "none")(photo)[None], preprocessing)[0]
+    preset = models.get_model_weights(name).DEFAULT.transforms()
+    torch.testing.assert_close(ours, preset(photo), rtol=0, atol=1e-6)
+
+
+def test_auto_preprocessing_of_a_path_is_the_builders_first_entry() -> None:
+    found = resolve_model(ModelConfig(name="resnet50", weights="x.pth")).preprocessing
+    assert (found.resize, found.crop) == (256, 224)
+    assert resolve_model(ModelConfig(name="resnet50")).preprocessing.resize == 232
+
+
+def test_preprocessing_may_name_another_entry() -> None:
+    config = ModelConfig(name="resnet50", preprocessing="IMAGENET1K_V1")
+    assert resolve_model(config).preprocessing.resize == 256
+
+
+def test_bundled_weights_bring_their_own_preprocessing() -> None:
+    config = ModelConfig(name="shufflenet_v2_x0_5", weights="bundled")
+    assert resolve_model(config).preprocessing == PreprocessingConfig(resize=64, crop=64)
+
+
+def test_flip_is_the_only_randomness_of_the_flip_policy() -> None:
+    photo = noise_photo((30, 24))
+    plain = build_transform(SMALL, "none")(photo)
+    seen = {build_transform(SMALL, "flip")(photo).numpy().tobytes() for _ in range(20)}
+    assert seen == {plain.numpy().tobytes(), plain.flip(2).numpy().tobytes()}
+
+
+def test_a_photo_is_turned_upright(tmp_path: Path) -> None:
+    photo = Image.new("RGB", (4, 2), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "x.jpg", exif=exif)
+    assert read_image(tmp_path / "x.jpg").size == (2, 4)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    noise_photo((8, 8)).convert(mode).save(path)
+    assert read_image(path).mode == "RGB"
+
+
+def test_postscript_named_jpg_is_not_handed_to_ghostscript(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(OSError, match="cannot identify"):
+        read_image(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"),
+    [
+        (8, 4, [4, 4]),
+        (9, 4, [4, 5]),
+        (10, 4, [4, 4, 2]),
+        (3, 4, [3]),
+        (1, 4, [1]),
+        (3, 1, [1, 1, 1]),
+        (5, 4, [5]),
+    ],
+)
+def test_a_last_batch_of_one_joins_the_one_before(
+    count: int, batch_size: int, sizes: list[int]
+) -> None:
+    assert batch_sizes(count, batch_size, join_last_of_one=True) == sizes
+
+
+def test_evaluation_batches_stay_of_one_size() -> None:
+    assert batch_sizes(9, 4, join_last_of_one=False) == [4, 4, 1]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Images:
+    paths = []
+    for index in range(9):
+        paths.append(tmp_path / f"{index}.png")
+        noise_photo((24, 24)).save(paths[-1])
+    return Images(tuple(paths), tuple(range(9)), tuple(map(str, range(9))))
+
+
+def batches(images: Images, *, seed: int = 0, workers: int = 0, shuffle: bool = True) -> Batches:
+    return Batches(
+        images,
+        SMALL,
+        batch_size=4,
+        workers=workers,
+        device=torch.device("cpu"),
+        policy="crop_flip" if shuffle else "none",
+        shuffle=shuffle,
+        seed=seed,
+    )
+
+
+def order(loader: Batches, epoch: int) -> list[int]:
+    return [int(label) for _, labels in loader.epoch(epoch) for label in labels]
+
+
+def pixels(loader: Batches, epoch: int) -> dict[int, bytes]:
+    return {
+        int(label): image.numpy().tobytes()
+        for images, labels in loader.epoch(epoch)
+        for image, label in zip(images, labels, strict=True)
+    }
+
+
+def test_every_image_is_seen_once_an_epoch_in_another_order(images: Images) -> None:
+    loader = batches(images)
+    assert sorted(order(loader, 1)) == sorted(order(loader, 2)) == list(range(9))
+    assert order(loader, 1) != order(loader, 2)
+
+
+def test_order_is_a_function_of_seed_and_epoch(images: Images) -> None:
+    assert order(batches(images), 5) == order(batches(images), 5)
+    assert order(batches(images), 5) != order(batches(images, seed=1), 5)
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_image(images: Images) -> None:
+    first = pixels(batches(images), 1)
+    assert pixels(batches(images), 1) == first
+    assert pixels(batches(images), 2) != first
+    assert pixels(batches(images, seed=1), 1) != first
+
+
+def test_augmentation_does_not_depend_on_workers(images: Images) -> None:
+    assert pixels(batches(images, workers=2), 1) == pixels(batches(images), 1)
+
+
+def test_augmentation_leaves_the_global_generator_as_it_was(images: Images) -> None:
+    torch.manual_seed(7)
+    before = torch.default_generator.get_state()
+    dataset = batches(images)._loader.dataset
+    dataset[(1, 0)]
+    assert torch.equal(torch.default_generator.get_state(), before)
+
+
+def test_workers_are_started_only_for_much_data(images: Images) -> None:
+    small = Images((), (), (), num_bytes=1000)
+    large = Images((), (), (), num_bytes=10**9)
+    assert resolve_workers("auto", small) == 0
+    assert resolve_workers("auto", large) >= 1
+    assert resolve_workers(3, small) == 3
