@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.config import Config, PreprocessingConfig
 from finetune.errors import CheckpointError, did_you_mean
-from finetune.files import write_atomically
+from finetune.files import exists, is_folder, write_atomically
 from finetune.tensor_file import DamagedFileError, UnsafeFileError, read_tensors
 
 FORMAT = 1
@@ -66,11 +66,14 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Metadata]:
     Raises:
         CheckpointError: it is absent, damaged, of a newer format, or no checkpoint of ours.
     """
-    if path.is_dir():
+    if is_folder(path):
         raise CheckpointError(f"{path}: is a folder; give the file, as in {path / 'best.pt'}")
-    if not path.exists():
+    if not exists(path):
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.pt")][:1000])
-        raise CheckpointError(f"{path}: no such checkpoint.{near}")
+        raise CheckpointError(
+            f"{path}: no such checkpoint.{near} A run saves its own as runs/NAME/best.pt; "
+            "paths are relative to the working directory."
+        )
     try:
         content = read_tensors(path)
     except UnsafeFileError as error:

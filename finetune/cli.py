@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 from typer.exceptions import TyperException
 
-from finetune.errors import ConfigError, FinetuneError, Interrupted
+from finetune.errors import ConfigError, FinetuneError, Interrupted, OutputError
 
 T = TypeVar("T")
 
@@ -198,7 +198,13 @@ def _checkpoint_path(checkpoint: str | None, config: str | None, overrides: list
 def _emit(result: Any, render: Any, as_json: bool) -> None:
     from finetune.report.json_text import to_json
 
-    typer.echo(to_json(result) if as_json else render(result))
+    text = to_json(result) if as_json else render(result)
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"stdout cannot be written: {error.strerror}") from error
 
 
 class TerminalProgress:
@@ -250,11 +256,11 @@ def main() -> NoReturn:
 
 def _run() -> int:
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except FinetuneError as error:
         return _fail(str(error), error.exit_code)
     except TyperException as error:
-        return _fail(f"{error.format_message()} (`finetune --help` lists what there is)", 2)
+        return _fail(_usage_message(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
     except BrokenPipeError:
@@ -263,11 +269,23 @@ def _run() -> int:
         return 0
     except Exception as error:
         return _fail(
-            f"unexpected {type(error).__name__}: {error}. This is a mistake in finetune; "
+            f"unexpected {type(error).__name__}: {str(error).rstrip('.')}. This is a mistake in "
+            "finetune; "
             "add --debug to see where.",
             1,
         )
+    if code == 130:  # typer turns the KeyboardInterrupt into a code by itself
+        return _fail("interrupted", 130)
     return code if isinstance(code, int) else 0
+
+
+def _usage_message(error: TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    command = "finetune"
+    if context is not None and context.parent is not None:
+        command = f"finetune {context.info_name}"
+    text = error.format_message().replace("Value error, ", "").replace("Input should", "it should")
+    return f"{text.rstrip('.')}. `{command} --help` lists what there is."
 
 
 def _fail(message: str, code: int) -> int:

@@ -6,6 +6,7 @@ file into a `Config` and words what is wrong with it.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -126,8 +127,10 @@ class FreezeConfig(Section):
     @field_validator("patterns")
     @classmethod
     def _patterns_say_something(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in patterns:
-            _one_line(pattern.removeprefix("!"))
+        for position, pattern in enumerate(patterns, start=1):
+            if not pattern.removeprefix("!").strip():
+                raise ValueError(f"pattern {position} is empty: {pattern!r}")
+            _one_line(pattern)
         return patterns
 
 
@@ -171,7 +174,9 @@ def _with_defaults_of(defaults: dict[str, dict[str, Any]], default_name: str, va
     if not isinstance(value, dict):
         return value
     name = value.get("name", default_name)
-    implied = defaults.get(name, {}) if isinstance(name, str) else {}
+    # Where the name itself is wrong, that alone is to be reported.
+    known = isinstance(name, str) and name in defaults
+    implied = defaults[name if known else default_name]
     return {"name": default_name} | implied | value
 
 
@@ -181,7 +186,7 @@ def _refuse_foreign(section: Section, name: str, own: dict[str, dict[str, Any]])
     for key in sorted(optional - own[name].keys()):
         if getattr(section, key) is not None:
             owners = " and ".join(other for other, options in own.items() if key in options)
-            raise ValueError(f"{key} has no effect on {name}; it belongs to {owners}")
+            raise ValueError(f"{key}: has no effect on {name}; it belongs to {owners}")
 
 
 class OptimizerConfig(Section):
@@ -241,6 +246,12 @@ _SCHEDULES: dict[str, dict[str, Any]] = {
 }
 
 
+def _is_this_format(given: int) -> int:
+    if given != FORMAT:
+        raise ValueError(f"must be {FORMAT}, not {given}")
+    return given
+
+
 class RuntimeConfig(Section):
     """On what the work is done."""
 
@@ -250,7 +261,7 @@ class RuntimeConfig(Section):
 class Config(Section):
     """A whole config file."""
 
-    format: Literal[1] = 1
+    format: Annotated[int, AfterValidator(_is_this_format)] = FORMAT
     model: ModelConfig
     freeze: FreezeConfig = Field(default_factory=FreezeConfig)
     data: DataConfig
@@ -259,7 +270,7 @@ class Config(Section):
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig.model_validate({}))
     schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig.model_validate({}))
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
-    output_dir: Text
+    output_dir: Annotated[Text, AfterValidator(os.path.expanduser)]
     """Folder of the run: checkpoints, metrics, reports."""
     seed: int = Field(default=0, ge=0, lt=2**63)
 
@@ -267,8 +278,8 @@ class Config(Section):
     def _warmup_fits(self) -> Config:
         if self.schedule.warmup_epochs > self.train.epochs:
             raise ValueError(
-                f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) is longer than "
-                f"train.epochs ({self.train.epochs})"
+                f"schedule.warmup_epochs: {self.schedule.warmup_epochs:g} is longer than "
+                f"train.epochs, {self.train.epochs}"
             )
         return self
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from finetune import __version__, yaml_text
 from finetune.config import FORMAT, Config
+from finetune.config_problems import problems_of
 from finetune.errors import ConfigError, did_you_mean
+from finetune.files import is_folder
 from finetune.yaml_text import Problem
-
-_UNION_TAGS = frozenset({"word", "section"})
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -37,12 +37,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     origins = _apply_overrides(data, overrides, problems)
     _refuse_newer_format(path, data)
     data.setdefault("output_dir", str(Path("runs") / path.stem))
+    unread = {problem.path for problem in document.problems if problem.unread}
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        for problem in _problems_of(error):
-            line = document.line_of(problem.path)
-            problems.append(Problem(line, problem.path, problem.text))
+        for problem in problems_of(error):
+            if problem.path not in unread:
+                line = document.line_of(problem.path)
+                problems.append(Problem(line, problem.path, problem.text))
     else:
         if not problems:
             return config
@@ -55,7 +57,7 @@ def to_yaml(config: Config) -> str:
 
 
 def _read(path: Path) -> str:
-    if path.is_dir():
+    if is_folder(path):
         raise ConfigError(f"{path}: is a folder; --config takes a YAML file")
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -109,98 +111,26 @@ def _refuse_newer_format(path: Path, data: dict[str, Any]) -> None:
         )
 
 
-def _problems_of(error: ValidationError) -> Iterator[Problem]:
-    for detail in error.errors():
-        path = tuple(part for part in detail["loc"] if part not in _UNION_TAGS)
-        yield Problem(None, path, _words(detail, path))
-
-
-def _words(detail: Any, path: yaml_text.Path) -> str:
-    kind, given = detail["type"], detail["input"]
-    if kind == "extra_forbidden":
-        return f"unknown key.{_nearest_key(path)}"
-    if kind == "missing":
-        return "is required"
-    if kind == "value_error":
-        return str(detail["msg"]).removeprefix("Value error, ")
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"expected a section of keys ({_keys_of(path)}), not {given!r}"
-    if kind == "literal_error":
-        choices = [word.strip(" '") for word in _choices(detail["ctx"]["expected"])]
-        near = did_you_mean(given, choices) if isinstance(given, str) else ""
-        return f"must be one of {', '.join(choices)}, not {given!r}.{near}"
-    text = str(detail["msg"]).replace("Input should be", "must be").replace("valid ", "")
-    text = text.replace("a integer", "a whole number").replace("a string", "text")
-    hint = ""
-    if isinstance(given, str) and given.lower() in ("on", "off", "yes", "no", "true", "false"):
-        hint = "; only true and false are booleans"
-    return f"{text[:1].lower()}{text[1:]}, not {given!r}{hint}"
-
-
-def _choices(expected: str) -> list[str]:
-    return expected.replace(" or ", ",").split(",")
-
-
-def _section_at(path: yaml_text.Path) -> type[BaseModel] | None:
-    section: type[BaseModel] = Config
-    for part in path:
-        field = section.model_fields.get(str(part))
-        if field is None:
-            return None
-        annotation = field.annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return None
-        section = annotation
-    return section
-
-
-def _keys_of(path: yaml_text.Path) -> str:
-    section = _section_at(path)
-    return ", ".join(section.model_fields) if section else "…"
-
-
-def _dotted_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _dotted_keys(field.annotation, f"{prefix}{name}.")
-
-
-def _nearest_key(path: yaml_text.Path) -> str:
-    """The key meant: in the same section first, else the same word in another section."""
-    word = str(path[-1])
-    section = _section_at(path[:-1])
-    near = did_you_mean(word, section.model_fields) if section else ""
-    elsewhere = [key for key in _dotted_keys() if key.rpartition(".")[2] == word]
-    if elsewhere:
-        return f" Did you mean {' or '.join(repr(key) for key in elsewhere)}?"
-    if near:
-        return near
-    known = _keys_of(path[:-1])
-    return f" Known here: {known}."
-
-
 def _message(path: Path, problems: list[Problem], origins: dict[yaml_text.Path, str]) -> str:
-    lines = []
-    for problem in sorted(problems, key=lambda problem: (problem.line or 0, str(problem.path))):
-        dotted = ".".join(map(str, problem.path))
-        text = f"{dotted}: {problem.text}" if dotted else problem.text
-        origin = _origin(problem.path, origins)
-        if origin is not None:
-            lines.append(f"{origin}: {problem.text}")
-        elif problem.line is not None:
-            lines.append(f"{path}:{problem.line}: {text}")
-        else:
-            lines.append(f"{path}: {text}")
+    lines = [
+        _line(path, problem, origins)
+        for problem in sorted(problems, key=lambda p: (p.line or 0, str(p.path)))
+    ]
     if len(lines) == 1:
         return lines[0]
     return "\n".join([f"{path}: {len(lines)} problems", *(f"  {line}" for line in lines)])
 
 
-def _origin(path: yaml_text.Path, origins: dict[yaml_text.Path, str]) -> str | None:
-    """The override that gave ``path``, a part of it, or the section that holds it."""
-    for given, text in origins.items():
-        shared = min(len(given), len(path))
-        if shared and given[:shared] == path[:shared]:
-            return text
-    return None
+def _line(path: Path, problem: Problem, origins: dict[yaml_text.Path, str]) -> str:
+    dotted = ".".join(map(str, problem.path))
+    text = f"{dotted}: {problem.text}" if dotted else problem.text
+    for given, origin in origins.items():
+        if problem.path == given:
+            return f"{origin}: {problem.text}"
+        # Within an override of a section, or above one that invented a section.
+        within = problem.path[: len(given)] == given
+        if within or (problem.line is None and given[: len(problem.path)] == problem.path):
+            return f"{origin}: {text}"
+    if problem.line is not None:
+        return f"{path}:{problem.line}: {text}"
+    return f"{path}: {text}"

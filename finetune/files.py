@@ -54,8 +54,28 @@ def append_line(path: Path, line: str) -> None:
         raise OutputError(f"{path}: cannot be written: {_reason(error)}") from error
 
 
+def exists(path: Path) -> bool:
+    """Whether something is there that can be looked at.
+
+    Unlike ``Path.exists``, a name that the system refuses (too long, no permission) is simply
+    not there.
+    """
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_folder(path: Path) -> bool:
+    """As `exists`, for folders."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def expand_user(path: str) -> Path:
+    """``~`` replaced; left as it is where there is no such user, unlike ``Path.expanduser``."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(text.splitlines()[0])
 
 
 def _umask() -> int:

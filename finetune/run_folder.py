@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from finetune.errors import OutputError
-from finetune.files import write_text
+from finetune.files import exists, is_folder, write_text
+
+_LONGEST_NAME = 255  # bytes, on every common file system
 
 MARKER = ".finetune-run"
 BEST = "best.pt"
@@ -25,9 +28,10 @@ def check_usable(folder: Path, *, overwrite: bool) -> None:
     Raises:
         OutputError: says which, and what to do.
     """
-    if not folder.exists():
+    if not exists(folder):
+        _check_can_be_made(folder)
         return
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise OutputError(f"output_dir: {folder}: is a file, not a folder")
     try:
         names = {path.name for path in folder.iterdir()}
@@ -45,6 +49,16 @@ def check_usable(folder: Path, *, overwrite: bool) -> None:
             f"output_dir: {folder}: already holds a run; add --overwrite to replace it, or "
             "choose another with --set output_dir=FOLDER"
         )
+
+
+def _check_can_be_made(folder: Path) -> None:
+    parent = next(parent for parent in folder.absolute().parents if exists(parent))
+    if not is_folder(parent):
+        raise OutputError(f"output_dir: {folder}: {parent} is a file, not a folder")
+    if len(folder.name.encode()) > _LONGEST_NAME:
+        raise OutputError(f"output_dir: {folder}: this name is too long for a folder")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"output_dir: {folder}: {parent} cannot be written")
 
 
 def prepare(folder: Path, *, overwrite: bool) -> None:

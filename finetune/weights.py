@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from finetune.errors import ModelError, did_you_mean
+from finetune.files import exists, expand_user, is_folder
 from finetune.model import ModelSpec, is_entry
 from finetune.tensor_file import DamagedFileError, UnsafeFileError, read_tensors
 
@@ -51,7 +52,7 @@ def _read(spec: ModelSpec) -> tuple[str, StateDict]:
             return "the bundled weights", load_file(path)
     if is_entry(spec.weights):
         return f"{spec.name} {spec.weights}", _read_entry(spec)
-    return spec.weights, read_state_dict(Path(spec.weights).expanduser())
+    return spec.weights, read_state_dict(expand_user(spec.weights))
 
 
 def _read_entry(spec: ModelSpec) -> StateDict:
@@ -114,9 +115,9 @@ def read_state_dict(path: Path) -> StateDict:
     Raises:
         ModelError: no such file, or it holds something else.
     """
-    if path.is_dir():
+    if is_folder(path):
         raise ModelError(f"model.weights: {path}: is a folder, not a file of weights")
-    if not path.exists():
+    if not exists(path):
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")][:1000])
         raise ModelError(
             f"model.weights: {path}: no such file.{near} Paths are relative to the working "

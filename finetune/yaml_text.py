@@ -15,6 +15,7 @@ import yaml
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
+_MOST_DIGITS = 300
 
 Path = tuple[str | int, ...]
 
@@ -41,6 +42,10 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _UnreadError(Exception):
+    """A scalar that is no value of ours."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong with a file: where (line, dotted path) and what."""
@@ -48,6 +53,8 @@ class Problem:
     line: int | None
     path: Path
     text: str
+    unread: bool = False
+    """There is no value at ``path`` because of it, so that no further check of it makes sense."""
 
 
 @dataclass
@@ -77,7 +84,7 @@ def parse(text: str) -> Document:
             return document
         node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        document.problems.append(_syntax_problem(error))
+        document.problems.append(_syntax_problem(error, text))
         return document
     if node is not None:
         document.value = _construct(node, (), document)
@@ -108,14 +115,30 @@ def _refuse_aliases(text: str, document: Document) -> bool:
     return True
 
 
-def _syntax_problem(error: yaml.YAMLError) -> Problem:
+# The parser's words, and what they mean to somebody who wrote a config.
+_SYNTAX = {
+    "expected <block end>": "this line is indented unlike the lines around it",
+    "mapping values are not allowed": "two colons in one line; a key and its value take one",
+    "cannot start any token": "this character cannot stand here; indent with spaces, not tabs",
+    "but found another document": "holds two documents (---); keep one",
+}
+
+
+def _syntax_problem(error: yaml.YAMLError, text: str) -> Problem:
+    """One line for an error of the parser, with the likeliest mistake named first."""
     mark = getattr(error, "problem_mark", None)
     line = mark.line + 1 if mark is not None else None
     reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-    hint = ""
-    if any(word in reason for word in ("alias", "anchor", "tag", "expected alphabetic")):
-        hint = f"; {_QUOTE_HINT}"
-    return Problem(line, (), f"not valid YAML: {reason}{hint}")
+    for number, content in enumerate(text.splitlines(), start=1):
+        # A bare ! swallows what follows it, so that the parser stumbles lines later.
+        if re.search(r"(?:^|[\[,:\s-])[!*](?=[\w.*\],]|$)", _without_quoted(content)):
+            return Problem(number, (), f"not valid YAML: {_QUOTE_HINT}")
+    reason = next((ours for theirs, ours in _SYNTAX.items() if theirs in reason), reason)
+    return Problem(line, (), f"not valid YAML: {reason}")
+
+
+def _without_quoted(line: str) -> str:
+    return re.sub(r"\"[^\"]*\"|'[^']*'|(?:^|\s)#.*", "", line)
 
 
 def _construct(node: yaml.Node, path: Path, document: Document) -> Any:
@@ -127,10 +150,8 @@ def _construct(node: yaml.Node, path: Path, document: Document) -> Any:
         return [_construct(item, (*path, i), document) for i, item in enumerate(node.value)]
     try:
         return _scalar(node)
-    except (yaml.YAMLError, ValueError):
-        document.problems.append(
-            Problem(line, path, f"the tag {node.tag} is not read; {_QUOTE_HINT}")
-        )
+    except _UnreadError as error:
+        document.problems.append(Problem(line, path, str(error), unread=True))
         return None
 
 
@@ -140,6 +161,8 @@ def _scalar(node: yaml.Node) -> Any:
     if kind == "str":
         return text
     if kind == "int":
+        if len(text) > _MOST_DIGITS:
+            raise _UnreadError(f"a number of {len(text)} digits is too long to read")
         return int(text)  # SafeLoader would read 010 as eight
     if kind == "float":
         return float(text.replace(".inf", "inf").replace(".nan", "nan"))
@@ -147,7 +170,7 @@ def _scalar(node: yaml.Node) -> Any:
         return text == "true"
     if kind == "null":
         return None
-    raise ValueError(node.tag)
+    raise _UnreadError(f"the tag {node.tag} is not read; {_QUOTE_HINT}")
 
 
 def _construct_mapping(node: yaml.MappingNode, path: Path, document: Document) -> dict[str, Any]:

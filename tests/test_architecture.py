@@ -18,7 +18,8 @@ LINES = [
     {"errors", "keyed", "progress", "results"},
     {"backbones", "files", "yaml_text"},
     {"config"},
-    {"config_file", "freeze", "data", "run_folder", "tensor_file", "runtime", "train_mode"},
+    {"config_problems", "freeze", "data", "run_folder", "tensor_file", "runtime", "train_mode"},
+    {"config_file"},
     {"model", "optim", "metrics", "checkpoint", "proof", "cost"},
     {"weights", "loop", "evaluate", "planning"},
     {"report"},
@@ -28,7 +29,7 @@ LINES = [
 ]
 NO_TORCH = {
     *("errors", "keyed", "progress", "results", "backbones", "yaml_text", "config"),
-    *("config_file", "freeze", "run_folder", "files", "report", "cli"),
+    *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
 }
 
 

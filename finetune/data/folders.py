@@ -12,6 +12,7 @@ from pathlib import Path
 from finetune.config import DataConfig
 from finetune.data.demo import demo_root
 from finetune.errors import DataError, OutputError, did_you_mean
+from finetune.files import exists, expand_user, is_folder
 from finetune.keyed import seed_for
 from finetune.progress import Progress
 
@@ -91,8 +92,15 @@ def find_train_val(
     elif "val" in splits:
         raise DataError(f"{root}: has {splits['val'].name}/ but no train/ beside it")
     else:
-        train = _read_classes(root, class_names=class_names)
+        # A test folder beside class folders is a split, no class: never trained on.
+        train = _read_classes(root, class_names=class_names, but=tuple(splits.values()))
         why = f"{root} has no train and val folders"
+    for label, name in enumerate(train.class_names):
+        if train.labels.count(label) == 1:
+            raise DataError(
+                f"{root}: class {name!r} has a single image, which cannot be both trained on and "
+                "held out; add images or a val folder"
+            )
     train_at, val_at = stratified_split(train.labels, config.val_fraction, seed=seed)
     note = (
         f"{why}: {len(val_at)} of {len(train)} images held out for validation "
@@ -149,10 +157,10 @@ def data_root(root: str, progress: Progress | None = None) -> Path:
                 f"the demo images could not be drawn into the user's cache folder: {error}. "
                 "Set XDG_CACHE_HOME to a folder that can be written."
             ) from error
-    folder = Path(root).expanduser()
-    if not folder.exists():
+    folder = expand_user(root)
+    if not exists(folder):
         parent = folder.parent
-        names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+        names = [p.name for p in parent.iterdir() if p.is_dir()] if is_folder(parent) else []
         raise DataError(
             f"data.root: {folder}: no such folder.{did_you_mean(folder.name, names)} "
             "Paths are relative to the working directory."
@@ -186,10 +194,14 @@ def _subfolders(root: Path) -> list[Path]:
     return [child for child in children if child.is_dir() and not child.name.startswith(".")]
 
 
-def _read_classes(folder: Path, *, class_names: tuple[str, ...] | None = None) -> Images:
+def _read_classes(
+    folder: Path, *, class_names: tuple[str, ...] | None = None, but: tuple[Path, ...] = ()
+) -> Images:
     """Images below each class folder; classes are matched by name in NFC, by code point."""
     by_name: dict[str, Path] = {}
     for child in _subfolders(folder):
+        if child in but:
+            continue
         name = unicodedata.normalize("NFC", child.name)
         if name in by_name:
             raise DataError(
@@ -201,7 +213,7 @@ def _read_classes(folder: Path, *, class_names: tuple[str, ...] | None = None) -
     names = class_names or tuple(sorted(by_name))
     paths: list[Path] = []
     labels: list[int] = []
-    skipped: list[Path] = []
+    skipped = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
     empty: list[Path] = []
     num_bytes = 0
     for label, name in enumerate(names):
@@ -272,21 +284,13 @@ def stratified_split(
 ) -> tuple[list[int], list[int]]:
     """Positions to train on and positions held out, each class in proportion, seeded.
 
-    Every class keeps at least one image on each side.
-
-    Raises:
-        DataError: a class of one image cannot be split.
+    Every class of two or more images keeps at least one on each side.
     """
     by_label: dict[int, list[int]] = {}
     for position, label in enumerate(labels):
         by_label.setdefault(label, []).append(position)
     held_out: list[int] = []
     for label, positions in sorted(by_label.items()):
-        if len(positions) < 2:
-            raise DataError(
-                f"class {label} has a single image, which cannot be both trained on and held "
-                "out; add images or a val folder"
-            )
         count = min(max(1, round(len(positions) * fraction)), len(positions) - 1)
         shuffled = list(positions)
         random.Random(seed_for(seed, "split", label)).shuffle(shuffled)

@@ -1,0 +1,144 @@
+"""What is wrong with a config, in words: where, what, and what was probably meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from finetune.config import Config
+from finetune.errors import did_you_mean, nearest
+from finetune.yaml_text import Path, Problem
+
+_UNION_TAGS = frozenset({"word", "section"})
+
+
+def problems_of(error: ValidationError) -> Iterator[Problem]:
+    """Each problem that pydantic found, with its path in the file; lines are not known here."""
+    for detail in error.errors():
+        path: Path = tuple(part for part in detail["loc"] if part not in _UNION_TAGS)
+        text = _words(detail, path)
+        if detail["type"] == "value_error":
+            path, text = _own_path(path, text)
+        yield Problem(None, path, text)
+
+
+def _own_path(path: Path, text: str) -> tuple[Path, str]:
+    """A check of a whole section begins its text with the key that it is about."""
+    key, colon, rest = text.partition(": ")
+    inner = (*path, *key.split("."))
+    if colon and ".".join(map(str, inner)) in _dotted_keys():
+        return inner, rest
+    return path, text
+
+
+def _words(detail: Any, path: Path) -> str:
+    kind, given = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        return f"unknown key.{_nearest_key(path)}"
+    if kind == "missing":
+        return "is required"
+    if kind == "value_error":
+        return str(detail["msg"]).removeprefix("Value error, ")
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        keys = _keys_of(path)
+        if given is None:
+            return f"is empty; give it keys ({keys}) or remove the line"
+        return f"must be a section of keys ({keys}), not {_shown(given)}"
+    if kind == "literal_error":
+        choices = [word.strip(" '") for word in _choices(detail["ctx"]["expected"])]
+        near = did_you_mean(given, choices) if isinstance(given, str) else ""
+        stop = "." if near else ""
+        return f"must be one of {', '.join(choices)}, not {_shown(given)}{stop}{near}"
+    if kind in ("too_long", "too_short", "tuple_type", "list_type"):
+        length = _length_of(path)
+        return f"must be a list{f' of {length}' if length else ''}, not {_shown(given)}"
+    return _plain_words(kind, str(detail["msg"]), given)
+
+
+def _plain_words(kind: str, message: str, given: Any) -> str:
+    text = message.replace("Input should be", "must be")
+    for theirs, ours in (
+        ("a valid integer", "a whole number"),
+        ("a valid string", "text"),
+        ("a valid number", "a number"),
+        ("a valid boolean", "true or false"),
+    ):
+        text = text.replace(theirs, ours)
+    hint = ""
+    if kind == "bool_type" and isinstance(given, str):
+        hint = "; on, off, yes and no are words here"
+    if kind == "string_type" and isinstance(given, int | float):
+        hint = "; put it in quotes"
+    return f"{text[:1].lower()}{text[1:]}, not {_shown(given)}{hint}"
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML writes it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        value = list(value)
+    return repr(value)
+
+
+def _choices(expected: str) -> list[str]:
+    return expected.replace(" or ", ",").split(",")
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, also where a word is possible instead."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_section_in(part) for part in get_args(annotation))
+    return next((section for section in inner if section), None)
+
+
+def _section_at(path: Path) -> type[BaseModel] | None:
+    section: type[BaseModel] | None = Config
+    for part in path:
+        field = section.model_fields.get(str(part)) if section else None
+        section = _section_in(field.annotation) if field else None
+    return section
+
+
+def _length_of(path: Path) -> int | None:
+    section = _section_at(path[:-1])
+    field = section.model_fields.get(str(path[-1])) if section else None
+    parts = get_args(field.annotation) if field else ()
+    return len(parts) if parts and parts[-1] is not Ellipsis else None
+
+
+def _keys_of(path: Path) -> str:
+    section = _section_at(path)
+    return ", ".join(section.model_fields) if section else "…"
+
+
+def _dotted_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        inner = _section_in(field.annotation)
+        if inner:
+            keys += _dotted_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _nearest_key(path: Path) -> str:
+    """The key meant: in the same section, else the same or a similar word in another."""
+    word = str(path[-1])
+    section = _section_at(path[:-1])
+    prefix = "".join(f"{part}." for part in path[:-1])
+    here = [f"{prefix}{near}" for near in nearest(word, section.model_fields if section else ())]
+    by_word: dict[str, list[str]] = {}
+    for key in _dotted_keys():
+        by_word.setdefault(key.rpartition(".")[2], []).append(key)
+    meant = by_word.get(word) or here[:1]
+    if not meant:
+        meant = [key for near in nearest(word, by_word, limit=1) for key in by_word[near]]
+    if meant:
+        return f" Did you mean {' or '.join(repr(key) for key in meant)}?"
+    return f" Known here: {_keys_of(path[:-1])}."

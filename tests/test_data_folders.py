@@ -1,0 +1,428 @@
+"""Which images are found, in which split, of which class, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from finetune.config import DataConfig
+from finetune.data.folders import Images, TrainVal, find_split, find_train_val, stratified_split
+from finetune.errors import DataError
+
+E_ACUTE = "\N{LATIN SMALL LETTER E WITH ACUTE}"
+E_ACUTE_NFD = unicodedata.normalize("NFD", E_ACUTE)
+
+
+def png() -> bytes:
+    """A whole image of four pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2), (200, 30, 30)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PNG = png()
+
+
+def put(root: Path, *names: str) -> Path:
+    """Make these files below ``root``: pictures, or text where the name says so."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"text" if path.suffix == ".txt" else PNG)
+    return root
+
+
+def pictures(*folders: str, count: int = 5) -> list[str]:
+    """Names of ``count`` pictures in each folder."""
+    return [f"{folder}/{index}.png" for folder in folders for index in range(count)]
+
+
+def find(root: Path, *, val_fraction: float = 0.2, seed: int = 0) -> TrainVal:
+    """What training would read."""
+    return find_train_val(DataConfig(root=str(root), val_fraction=val_fraction), seed=seed)
+
+
+def split_of(root: Path, split: str, *, data: Path | None = None) -> Images:
+    """What ``eval --split`` would read for a network of cats and dogs."""
+    return find_split(
+        DataConfig(root=str(root)),
+        split,
+        class_names=("cats", "dogs"),
+        seed=0,
+        root=None if data is None else str(data),
+    )
+
+
+def refusal(root: Path, *, val_fraction: float = 0.2) -> str:
+    """The message with which training is refused."""
+    with pytest.raises(DataError) as caught:
+        find(root, val_fraction=val_fraction)
+    return str(caught.value)
+
+
+def names(images: Images, root: Path) -> list[str]:
+    """Paths of the images below ``root``."""
+    return [path.relative_to(root).as_posix() for path in images.paths]
+
+
+def classes_of(paths: Iterable[str]) -> Counter[str]:
+    """How many of these paths each class folder holds."""
+    return Counter(path.split("/")[-2] for path in paths)
+
+
+# Splits and classes
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("train", "val"),
+        ("train", "valid"),
+        ("train", "validation"),
+        ("Train", "VAL"),
+        ("TRAINING", "Validation"),
+    ],
+)
+def test_split_folders_go_by_several_names_in_any_case(
+    tmp_path: Path, train: str, val: str
+) -> None:
+    put(tmp_path, *pictures(f"{train}/cats", f"{train}/dogs", count=3))
+    put(tmp_path, *pictures(f"{val}/cats", f"{val}/dogs", count=1))
+    found = find(tmp_path)
+    assert (len(found.train), len(found.val)) == (6, 2)
+
+
+def test_a_val_folder_means_that_nothing_is_held_out(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/cats", "train/dogs", "val/cats", "val/dogs"))
+    assert find(tmp_path).notes == ()
+
+
+def test_classes_are_ordered_by_code_point(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("b", "Zebra", "a10", "a2", count=2))
+    assert find(tmp_path).train.class_names == ("Zebra", "a10", "a2", "b")
+
+
+def test_classes_are_ordered_after_nfc(tmp_path: Path) -> None:
+    # Decomposed, the first letter is a plain e, which would come before z.
+    put(tmp_path, *pictures(f"{E_ACUTE_NFD}clair", "zebra", count=2))
+    assert find(tmp_path).train.class_names == ("zebra", f"{E_ACUTE}clair")
+
+
+def test_labels_index_the_class_names(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/dogs", "train/cats", "val/cats", "val/dogs", count=2))
+    train = find(tmp_path).train
+    assert [train.class_names[label] for label in train.labels] == [
+        path.parent.name for path in train.paths
+    ]
+
+
+def test_other_splits_are_matched_by_name_not_by_position(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/a", "train/b", "train/c", "val/b", "val/c", count=2))
+    val = find(tmp_path).val
+    assert val.class_names == ("a", "b", "c")
+    assert val.labels == (1, 1, 2, 2)
+
+
+def test_other_splits_are_matched_across_unicode_forms(tmp_path: Path) -> None:
+    put(tmp_path, *pictures(f"train/{E_ACUTE}", "train/a", f"val/{E_ACUTE_NFD}", count=2))
+    assert find(tmp_path).val.labels == (1, 1)
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("cats", "dogs", ".ipynb_checkpoints"))
+    assert find(tmp_path).train.class_names == ("cats", "dogs")
+
+
+def test_hidden_files_and_folders_within_a_class_are_not_read(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/cats", "train/dogs", "val/cats", "val/dogs", count=1))
+    put(tmp_path, "train/cats/.thumb.png", "train/cats/.cache/1.png")
+    assert len(find(tmp_path).train) == 2
+
+
+def test_nested_folders_belong_to_their_class(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/cats", "train/dogs", "val/cats", "val/dogs", count=1))
+    put(tmp_path, "train/cats/2019/summer/9.png")
+    train = find(tmp_path).train
+    at = names(train, tmp_path).index("train/cats/2019/summer/9.png")
+    assert train.class_names[train.labels[at]] == "cats"
+
+
+def test_suffixes_are_recognised_in_any_case(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/cats", "train/dogs", "val/cats", "val/dogs", count=1))
+    put(tmp_path, "train/cats/IMG.JPG", "train/cats/scan.Tiff")
+    assert len(find(tmp_path).train) == 4
+
+
+def test_a_stray_file_in_a_class_is_skipped_and_noted(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/cats", "train/dogs", "val/cats", "val/dogs", count=1))
+    put(tmp_path, "train/cats/notes.txt")
+    found = find(tmp_path)
+    assert "train/cats/notes.txt" not in names(found.train, tmp_path)
+    assert found.notes == (f"{tmp_path}: skipped 1 that are no images: train/cats/notes.txt",)
+
+
+def test_a_note_on_many_stray_files_shows_three(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("cats", "dogs"), *(f"cats/{index}.txt" for index in range(5)))
+    note = find(tmp_path).notes[-1]
+    assert "skipped 5" in note
+    assert note.count(".txt") == 3
+    assert note.endswith("and 2 more")
+
+
+def test_images_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    put(tmp_path, *reversed(pictures("train/cats", "train/dogs", "val/cats", "val/dogs")))
+    assert names(find(tmp_path).train, tmp_path) == pictures("train/cats", "train/dogs")
+
+
+# What is refused, with the path
+
+
+@pytest.mark.parametrize("below", ["", "train/"])
+def test_one_class_is_refused(tmp_path: Path, below: str) -> None:
+    message = refusal(put(tmp_path, *pictures(f"{below}cats")))
+    assert message.startswith(str(tmp_path / below))
+    assert "one class folder (cats)" in message
+
+
+def test_an_empty_class_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("cats", "dogs"))
+    (tmp_path / "emus").mkdir()
+    assert refusal(tmp_path).startswith(f"{tmp_path / 'emus'}: class without images")
+
+
+def test_every_empty_class_is_named(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("cats", "dogs"), "emus/a.txt", "gnus/a.txt")
+    message = refusal(tmp_path)
+    assert str(tmp_path / "emus") in message
+    assert str(tmp_path / "gnus") in message
+
+
+def test_an_empty_class_in_val_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/cats", "train/dogs", "val/cats"))
+    (tmp_path / "val" / "dogs").mkdir()
+    assert refusal(tmp_path).startswith(str(tmp_path / "val" / "dogs"))
+
+
+def test_a_class_in_val_that_train_lacks_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/cats", "train/dogs", "val/cats", "val/dog"))
+    message = refusal(tmp_path)
+    assert message.startswith(f"{tmp_path / 'val' / 'dog'}: class 'dog' is unknown in training")
+    assert "Did you mean 'dogs'?" in message
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "cats/a.txt", "dogs/b.txt")
+    assert refusal(tmp_path).startswith(f"{tmp_path}: holds no images")
+
+
+@pytest.mark.parametrize("loose", [[], ["1.png", "2.png"]])
+def test_a_folder_without_class_folders_is_refused_with_an_example(
+    tmp_path: Path, loose: list[str]
+) -> None:
+    message = refusal(put(tmp_path, *loose))
+    assert message.startswith(f"{tmp_path}: holds no class folders")
+    assert f"{tmp_path}/cats/1.jpg" in message
+
+
+def test_an_empty_val_folder_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/cats", "train/dogs"))
+    (tmp_path / "val").mkdir()
+    assert refusal(tmp_path).startswith(str(tmp_path / "val"))
+
+
+def test_val_without_train_is_refused(tmp_path: Path) -> None:
+    assert "no train/" in refusal(put(tmp_path, *pictures("val/cats", "val/dogs")))
+
+
+def test_an_absent_root_is_refused_with_the_nearest_sibling(tmp_path: Path) -> None:
+    (tmp_path / "ants_bees").mkdir()
+    message = refusal(tmp_path / "ant_bees")
+    assert message.startswith(f"data.root: {tmp_path / 'ant_bees'}: no such folder")
+    assert "Did you mean 'ants_bees'?" in message
+
+
+def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    message = refusal(put(tmp_path, "photos.txt") / "photos.txt")
+    assert message.startswith(f"data.root: {tmp_path / 'photos.txt'}: is a file")
+
+
+@pytest.mark.parametrize("root", ["~nobody_of_this_name/photos", "x" * 300])
+def test_a_root_that_the_system_cannot_look_up_is_refused(root: str) -> None:
+    with pytest.raises(DataError, match=r"data\.root"):
+        find_train_val(DataConfig(root=root), seed=0)
+
+
+def test_two_val_folders_are_refused_by_name(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/cats", "train/dogs", "val/cats", "validation/cats"))
+    message = refusal(tmp_path)
+    assert message.startswith(str(tmp_path))
+    assert "val/" in message
+    assert "validation/" in message
+
+
+def test_two_folders_of_one_name_in_two_unicode_forms_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, *pictures(E_ACUTE, E_ACUTE_NFD, "cats"))
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("this file system takes both forms for one name")
+    assert "two folders are both named" in refusal(tmp_path)
+
+
+# The share that is held out
+
+
+def test_held_out_images_are_said_in_one_line(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/cats", "train/dogs"))
+    (note,) = find(tmp_path).notes
+    assert note == (
+        f"{tmp_path} has no val folder: 2 of 10 images held out for validation "
+        "(data.val_fraction 0.2, stratified, seed 0)"
+    )
+
+
+def test_no_image_is_both_trained_on_and_held_out_and_none_is_lost(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("cats", "dogs", count=7))
+    found = find(tmp_path)
+    assert sorted([*found.train.paths, *found.val.paths]) == sorted(tmp_path.glob("*/*"))
+
+
+def test_the_share_is_taken_of_every_class(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("cats", count=10), *pictures("dogs", count=20))
+    held_out = classes_of(names(find(tmp_path).val, tmp_path))
+    assert held_out == {"cats": 2, "dogs": 4}
+
+
+@pytest.mark.parametrize("val_fraction", [0.001, 0.5, 0.999])
+def test_every_class_is_on_both_sides(tmp_path: Path, val_fraction: float) -> None:
+    put(tmp_path, *pictures("cats", count=2), *pictures("dogs", count=9))
+    found = find(tmp_path, val_fraction=val_fraction)
+    assert set(found.train.labels) == set(found.val.labels) == {0, 1}
+
+
+def test_labels_stay_with_their_images(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("cats", "dogs", count=9))
+    found = find(tmp_path)
+    for part in (found.train, found.val):
+        folders = [path.parent.name for path in part.paths]
+        assert folders == [part.class_names[label] for label in part.labels]
+
+
+def test_the_same_seed_holds_out_the_same_images(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("cats", "dogs", count=20))
+    assert find(tmp_path, seed=3) == find(tmp_path, seed=3)
+
+
+def test_another_seed_holds_out_other_images(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("cats", "dogs", count=20))
+    assert find(tmp_path, seed=0).val.paths != find(tmp_path, seed=1).val.paths
+
+
+def test_two_classes_of_one_size_do_not_lose_the_same_positions() -> None:
+    _, held_out = stratified_split([0] * 50 + [1] * 50, 0.2, seed=0)
+    assert [p for p in held_out if p < 50] != [p - 50 for p in held_out if p >= 50]
+
+
+def test_neither_place_nor_creation_order_changes_what_is_held_out(tmp_path: Path) -> None:
+    files = pictures("cats", "dogs", count=20)
+    one = put(tmp_path / "one", *files)
+    other = put(tmp_path / "other", *reversed(files))
+    assert names(find(one).val, one) == names(find(other).val, other)
+
+
+def test_a_class_of_one_image_is_refused_by_name_with_what_to_do(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("cats", count=5), "dogs/only.png")
+    message = refusal(tmp_path)
+    assert "dogs" in message
+    assert "add images or a val folder" in message
+
+
+def test_a_class_of_one_image_is_no_problem_beside_a_val_folder(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/cats", "train/dogs", "val/cats", "val/dogs", count=1))
+    assert len(find(tmp_path).train) == 2
+
+
+def test_test_images_are_never_trained_on(tmp_path: Path) -> None:
+    # Class folders side by side with test/, without train/: test is a split here, no class.
+    put(tmp_path, *pictures("cats", "dogs", "test/cats", "test/dogs"))
+    found = find(tmp_path)
+    read = names(found.train, tmp_path) + names(found.val, tmp_path)
+    assert not [name for name in read if name.startswith("test/")]
+
+
+# Splits of an evaluation
+
+
+@pytest.fixture
+def splits(tmp_path: Path) -> Path:
+    """A train folder of 10 images, val of 4, test of 2."""
+    root = tmp_path / "splits"
+    put(root, *pictures("train/cats", "train/dogs", count=5))
+    put(root, *pictures("val/cats", "val/dogs", count=2))
+    return put(root, *pictures("test/cats", "test/dogs", count=1))
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 10), ("val", 4), ("test", 2)])
+def test_each_split_is_found_by_its_folder(splits: Path, split: str, count: int) -> None:
+    assert len(split_of(splits, split)) == count
+
+
+def test_held_out_images_are_found_again(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("cats", "dogs", count=9))
+    found = find(tmp_path)
+    assert split_of(tmp_path, "val").paths == found.val.paths
+    assert split_of(tmp_path, "train").paths == found.train.paths
+
+
+def test_train_without_a_val_folder_leaves_out_what_was_held_out(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/cats", "train/dogs"))
+    assert split_of(tmp_path, "train").paths == find(tmp_path).train.paths
+
+
+def test_an_absent_test_split_is_refused_with_what_there_is(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("train/cats", "train/dogs", "val/cats", "val/dogs"))
+    with pytest.raises(DataError) as caught:
+        split_of(tmp_path, "test")
+    assert str(caught.value) == f"{tmp_path}: has no test folder; it has train, val"
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 10), ("val", 4), ("test", 2)])
+def test_another_folder_of_splits_is_read_by_split(
+    tmp_path: Path, splits: Path, split: str, count: int
+) -> None:
+    put(tmp_path / "own", *pictures("cats", "dogs"))
+    assert len(split_of(tmp_path / "own", split, data=splits)) == count
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_another_folder_of_classes_is_read_whole(tmp_path: Path, split: str) -> None:
+    put(tmp_path / "other", *pictures("cats", "dogs"))
+    assert len(split_of(tmp_path, split, data=tmp_path / "other")) == 10
+
+
+def test_another_folder_may_hold_fewer_classes(tmp_path: Path) -> None:
+    put(tmp_path / "other", *pictures("dogs"))
+    images = split_of(tmp_path, "val", data=tmp_path / "other")
+    assert (images.class_names, set(images.labels)) == (("cats", "dogs"), {1})
+
+
+def test_a_class_that_the_network_does_not_know_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "other", *pictures("cats", "emus"))
+    with pytest.raises(DataError) as caught:
+        split_of(tmp_path, "val", data=tmp_path / "other")
+    assert str(caught.value) == (
+        f"{tmp_path / 'other' / 'emus'}: class 'emus' is unknown in training. Known: cats, dogs."
+    )
+
+
+def test_class_names_of_the_network_decide_the_labels(splits: Path) -> None:
+    images = find_split(
+        DataConfig(root=str(splits)), "val", class_names=("dogs", "cats"), seed=0, root=None
+    )
+    assert [images.class_names[label] for label in images.labels] == [
+        path.parent.name for path in images.paths
+    ]
