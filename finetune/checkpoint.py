@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,12 @@ from torch import Tensor
 from finetune.config import Config, PreprocessingConfig
 from finetune.errors import CheckpointError, did_you_mean
 from finetune.files import exists, is_folder, write_atomically
-from finetune.tensor_file import DamagedFileError, UnsafeFileError, read_tensors
+from finetune.tensor_file import (
+    DamagedFileError,
+    UnsafeFileError,
+    copy_module_versions,
+    read_tensors,
+)
 
 FORMAT = 1
 """Version of this file form; raised when an older reader would misunderstand."""
@@ -52,11 +58,10 @@ def save_checkpoint(path: Path, state: dict[str, Tensor], metadata: Metadata) ->
     Raises:
         OutputError: it could not be written.
     """
-    content = {
-        # Plain CPU tensors: readable on a machine without the accelerator.
-        "model": {key: value.detach().cpu().contiguous() for key, value in state.items()},
-        "metadata": metadata.model_dump_json(),
-    }
+    # Plain CPU tensors: readable on a machine without the accelerator.
+    tensors = OrderedDict((key, value.detach().cpu().contiguous()) for key, value in state.items())
+    copy_module_versions(state, tensors)
+    content = {"model": tensors, "metadata": metadata.model_dump_json()}
     write_atomically(path, lambda file: torch.save(content, file))
 
 

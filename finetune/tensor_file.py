@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 
 class UnsafeFileError(Exception):
@@ -36,6 +38,16 @@ def read_tensors(path: Path) -> Any:
         raise UnsafeFileError(_first_line(error)) from error
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, SafetensorError) as error:
         raise DamagedFileError(_first_line(error)) from error
+
+
+def copy_module_versions(source: Any, target: OrderedDict[str, Tensor]) -> None:
+    """Hand on what a state dict says of its modules' versions, an attribute that copies lose.
+
+    torchvision's mnasnet refuses a state dict without.
+    """
+    versions = getattr(source, "_metadata", None)
+    if versions is not None:
+        target._metadata = versions  # type: ignore[attr-defined]
 
 
 def _first_line(error: Exception) -> str:

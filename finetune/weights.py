@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+from collections import OrderedDict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,12 @@ from torchvision import models
 from finetune.errors import ModelError, did_you_mean
 from finetune.files import exists, expand_user, is_folder
 from finetune.model import ModelSpec, is_entry
-from finetune.tensor_file import DamagedFileError, UnsafeFileError, read_tensors
+from finetune.tensor_file import (
+    DamagedFileError,
+    UnsafeFileError,
+    copy_module_versions,
+    read_tensors,
+)
 
 StateDict = dict[str, Tensor]
 
@@ -41,9 +47,11 @@ def load_pretrained(model: nn.Module, spec: ModelSpec) -> None:
     prefixes = tuple(f"{head}." for head in (spec.family.head, *spec.family.aux_heads))
     if not spec.build_flags.get("aux_logits", False):
         prefixes += tuple(f"{module}." for module in spec.family.aux_modules)
-    state = {key: value for key, value in state.items() if not key.startswith(prefixes)}
-    _check_fit(model, state, source, spec, prefixes)
-    model.load_state_dict(state, strict=False)
+    kept = OrderedDict((k, v) for k, v in state.items() if not k.startswith(prefixes))
+    _check_fit(model, kept, source, spec, prefixes)
+    copy_module_versions(model.state_dict(), kept)  # for files that state none, as safetensors
+    copy_module_versions(state, kept)
+    model.load_state_dict(kept, strict=False)
 
 
 def _read(spec: ModelSpec) -> tuple[str, StateDict]:
@@ -79,7 +87,7 @@ def _read_entry(spec: ModelSpec) -> StateDict:
     except pickle.UnpicklingError as error:
         raise ModelError(f"{cached}: holds more than tensors; delete it and run again") from error
     if spec.family.name == "densenet":
-        state = {_DENSENET_OLD_KEY.sub(r"\1\2", key): value for key, value in state.items()}
+        state = OrderedDict((_DENSENET_OLD_KEY.sub(r"\1\2", k), v) for k, v in state.items())
     categories = entry.meta.get("categories")
     head = state.get(f"{spec.family.head}.weight")
     if categories and head is not None and head.shape[0] != len(categories):
@@ -132,7 +140,10 @@ def read_state_dict(path: Path) -> StateDict:
             f"model.weights: {path}: holds no state dict: {strangers[0]!r} is no tensor; "
             "save model.state_dict() and give that file"
         )
-    return {str(key).removeprefix("module."): value for key, value in loaded.items()}
+    state = OrderedDict((str(k).removeprefix("module."), v) for k, v in loaded.items())
+    if all(str(key) in state for key in loaded):
+        copy_module_versions(loaded, state)
+    return state
 
 
 def _load_tensors(path: Path) -> Any:

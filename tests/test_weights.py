@@ -212,3 +212,15 @@ def test_googlenet_weights_with_untrained_aux_heads_load_without_them(tmp_path: 
     model = loaded(tmp_path / "w.pth", name="googlenet")
     assert model.aux1 is None
     assert torch.equal(model.conv1.conv.weight, state["conv1.conv.weight"])
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_mnasnet_weights_load_with_and_without_module_versions(tmp_path: Path, suffix: str) -> None:
+    state = models.mnasnet0_5().state_dict()
+    path = tmp_path / f"w.{suffix}"
+    if suffix == "pth":
+        torch.save(state, path)
+    else:
+        save_file(dict(state), path)
+    model = loaded(path, name="mnasnet0_5")
+    assert torch.equal(model.layers[0].weight, state["layers.0.weight"])
