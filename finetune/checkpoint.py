@@ -36,7 +36,7 @@ class Frozen(BaseModel):
 class Metadata(BaseModel):
     """All that is needed to rebuild, evaluate and rerun; the JSON half of a checkpoint."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     format: Literal[1] = 1
     model_name: str

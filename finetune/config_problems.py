@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -91,8 +91,11 @@ def _choices(expected: str) -> list[str]:
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
     """The section that a field holds, also where a word is possible instead."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+    # Python 3.10 takes tuple[str, ...] for a class.
+    is_class = isinstance(annotation, type) and get_origin(annotation) is None
+    if is_class and issubclass(annotation, BaseModel):
+        section: type[BaseModel] = annotation
+        return section
     inner = (_section_in(part) for part in get_args(annotation))
     return next((section for section in inner if section), None)
 
