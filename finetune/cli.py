@@ -100,12 +100,13 @@ def train(
 
     loaded = load_config(config, overrides or ())
     with _torch_imports():
+        from finetune.commands import dry_run as dry_command
         from finetune.commands import train as command
     from finetune.report.text import render_dry_run, render_train
 
     progress = TerminalProgress()
     if dry_run:
-        checked = command.dry_run(loaded, overwrite=overwrite, progress=progress)
+        checked = dry_command.dry_run(loaded, overwrite=overwrite, progress=progress)
         _emit(checked, render_dry_run, as_json)
     else:
         summary = command.train(loaded, overwrite=overwrite, progress=progress)

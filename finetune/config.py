@@ -157,7 +157,15 @@ class AugmentConfig(Section):
     """What happens to training images at random."""
 
     policy: Literal["auto", "none", "flip", "crop_flip"] = "auto"
-    """auto: flip while only the head trains, else crop_flip."""
+    """auto: flip where features are worth keeping, else crop_flip."""
+    views: int = Field(default=0, ge=0, le=1000)
+    """crop_flip only: this many crops of each image, drawn once; 0 draws new ones each epoch."""
+
+    @model_validator(mode="after")
+    def _views_fit(self) -> AugmentConfig:
+        if self.views and self.policy != "crop_flip":
+            raise ValueError("views: has no effect unless policy is crop_flip")
+        return self
 
 
 class TrainConfig(Section):
@@ -256,6 +264,19 @@ class RuntimeConfig(Section):
     """On what the work is done."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the frozen prefix; of everything where there is no prefix. auto times both."""
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """How images lie in memory. auto times both."""
+
+
+class FeaturesConfig(Section):
+    """What becomes of the frozen prefix's outputs."""
+
+    cache: Literal["auto", "memory", "disk", "off"] = "auto"
+    """auto: on disk where they fit and repay themselves."""
+    dir: Text | None = None
+    """Folder of the cache; default: the user's cache folder."""
 
 
 class Config(Section):
@@ -269,6 +290,7 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig.model_validate({}))
     schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig.model_validate({}))
+    features: FeaturesConfig = Field(default_factory=FeaturesConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     output_dir: Annotated[Text, AfterValidator(os.path.expanduser)]
     """Folder of the run: checkpoints, metrics, reports."""

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from finetune.data.loading import Batch
 from finetune.errors import DataError
 from finetune.metrics import Meter
+from finetune.split import Features
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,14 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], *, num_classes: int) -> Evaluation:
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Features, Tensor]], *, num_classes: int
+) -> Evaluation:
     """Loss and accuracy over every sample; the modules' modes are restored afterwards.
 
     Args:
-        batches: Images ``(N, 3, H, W)`` float32, normalised, and labels ``(N,)`` int64.
+        batches: What the model takes (images ``(N, 3, H, W)`` float32, normalised, or features of
+            the frozen prefix), and labels ``(N,)`` int64.
 
     Raises:
         DataError: no sample was seen.
@@ -41,8 +44,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], *, num_classes: int) ->
     start = time.perf_counter()
     meter = Meter(num_classes, next(model.parameters()).device)
     with _eval_mode(model):
-        for images, labels in batches:
-            meter.add(model(images), labels)
+        for inputs, labels in batches:
+            meter.add(model(inputs), labels)
     if not meter.num_images:
         raise DataError("there was no image to evaluate")
     return Evaluation(

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from finetune.data.loading import Batch
 from finetune.keyed import seed_for
 from finetune.metrics import Meter
+from finetune.split import Features
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class EpochResult:
 def train_epochs(
     model: nn.Module,
     *,
-    batches: Callable[[int], Iterable[Batch]],
+    batches: Callable[[int], Iterable[tuple[Features, Tensor]]],
     optimizer: Optimizer,
     schedule: LRScheduler,
     set_mode: Callable[[], None],
@@ -46,7 +46,8 @@ def train_epochs(
     """Train, and yield after each epoch; the caller evaluates, saves and shows in between.
 
     Args:
-        batches: The batches of an epoch, by its number from 1.
+        batches: The batches of an epoch, by its number from 1: what the model takes (images, or
+            features of the frozen prefix), and labels ``(N,)`` int64.
         set_mode: Puts every module into its mode for training; called at each epoch's start,
             because an evaluation in between changes modes.
         aux_weight: Share of each auxiliary head's loss.
@@ -58,9 +59,9 @@ def train_epochs(
         set_mode()
         meter = Meter(num_classes, device)
         lr = optimizer.param_groups[0]["lr"]
-        for images, labels in batches(epoch):
+        for inputs, labels in batches(epoch):
             torch.manual_seed(seed_for(seed, "step", step))
-            logits, *aux_logits = _outputs(model(images))
+            logits, *aux_logits = _outputs(model(inputs))
             loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
             total = loss
             for aux in aux_logits:

@@ -59,12 +59,19 @@ def apply_freeze(model: nn.Module, plan: FreezePlan) -> None:
         parameter.requires_grad_(name not in frozen)
 
 
-def resolve_config(config: Config, plan: Plan, *, device: str, workers: int) -> Config:
-    """The config with every ``auto`` and default replaced by what it became."""
-    policy = config.augment.policy
-    if policy == "auto":
-        only_head = all(d.frozen or plan.freeze.is_head(d.name) for d in plan.freeze.decisions)
-        policy = "flip" if only_head else "crop_flip"
+def resolve_policy(config: Config, plan: Plan, *, features_worth_keeping: bool) -> str:
+    """What ``augment.policy`` means: two views of each image where they can be kept.
+
+    New random crops in every epoch would run the frozen part in every epoch.
+    """
+    if config.augment.policy != "auto":
+        return config.augment.policy
+    only_head = all(d.frozen or plan.freeze.is_head(d.name) for d in plan.freeze.decisions)
+    return "flip" if only_head or features_worth_keeping else "crop_flip"
+
+
+def resolve_config(config: Config, plan: Plan, *, device: str, workers: int, policy: str) -> Config:
+    """The config with what the plan, the data and the machine made of its ``auto``s."""
     return config.model_copy(
         update={
             "model": config.model.model_copy(

@@ -56,6 +56,14 @@ def versions() -> dict[str, str]:
     }
 
 
+def available_memory_bytes() -> int:
+    """Physical memory that is free, where the system tells; else a cautious guess."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 2 * 2**30
+
+
 def peak_memory_mib() -> int:
     """The most memory this process has held so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

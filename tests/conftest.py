@@ -15,6 +15,14 @@ from finetune.config import Config
 REPOSITORY = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Features and timed forms of a test stay with the test."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture
 def shared() -> Path:
     """Real photos and weights, where they are at hand."""
@@ -35,7 +43,7 @@ def draw_photos(folder: Path, *, classes: int = 2, count: int = 6, size: int = 4
                 200 if channel == label % 3 else rng.randrange(0, 120) for channel in range(3)
             )
             image = Image.new("RGB", (size + index, size), color)
-            image.putpixel((index, 0), (255, 255, 255))
+            image.paste((255, 255, 255), (0, 0, 8 + index, size))  # a picture unlike its mirror
             image.save(class_folder / f"{index}.png")
     return folder
 

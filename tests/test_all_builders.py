@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from torchvision import models
 from finetune.backbones import BUILDERS, family_of
 from finetune.checkpoint import load_checkpoint, save_checkpoint
 from finetune.commands.evaluate import load_network
-from finetune.commands.train import _Epoch, _metadata, _Prepared  # the real metadata
+from finetune.commands.preparation import Prepared
+from finetune.commands.train import _Epoch, _metadata  # the real metadata
 from finetune.config import Config
 from finetune.data.folders import Images, TrainVal
 from finetune.evaluate import evaluate
@@ -115,10 +117,9 @@ def test_freeze_step_save_load_evaluate(name: str, tmp_path: Path) -> None:
     )
     evaluation = evaluate(model, [batch], num_classes=3)
     images = Images((), (), ("a", "b", "c"))
-    resolved = resolve_config(config, plan, device="cpu", workers=0)
-    prepared = _Prepared(
-        resolved, TrainVal(images, images, ()), plan, model, proof, torch.device("cpu")
-    )
+    resolved = resolve_config(config, plan, device="cpu", workers=0, policy="flip")
+    engine: Any = None  # the checkpoint does not depend on it
+    prepared = Prepared(resolved, TrainVal(images, images, ()), plan, model, engine, proof)
     path = tmp_path / "best.pt"
     save_checkpoint(path, model.state_dict(), _metadata(prepared, _Epoch(trained, evaluation)))
 

@@ -10,9 +10,11 @@ from PIL import Image
 from torchvision import models
 
 from finetune.config import ModelConfig, PreprocessingConfig
+from finetune.data import loading
 from finetune.data.folders import Images
-from finetune.data.loading import Batches, batch_sizes, resolve_workers
+from finetune.data.loading import Batches, PhotoDataset, batch_sizes, resolve_workers
 from finetune.data.transforms import build_transform, normalise, read_image
+from finetune.data.views import Views
 from finetune.model import resolve_model
 
 SMALL = PreprocessingConfig(resize=20, crop=16)
@@ -31,7 +33,9 @@ def test_evaluation_sees_what_the_weights_own_preset_gives(
 ) -> None:
     photo = noise_photo(size)
     preprocessing = resolve_model(ModelConfig(name=name)).preprocessing
-    ours = normalise(build_transform(preprocessing, "none")(photo)[None], preprocessing)[0]
+    ours = normalise(build_transform(preprocessing, random_crop=False)(photo)[None], preprocessing)[
+        0
+    ]
     preset = models.get_model_weights(name).DEFAULT.transforms()
     torch.testing.assert_close(ours, preset(photo), rtol=0, atol=1e-6)
 
@@ -52,11 +56,12 @@ def test_bundled_weights_bring_their_own_preprocessing() -> None:
     assert resolve_model(config).preprocessing == PreprocessingConfig(resize=64, crop=64)
 
 
-def test_flip_is_the_only_randomness_of_the_flip_policy() -> None:
-    photo = noise_photo((30, 24))
-    plain = build_transform(SMALL, "none")(photo)
-    seen = {build_transform(SMALL, "flip")(photo).numpy().tobytes() for _ in range(20)}
-    assert seen == {plain.numpy().tobytes(), plain.flip(2).numpy().tobytes()}
+def test_flip_is_the_only_randomness_of_the_flip_policy(images: Images) -> None:
+    dataset = PhotoDataset(images, SMALL, Views.of("flip"))
+    plain, mirrored = (dataset[(0, view)][0] for view in (0, 1))
+    assert torch.equal(plain, PhotoDataset(images, SMALL, Views.of("none"))[(0, 0)][0])
+    assert torch.equal(mirrored, plain.flip(2))
+    assert {Views.of("flip").pick(epoch, 0) for epoch in range(20)} == {0, 1}
 
 
 def test_a_photo_is_turned_upright(tmp_path: Path) -> None:
@@ -118,9 +123,8 @@ def batches(images: Images, *, seed: int = 0, workers: int = 0, shuffle: bool = 
         batch_size=4,
         workers=workers,
         device=torch.device("cpu"),
-        policy="crop_flip" if shuffle else "none",
+        views=Views.of("crop_flip" if shuffle else "none", seed=seed),
         shuffle=shuffle,
-        seed=seed,
     )
 
 
@@ -161,8 +165,7 @@ def test_augmentation_does_not_depend_on_workers(images: Images) -> None:
 def test_augmentation_leaves_the_global_generator_as_it_was(images: Images) -> None:
     torch.manual_seed(7)
     before = torch.default_generator.get_state()
-    dataset = batches(images)._loader.dataset
-    dataset[(1, 0)]
+    PhotoDataset(images, SMALL, Views.of("crop_flip"))[(0, 1)]
     assert torch.equal(torch.default_generator.get_state(), before)
 
 
@@ -172,3 +175,21 @@ def test_workers_are_started_only_for_much_data(images: Images) -> None:
     assert resolve_workers("auto", small) == 0
     assert resolve_workers("auto", large) >= 1
     assert resolve_workers(3, small) == 3
+
+
+def test_a_bounded_number_of_crops_gives_the_same_few_views_again(images: Images) -> None:
+    views = Views.of("crop_flip", crops=3)
+    assert {views.pick(epoch, 0) for epoch in range(30)} == {0, 1, 2}
+    one, other = (PhotoDataset(images, SMALL, views) for _ in range(2))
+    assert torch.equal(one[(0, 2)][0], other[(0, 2)][0])
+    assert not torch.equal(one[(0, 2)][0], one[(0, 1)][0])
+
+
+def test_neighbouring_views_of_an_image_decode_it_once(
+    images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    real = loading.read_image
+    monkeypatch.setattr(loading, "read_image", lambda path: opened.append(path) or real(path))
+    PhotoDataset(images, SMALL, Views.of("flip")).__getitems__([(0, 0), (0, 1), (1, 0)])
+    assert len(opened) == 2

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.checkpoint import load_checkpoint
+from finetune.checkpoint import Metadata, load_checkpoint
 from finetune.commands import train as command
+from finetune.commands.dry_run import dry_run
 from finetune.commands.evaluate import evaluate_checkpoint
-from finetune.commands.train import dry_run, train
+from finetune.commands.train import train
 from finetune.config import Config
-from finetune.config_file import load_config
+from finetune.config_file import load_config, to_yaml
 from finetune.errors import DataError, ModelError, OutputError, ResultError
 from finetune.loop import EpochResult
 
@@ -51,15 +52,19 @@ def test_summary_counts_add_up(make_config: Make) -> None:
     assert summary.num_val == 10
 
 
+@pytest.mark.parametrize(
+    ("patterns", "policy"), [([], "crop_flip"), (["*", "!conv5.*"], "flip"), (["*"], "flip")]
+)
 def test_a_rerun_of_the_resolved_config_gives_identical_weights(
-    make_config: Make, tmp_path: Path
+    make_config: Make, tmp_path: Path, patterns: list[str], policy: str
 ) -> None:
-    config = make_config(freeze={"patterns": ["*", "!conv5.*"]})
+    config = make_config(freeze={"patterns": patterns})
     train(config)
     saved = load_config(
         Path(config.output_dir) / "config.yaml", [f"output_dir={tmp_path / 'again'}"]
     )
-    assert saved.augment.policy == "crop_flip"
+    assert saved.augment.policy == policy
+    assert "auto" not in to_yaml(saved)
     train(saved)
     assert equal(weights(config.output_dir), weights(saved.output_dir))
 
@@ -127,14 +132,13 @@ def test_best_is_highest_top1_then_lower_loss_then_earlier() -> None:
 def test_frozen_tensor_that_changed_is_refused(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = command.train_epochs
+    real = command.save_checkpoint
 
-    def careless(model: torch.nn.Module, **options: object) -> object:
-        for result in real(model, **options):  # type: ignore[arg-type]
-            model.conv1[1].running_mean[0] += 1e-6  # type: ignore[index,operator,union-attr]
-            yield result
+    def careless(path: Path, state: dict[str, torch.Tensor], metadata: Metadata) -> None:
+        state["conv1.1.running_mean"] = state["conv1.1.running_mean"] + 1e-6
+        real(path, state, metadata)
 
-    monkeypatch.setattr(command, "train_epochs", careless)
+    monkeypatch.setattr(command, "save_checkpoint", careless)
     with pytest.raises(ResultError, match=r"conv1.1.running_mean"):
         train(make_config(train={"epochs": 1}))
 

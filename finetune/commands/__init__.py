@@ -1,0 +1,1 @@
+"""One plain function a command: a config in, a result dataclass out."""

@@ -9,13 +9,17 @@ from torch import nn
 
 from finetune.checkpoint import Metadata, load_checkpoint
 from finetune.data.folders import Images, find_split
-from finetune.data.loading import Batches, resolve_workers
+from finetune.data.loading import resolve_workers
+from finetune.data.views import Views
+from finetune.engine import build_engine, make_source
 from finetune.errors import CheckpointError, ConfigError
 from finetune.evaluate import Evaluation, evaluate
 from finetune.model import rebuild
 from finetune.progress import Progress, Silent
+from finetune.proof import take_proof
 from finetune.results import ClassScore, EvalResult
 from finetune.runtime import make_deterministic, select_device
+from finetune.train_mode import set_train_mode
 
 
 def evaluate_checkpoint(
@@ -46,16 +50,33 @@ def evaluate_checkpoint(
     )
     make_deterministic()
     device = _device(metadata, progress)
-    model = load_network(path, state, metadata).to(device)
-    batches = Batches(
-        images,
+    model = load_network(path, state, metadata)
+    _freeze_as_trained(model, metadata)
+    updates = metadata.config.freeze.norm_stats == "update"
+    proof = take_proof(model, update_norm_stats=updates)
+    model.to(device)
+    set_train_mode(model, update_norm_stats=updates)  # the cut is made where training made it
+    engine = build_engine(
+        model,
+        metadata.config,
         metadata.preprocessing,
-        batch_size=metadata.config.data.batch_size,
-        workers=resolve_workers("auto", images),
+        images,
+        frozen=proof.sha256,
         device=device,
+        progress=progress,
     )
-    tracked = progress.track(batches.epoch(), f"evaluate {split}", total=len(batches))
-    evaluation = evaluate(model, tracked, num_classes=len(metadata.class_names))
+    source = make_source(
+        engine,
+        metadata.config,
+        images,
+        views=Views.of("none"),
+        workers=resolve_workers("auto", images),
+        shuffle=False,
+        what=split,
+        progress=progress,
+    )
+    tracked = progress.track(source.epoch(), f"evaluate {split}", total=len(source))
+    evaluation = evaluate(engine.live, tracked, num_classes=len(metadata.class_names))
     return _result(path, metadata, images, evaluation, data, split)
 
 
@@ -74,6 +95,12 @@ def load_network(path: Path, state: dict[str, torch.Tensor], metadata: Metadata)
             f"{len(metadata.class_names)} classes"
         ) from error
     return model
+
+
+def _freeze_as_trained(model: nn.Module, metadata: Metadata) -> None:
+    frozen = frozenset(metadata.freeze_plan.names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
 
 
 def _device(metadata: Metadata, progress: Progress) -> torch.device:

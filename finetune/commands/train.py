@@ -9,43 +9,34 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from finetune import run_folder
 from finetune.checkpoint import Frozen, Metadata, load_checkpoint, save_checkpoint
+from finetune.commands.preparation import (
+    Prepared,
+    prepare,
+    training_views,
+    updates_norm_stats,
+)
 from finetune.config import Config
 from finetune.config_file import to_yaml
-from finetune.data.folders import TrainVal, find_train_val
-from finetune.data.loading import Batches, batch_sizes, resolve_workers
+from finetune.data.views import Views
+from finetune.engine import make_source
 from finetune.errors import ResultError
 from finetune.evaluate import Evaluation, evaluate
+from finetune.features import Source
 from finetune.files import append_line, write_text
 from finetune.loop import EpochResult, train_epochs
-from finetune.model import build_untrained, check_input_size
 from finetune.optim import build_optimizer, build_schedule
-from finetune.planning import Plan, apply_freeze, make_freeze_report, make_plan, resolve_config
+from finetune.planning import (
+    make_freeze_report,
+)
 from finetune.progress import Progress, Silent
-from finetune.proof import Proof, take_proof
+from finetune.proof import Proof
 from finetune.report.json_text import to_json
 from finetune.report.text import render_freeze_report
-from finetune.results import DryRun, FreezeReport, Scores, TrainSummary
-from finetune.runtime import make_deterministic, peak_memory_mib, select_device, versions
+from finetune.results import FreezeReport, Scores, TrainSummary
+from finetune.runtime import peak_memory_mib, versions
 from finetune.train_mode import set_train_mode
-from finetune.weights import load_pretrained
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """Everything settled before the first step."""
-
-    config: Config
-    """Resolved."""
-    data: TrainVal
-    plan: Plan
-    model: nn.Module
-    proof: Proof
-    device: torch.device
 
 
 def train(
@@ -63,7 +54,7 @@ def train(
     progress = progress or Silent()
     folder = Path(config.output_dir)
     run_folder.check_usable(folder, overwrite=overwrite)
-    prepared = _prepare(config, progress)
+    prepared = prepare(config, progress)
     report = make_freeze_report(prepared.plan, prepared.config)
     run_folder.prepare(folder, overwrite=overwrite)
     write_text(folder / run_folder.CONFIG, to_yaml(prepared.config))
@@ -76,86 +67,26 @@ def train(
     return summary
 
 
-def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | None = None) -> DryRun:
-    """Everything that `train` does up to its first step; writes nothing."""
-    progress = progress or Silent()
-    run_folder.check_usable(Path(config.output_dir), overwrite=overwrite)
-    prepared = _prepare(config, progress)
-    plan, data, resolved = prepared.plan, prepared.data, prepared.config
-    totals = make_freeze_report(plan, resolved).totals
-    sizes = batch_sizes(len(data.train), resolved.data.batch_size, join_last_of_one=True)
-    return DryRun(
-        dry_run=True,
-        run_dir=resolved.output_dir,
-        model=plan.spec.name,
-        weights=plan.spec.weights,
-        head=plan.spec.family.head,
-        device=prepared.device.type,
-        class_names=data.train.class_names,
-        num_train=len(data.train),
-        num_val=len(data.val),
-        batches_per_epoch=len(sizes),
-        trainable_parameters=totals.trainable,
-        frozen_parameters=totals.frozen,
-        trainable_tensors=totals.trainable_tensors,
-        frozen_tensors=totals.frozen_tensors,
-        frozen_hashed=prepared.proof.count,
-        config=resolved.plain(),
-        notes=(*data.notes, *plan.freeze.warnings),
-    )
-
-
-def _prepare(config: Config, progress: Progress) -> _Prepared:
-    """The cheap checks first: folders, patterns and sizes fail before weights are read."""
-    make_deterministic()
-    device = select_device(config.runtime.device)
-    data = find_train_val(config.data, seed=config.seed, progress=progress)
-    for note in data.notes:
-        progress.say(note)
-    num_classes = len(data.train.class_names)
-    plan = make_plan(config, num_classes)
-    for warning in plan.freeze.warnings:
-        progress.warn(warning)
-    sizes = batch_sizes(len(data.train), config.data.batch_size, join_last_of_one=True)
-    check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
-    workers = resolve_workers(config.data.workers, data.train)
-    resolved = resolve_config(config, plan, device=device.type, workers=workers)
-    model = build_untrained(plan.spec, num_classes, seed=config.seed)
-    load_pretrained(model, plan.spec)
-    apply_freeze(model, plan.freeze)
-    proof = take_proof(model, update_norm_stats=_updates_norm_stats(resolved))
-    progress.say(
-        f"{plan.spec.name}, weights {plan.spec.weights}: {len(data.train)} training and "
-        f"{len(data.val)} validation images of {num_classes} classes on {device.type}; "
-        f"{proof.count} frozen tensors hashed"
-    )
-    return _Prepared(resolved, data, plan, model.to(device), proof, device)
-
-
-def _updates_norm_stats(config: Config) -> bool:
-    return config.freeze.norm_stats == "update"
-
-
-def _run_epochs(prepared: _Prepared, folder: Path, progress: Progress) -> tuple[_Epoch, _Epoch]:
+def _run_epochs(prepared: Prepared, folder: Path, progress: Progress) -> tuple[_Epoch, _Epoch]:
     """Train, and after each epoch evaluate, record and save; returns the best and the last."""
-    config, model = prepared.config, prepared.model
+    config, model, live = prepared.config, prepared.model, prepared.engine.live
     num_classes = prepared.plan.num_classes
-    training = _batches(prepared, training=True)
-    validation = _batches(prepared, training=False)
-    optimizer = build_optimizer(model.parameters(), config.optimizer)
+    training = _source(prepared, progress, training=True)
+    validation = _source(prepared, progress, training=False)
+    optimizer = build_optimizer(live.parameters(), config.optimizer)
     schedule = build_schedule(
         optimizer, config.schedule, epochs=config.train.epochs, steps_per_epoch=len(training)
     )
     total = config.train.epochs
     best: _Epoch | None = None
     for trained in train_epochs(
-        model,
+        live,
         batches=lambda epoch: progress.track(
             training.epoch(epoch), f"epoch {epoch}/{total}", total=len(training)
         ),
         optimizer=optimizer,
         schedule=schedule,
-        set_mode=lambda: set_train_mode(model, update_norm_stats=_updates_norm_stats(config)),
+        set_mode=lambda: set_train_mode(model, update_norm_stats=updates_norm_stats(config)),
         epochs=total,
         num_classes=num_classes,
         seed=config.seed,
@@ -163,7 +94,7 @@ def _run_epochs(prepared: _Prepared, folder: Path, progress: Progress) -> tuple[
         aux_weight=prepared.plan.spec.family.aux_weight,
     ):
         tracked = progress.track(validation.epoch(), "evaluate", total=len(validation))
-        epoch = _Epoch(trained, evaluate(model, tracked, num_classes=num_classes))
+        epoch = _Epoch(trained, evaluate(live, tracked, num_classes=num_classes))
         _refuse_not_a_number(epoch, config)
         append_line(folder / run_folder.METRICS, json.dumps(epoch.record()))
         metadata = _metadata(prepared, epoch)
@@ -203,17 +134,17 @@ class _Epoch:
         )
 
 
-def _batches(prepared: _Prepared, *, training: bool) -> Batches:
-    config = prepared.config
-    return Batches(
-        prepared.data.train if training else prepared.data.val,
-        prepared.plan.spec.preprocessing,
-        batch_size=config.data.batch_size,
+def _source(prepared: Prepared, progress: Progress, *, training: bool) -> Source:
+    config, data = prepared.config, prepared.data
+    return make_source(
+        prepared.engine,
+        config,
+        data.train if training else data.val,
+        views=training_views(config) if training else Views.of("none"),
         workers=config.data.workers,
-        device=prepared.device,
-        policy=config.augment.policy if training else "none",
         shuffle=training,
-        seed=config.seed,
+        what="training" if training else "validation",
+        progress=progress,
     )
 
 
@@ -226,7 +157,7 @@ def _refuse_not_a_number(epoch: _Epoch, config: Config) -> None:
             )
 
 
-def _metadata(prepared: _Prepared, epoch: _Epoch) -> Metadata:
+def _metadata(prepared: Prepared, epoch: _Epoch) -> Metadata:
     spec, freeze = prepared.plan.spec, prepared.plan.freeze
     return Metadata(
         model_name=spec.name,
@@ -258,7 +189,7 @@ def _verify_saved(proof: Proof, folder: Path) -> int:
 
 
 def _summary(
-    prepared: _Prepared,
+    prepared: Prepared,
     report: FreezeReport,
     best: _Epoch,
     last: _Epoch,

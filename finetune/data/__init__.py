@@ -1,0 +1,1 @@
+"""Images: where they lie, which belong together, how they become tensors."""

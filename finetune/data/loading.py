@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
 
 from finetune.config import PreprocessingConfig
 from finetune.data.folders import Images
 from finetune.data.transforms import build_transform, normalise, read_image
+from finetune.data.views import Views
 from finetune.errors import DataError
 from finetune.keyed import seed_for
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(N, 3, H, W)`` float32 normalised, labels ``(N,)`` int64, on the device."""
 
-_Key = tuple[int, int]  # epoch, index
+Key = tuple[int, int]
+"""Index of an image, and which view of it."""
 _BYTES_WORTH_A_WORKER = 16 * 2**20
 
 
@@ -34,52 +37,72 @@ class Unreadable:
     reason: str
 
 
-class _PhotoDataset(Dataset[tuple[Tensor, int] | Unreadable]):
-    def __init__(self, images: Images, transform: v2.Transform, seed: int) -> None:
-        self.images = images
-        self.transform = transform
-        self.seed = seed
+class PhotoDataset(Dataset[tuple[Tensor, int] | Unreadable]):
+    """uint8 pixels ``(3, crop, crop)`` and label of a view of an image."""
 
-    def __getitem__(self, key: _Key) -> tuple[Tensor, int] | Unreadable:
-        epoch, index = key
-        path = self.images.paths[index]
-        try:
-            photo = read_image(path)
-        except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-            return Unreadable(path, str(error) or type(error).__name__)
-        # transforms.v2 draws from torch's global generator and takes no other.
-        generator = torch.default_generator
-        before = generator.get_state()
-        generator.manual_seed(seed_for(self.seed, "augment", epoch, index))
-        try:
-            pixels = self.transform(photo)
-        finally:
-            generator.set_state(before)
-        return pixels, self.images.labels[index]
+    def __init__(self, images: Images, preprocessing: PreprocessingConfig, views: Views) -> None:
+        self.images = images
+        self.views = views
+        self.transform = build_transform(preprocessing, random_crop=views.policy == "crop_flip")
+
+    def __getitems__(self, keys: list[Key]) -> list[tuple[Tensor, int] | Unreadable]:
+        """The views asked for; one image is decoded once for neighbouring views of it."""
+        return [
+            sample
+            for index, group in itertools.groupby(keys, key=lambda key: key[0])
+            for sample in self._views_of(index, [view for _, view in group])
+        ]
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int] | Unreadable:
+        return self.__getitems__([key])[0]
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def _views_of(self, index: int, views: list[int]) -> list[tuple[Tensor, int] | Unreadable]:
+        path, label = self.images.paths[index], self.images.labels[index]
+        try:
+            photo = read_image(path)
+        except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+            return [Unreadable(path, str(error) or type(error).__name__)] * len(views)
+        if self.views.are_random:
+            return [(self._drawn(photo, index, view), label) for view in views]
+        pixels: Tensor = self.transform(photo)
+        return [(pixels.flip(2) if view else pixels, label) for view in views]
 
-class _KeyedBatches(Sampler[list[_Key]]):
-    """Positions in batches; the order is a function of seed and epoch."""
+    def _drawn(self, photo: Image, index: int, view: int) -> Tensor:
+        # transforms.v2 draws from torch's global generator and takes no other.
+        generator = torch.default_generator
+        before = generator.get_state()
+        generator.manual_seed(self.views.seed_of(index, view))
+        try:
+            pixels: Tensor = self.transform(photo)
+        finally:
+            generator.set_state(before)
+        return pixels
 
-    def __init__(self, count: int, batch_size: int, *, seed: int, shuffle: bool) -> None:
+
+class KeyedBatches(Sampler[list[Key]]):
+    """Images and views in batches; order and views are functions of seed and epoch."""
+
+    def __init__(self, count: int, batch_size: int, *, views: Views, shuffle: bool) -> None:
         self.count = count
         self.batch_size = batch_size
-        self.seed = seed
+        self.views = views
         self.shuffle = shuffle
         self.epoch = 0
 
-    def __iter__(self) -> Iterator[list[_Key]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         if self.shuffle:
-            generator = torch.Generator().manual_seed(seed_for(self.seed, "order", self.epoch))
+            seed = seed_for(self.views.seed, "order", self.epoch)
+            generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(self.count, generator=generator).tolist()
         else:
             order = list(range(self.count))
         start = 0
         for size in batch_sizes(self.count, self.batch_size, join_last_of_one=self.shuffle):
-            yield [(self.epoch, index) for index in order[start : start + size]]
+            chosen = order[start : start + size]
+            yield [(index, self.views.pick(self.epoch, index)) for index in chosen]
             start += size
 
     def __len__(self) -> int:
@@ -111,7 +134,7 @@ def _collate(
 
 
 class Batches:
-    """The batches of one split, epoch by epoch."""
+    """The batches of one split, epoch by epoch, decoded anew each time."""
 
     def __init__(
         self,
@@ -121,21 +144,14 @@ class Batches:
         batch_size: int,
         workers: int,
         device: torch.device,
-        policy: str = "none",
+        views: Views,
         shuffle: bool = False,
-        seed: int = 0,
     ) -> None:
-        self.images = images
         self.device = device
         self.preprocessing = preprocessing
-        self._sampler = _KeyedBatches(len(images), batch_size, seed=seed, shuffle=shuffle)
-        self._loader = DataLoader(
-            _PhotoDataset(images, build_transform(preprocessing, policy), seed),
-            batch_sampler=self._sampler,
-            num_workers=workers,
-            collate_fn=_collate,
-            persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
+        self._sampler = KeyedBatches(len(images), batch_size, views=views, shuffle=shuffle)
+        self._loader = photo_loader(
+            PhotoDataset(images, preprocessing, views), self._sampler, workers, device
         )
 
     def __len__(self) -> int:
@@ -147,17 +163,46 @@ class Batches:
         Raises:
             DataError: names an image that cannot be decoded.
         """
-        self._sampler.epoch = epoch
-        for loaded in self._loader:
-            if isinstance(loaded, list):
-                broken = loaded[0]
-                raise DataError(
-                    f"{broken.path}: cannot be decoded ({broken.reason}); "
-                    "repair it, or move it out of the class folder"
-                )
-            pixels, labels = loaded
+        for pixels, labels in self.pixels(epoch):
             images = normalise(pixels.to(self.device, non_blocking=True), self.preprocessing)
             yield images, labels.to(self.device, non_blocking=True)
+
+    def pixels(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `epoch`, before normalisation: uint8 pixels and labels, on the CPU."""
+        self._sampler.epoch = epoch
+        yield from readable(self._loader)
+
+
+def photo_loader(
+    dataset: PhotoDataset, batches: Iterable[list[Key]], workers: int, device: torch.device
+) -> Iterable[tuple[Tensor, Tensor] | list[Unreadable]]:
+    """torch's loader over batches of keys."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def readable(
+    loader: Iterable[tuple[Tensor, Tensor] | list[Unreadable]],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pass on pixels ``(N, 3, H, W)`` uint8 and labels.
+
+    Raises:
+        DataError: names an image that cannot be decoded.
+    """
+    for loaded in loader:
+        if isinstance(loaded, list):
+            broken = loaded[0]
+            raise DataError(
+                f"{broken.path}: cannot be decoded ({broken.reason}); "
+                "repair it, or move it out of the class folder"
+            )
+        yield loaded
 
 
 def resolve_workers(workers: int | str, images: Images) -> int:

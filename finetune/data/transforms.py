@@ -30,23 +30,21 @@ def read_image(path: Any) -> Image.Image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def build_transform(preprocessing: PreprocessingConfig, policy: str) -> v2.Transform:
+def build_transform(preprocessing: PreprocessingConfig, *, random_crop: bool) -> v2.Transform:
     """From an RGB photo to uint8 pixels ``(3, crop, crop)``.
 
-    Args:
-        policy: ``none`` is what evaluation does and what the weights' own preset does before it
-            scales and normalises; ``flip`` mirrors half of the images; ``crop_flip`` also takes
-            random crops (RandomResizedCrop, Szegedy et al. 2014).
+    Without random crops this is what evaluation does, and what the weights' own preset does before
+    it scales and normalises. With them it is RandomResizedCrop (Szegedy et al. 2014) and a mirror
+    image half of the time.
     """
     interpolation = _INTERPOLATION[preprocessing.interpolation]
     crop = preprocessing.crop
-    if policy == "crop_flip":
-        steps = [v2.RandomResizedCrop(crop, interpolation=interpolation, antialias=True)]
+    if random_crop:
+        random_resized = v2.RandomResizedCrop(crop, interpolation=interpolation, antialias=True)
+        steps = [random_resized, v2.RandomHorizontalFlip()]
     else:
         resize = v2.Resize(preprocessing.resize, interpolation=interpolation, antialias=True)
         steps = [resize, v2.CenterCrop(crop)]
-    if policy in ("flip", "crop_flip"):
-        steps.append(v2.RandomHorizontalFlip())
     return v2.Compose([*steps, v2.PILToTensor()])
 
 

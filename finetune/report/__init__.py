@@ -1,0 +1,1 @@
+"""Result dataclasses to text or JSON; knows no torch."""

@@ -1,0 +1,42 @@
+"""``finetune train --dry-run``: everything that ``train`` does up to its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune import run_folder
+from finetune.commands.preparation import prepare
+from finetune.config import Config
+from finetune.data.loading import batch_sizes
+from finetune.planning import make_freeze_report
+from finetune.progress import Progress, Silent
+from finetune.results import DryRun
+
+
+def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | None = None) -> DryRun:
+    """Everything that `train` does up to its first step; writes nothing."""
+    progress = progress or Silent()
+    run_folder.check_usable(Path(config.output_dir), overwrite=overwrite)
+    prepared = prepare(config, progress)
+    plan, data, resolved = prepared.plan, prepared.data, prepared.config
+    totals = make_freeze_report(plan, resolved).totals
+    sizes = batch_sizes(len(data.train), resolved.data.batch_size, join_last_of_one=True)
+    return DryRun(
+        dry_run=True,
+        run_dir=resolved.output_dir,
+        model=plan.spec.name,
+        weights=plan.spec.weights,
+        head=plan.spec.family.head,
+        device=prepared.engine.device.type,
+        class_names=data.train.class_names,
+        num_train=len(data.train),
+        num_val=len(data.val),
+        batches_per_epoch=len(sizes),
+        trainable_parameters=totals.trainable,
+        frozen_parameters=totals.frozen,
+        trainable_tensors=totals.trainable_tensors,
+        frozen_tensors=totals.frozen_tensors,
+        frozen_hashed=prepared.proof.count,
+        config=resolved.plain(),
+        notes=(*data.notes, *plan.freeze.warnings),
+    )

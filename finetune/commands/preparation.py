@@ -1,0 +1,109 @@
+"""Everything that is settled before the first step; the cheap checks come first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from finetune.config import Config
+from finetune.data.folders import TrainVal, find_train_val
+from finetune.data.loading import batch_sizes, resolve_workers
+from finetune.data.views import Views
+from finetune.engine import Engine, build_engine, resolve_cache
+from finetune.model import build_untrained, check_input_size
+from finetune.planning import Plan, apply_freeze, make_plan, resolve_config, resolve_policy
+from finetune.progress import Progress
+from finetune.proof import Proof, take_proof
+from finetune.runtime import make_deterministic, select_device
+from finetune.train_mode import set_train_mode
+from finetune.weights import load_pretrained
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything settled before the first step."""
+
+    config: Config
+    """Resolved."""
+    data: TrainVal
+    plan: Plan
+    model: nn.Module
+    """Whole; its live modules are also the engine's."""
+    engine: Engine
+    proof: Proof
+
+
+def prepare(config: Config, progress: Progress) -> Prepared:
+    """The cheap checks first: folders, patterns and sizes fail before weights are read."""
+    make_deterministic()
+    device = select_device(config.runtime.device)
+    data = find_train_val(config.data, seed=config.seed, progress=progress)
+    for note in data.notes:
+        progress.say(note)
+    num_classes = len(data.train.class_names)
+    plan = make_plan(config, num_classes)
+    for warning in plan.freeze.warnings:
+        progress.warn(warning)
+    sizes = batch_sizes(len(data.train), config.data.batch_size, join_last_of_one=True)
+    check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
+    model = build_untrained(plan.spec, num_classes, seed=config.seed)
+    load_pretrained(model, plan.spec)
+    apply_freeze(model, plan.freeze)
+    updates = updates_norm_stats(config)
+    proof = take_proof(model, update_norm_stats=updates)
+    model.to(device)
+    set_train_mode(model, update_norm_stats=updates)
+    progress.say(
+        f"{plan.spec.name}, weights {plan.spec.weights}: {len(data.train)} training and "
+        f"{len(data.val)} validation images of {num_classes} classes on {device.type}; "
+        f"{proof.count} frozen tensors hashed"
+    )
+    engine = build_engine(
+        model,
+        config,
+        plan.spec.preprocessing,
+        data.train,
+        frozen=proof.sha256,
+        device=device,
+        progress=progress,
+    )
+    resolved = _resolve(config, plan, data, engine, progress)
+    return Prepared(resolved, data, plan, model, engine, proof)
+
+
+def _resolve(
+    config: Config, plan: Plan, data: TrainVal, engine: Engine, progress: Progress
+) -> Config:
+    policy = resolve_policy(config, plan, features_worth_keeping=engine.worth_keeping)
+    resolved = resolve_config(
+        config,
+        plan,
+        device=engine.device.type,
+        workers=resolve_workers(config.data.workers, data.train),
+        policy=policy,
+    )
+    cache = resolve_cache(
+        resolved, engine, len(data.train), len(data.val), training_views(resolved), progress
+    )
+    if config.augment.policy == "auto" and policy == "flip" and cache != "off":
+        progress.say(
+            "augment.policy auto is flip: two views of each image are computed once; crop_flip "
+            "would run the frozen part in every epoch (augment.views bounds that)"
+        )
+    runtime = {"precision": engine.form.precision, "memory_format": engine.form.memory_format}
+    return resolved.model_copy(
+        update={
+            "features": resolved.features.model_copy(update={"cache": cache}),
+            "runtime": resolved.runtime.model_copy(update=runtime),
+        }
+    )
+
+
+def training_views(config: Config) -> Views:
+    """Of the training images."""
+    return Views.of(config.augment.policy, crops=config.augment.views, seed=config.seed)
+
+
+def updates_norm_stats(config: Config) -> bool:
+    return config.freeze.norm_stats == "update"

@@ -1,0 +1,199 @@
+"""A network ready to train or to be evaluated: split, in its form, with its batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune.config import Config, PreprocessingConfig
+from finetune.data.folders import Images
+from finetune.data.loading import Batches, PhotoDataset
+from finetune.data.transforms import normalise
+from finetune.data.views import Views
+from finetune.features import (
+    WORTH_KEEPING_BYTES,
+    CachedFeatures,
+    Computation,
+    PrefixBatches,
+    Source,
+    WholeImages,
+    decide_cache,
+    filled_store,
+    frozen_identity,
+    image_bytes,
+    layout_of,
+)
+from finetune.form import Form, choose_form, forward_runner, training_runner
+from finetune.progress import Progress
+from finetune.split import Features, Split, split_model
+
+_TIMED_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The two parts of a network and how they compute.
+
+    Attributes:
+        live: What the loop trains; it takes what a `Source` yields.
+    """
+
+    split: Split
+    live: nn.Module
+    form: Form
+    preprocessing: PreprocessingConfig
+    device: torch.device
+    identity: str
+
+    @property
+    def computation(self) -> Computation:
+        """How features come about."""
+        return Computation(self.split, self.form, self.preprocessing, self.device, self.identity)
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether there are features, small enough to keep."""
+        if self.split.prefix is None:
+            return False
+        return image_bytes(self.split, self.form) <= WORTH_KEEPING_BYTES
+
+
+class _Autocast(nn.Module):
+    """A model without a prefix in bfloat16, where torch finds that safe; logits in float32."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.module = module
+        self.device_type = device.type
+
+    def forward(self, images: Features) -> Any:
+        """As the module, in float32."""
+        with torch.autocast(self.device_type, torch.bfloat16):
+            output = self.module(images)
+        if isinstance(output, Tensor):
+            return output.float()
+        return tuple(part.float() for part in output if part is not None)
+
+
+def build_engine(
+    model: nn.Module,
+    config: Config,
+    preprocessing: PreprocessingConfig,
+    images: Images,
+    *,
+    frozen: dict[str, str],
+    device: torch.device,
+    progress: Progress,
+) -> Engine:
+    """Split a network whose ``requires_grad`` flags and modes are set for training.
+
+    Args:
+        model: On the device. Its live modules become part of the engine, and train in place.
+        images: A few of them are decoded where forms of arithmetic have to be timed.
+        frozen: Name and SHA-256 of every frozen tensor.
+    """
+    split = split_model(model, crop=preprocessing.crop)
+    identity = frozen_identity(split, frozen)
+    form = _choose_form(model, split, config, preprocessing, images, identity, device, progress)
+    if split.prefix is not None:
+        form.arrange(split.prefix, cast=True)
+    live = form.arrange(split.live, cast=False)
+    if split.prefix is None and form.precision == "bfloat16":
+        live = _Autocast(live, device)
+    return Engine(split, live, form, preprocessing, device, identity)
+
+
+def _choose_form(
+    model: nn.Module,
+    split: Split,
+    config: Config,
+    preprocessing: PreprocessingConfig,
+    images: Images,
+    identity: str,
+    device: torch.device,
+    progress: Progress,
+) -> Form:
+    def batch() -> Tensor:
+        dataset = PhotoDataset(images, preprocessing, Views.of("none"))
+        count = min(_TIMED_IMAGES, len(images))
+        samples = dataset.__getitems__([(i * len(images) // count, 0) for i in range(count)])
+        pixels = [sample[0] for sample in samples if isinstance(sample, tuple)]
+        blank = torch.zeros(3, preprocessing.crop, preprocessing.crop, dtype=torch.uint8)
+        return normalise(torch.stack(pixels or [blank] * 2).to(device), preprocessing)
+
+    def run(form: Form) -> Any:
+        if split.prefix is not None:
+            return forward_runner(split.prefix, batch())(form)
+        return training_runner(model, batch())(form)
+
+    choice = choose_form(config.runtime, run, images=_TIMED_IMAGES, key=identity)
+    if choice.seconds:
+        timed = ", ".join(f"{name} {1 / seconds:,.0f}" for name, seconds in choice.seconds.items())
+        progress.say(f"fastest form here: {choice.form} (images/s: {timed})")
+    return choice.form
+
+
+def resolve_cache(
+    config: Config, engine: Engine, num_train: int, num_val: int, views: Views, progress: Progress
+) -> str:
+    """What ``features.cache`` means for this run."""
+    if engine.split.prefix is None:
+        return "off"
+    computation = engine.computation
+    rows_bytes = layout_of(computation, num_val, 1).num_bytes
+    if views.count is not None:
+        rows_bytes += layout_of(computation, num_train, views.count).num_bytes
+    return decide_cache(config.features, computation, rows_bytes, progress=progress)
+
+
+def make_source(
+    engine: Engine,
+    config: Config,
+    images: Images,
+    *,
+    views: Views,
+    workers: int,
+    shuffle: bool,
+    what: str,
+    progress: Progress,
+) -> Source:
+    """The batches of one split, in the form that the live part takes.
+
+    Args:
+        config: Resolved: ``features.cache`` is not auto.
+    """
+    batch_size = config.data.batch_size
+    if config.features.cache != "off" and views.count is not None and engine.split.prefix:
+        store = filled_store(
+            config.features,
+            config.features.cache,
+            engine.computation,
+            images,
+            views,
+            workers=workers,
+            what=what,
+            progress=progress,
+        )
+        return CachedFeatures(
+            store,
+            images,
+            batch_size=batch_size,
+            views=views,
+            shuffle=shuffle,
+            device=engine.device,
+        )
+    batches = Batches(
+        images,
+        engine.preprocessing,
+        batch_size=batch_size,
+        workers=workers,
+        device=engine.device,
+        views=views,
+        shuffle=shuffle,
+    )
+    if engine.split.prefix is None:
+        return WholeImages(batches, engine.form)
+    return PrefixBatches(batches, engine.computation)

@@ -1,0 +1,217 @@
+"""Features on disk or in memory: filled block by block, each with a checksum, read by row.
+
+A store is a folder: ``meta.json`` says what it holds, ``N.bin`` are plain arrays of rows, and
+``blocks.log`` has a line for each block that is whole, with its CRC-32. A block without a line, or
+whose bytes disagree, is computed again; so an interrupted filling goes on where it stopped, and a
+half-filled store is never taken for a whole one. Files are mapped, not read: the memory they take
+is the system's page cache, which it takes back at need.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import torch
+from torch import Tensor
+
+from finetune.files import write_text
+
+FORMAT = 1
+_META = "meta.json"
+_LOG = "blocks.log"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows of one or several tensors.
+
+    Attributes:
+        rows: One for each view of each image: ``image * views + view``.
+        shapes: Of one row of each tensor.
+        block_rows: Rows that are computed together, always the same ones.
+    """
+
+    rows: int
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str
+    block_rows: int
+
+    @property
+    def num_blocks(self) -> int:
+        """The last one may be shorter."""
+        return -(-self.rows // self.block_rows)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all rows."""
+        size = _DTYPES[self.dtype].itemsize
+        return self.rows * size * sum(torch.Size(shape).numel() for shape in self.shapes)
+
+    def rows_of(self, block: int) -> slice:
+        """The rows of a block."""
+        return slice(block * self.block_rows, min((block + 1) * self.block_rows, self.rows))
+
+
+class FeatureStore:
+    """Features of one split; ``folder`` is None for features kept in memory only."""
+
+    def __init__(self, layout: Layout, folder: Path | None, description: dict[str, str]) -> None:
+        self.layout = layout
+        self.folder = folder
+        self.damaged = 0
+        """Blocks that had been written and whose bytes disagree."""
+        self._whole: set[int] = set()
+        if folder is None:
+            dtype = _DTYPES[layout.dtype]
+            self.tensors = [
+                torch.empty(layout.rows, *shape, dtype=dtype) for shape in layout.shapes
+            ]
+            return
+        self._open_folder(folder, description)
+        self.tensors = [
+            torch.from_file(
+                str(folder / f"{i}.bin"),
+                shared=True,
+                size=layout.rows * torch.Size(shape).numel(),
+                dtype=_DTYPES[layout.dtype],
+            ).reshape(layout.rows, *shape)
+            for i, shape in enumerate(layout.shapes)
+        ]
+        self._check_blocks(folder)
+
+    @property
+    def missing(self) -> list[int]:
+        """Blocks that are still to be computed."""
+        return [block for block in range(self.layout.num_blocks) if block not in self._whole]
+
+    def put(self, block: int, features: Sequence[Tensor]) -> None:
+        """Store a block's rows, then say that it is whole."""
+        rows = self.layout.rows_of(block)
+        for tensor, values in zip(self.tensors, features, strict=True):
+            tensor[rows] = values
+        self._whole.add(block)
+        if self.folder is not None:
+            with (self.folder / _LOG).open("a", encoding="ascii") as log:
+                log.write(f"{block} {self._checksum(block):08x}\n")
+
+    def take(self, rows: Tensor) -> list[Tensor]:
+        """Copies of these rows, in this order."""
+        return [tensor[rows] for tensor in self.tensors]
+
+    def _open_folder(self, folder: Path, description: dict[str, str]) -> None:
+        meta = {
+            "format": FORMAT,
+            "rows": self.layout.rows,
+            "shapes": [list(shape) for shape in self.layout.shapes],
+            "dtype": self.layout.dtype,
+            "block_rows": self.layout.block_rows,
+            "description": description,
+        }
+        if folder.exists() and _read_meta(folder) != meta:
+            self.damaged = 1
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        size = _DTYPES[self.layout.dtype].itemsize
+        for i, shape in enumerate(self.layout.shapes):
+            path = folder / f"{i}.bin"
+            path.touch()
+            num_bytes = self.layout.rows * torch.Size(shape).numel() * size
+            if path.stat().st_size != num_bytes:
+                with path.open("r+b") as file:
+                    file.truncate(num_bytes)
+        if _read_meta(folder) != meta:
+            write_text(folder / _META, json.dumps(meta))
+        else:
+            (folder / _META).touch()  # the least recently used store is the first to go
+
+    def _check_blocks(self, folder: Path) -> None:
+        log = folder / _LOG
+        expected: dict[int, str] = {}
+        if log.exists():
+            for line in log.read_text(encoding="ascii", errors="replace").splitlines():
+                block, _, checksum = line.partition(" ")
+                if block.isdigit() and int(block) < self.layout.num_blocks and len(checksum) == 8:
+                    expected[int(block)] = checksum
+        for written, stated in expected.items():
+            if f"{self._checksum(written):08x}" == stated:
+                self._whole.add(written)
+            else:
+                self.damaged += 1
+
+    def _checksum(self, block: int) -> int:
+        checksum = 0
+        for tensor in self.tensors:
+            rows = tensor[self.layout.rows_of(block)].reshape(-1).view(torch.uint8)
+            checksum = zlib.crc32(rows.numpy().data, checksum)
+        return checksum
+
+
+def _read_meta(folder: Path) -> object:
+    try:
+        return json.loads((folder / _META).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def cache_root(configured: str | None) -> Path:
+    """Where stores lie: ``features.dir``, or the user's cache folder."""
+    if configured is not None:
+        return Path(configured).expanduser()
+    return platformdirs.user_cache_path("finetune") / "features"
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """One store as it lies on disk."""
+
+    folder: Path
+    description: dict[str, str]
+    num_bytes: int
+    used_at: float
+    """Seconds since the epoch."""
+
+
+def stored(root: Path) -> list[StoredFeatures]:
+    """Every store below ``root``, the least recently used first."""
+    found = []
+    for meta in root.glob(f"*/{_META}"):
+        content = _read_meta(meta.parent)
+        if isinstance(content, dict) and isinstance(content.get("description"), dict):
+            num_bytes = sum(f.stat().st_size for f in meta.parent.iterdir() if f.is_file())
+            used_at = meta.stat().st_mtime
+            found.append(StoredFeatures(meta.parent, content["description"], num_bytes, used_at))
+    return sorted(found, key=lambda store: store.used_at)
+
+
+def remove(store: StoredFeatures) -> None:
+    """Delete a store: the files it is made of, and the folder if nothing else lies there."""
+    for path in store.folder.iterdir():
+        if path.name in (_META, _LOG) or path.suffix == ".bin":
+            path.unlink(missing_ok=True)
+    if not any(store.folder.iterdir()):
+        store.folder.rmdir()
+
+
+def make_room(root: Path, num_bytes: int, *, limit: int, keep: Path) -> None:
+    """Remove the least recently used stores until ``num_bytes`` more stay below ``limit``."""
+    stores = [store for store in stored(root) if store.folder != keep]
+    used = sum(store.num_bytes for store in stores)
+    for store in stores:
+        if used + num_bytes <= limit:
+            return
+        remove(store)
+        used -= store.num_bytes
+
+
+def disk_limit(root: Path) -> int:
+    """Bytes that features may take: a tenth of what is free, what they take now counted as free."""
+    existing = next(p for p in (root, *root.absolute().parents) if p.exists())
+    used = sum(store.num_bytes for store in stored(root))
+    return (shutil.disk_usage(existing).free + used) // 10

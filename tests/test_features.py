@@ -1,0 +1,324 @@
+"""Cached features: the same training as without, and nothing damaged is ever taken for whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune import feature_cache, features
+from finetune.backbones import BUNDLED_MODEL
+from finetune.checkpoint import load_checkpoint
+from finetune.commands.evaluate import evaluate_checkpoint
+from finetune.commands.train import train
+from finetune.config import Config
+from finetune.data.views import Views
+from finetune.feature_cache import FeatureStore, Layout, make_room, stored
+from finetune.progress import Silent
+from finetune.split import Prefix
+
+Make = Callable[..., Config]
+LAYOUT = Layout(rows=10, shapes=((3,), (2, 2)), dtype="float32", block_rows=4)
+
+
+class Told(Silent):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    warn = say
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The size of each batch that the frozen prefix computed."""
+    sizes: list[int] = []
+    real = Prefix.forward
+
+    def counting(self: Prefix, images: torch.Tensor) -> object:
+        sizes.append(len(images))
+        return real(self, images)
+
+    monkeypatch.setattr(Prefix, "forward", counting)
+    return sizes
+
+
+# Forms fixed, so that no timing runs the prefix.
+FIXED = {"precision": "float32", "memory_format": "contiguous"}
+
+
+def live_weights(config: Config) -> torch.Tensor:
+    state, metadata = load_checkpoint(Path(config.output_dir) / "last.pt")
+    frozen = set(metadata.freeze_plan.names)
+    buffers = ("running_mean", "running_var", "num_batches_tracked", "position_index")
+    live = [v for k, v in state.items() if k not in frozen and not k.endswith(buffers)]
+    return torch.cat([value.flatten() for value in live])
+
+
+@pytest.mark.parametrize(
+    ("name", "patterns", "crop"),
+    [
+        ("shufflenet_v2_x0_5", ["*"], 32),
+        ("shufflenet_v2_x0_5", ["*", "!conv5.*"], 32),
+        ("densenet121", ["*"], 64),
+        ("vit_b_32", ["*", "!encoder.layers.encoder_layer_11.*"], 32),
+    ],
+)
+def test_twenty_cached_steps_equal_twenty_uncached_ones(
+    make_config: Make, tmp_path: Path, name: str, patterns: list[str], crop: int
+) -> None:
+    runs = []
+    for cache in ("off", "memory", "disk"):
+        config = make_config(
+            model={
+                "name": name,
+                "weights": "bundled" if name == BUNDLED_MODEL else "none",
+                "preprocessing": {"resize": crop, "crop": crop},
+            },
+            freeze={"patterns": patterns},
+            augment={"policy": "flip"},
+            features={"cache": cache},
+            runtime=FIXED,
+            train={"epochs": 7},  # of three steps each
+            output_dir=str(tmp_path / cache),
+        )
+        train(config)
+        runs.append(live_weights(config))
+    uncached, in_memory, on_disk = runs
+    assert torch.equal(in_memory, on_disk)
+    assert float((uncached - on_disk).norm() / uncached.norm()) < 1e-4
+
+
+def test_a_wrong_view_is_noticed_by_that_comparison(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    real = Views.pick
+
+    def wrong(self: Views, epoch: int, index: int) -> int:
+        return 1 - real(self, epoch, index) if index == 0 else real(self, epoch, index)
+
+    for name in ("right", "wrong"):
+        if name == "wrong":
+            monkeypatch.setattr(Views, "pick", wrong)
+        config = make_config(
+            model={"weights": "bundled"},
+            augment={"policy": "flip"},
+            features={"cache": "memory"},
+            runtime=FIXED,
+            train={"epochs": 7},
+            output_dir=str(tmp_path / name),
+        )
+        train(config)
+        runs.append(live_weights(config))
+    assert float((runs[0] - runs[1]).norm() / runs[0].norm()) > 1e-4
+
+
+def test_a_second_run_with_other_settings_computes_no_backbone_forward(
+    make_config: Make, tmp_path: Path, forwards: list[int]
+) -> None:
+    train(make_config(model={"weights": "bundled"}, runtime=FIXED))
+    assert forwards
+    forwards.clear()
+    train(
+        make_config(
+            model={"weights": "bundled"},
+            runtime=FIXED,
+            optimizer={"lr": 0.3},
+            train={"epochs": 3, "label_smoothing": 0.1},
+            seed=5,
+            output_dir=str(tmp_path / "second"),
+        )
+    )
+    assert not forwards
+
+
+def test_each_image_is_computed_once_for_each_view_in_blocks_of_one_size(
+    make_config: Make, forwards: list[int]
+) -> None:
+    train(make_config(runtime=FIXED, train={"epochs": 5}))
+    assert forwards == [32, 32, 32]  # 18 training images in two views; 10 for validation
+
+
+def test_another_image_file_is_another_key(
+    make_config: Make, photos: Path, tmp_path: Path, forwards: list[int]
+) -> None:
+    train(make_config(runtime=FIXED))
+    forwards.clear()
+    changed = photos / "train" / "class_0" / "0.png"
+    changed.write_bytes((photos / "train" / "class_0" / "1.png").read_bytes())
+    train(make_config(runtime=FIXED, output_dir=str(tmp_path / "second")))
+    assert len(forwards) == 2  # the validation features were kept
+
+
+def test_eval_reproduces_cached_figures_and_needs_no_forward(
+    make_config: Make, forwards: list[int]
+) -> None:
+    config = make_config(runtime=FIXED)
+    summary = train(config)
+    forwards.clear()
+    result = evaluate_checkpoint(Path(config.output_dir) / "best.pt")
+    assert (result.top1, result.loss) == (summary.val.top1, summary.val.loss)
+    assert not forwards
+
+
+def test_an_interrupted_filling_goes_on_where_it_stopped(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, forwards: list[int], photos: Path
+) -> None:
+    monkeypatch.setattr(features, "BLOCK_ROWS", 4)
+    config = make_config(runtime=FIXED)
+    real = FeatureStore.put
+
+    def interrupted(self: FeatureStore, block: int, values: list[torch.Tensor]) -> None:
+        if block == 5:
+            raise KeyboardInterrupt
+        real(self, block, values)
+
+    monkeypatch.setattr(FeatureStore, "put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.setattr(FeatureStore, "put", real)
+    forwards.clear()
+    train(config, overwrite=True)
+    assert len(forwards) == (9 - 5) + 3  # blocks of 36 training rows that lacked, and validation
+
+
+def filled(folder: Path | None) -> FeatureStore:
+    store = FeatureStore(LAYOUT, folder, {"root": "x"})
+    for block in store.missing:
+        rows = LAYOUT.rows_of(block)
+        size = rows.stop - rows.start
+        store.put(block, [torch.full((size, 3), block + 1.0), torch.full((size, 2, 2), -1.0)])
+    return store
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_store_gives_back_rows_in_the_order_asked_for(tmp_path: Path, on_disk: bool) -> None:
+    store = filled(tmp_path / "s" if on_disk else None)
+    first, second = store.take(torch.tensor([9, 0, 4]))
+    assert first[:, 0].tolist() == [3.0, 1.0, 2.0]
+    assert second.shape == (3, 2, 2)
+
+
+def test_rows_taken_are_copies(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s")
+    store.take(torch.tensor([0]))[0].zero_()
+    assert float(store.take(torch.tensor([0]))[0][0, 0]) == 1.0
+
+
+def test_a_whole_store_is_whole_when_opened_again(tmp_path: Path) -> None:
+    filled(tmp_path / "s")
+    again = FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"})
+    assert not again.missing
+    assert not again.damaged
+
+
+def test_a_flipped_bit_is_noticed_and_costs_its_block_alone(tmp_path: Path) -> None:
+    filled(tmp_path / "s")
+    path = tmp_path / "s" / "0.bin"
+    content = bytearray(path.read_bytes())
+    content[4 * 3 * 4 + 1] ^= 1
+    path.write_bytes(content)
+    again = FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"})
+    assert again.missing == [1]
+    assert again.damaged == 1
+
+
+def test_a_truncated_file_is_noticed(tmp_path: Path) -> None:
+    filled(tmp_path / "s")
+    path = tmp_path / "s" / "1.bin"
+    path.write_bytes(path.read_bytes()[:-30])
+    again = FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"})
+    assert 2 in again.missing
+
+
+def test_a_half_filled_store_is_not_taken_for_whole(tmp_path: Path) -> None:
+    store = FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"})
+    store.put(1, [torch.ones(4, 3), torch.ones(4, 2, 2)])
+    assert FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"}).missing == [0, 2]
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"format": 0}', "[]"])
+def test_a_foreign_store_is_replaced(tmp_path: Path, content: str) -> None:
+    filled(tmp_path / "s")
+    (tmp_path / "s" / "meta.json").write_text(content)
+    again = FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"})
+    assert again.missing == [0, 1, 2]
+    assert again.damaged
+
+
+def test_a_log_with_nonsense_counts_for_nothing(tmp_path: Path) -> None:
+    filled(tmp_path / "s")
+    with (tmp_path / "s" / "blocks.log").open("a") as log:
+        log.write("999 00000000\nx y\n\n7\n")
+    assert not FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"}).missing
+
+
+def test_damage_is_said_and_repaired_in_training(make_config: Make, own_cache: Path) -> None:
+    config = make_config(runtime=FIXED)
+    expected = train(config)
+    for path in own_cache.glob("finetune/features/*/0.bin"):
+        content = bytearray(path.read_bytes())
+        content[5] ^= 8
+        path.write_bytes(content)
+    told = Told()
+    again = train(config, overwrite=True, progress=told)
+    assert any("damaged features found" in line for line in told.lines)
+    assert again.val == expected.val
+
+
+def test_the_least_recently_used_stores_go_first(tmp_path: Path) -> None:
+    for age, name in enumerate(["new", "middle", "old"]):
+        filled(tmp_path / name)
+        meta = tmp_path / name / "meta.json"
+        os.utime(meta, (1000 - age, 1000 - age))
+    size = stored(tmp_path)[0].num_bytes
+    make_room(tmp_path, size, limit=2 * size + 5, keep=tmp_path / "other")
+    assert [store.folder.name for store in stored(tmp_path)] == ["new"]
+
+
+def test_removal_leaves_files_that_are_not_ours(tmp_path: Path) -> None:
+    filled(tmp_path / "s")
+    (tmp_path / "s" / "notes.txt").write_text("mine")
+    feature_cache.remove(stored(tmp_path)[0])
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["notes.txt"]
+
+
+def test_features_too_large_to_keep_are_computed_anew(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "WORTH_KEEPING_BYTES", 10)
+    config = make_config(runtime=FIXED)
+    told = Told()
+    train(config, progress=told)
+    assert any("not cached" in line for line in told.lines)
+    saved = (Path(config.output_dir) / "config.yaml").read_text()
+    assert "cache: off" in saved or "cache: 'off'" in saved
+
+
+def test_a_full_disk_is_one_message_with_the_ways_out(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FeatureStore, "put", full)
+    with pytest.raises(Exception, match=r"features.dir=FOLDER names another place") as caught:
+        train(make_config(runtime=FIXED))
+    assert getattr(caught.value, "exit_code", None) == 6
+
+
+def test_the_store_says_what_it_holds(make_config: Make, own_cache: Path) -> None:
+    train(make_config(runtime=FIXED))
+    metas = list(own_cache.glob("finetune/features/*/meta.json"))
+    assert len(metas) == 2
+    description = json.loads(metas[0].read_text())["description"]
+    assert {"identity", "preprocessing", "views", "form", "files", "versions"} <= description.keys()
