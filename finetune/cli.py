@@ -32,6 +32,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+cache = typer.Typer(
+    help="List or clear the features that earlier runs keep on disk.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(cache, name="cache")
+
 _debug = False
 
 
@@ -62,6 +69,10 @@ SetOption = Annotated[
         metavar="KEY=VALUE",
         help="Override a value of the config, as in train.epochs=3. Repeatable.",
     ),
+]
+CacheFolderOption = Annotated[
+    str | None,
+    typer.Option("--dir", metavar="FOLDER", help="As features.dir; default: the user's cache."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 DebugOption = Annotated[
@@ -180,6 +191,38 @@ def models(
     from finetune.report.text import render_models
 
     _emit(command.list_models(word), render_models, as_json)
+
+
+@cache.command(name="list")
+def cache_list(
+    folder: CacheFolderOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """List the stored features, the most recently used first."""
+    _emit(_cache_command().list_cache(folder), _cache_text(), as_json)
+
+
+@cache.command(name="clear")
+def cache_clear(
+    folder: CacheFolderOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Remove all stored features; they are computed again when they are needed."""
+    _emit(_cache_command().clear_cache(folder), _cache_text(), as_json)
+
+
+def _cache_command() -> Any:
+    with _torch_imports():
+        from finetune.commands import cache as command
+    return command
+
+
+def _cache_text() -> Any:
+    from finetune.report.text import render_cache
+
+    return render_cache
 
 
 def _checkpoint_path(checkpoint: str | None, config: str | None, overrides: list[str]) -> Path:

@@ -14,7 +14,6 @@ from finetune.data.loading import Batches, PhotoDataset
 from finetune.data.transforms import normalise
 from finetune.data.views import Views
 from finetune.features import (
-    WORTH_KEEPING_BYTES,
     CachedFeatures,
     Computation,
     PrefixBatches,
@@ -28,7 +27,7 @@ from finetune.features import (
 )
 from finetune.form import Form, choose_form, forward_runner, training_runner
 from finetune.progress import Progress
-from finetune.split import Features, Split, split_model
+from finetune.split import WORTH_KEEPING_BYTES, Features, Split, split_model
 
 _TIMED_IMAGES = 8
 
@@ -87,6 +86,7 @@ def build_engine(
     frozen: dict[str, str],
     device: torch.device,
     progress: Progress,
+    skeleton: nn.Module | None = None,
 ) -> Engine:
     """Split a network whose ``requires_grad`` flags and modes are set for training.
 
@@ -94,8 +94,9 @@ def build_engine(
         model: On the device. Its live modules become part of the engine, and train in place.
         images: A few of them are decoded where forms of arithmetic have to be timed.
         frozen: Name and SHA-256 of every frozen tensor.
+        skeleton: The same network on the meta device, where there is one already.
     """
-    split = split_model(model, crop=preprocessing.crop)
+    split = split_model(model, crop=preprocessing.crop, skeleton=skeleton)
     identity = frozen_identity(split, frozen)
     form = _choose_form(model, split, config, preprocessing, images, identity, device, progress)
     if split.prefix is not None:

@@ -40,13 +40,10 @@ from finetune.feature_cache import (
 from finetune.form import Form
 from finetune.progress import Progress
 from finetune.runtime import available_memory_bytes, versions
-from finetune.split import Features, Split
+from finetune.split import WORTH_KEEPING_BYTES, Features, Split
 
 BLOCK_ROWS = 32
 """Rows computed together: a value depends on its batch in the last bits, so batches are fixed."""
-
-WORTH_KEEPING_BYTES = 2**20
-"""Features above this size an image cost more to read than a photo costs to decode."""
 
 FeatureBatch = tuple[Features, Tensor]
 """Input of the live part, and labels ``(N,)`` int64, on the device."""

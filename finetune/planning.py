@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
 
 from finetune.config import Config, OptimizerConfig
-from finetune.cost import measure_cost
+from finetune.cost import Cost, measure_cost
+from finetune.data.views import Views
 from finetune.freeze import FreezePlan, plan_freeze
 from finetune.model import ModelSpec, build_skeleton, resolve_model
 from finetune.optim import STATE_TENSORS
 from finetune.results import (
     Boundary,
+    Cut,
     FreezeReport,
     Memory,
     NormRow,
@@ -21,6 +24,7 @@ from finetune.results import (
     PatternRow,
     Totals,
 )
+from finetune.split import WORTH_KEEPING_BYTES, Split, find_cut
 from finetune.train_mode import keeps_statistics, norm_layers, set_train_mode
 
 _BYTES = 4  # a float32
@@ -84,8 +88,20 @@ def resolve_config(config: Config, plan: Plan, *, device: str, workers: int, pol
     )
 
 
-def make_freeze_report(plan: Plan, config: Config) -> FreezeReport:
-    """The plan in figures."""
+def make_freeze_report(
+    plan: Plan,
+    config: Config,
+    *,
+    split: Split | None = None,
+    num_train: int | None = None,
+    num_val: int | None = None,
+) -> FreezeReport:
+    """The plan in figures.
+
+    Args:
+        split: Of the network, where it was made already.
+        num_train, num_val: Images, where the data is at hand; they decide the size of the cache.
+    """
     rows = _parameter_rows(plan)
     totals = _totals(rows)
     cost = measure_cost(plan.skeleton, crop=plan.spec.preprocessing.crop)
@@ -98,6 +114,7 @@ def make_freeze_report(plan: Plan, config: Config) -> FreezeReport:
         totals=totals,
         norm_layers=_norm_rows(plan.skeleton),
         backward_boundary=Boundary(cost.last_without_backward, cost.first_with_backward),
+        cut=_cut(plan, config, cost, split, num_train, num_val),
         memory=_memory(totals, config.optimizer),
         operations=Operations(
             input_size=plan.spec.preprocessing.crop,
@@ -108,6 +125,37 @@ def make_freeze_report(plan: Plan, config: Config) -> FreezeReport:
             backward_if_all_trained=cost.backward_everything,
         ),
         warnings=plan.freeze.warnings,
+    )
+
+
+def _cut(
+    plan: Plan,
+    config: Config,
+    cost: Cost,
+    split: Split | None,
+    num_train: int | None,
+    num_val: int | None,
+) -> Cut:
+    if split is None:
+        crop = plan.spec.preprocessing.crop
+        found = find_cut(plan.skeleton, crop=crop, skeleton=plan.skeleton)
+        after, crossing = found.after, found.shapes
+    else:
+        after, crossing = split.last, split.crossing
+    size = sum(math.prod(shape) for shape in crossing) * _BYTES
+    policy = resolve_policy(config, plan, features_worth_keeping=0 < size <= WORTH_KEEPING_BYTES)
+    views = Views.of(policy, crops=config.augment.views).count
+    known = num_train is not None and num_val is not None and views is not None
+    return Cut(
+        after=after,
+        crossing=crossing,
+        bytes_per_image=size,
+        forward_once=cost.forward_frozen / (cost.forward_frozen + cost.forward_live)
+        if after
+        else 0.0,
+        cache_bytes=size * ((num_train or 0) * (views or 0) + (num_val or 0))
+        if known and after
+        else None,
     )
 
 

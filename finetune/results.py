@@ -50,6 +50,18 @@ class TrainSummary:
 
 
 @dataclass(frozen=True)
+class PredictedTime:
+    """Seconds, from one batch of each part; ``fill_s`` is paid once, and by the first run alone.
+
+    The first two are None where there is nothing to keep.
+    """
+
+    fill_s: float | None
+    epoch_with_cache_s: float | None
+    epoch_without_cache_s: float
+
+
+@dataclass(frozen=True)
 class DryRun:
     """All that a training run settles before its first step."""
 
@@ -68,6 +80,7 @@ class DryRun:
     trainable_tensors: int
     frozen_tensors: int
     frozen_hashed: int
+    predicted: PredictedTime
     config: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -184,6 +197,26 @@ class Operations:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Where the frozen prefix ends.
+
+    Attributes:
+        after: Last node of the prefix; None where there is none, and everything runs every time.
+        crossing: Shape of each tensor that crosses, for one image.
+        bytes_per_image: Of what crosses, in float32.
+        forward_once: Share of the forward work that is done once.
+        cache_bytes: Of the config's data in the views of its policy; None where the data is
+            absent or every epoch draws new views.
+    """
+
+    after: str | None
+    crossing: tuple[tuple[int, ...], ...]
+    bytes_per_image: int
+    forward_once: float
+    cache_bytes: int | None
+
+
+@dataclass(frozen=True)
 class FreezeReport:
     """What is frozen, by which pattern, and what that saves."""
 
@@ -195,6 +228,7 @@ class FreezeReport:
     totals: Totals
     norm_layers: tuple[NormRow, ...]
     backward_boundary: Boundary
+    cut: Cut
     memory: Memory
     operations: Operations
     warnings: tuple[str, ...]
@@ -226,3 +260,24 @@ class ModelList:
     """The builders whose names hold a word."""
 
     models: tuple[ModelRow, ...]
+
+
+@dataclass(frozen=True)
+class CacheRow:
+    """Stored features; ``used_at`` in seconds since the epoch."""
+
+    key: str
+    root: str
+    views: str
+    form: str
+    num_bytes: int
+    used_at: float
+
+
+@dataclass(frozen=True)
+class CacheList:
+    """The stores below a folder, or those that were removed from it."""
+
+    folder: str
+    stores: tuple[CacheRow, ...]
+    removed: bool

@@ -30,6 +30,9 @@ from torchvision.ops import StochasticDepth
 Features = Tensor | tuple[Tensor, ...]
 """What crosses the cut: one tensor, or several; the first dimension counts images."""
 
+WORTH_KEEPING_BYTES = 2**20
+"""Features above this size an image cost more to read than a photo costs to decode."""
+
 # Their forward reads ``self.training``: traced through, the mode would be baked into the graph.
 _LEAVES = (StochasticDepth, ShiftedWindowAttention, ShiftedWindowAttentionV2)
 
@@ -90,30 +93,65 @@ class Prefix(nn.Module):
         return features
 
 
-def split_model(model: nn.Module, *, crop: int) -> Split:
-    """Cut a model whose ``requires_grad`` flags and modes are set for training.
+@dataclass(frozen=True)
+class Cut:
+    """Where a model is cut; a plan for `split_model`, made without a copy of anything.
+
+    Attributes:
+        crossing: Nodes whose values cross; none where there is no prefix.
+        kept: Nodes that the live part computes itself.
+    """
+
+    graph: fx.Graph
+    crossing: tuple[fx.Node, ...]
+    kept: frozenset[fx.Node]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def after(self) -> str | None:
+        """Path of the module that the prefix ends in or behind."""
+        return _path_of(self.crossing[-1]) if self.crossing else None
+
+
+def find_cut(model: nn.Module, *, crop: int, skeleton: nn.Module | None = None) -> Cut:
+    """Find the frozen prefix of a model whose flags and modes are set for training.
 
     Args:
         crop: Side of the input, in pixels, at which shapes are read off.
+        skeleton: The same network on the meta device, where there is one already.
     """
     graph = _Tracer().trace(model)
+    none = Cut(graph, (), frozenset(), ())
     if _graph_depends_on_mode(model, graph):
-        return Split(None, model, None, ())
+        return none
     live = _live_nodes(model, graph)
-    shapes = _shapes(model, graph, crop)
+    if any(node in live for node in _first_users(graph)):
+        return none
+    shapes = _shapes(skeleton or copy.deepcopy(model).to("meta"), graph, crop)
     moving = _on_images(graph)
-    cut = _Cut(live, {node for node in graph.nodes if node in moving and node in shapes})
-    wanted = cut.needed_by_live(graph)
-    crossing = [node for node in graph.nodes if node in wanted.crossing]
-    if any(node.op == "placeholder" for node in crossing) or not crossing:
+    wanted = _needed_by_live(graph, live, {n for n in graph.nodes if n in moving and n in shapes})
+    crossing = tuple(node for node in graph.nodes if node in wanted.crossing)
+    if any(node.op == "placeholder" for node in crossing):
+        return none
+    return Cut(graph, crossing, frozenset(wanted.kept), tuple(shapes[node] for node in crossing))
+
+
+def split_model(model: nn.Module, *, crop: int, skeleton: nn.Module | None = None) -> Split:
+    """Cut a model in two; the arguments are those of `find_cut`."""
+    cut = find_cut(model, crop=crop, skeleton=skeleton)
+    if not cut.crossing:
         return Split(None, model, None, ())
-    prefix = _prefix_module(model, graph, crossing)
     return Split(
-        prefix=prefix,
-        live=Live(_live_module(model, graph, crossing, wanted.kept)),
-        last=_path_of(crossing[-1]),
-        crossing=tuple(shapes[node] for node in crossing),
+        prefix=_prefix_module(model, cut),
+        live=Live(_live_module(model, cut)),
+        last=cut.after,
+        crossing=cut.shapes,
     )
+
+
+def _first_users(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes that read the image, the cheapest place to see that nothing can be computed once."""
+    return [user for node in graph.nodes if node.op == "placeholder" for user in node.users]
 
 
 def _graph_depends_on_mode(model: nn.Module, graph: fx.Graph) -> bool:
@@ -190,11 +228,11 @@ class _ShapeReader(fx.Interpreter):
         return result
 
 
-def _shapes(model: nn.Module, graph: fx.Graph, crop: int) -> dict[fx.Node, tuple[int, ...]]:
-    on_meta = copy.deepcopy(model).to("meta").eval()
-    reader = _ShapeReader(on_meta, graph)
+def _shapes(skeleton: nn.Module, graph: fx.Graph, crop: int) -> dict[fx.Node, tuple[int, ...]]:
+    reader = _ShapeReader(skeleton, graph)
     with torch.no_grad():
-        reader.run(torch.empty(2, 3, crop, crop, device="meta"))
+        dtype = next(skeleton.parameters()).dtype
+        reader.run(torch.empty(2, 3, crop, crop, dtype=dtype, device="meta"))
     return reader.shapes
 
 
@@ -205,41 +243,39 @@ class _Wanted:
     """Nodes that the live part computes itself."""
 
 
-@dataclass(frozen=True)
-class _Cut:
-    live: set[fx.Node]
-    tensors: set[fx.Node]
-    """Nodes that are tensors computed from images: what may cross."""
+def _needed_by_live(graph: fx.Graph, live: set[fx.Node], may_cross: set[fx.Node]) -> _Wanted:
+    """What the live part computes itself, and what it is given.
 
-    def needed_by_live(self, graph: fx.Graph) -> _Wanted:
-        wanted = _Wanted(set(), set())
-        stack = [node for node in graph.nodes if node in self.live or node.op == "output"]
-        while stack:
-            node = stack.pop()
-            if node in wanted.kept:
-                continue
-            wanted.kept.add(node)
-            for argument in node.all_input_nodes:
-                may_cross = argument in self.tensors and argument not in self.live
-                if may_cross:
-                    wanted.crossing.add(argument)
-                else:
-                    stack.append(argument)
-        return wanted
+    Args:
+        may_cross: Nodes that are tensors computed from images.
+    """
+    wanted = _Wanted(set(), set())
+    stack = [node for node in graph.nodes if node in live or node.op == "output"]
+    while stack:
+        node = stack.pop()
+        if node in wanted.kept:
+            continue
+        wanted.kept.add(node)
+        for argument in node.all_input_nodes:
+            if argument in may_cross and argument not in live:
+                wanted.crossing.add(argument)
+            else:
+                stack.append(argument)
+    return wanted
 
 
-def _prefix_module(model: nn.Module, graph: fx.Graph, crossing: list[fx.Node]) -> Prefix:
-    needed = _ancestors(crossing)
+def _prefix_module(model: nn.Module, cut: Cut) -> Prefix:
+    needed = _ancestors(cut.crossing)
     out = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
+    for node in cut.graph.nodes:
         if node.op == "placeholder" or node in needed:
             copied[node] = out.node_copy(node, lambda n: copied[n])
-    results = tuple(copied[node] for node in crossing)
+    results = tuple(copied[node] for node in cut.crossing)
     out.output(results[0] if len(results) == 1 else results)
     # In eval mode before it is folded; a copy, so that the model's own modules keep theirs.
     frozen = copy.deepcopy(fx.GraphModule(model, out)).eval()
-    return Prefix(fuse(frozen))
+    return Prefix(fuse(frozen, inplace=True, no_trace=True))
 
 
 def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
@@ -253,21 +289,24 @@ def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _live_module(
-    model: nn.Module, graph: fx.Graph, crossing: list[fx.Node], kept: set[fx.Node]
-) -> fx.GraphModule:
+def _live_module(model: nn.Module, cut: Cut) -> fx.GraphModule:
     out = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
-    for index, node in enumerate(crossing):
+    for index, node in enumerate(cut.crossing):
         copied[node] = out.placeholder(f"features_{index}")
     rename: Callable[[fx.Node], fx.Node] = lambda n: copied[n]  # noqa: E731
-    for node in graph.nodes:
+    for node in cut.graph.nodes:
         if node.op == "output":
             out.output(map_arg(node.args[0], rename))
-        elif node in kept and node not in copied:
+        elif node in cut.kept and node not in copied:
             copied[node] = out.node_copy(node, rename)
     return fx.GraphModule(model, out)
 
 
 def _path_of(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_module" else node.name
+    """The module that a node is, or stands in."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    path = stack[-1][0] if stack else ""
+    return path or node.name

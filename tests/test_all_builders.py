@@ -121,7 +121,7 @@ def test_freeze_step_save_load_evaluate(name: str, tmp_path: Path) -> None:
     engine: Any = None  # the checkpoint does not depend on it
     prepared = Prepared(resolved, TrainVal(images, images, ()), plan, model, engine, proof)
     path = tmp_path / "best.pt"
-    save_checkpoint(path, model.state_dict(), _metadata(prepared, _Epoch(trained, evaluation)))
+    save_checkpoint(path, model.state_dict(), _metadata(prepared, _Epoch(trained, evaluation, 1.0)))
 
     state, metadata = load_checkpoint(path)
     path.unlink()

@@ -24,6 +24,7 @@ LINES = [
     {"weights", "loop", "evaluate", "planning", "feature_cache", "form"},
     {"features"},
     {"engine"},
+    {"timing"},
     {"report"},
     {"commands"},
     {"cli"},

@@ -103,11 +103,15 @@ def test_the_parts_of_a_partial_thaw_equal_the_whole(name: str, live: Names) -> 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_and_statistics_of_the_live_part_agree(name: str) -> None:
-    """In train mode, with the same random draws on both sides."""
+    """In train mode, with the same random draws on both sides.
+
+    In float64: norm layers that train on four values blow float32's rounding up beyond any bound.
+    """
     results = []
     for split_it in (False, True):
         model, crop = network(name, second_half)
-        images, labels = images_of(crop), torch.tensor([0, 1, 2, 0])
+        model.double()
+        images, labels = images_of(crop).double(), torch.tensor([0, 1, 2, 0])
         split = split_model(model, crop=crop)
         assert split.prefix is not None
         torch.manual_seed(3)
@@ -120,9 +124,9 @@ def test_gradients_and_statistics_of_the_live_part_agree(name: str) -> None:
     norms = {key: float(grad.norm()) for key, grad in whole_grads.items()}
     scale = max(norms.values())
     for key, grad in whole_grads.items():
-        assert float((split_grads[key] - grad).norm()) < 1e-3 * max(norms[key], 1e-3 * scale), key
+        assert float((split_grads[key] - grad).norm()) < 1e-6 * max(norms[key], 1e-3 * scale), key
     for key, value in whole_buffers.items():
-        torch.testing.assert_close(split_buffers[key], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(split_buffers[key], value, rtol=1e-9, atol=1e-9)
 
 
 def test_training_the_live_part_trains_the_model() -> None:

@@ -114,7 +114,7 @@ def test_eval_reproduces_a_held_out_split(make_config: Make, photos: Path) -> No
 def test_best_is_highest_top1_then_lower_loss_then_earlier() -> None:
     def epoch(number: int, top1: float, loss: float) -> command._Epoch:
         val = command.Evaluation(10, top1, None, loss, (), 1.0)
-        return command._Epoch(EpochResult(number, 0.1, 0.0, 0.0, 10, 1.0), val)
+        return command._Epoch(EpochResult(number, 0.1, 0.0, 0.0, 10, 1.0), val, 1.0)
 
     epochs = [
         epoch(1, 0.8, 0.5),

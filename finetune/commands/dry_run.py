@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune import run_folder
-from finetune.commands.preparation import prepare
+from finetune.commands.preparation import prepare, training_views
 from finetune.config import Config
 from finetune.data.loading import batch_sizes
 from finetune.planning import make_freeze_report
 from finetune.progress import Progress, Silent
 from finetune.results import DryRun
+from finetune.timing import predict_time
 
 
 def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | None = None) -> DryRun:
@@ -19,7 +20,7 @@ def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | Non
     run_folder.check_usable(Path(config.output_dir), overwrite=overwrite)
     prepared = prepare(config, progress)
     plan, data, resolved = prepared.plan, prepared.data, prepared.config
-    totals = make_freeze_report(plan, resolved).totals
+    totals = make_freeze_report(plan, resolved, split=prepared.engine.split).totals
     sizes = batch_sizes(len(data.train), resolved.data.batch_size, join_last_of_one=True)
     return DryRun(
         dry_run=True,
@@ -37,6 +38,7 @@ def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | Non
         trainable_tensors=totals.trainable_tensors,
         frozen_tensors=totals.frozen_tensors,
         frozen_hashed=prepared.proof.count,
+        predicted=predict_time(prepared.engine, resolved, data, training_views(resolved)),
         config=resolved.plain(),
         notes=(*data.notes, *plan.freeze.warnings),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from finetune.config import Config
-from finetune.data.folders import find_train_val
+from finetune.data.folders import TrainVal, find_train_val
 from finetune.errors import ConfigError, DataError
 from finetune.planning import make_freeze_report, make_plan
 from finetune.progress import Progress
@@ -22,15 +22,16 @@ def freeze_report(
         ConfigError: a pattern matches nothing, or the number of classes is unknown.
         ModelError: no such weights, or the network cannot be built.
     """
-    if num_classes is None:
-        num_classes = _count_classes(config, progress)
-    return make_freeze_report(make_plan(config, num_classes), config)
+    if num_classes is not None:
+        return make_freeze_report(make_plan(config, num_classes), config)
+    data = _find(config, progress)
+    plan = make_plan(config, len(data.train.class_names))
+    return make_freeze_report(plan, config, num_train=len(data.train), num_val=len(data.val))
 
 
-def _count_classes(config: Config, progress: Progress | None) -> int:
+def _find(config: Config, progress: Progress | None) -> TrainVal:
     try:
-        found = find_train_val(config.data, seed=config.seed, progress=progress)
-        return len(found.train.class_names)
+        return find_train_val(config.data, seed=config.seed, progress=progress)
     except DataError as error:
         raise ConfigError(
             f"the number of classes is unknown, since the data cannot be read ({error}); "

@@ -67,6 +67,7 @@ def prepare(config: Config, progress: Progress) -> Prepared:
         frozen=proof.sha256,
         device=device,
         progress=progress,
+        skeleton=plan.skeleton,
     )
     resolved = _resolve(config, plan, data, engine, progress)
     return Prepared(resolved, data, plan, model, engine, proof)

@@ -55,7 +55,13 @@ def train(
     folder = Path(config.output_dir)
     run_folder.check_usable(folder, overwrite=overwrite)
     prepared = prepare(config, progress)
-    report = make_freeze_report(prepared.plan, prepared.config)
+    report = make_freeze_report(
+        prepared.plan,
+        prepared.config,
+        split=prepared.engine.split,
+        num_train=len(prepared.data.train),
+        num_val=len(prepared.data.val),
+    )
     run_folder.prepare(folder, overwrite=overwrite)
     write_text(folder / run_folder.CONFIG, to_yaml(prepared.config))
     write_text(folder / run_folder.FREEZE_JSON, to_json(report))
@@ -94,7 +100,9 @@ def _run_epochs(prepared: Prepared, folder: Path, progress: Progress) -> tuple[_
         aux_weight=prepared.plan.spec.family.aux_weight,
     ):
         tracked = progress.track(validation.epoch(), "evaluate", total=len(validation))
-        epoch = _Epoch(trained, evaluate(live, tracked, num_classes=num_classes))
+        start = time.perf_counter()
+        val = evaluate(live, tracked, num_classes=num_classes)
+        epoch = _Epoch(trained, val, time.perf_counter() - start)
         _refuse_not_a_number(epoch, config)
         append_line(folder / run_folder.METRICS, json.dumps(epoch.record()))
         metadata = _metadata(prepared, epoch)
@@ -113,6 +121,7 @@ class _Epoch:
 
     trained: EpochResult
     val: Evaluation
+    eval_s: float
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -122,7 +131,7 @@ class _Epoch:
     def record(self) -> dict[str, object]:
         """The epoch's line of ``metrics.jsonl``."""
         val = {key: getattr(self.val, key) for key in ("num_images", "top1", "top5", "loss")}
-        return asdict(self.trained) | {"val": val}
+        return asdict(self.trained) | {"val": val, "eval_s": self.eval_s}
 
     def line(self, total: int, *, is_best: bool) -> str:
         """The epoch in one line, for people."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 from finetune import yaml_text
 from finetune.report.module_tree import render_module_tree
 from finetune.report.tables import count, mib, plural, table
 from finetune.results import (
+    CacheList,
+    Cut,
     DryRun,
     EvalResult,
     FreezeReport,
     ModelList,
     NormRow,
+    PredictedTime,
     TrainSummary,
 )
 
@@ -77,12 +82,23 @@ def render_dry_run(result: DryRun) -> str:
             f"{plural(result.num_val, 'validation image')}, {len(result.class_names)} classes: "
             f"{_few(result.class_names)}",
         ),
+        ("Time", _predicted(result.predicted)),
         ("Output", result.run_dir),
     ]
     config = "\n".join(f"    {line}" for line in yaml_text.dump(result.config).splitlines())
     return (
         f"{table(('', ''), facts)}\n\n  Resolved config:\n{config}\n\n"
         "  Dry run: nothing was trained or written."
+    )
+
+
+def _predicted(time: PredictedTime) -> str:
+    without = f"about {time.epoch_without_cache_s:.2g} s an epoch"
+    if time.epoch_with_cache_s is None:
+        return f"{without}; nothing is kept from one epoch to the next"
+    return (
+        f"about {time.epoch_with_cache_s:.2g} s an epoch, once the features are there (about "
+        f"{time.fill_s:.2g} s, in the first run alone); {without} without them"
     )
 
 
@@ -174,6 +190,7 @@ def _saving_facts(report: FreezeReport) -> list[tuple[str, str]]:
     saved = 1 - work.backward / work.backward_if_all_trained
     return [
         ("Backward", where),
+        ("Cut", _cut(report.cut)),
         (
             "Memory",
             f"gradients {mib(memory.gradient_bytes)} (saved {mib(memory.gradient_bytes_saved)}), "
@@ -191,6 +208,18 @@ def _saving_facts(report: FreezeReport) -> list[tuple[str, str]]:
             f"{count(work.backward_if_all_trained)} ({saved:.1%} saved)",
         ),
     ]
+
+
+def _cut(cut: Cut) -> str:
+    if cut.after is None:
+        return "none: nothing can be computed once; the whole network runs on every image"
+    shapes = " and ".join("x".join(map(str, shape)) for shape in cut.crossing[:3])
+    more = f" and {len(cut.crossing) - 3} more" if len(cut.crossing) > 3 else ""
+    cache = f"; {mib(cut.cache_bytes)} for this data" if cut.cache_bytes is not None else ""
+    return (
+        f"behind {cut.after}: {cut.forward_once:.1%} of the forward work is done once; "
+        f"{shapes}{more} crosses, {mib(cut.bytes_per_image)} an image{cache}"
+    )
 
 
 def _every_parameter(report: FreezeReport) -> str:
@@ -225,3 +254,25 @@ def render_models(result: ModelList) -> str:
         right=(1, 3),
     )
     return f"{listing}\n\n  {plural(len(rows), 'builder')}; use one as model.name"
+
+
+def render_cache(result: CacheList) -> str:
+    """A line a store."""
+    total = mib(sum(row.num_bytes for row in result.stores))
+    what = plural(len(result.stores), "store")
+    if result.removed:
+        return f"  removed {what}, {total}, from {result.folder}"
+    if not result.stores:
+        return f"  no features in {result.folder}"
+    rows = [
+        (
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(row.used_at)),
+            mib(row.num_bytes),
+            row.views,
+            row.form,
+            row.root,
+        )
+        for row in result.stores
+    ]
+    listing = table(("last used", "size", "views", "form", "images"), rows, right=(1,))
+    return f"{listing}\n\n  {what}, {total}, in {result.folder}"
