@@ -8,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from finetune.config import Config
 
 REPOSITORY = Path(__file__).parent.parent
+
+# Two test processes share the machine, and tiny tensors gain nothing from threads.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -27,13 +27,15 @@ from finetune.proof import take_proof
 from finetune.train_mode import set_train_mode
 
 # Weights above this size are written and hashed only where somebody asks for the record.
-HEAVY_PARAMETERS = 45_000_000
+HEAVY_PARAMETERS = 22_000_000
+# The smallest of its family all the same.
+ALWAYS = {"alexnet", "convnext_tiny", "swin_t", "swin_v2_t", "inception_v3", "maxvit_t"}
 SMALLEST = {"alexnet": 63, "inception_v3": 75, "maxvit": 224, "googlenet": 33, "densenet": 64}
 
 
 def is_heavy(name: str) -> bool:
     parameters: int = next(iter(models.get_model_weights(name))).meta["num_params"]
-    return parameters > HEAVY_PARAMETERS and name != "alexnet"
+    return parameters > HEAVY_PARAMETERS and name not in ALWAYS
 
 
 def small_config(name: str, **model: object) -> Config:

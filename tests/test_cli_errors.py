@@ -341,7 +341,14 @@ def commands() -> Iterator[tuple[str, Any]]:
     """Every command by name."""
     group: Any = typer.main.get_command(cli.app)
     yield "finetune", group
-    yield from group.commands.items()
+    for name, command in group.commands.items():
+        yield name, command
+        yield from ((f"{name} {sub}", inner) for sub, inner in _inner(command).items())
+
+
+def _inner(command: Any) -> dict[str, Any]:
+    """The commands of a group such as ``cache``; none of a plain command."""
+    return getattr(command, "commands", {})
 
 
 COMMANDS = dict(commands())
@@ -358,7 +365,9 @@ def test_every_option_says_what_it_does(name: str) -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "finetune"])
+@pytest.mark.parametrize(
+    "name", [name for name, command in COMMANDS.items() if not _inner(command)]
+)
 @pytest.mark.parametrize("option", ["--json", "--debug"])
 def test_every_command_takes_json_and_debug(name: str, option: str) -> None:
     assert option in [word for given in COMMANDS[name].params for word in given.opts]

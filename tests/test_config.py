@@ -519,11 +519,12 @@ def test_model_and_root_alone_make_a_run(load: Load) -> None:
         },
         "freeze": {"patterns": ["*"], "norm_stats": "keep"},
         "data": {"root": "photos", "val_fraction": 0.2, "batch_size": 32, "workers": "auto"},
-        "augment": {"policy": "auto"},
+        "augment": {"policy": "auto", "views": 0},
         "train": {"epochs": 25, "label_smoothing": 0.0},
         "optimizer": {"name": "sgd", "lr": 0.01, "weight_decay": 0.0, "momentum": 0.9},
         "schedule": {"name": "cosine", "warmup_epochs": 0.0},
-        "runtime": {"device": "auto"},
+        "features": {"cache": "auto"},
+        "runtime": {"device": "auto", "precision": "auto", "memory_format": "auto"},
         "output_dir": "runs/pets",
         "seed": 0,
     }
@@ -689,3 +690,13 @@ def test_a_file_without_keys_is_refused(file: Path, text: str) -> None:
 def test_two_documents_are_refused(file: Path) -> None:
     file.write_text(f"{MINIMAL}---\n{MINIMAL}", encoding="utf-8")
     assert "two documents" in refused_file(file)
+
+
+def test_views_without_crops_are_refused(refuse: Refuse) -> None:
+    message = refuse("augment: {policy: flip, views: 3}\n")
+    assert "augment.views: has no effect unless policy is crop_flip" in message
+
+
+@pytest.mark.parametrize("word", ["off", "disk", "memory", "auto"])
+def test_the_cache_is_named_by_a_word(load: Load, word: str) -> None:
+    assert load(f"features: {{cache: {word}}}\n").features.cache == word

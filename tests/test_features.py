@@ -13,12 +13,16 @@ import torch
 from finetune import feature_cache, features
 from finetune.backbones import BUNDLED_MODEL
 from finetune.checkpoint import load_checkpoint
+from finetune.commands.cache import clear_cache, list_cache
+from finetune.commands.dry_run import dry_run
 from finetune.commands.evaluate import evaluate_checkpoint
+from finetune.commands.freeze_report import freeze_report
 from finetune.commands.train import train
 from finetune.config import Config
 from finetune.data.views import Views
 from finetune.feature_cache import FeatureStore, Layout, make_room, stored
 from finetune.progress import Silent
+from finetune.report.text import render_cache
 from finetune.split import Prefix
 
 Make = Callable[..., Config]
@@ -69,10 +73,10 @@ def live_weights(config: Config) -> torch.Tensor:
         ("shufflenet_v2_x0_5", ["*"], 32),
         ("shufflenet_v2_x0_5", ["*", "!conv5.*"], 32),
         ("densenet121", ["*"], 64),
-        ("vit_b_32", ["*", "!encoder.layers.encoder_layer_11.*"], 32),
+        ("swin_t", ["*", "!features.7.*"], 32),
     ],
 )
-def test_twenty_cached_steps_equal_twenty_uncached_ones(
+def test_cached_steps_equal_uncached_ones(
     make_config: Make, tmp_path: Path, name: str, patterns: list[str], crop: int
 ) -> None:
     runs = []
@@ -87,7 +91,8 @@ def test_twenty_cached_steps_equal_twenty_uncached_ones(
             augment={"policy": "flip"},
             features={"cache": cache},
             runtime=FIXED,
-            train={"epochs": 7},  # of three steps each
+            data={"batch_size": 2},
+            train={"epochs": 3},  # of nine steps each
             output_dir=str(tmp_path / cache),
         )
         train(config)
@@ -322,3 +327,30 @@ def test_the_store_says_what_it_holds(make_config: Make, own_cache: Path) -> Non
     assert len(metas) == 2
     description = json.loads(metas[0].read_text())["description"]
     assert {"identity", "preprocessing", "views", "form", "files", "versions"} <= description.keys()
+
+
+def test_the_cache_command_lists_and_clears(make_config: Make) -> None:
+    train(make_config(runtime=FIXED))
+    listed = list_cache()
+    assert sorted(row.views for row in listed.stores) == ["flip 2", "none 1"]
+    assert all(row.num_bytes > 0 for row in listed.stores)
+    assert "2 stores" in render_cache(listed)
+    assert clear_cache().removed
+    assert list_cache().stores == ()
+
+
+def test_predicted_cache_size_is_what_is_stored(make_config: Make) -> None:
+    config = make_config(runtime=FIXED)
+    predicted = freeze_report(config).cut.cache_bytes
+    train(config)
+    stored_bytes = sum(row.num_bytes for row in list_cache().stores)
+    assert predicted is not None
+    assert predicted <= stored_bytes < 1.05 * predicted
+
+
+def test_dry_run_predicts_an_epoch_with_and_without_the_cache(make_config: Make) -> None:
+    predicted = dry_run(make_config(runtime=FIXED)).predicted
+    assert predicted.epoch_with_cache_s is not None
+    assert 0 < predicted.epoch_with_cache_s < predicted.epoch_without_cache_s
+    everything = dry_run(make_config(runtime=FIXED, freeze={"patterns": []})).predicted
+    assert everything.epoch_with_cache_s is None

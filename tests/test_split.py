@@ -94,8 +94,19 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "maxvit_t", "inception_v3"])
-@pytest.mark.parametrize("live", [second_half, a_block_in_the_middle, one_bias])
+@pytest.mark.parametrize(
+    ("name", "live"),
+    [
+        *((name, second_half) for name in [*FAMILIES, "maxvit_t", "inception_v3"]),
+        *((name, a_block_in_the_middle) for name in ["mobilenet_v2", "vit_b_32", "swin_t"]),
+        *((name, one_bias) for name in ["shufflenet_v2_x0_5", "regnet_y_400mf", "convnext_tiny"]),
+        *(
+            pytest.param(name, live, marks=pytest.mark.slow)
+            for name in [*FAMILIES, "maxvit_t", "inception_v3"]
+            for live in (a_block_in_the_middle, one_bias)
+        ),
+    ],
+)
 def test_the_parts_of_a_partial_thaw_equal_the_whole(name: str, live: Names) -> None:
     model, crop = network(name, live)
     assert_equal_in_eval_mode(model, split_model(model, crop=crop), crop)
