@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
-BLOCKS = ["features.17.*", "features.18.*"]
-CASES = {"head": [], "last_blocks": BLOCKS, "everything": ["*"]}
+CASES = {"head": [], "last_block": ["features.18.*"], "everything": ["*"]}
+LEARNING_RATES = {"head": "0.01", "last_block": "0.005", "everything": "0.002"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def plain(shared: Path, case: str, epochs: int) -> Measured:
         *(sys.executable, "benchmarks/plain_loop.py", "--epochs", str(epochs)),
         *("--data", str(shared / "data/ants_bees")),
         *("--weights", str(shared / "weights/mobilenet_v2_imagenet.pth")),
-        *(("--lr", "0.01") if case == "head" else ("--lr", "0.002")),
+        *("--lr", LEARNING_RATES[case]),
         *("--train", *CASES[case]),
     ]
     output, seconds, peak = run(command)
@@ -84,7 +84,7 @@ def plain(shared: Path, case: str, epochs: int) -> Measured:
 
 
 def ours(shared: Path, case: str, epochs: int, cache: str, label: str, *sets: str) -> Measured:
-    config = {"head": "linear_probe", "last_blocks": "last_block", "everything": "everything"}
+    config = {"head": "linear_probe", "last_block": "last_block", "everything": "everything"}
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "-m", "finetune", "train", "--json"),
