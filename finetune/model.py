@@ -220,9 +220,3 @@ def _size_message(spec: ModelSpec, batch_size: int, error: Exception) -> str:
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".") + "."
-
-
-def head_parameters(skeleton: nn.Module, spec: ModelSpec) -> tuple[str, ...]:
-    """Names of the parameters of the replaced layers."""
-    prefixes = tuple(f"{head}." for head in spec.heads)
-    return tuple(name for name, _ in skeleton.named_parameters() if name.startswith(prefixes))

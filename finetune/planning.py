@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import nn
@@ -51,14 +52,13 @@ def make_plan(config: Config, num_classes: int) -> Plan:
     skeleton = build_skeleton(spec, num_classes)
     names = [name for name, _ in skeleton.named_parameters()]
     freeze = plan_freeze(names, config.freeze.patterns, heads=spec.heads)
-    apply_freeze(skeleton, freeze)
+    apply_freeze(skeleton, freeze.frozen)
     set_train_mode(skeleton, update_norm_stats=config.freeze.norm_stats == "update")
     return Plan(spec, freeze, skeleton, num_classes)
 
 
-def apply_freeze(model: nn.Module, plan: FreezePlan) -> None:
-    """Set ``requires_grad`` of every parameter as planned."""
-    frozen = plan.frozen
+def apply_freeze(model: nn.Module, frozen: Collection[str]) -> None:
+    """Set ``requires_grad`` of every parameter: off for those named, on for all others."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
 

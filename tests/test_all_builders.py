@@ -100,7 +100,7 @@ def test_freeze_step_save_load_evaluate(name: str, tmp_path: Path) -> None:
     plan = make_plan(config, 3)
     check_input_size(plan.skeleton, plan.spec, batch_size=2)
     model = build_untrained(plan.spec, 3, seed=0)
-    apply_freeze(model, plan.freeze)
+    apply_freeze(model, plan.freeze.frozen)
     proof = take_proof(model)
     crop = plan.spec.preprocessing.crop
     batch = (torch.rand(3, 3, crop, crop), torch.tensor([0, 1, 2]))
@@ -192,7 +192,7 @@ def test_auxiliary_heads_train_when_asked_for(name: str, crop: int) -> None:
     config = small_config(name, aux_heads=True, preprocessing={"resize": crop, "crop": crop})
     plan = make_plan(config, 3)
     model = build_untrained(plan.spec, 3, seed=0)
-    apply_freeze(model, plan.freeze)
+    apply_freeze(model, plan.freeze.frozen)
     aux = model.get_submodule(plan.spec.family.aux_heads[0]).weight
     before = aux.detach().clone()
     optimizer = build_optimizer(model.parameters(), config.optimizer)

@@ -15,6 +15,7 @@ from finetune.engine import build_engine, make_source
 from finetune.errors import CheckpointError, ConfigError
 from finetune.evaluate import Evaluation, evaluate
 from finetune.model import rebuild
+from finetune.planning import apply_freeze
 from finetune.progress import Progress, Silent
 from finetune.proof import take_proof
 from finetune.results import ClassScore, EvalResult
@@ -51,7 +52,7 @@ def evaluate_checkpoint(
     make_deterministic()
     device = _device(metadata, progress)
     model = load_network(path, state, metadata)
-    _freeze_as_trained(model, metadata)
+    apply_freeze(model, frozenset(metadata.freeze_plan.names))
     updates = metadata.config.freeze.norm_stats == "update"
     proof = take_proof(model, update_norm_stats=updates)
     model.to(device)
@@ -95,12 +96,6 @@ def load_network(path: Path, state: dict[str, torch.Tensor], metadata: Metadata)
             f"{len(metadata.class_names)} classes"
         ) from error
     return model
-
-
-def _freeze_as_trained(model: nn.Module, metadata: Metadata) -> None:
-    frozen = frozenset(metadata.freeze_plan.names)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
 
 
 def _device(metadata: Metadata, progress: Progress) -> torch.device:

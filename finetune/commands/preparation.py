@@ -49,7 +49,7 @@ def prepare(config: Config, progress: Progress) -> Prepared:
     check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
     model = build_untrained(plan.spec, num_classes, seed=config.seed)
     load_pretrained(model, plan.spec)
-    apply_freeze(model, plan.freeze)
+    apply_freeze(model, plan.freeze.frozen)
     updates = updates_norm_stats(config)
     proof = take_proof(model, update_norm_stats=updates)
     model.to(device)
