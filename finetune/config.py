@@ -268,6 +268,8 @@ class RuntimeConfig(Section):
     """Of the frozen prefix; of everything where there is no prefix. auto times both."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     """How images lie in memory. auto times both."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile. auto: on CUDA, where a run is long enough to repay the compilation."""
 
 
 class FeaturesConfig(Section):
@@ -277,6 +279,8 @@ class FeaturesConfig(Section):
     """auto: on disk where they fit and repay themselves."""
     dir: Text | None = None
     """Folder of the cache; default: the user's cache folder."""
+    known_by: Literal["time", "content"] = "time"
+    """How a changed photo is noticed: by path, size and time of change, or by its SHA-256."""
 
 
 class Config(Section):

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from finetune.computation import CPU_ROWS, Computation, forward_runner, frozen_identity
 from finetune.config import Config, PreprocessingConfig
 from finetune.data.folders import Images
 from finetune.data.loading import Batches, PhotoDataset
-from finetune.data.transforms import normalise
 from finetune.data.views import Views
 from finetune.features import (
     CachedFeatures,
-    Computation,
-    PrefixBatches,
+    FreshFeatures,
     Source,
-    WholeImages,
     decide_cache,
     filled_store,
-    frozen_identity,
-    image_bytes,
     layout_of,
 )
-from finetune.form import Form, choose_form, forward_runner, training_runner
+from finetune.form import Choice, Form, choose_form, lacks, training_runner
 from finetune.progress import Progress
+from finetune.runtime import available_cores, available_memory_bytes
 from finetune.split import WORTH_KEEPING_BYTES, Features, Split, split_model
 
-_TIMED_IMAGES = 8
+_SHARE_OF_MEMORY = 4
+"""Decoded images may take this part of what is free."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,30 @@ class Engine:
 
     Attributes:
         live: What the loop trains; it takes what a `Source` yields.
+        choice: The form of arithmetic, and what was timed to find it.
     """
 
     split: Split
     live: nn.Module
-    form: Form
-    preprocessing: PreprocessingConfig
-    device: torch.device
-    identity: str
+    choice: Choice
+    computation: Computation
 
     @property
-    def computation(self) -> Computation:
-        """How features come about."""
-        return Computation(self.split, self.form, self.preprocessing, self.device, self.identity)
+    def form(self) -> Form:
+        """Of the frozen prefix; without one, of everything."""
+        return self.choice.form
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.computation.device
 
     @property
     def worth_keeping(self) -> bool:
         """Whether there are features, small enough to keep."""
         if self.split.prefix is None:
             return False
-        return image_bytes(self.split, self.form) <= WORTH_KEEPING_BYTES
+        return self.computation.image_bytes <= WORTH_KEEPING_BYTES
 
 
 class _Autocast(nn.Module):
@@ -96,15 +100,23 @@ def build_engine(
         frozen: Name and SHA-256 of every frozen tensor.
         skeleton: The same network on the meta device, where there is one already.
     """
+    if lacks(device, config.runtime.precision):
+        progress.warn(
+            f"this {device.type} device has no {config.runtime.precision}: float32 is used, and "
+            "figures may differ in the last digits"
+        )
     split = split_model(model, crop=preprocessing.crop, skeleton=skeleton)
     identity = frozen_identity(split, frozen)
-    form = _choose_form(model, split, config, preprocessing, images, identity, device, progress)
-    if split.prefix is not None:
-        form.arrange(split.prefix, cast=True)
-    live = form.arrange(split.live, cast=False)
-    if split.prefix is None and form.precision == "bfloat16":
+    choice = _choose_form(model, split, config, preprocessing, images, identity, device, progress)
+    form = choice.form
+    prefix = split.prefix
+    if prefix is not None:
+        prefix = form.compile(form.arrange(prefix, cast=True))
+    computation = Computation(prefix, split.crossing, form, preprocessing, device, identity)
+    live = form.compile(form.arrange(split.live, cast=False))
+    if prefix is None and form.precision == "bfloat16":
         live = _Autocast(live, device)
-    return Engine(split, live, form, preprocessing, device, identity)
+    return Engine(split, live, choice, computation)
 
 
 def _choose_form(
@@ -116,25 +128,43 @@ def _choose_form(
     identity: str,
     device: torch.device,
     progress: Progress,
-) -> Form:
-    def batch() -> Tensor:
-        dataset = PhotoDataset(images, preprocessing, Views.of("none"))
-        count = min(_TIMED_IMAGES, len(images))
-        samples = dataset.__getitems__([(i * len(images) // count, 0) for i in range(count)])
-        pixels = [sample[0] for sample in samples if isinstance(sample, tuple)]
-        blank = torch.zeros(3, preprocessing.crop, preprocessing.crop, dtype=torch.uint8)
-        return normalise(torch.stack(pixels or [blank] * 2).to(device), preprocessing)
+) -> Choice:
+    plain = Computation(None, (), Form(), preprocessing, device, "")
 
-    def run(form: Form) -> Any:
+    timed_images = CPU_ROWS * (available_cores() if split.prefix and device.type == "cpu" else 1)
+
+    @functools.cache
+    def pixels() -> Tensor:
+        return _some_pixels(images, preprocessing, timed_images)
+
+    def run(form: Form) -> Callable[[], Tensor]:
         if split.prefix is not None:
-            return forward_runner(split.prefix, batch())(form)
-        return training_runner(model, batch())(form)
+            return forward_runner(split.prefix, plain, pixels())(form)
+        return training_runner(model, *plain(pixels()))(form)
 
-    choice = choose_form(config.runtime, run, images=_TIMED_IMAGES, key=identity)
+    choice = choose_form(
+        config.runtime,
+        run,
+        device=device,
+        images=timed_images,
+        work=len(images) * (1 if split.prefix is not None else config.train.epochs),
+        key=identity,
+    )
     if choice.seconds:
         timed = ", ".join(f"{name} {1 / seconds:,.0f}" for name, seconds in choice.seconds.items())
         progress.say(f"fastest form here: {choice.form} (images/s: {timed})")
-    return choice.form
+    return choice
+
+
+def _some_pixels(images: Images, preprocessing: PreprocessingConfig, number: int) -> Tensor:
+    """A batch to time with, from all over the images; blank where none can be decoded."""
+    dataset = PhotoDataset(images, preprocessing, Views.of("none"))
+    count = min(number, len(images))
+    samples = dataset.__getitems__([(i * len(images) // count, 0) for i in range(count)])
+    pixels = [sample[0] for sample in samples if isinstance(sample, tuple)]
+    blank = torch.zeros(3, preprocessing.crop, preprocessing.crop, dtype=torch.uint8)
+    chosen = pixels or [blank]
+    return torch.stack([chosen[i % len(chosen)] for i in range(number)])
 
 
 def resolve_cache(
@@ -188,13 +218,12 @@ def make_source(
         )
     batches = Batches(
         images,
-        engine.preprocessing,
+        engine.computation.preprocessing,
         batch_size=batch_size,
         workers=workers,
         device=engine.device,
         views=views,
         shuffle=shuffle,
+        keep_bytes=available_memory_bytes() // _SHARE_OF_MEMORY if config.train.epochs > 1 else 0,
     )
-    if engine.split.prefix is None:
-        return WholeImages(batches, engine.form)
-    return PrefixBatches(batches, engine.computation)
+    return FreshFeatures(batches, engine.computation)

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
@@ -23,6 +24,8 @@ from torch import Tensor
 from finetune.files import write_text
 
 FORMAT = 1
+ORIGIN = "root"
+"""Key of the photos' folder in a description: for people, no part of what a store is."""
 _META = "meta.json"
 _LOG = "blocks.log"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -114,7 +117,7 @@ class FeatureStore:
             "block_rows": self.layout.block_rows,
             "description": description,
         }
-        if folder.exists() and _read_meta(folder) != meta:
+        if folder.exists() and not _describes(_read_meta(folder), meta):
             self.damaged = 1
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +129,7 @@ class FeatureStore:
             if path.stat().st_size != num_bytes:
                 with path.open("r+b") as file:
                     file.truncate(num_bytes)
-        if _read_meta(folder) != meta:
+        if not _describes(_read_meta(folder), meta):
             write_text(folder / _META, json.dumps(meta))
         else:
             (folder / _META).touch()  # the least recently used store is the first to go
@@ -151,6 +154,14 @@ class FeatureStore:
             rows = tensor[self.layout.rows_of(block)].reshape(-1).view(torch.uint8)
             checksum = zlib.crc32(rows.numpy().data, checksum)
         return checksum
+
+
+def _describes(found: object, wanted: dict[str, Any]) -> bool:
+    """Whether a store holds what is wanted, wherever the photos lay when it was filled."""
+    if not isinstance(found, dict) or not isinstance(found.get("description"), dict):
+        return False
+    there = found | {"description": found["description"] | {ORIGIN: None}}
+    return there == wanted | {"description": wanted["description"] | {ORIGIN: None}}
 
 
 def _read_meta(folder: Path) -> object:

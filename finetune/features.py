@@ -9,41 +9,52 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from finetune.config import FeaturesConfig, PreprocessingConfig
+from finetune.computation import Computation, as_features
+from finetune.config import FeaturesConfig
 from finetune.data.folders import Images
 from finetune.data.loading import (
     Batches,
     Key,
     KeyedBatches,
     PhotoDataset,
+    collate,
     photo_loader,
     readable,
 )
-from finetune.data.transforms import normalise
 from finetune.data.views import Views
 from finetune.errors import OutputError
 from finetune.feature_cache import (
+    ORIGIN,
     FeatureStore,
     Layout,
     cache_root,
     disk_limit,
     make_room,
 )
-from finetune.form import Form
+from finetune.files import sha256_of
 from finetune.progress import Progress
-from finetune.runtime import available_memory_bytes, versions
-from finetune.split import WORTH_KEEPING_BYTES, Features, Split
+from finetune.runtime import (
+    available_cores,
+    available_memory_bytes,
+    one_thread_a_core,
+    versions,
+)
+from finetune.split import WORTH_KEEPING_BYTES, Features
 
 BLOCK_ROWS = 32
 """Rows computed together: a value depends on its batch in the last bits, so batches are fixed."""
+
+_BLOCKS_TO_PREDICT_FROM = 4
 
 FeatureBatch = tuple[Features, Tensor]
 """Input of the live part, and labels ``(N,)`` int64, on the device."""
@@ -59,54 +70,8 @@ class Source(Protocol):
         """The batches of one epoch."""
 
 
-@dataclass(frozen=True)
-class Computation:
-    """Everything that decides a feature's value, beside the image.
-
-    Attributes:
-        identity: SHA-256 of the frozen weights and of the prefix's graph.
-    """
-
-    split: Split
-    form: Form
-    preprocessing: PreprocessingConfig
-    device: torch.device
-    identity: str
-
-    def __call__(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Features of uint8 pixels ``(N, 3, H, W)``, as the prefix gives them."""
-        assert self.split.prefix is not None
-        images = normalise(pixels.to(self.device, non_blocking=True), self.preprocessing)
-        images = images.to(self.form.dtype).contiguous(memory_format=self.form.layout)
-        features = self.split.prefix(images)
-        return (features,) if isinstance(features, Tensor) else features
-
-
-def frozen_identity(split: Split, frozen: dict[str, str]) -> str:
-    """What the frozen prefix is: its graph, and the hashes of every frozen tensor."""
-    graph = getattr(split.prefix, "graph", None)
-    text = json.dumps([str(getattr(graph, "code", None)), sorted(frozen.items())])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-class WholeImages:
-    """Without a prefix: images in the form's layout."""
-
-    def __init__(self, batches: Batches, form: Form) -> None:
-        self.batches = batches
-        self.form = form
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def epoch(self, epoch: int = 0) -> Iterator[FeatureBatch]:
-        """The batches of one epoch."""
-        for images, labels in self.batches.epoch(epoch):
-            yield images.contiguous(memory_format=self.form.layout), labels
-
-
-class PrefixBatches:
-    """Features computed anew for each batch."""
+class FreshFeatures:
+    """Computed anew for each batch; without a prefix, the images themselves."""
 
     def __init__(self, batches: Batches, computation: Computation) -> None:
         self.batches = batches
@@ -117,8 +82,9 @@ class PrefixBatches:
 
     def epoch(self, epoch: int = 0) -> Iterator[FeatureBatch]:
         """The batches of one epoch."""
-        for pixels, labels in self.batches.pixels(epoch):
-            yield _features(self.computation(pixels)), labels.to(self.computation.device)
+        for pixels, labels in self.batches.epoch(epoch):
+            device = self.computation.device
+            yield self.computation.features(pixels), labels.to(device, non_blocking=True)
 
 
 class CachedFeatures:
@@ -151,28 +117,17 @@ class CachedFeatures:
             rows = torch.tensor([index * self._views_each + view for index, view in keys])
             features = tuple(t.to(self.device) for t in self.store.take(rows))
             labels = self._labels[torch.tensor([index for index, _ in keys])]
-            yield _features(features), labels.to(self.device)
-
-
-def _features(tensors: tuple[Tensor, ...]) -> Features:
-    """What the live part takes: float32, a tuple only where several tensors cross."""
-    exact = tuple(tensor.float() for tensor in tensors)
-    return exact[0] if len(exact) == 1 else exact
+            yield as_features(features), labels.to(self.device)
 
 
 def layout_of(computation: Computation, num_images: int, views: int) -> Layout:
     """How the features of a split are stored."""
     return Layout(
         rows=num_images * views,
-        shapes=computation.split.crossing,
+        shapes=computation.crossing,
         dtype=computation.form.precision,
         block_rows=max(BLOCK_ROWS // views, 1) * views,
     )
-
-
-def image_bytes(split: Split, form: Form) -> int:
-    """Size of one image's features."""
-    return sum(torch.Size(shape).numel() for shape in split.crossing) * form.dtype.itemsize
 
 
 def decide_cache(
@@ -181,7 +136,7 @@ def decide_cache(
     """What ``auto`` means for so many bytes: disk, memory or off; says why it is off."""
     if config.cache != "auto":
         return config.cache
-    size = image_bytes(computation.split, computation.form)
+    size = computation.image_bytes
     if size > WORTH_KEEPING_BYTES:
         progress.say(
             f"features of {size / 2**20:.1f} MiB an image cost more to keep than to compute "
@@ -248,27 +203,28 @@ def _open_store(
         "views": f"{views.policy} {views.count}",
         "seed": str(views.seed) if views.are_random else "",
         "form": f"{computation.form} on {computation.device.type}",
-        "files": _files_digest(images),
+        "files": _files_digest(images, config.known_by),
         "versions": json.dumps(versions()),
-        "root": str(Path(images.paths[0]).parent.parent),
     }
     key = hashlib.sha256(json.dumps([description, asdict(layout)]).encode()).hexdigest()[:32]
     root = cache_root(config.dir)
     if not (root / key).exists():
         make_room(root, layout.num_bytes, limit=disk_limit(root), keep=root / key)
+    # For people who read `finetune cache list`; a folder that is moved keeps its features.
+    description[ORIGIN] = str(Path(images.paths[0]).parent.parent)
     return FeatureStore(layout, root / key, description)
 
 
-def _files_digest(images: Images) -> str:
-    """Of every file's path, size and time of change: what `make` goes by as well."""
+def _files_digest(images: Images, known_by: str) -> str:
+    """Of every file: its path, size and time of change, as `make` goes by; or its content."""
     digest = hashlib.sha256()
     for path in images.paths:
-        status = path.stat()
-        digest.update(
-            f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(
-                "utf-8", "surrogateescape"
-            )
-        )
+        if known_by == "content":
+            digest.update(sha256_of(path).encode())
+        else:
+            status = path.stat()
+            text = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            digest.update(text.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -286,14 +242,16 @@ def _fill(
     missing = store.missing
     keys = [_keys_of(layout, block, views.count) for block in missing]
     dataset = PhotoDataset(images, computation.preprocessing, views)
-    loader = photo_loader(dataset, keys, min(workers, len(keys)), computation.device)
-    tracked = progress.track(readable(loader), f"{what} features", total=len(keys))
+    if workers or computation.device.type != "cpu":
+        blocks = _computed_here(dataset, keys, computation, workers)
+    else:
+        blocks = _computed_in_threads(dataset, keys, computation)
     start = time.perf_counter()
-    for number, (block, (pixels, _)) in enumerate(zip(missing, tracked, strict=True)):
-        features = computation(_padded(pixels, layout.block_rows))
-        store.put(block, [tensor[: len(pixels)].cpu() for tensor in features])
-        if number == 0:
-            seconds = (time.perf_counter() - start) * len(keys)
+    tracked = progress.track(blocks, f"{what} features", total=len(keys))
+    for number, (block, features) in enumerate(zip(missing, tracked, strict=True), start=1):
+        store.put(block, [tensor.cpu() for tensor in features])
+        if number == min(_BLOCKS_TO_PREDICT_FROM, len(keys)):
+            seconds = (time.perf_counter() - start) * len(keys) / number
             progress.say(
                 f"{what}: frozen features of {len(images):,} images in {views.count} "
                 f"{'view' if views.count == 1 else 'views'} are computed once: "
@@ -301,12 +259,41 @@ def _fill(
             )
 
 
+def _computed_here(
+    dataset: PhotoDataset,
+    keys: list[list[Key]],
+    computation: Computation,
+    workers: int,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Block by block, in order; worker processes decode ahead."""
+    loader = photo_loader(dataset, keys, min(workers, len(keys)), computation.device)
+    for pixels, _ in readable(loader):
+        yield computation(pixels)
+
+
+def _computed_in_threads(
+    dataset: PhotoDataset, keys: list[list[Key]], computation: Computation
+) -> Iterator[tuple[Tensor, ...]]:
+    """Block by block, in order; each core decodes and computes a block of its own."""
+
+    def compute(block: list[Key]) -> tuple[Tensor, ...]:
+        ((pixels, _),) = readable([collate(dataset.__getitems__(block))])
+        return computation.in_this_thread(pixels)
+
+    with one_thread_a_core() as pool:
+        waiting: deque[Future[tuple[Tensor, ...]]] = deque()
+        try:
+            for block in keys:
+                waiting.append(pool.submit(compute, block))
+                if len(waiting) > 2 * available_cores():
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
 def _keys_of(layout: Layout, block: int, views: int) -> list[Key]:
     rows = layout.rows_of(block)
     return [divmod(row, views) for row in range(rows.start, rows.stop)]
-
-
-def _padded(pixels: Tensor, rows: int) -> Tensor:
-    """The last block, filled up, so that every block is computed at one size."""
-    lacking = rows - len(pixels)
-    return torch.cat([pixels, pixels[-1:].expand(lacking, -1, -1, -1)]) if lacking else pixels

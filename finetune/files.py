@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -52,6 +53,15 @@ def append_line(path: Path, line: str) -> None:
             file.write(f"{line}\n")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {_reason(error)}") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def exists(path: Path) -> bool:

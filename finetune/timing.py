@@ -13,11 +13,9 @@ from torch import Tensor
 from finetune.config import Config
 from finetune.data.folders import TrainVal
 from finetune.data.loading import PhotoDataset
-from finetune.data.transforms import normalise
 from finetune.data.views import Views
 from finetune.engine import Engine
 from finetune.results import PredictedTime
-from finetune.split import Features
 
 _MOST_IMAGES = 32
 
@@ -29,16 +27,11 @@ def predict_time(engine: Engine, config: Config, data: TrainVal, views: Views) -
         config: Resolved.
     """
     count = min(config.data.batch_size, _MOST_IMAGES, len(data.train))
-    dataset = PhotoDataset(data.train, engine.preprocessing, Views.of("none"))
+    dataset = PhotoDataset(data.train, engine.computation.preprocessing, Views.of("none"))
     decode_s, samples = _timed(lambda: dataset.__getitems__([(i, 0) for i in range(count)]))
     pixels = torch.stack([s[0] for s in samples if isinstance(s, tuple)])
-    prefix_s = 0.0
-    inputs: Features = normalise(pixels.to(engine.device), engine.preprocessing)
-    if engine.split.prefix is not None:
-        engine.computation(pixels)
-        prefix_s, features = _timed(lambda: engine.computation(pixels))
-        exact = tuple(tensor.float() for tensor in features)
-        inputs = exact[0] if len(exact) == 1 else exact
+    engine.computation(pixels)
+    prefix_s, inputs = _timed(lambda: engine.computation.features(pixels))
     forward_s, backward_s = _time_live(engine, inputs)
     per_image = 1 / len(pixels)
     # Worker processes decode while the main process computes, on the same cores.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 from collections import OrderedDict
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from finetune.errors import ModelError, did_you_mean
-from finetune.files import exists, expand_user, is_folder
+from finetune.files import exists, expand_user, is_folder, sha256_of
 from finetune.model import ModelSpec, is_entry
 from finetune.tensor_file import (
     DamagedFileError,
@@ -102,11 +101,7 @@ def _hash_agrees(path: Path) -> bool:
     match = re.search(r"-([0-9a-f]{8,})\.", path.name)
     if match is None:
         return True
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest().startswith(match[1])
+    return sha256_of(path).startswith(match[1])
 
 
 def _reason(error: Exception) -> str:

@@ -146,11 +146,12 @@ def test_a_second_run_with_other_settings_computes_no_backbone_forward(
     assert not forwards
 
 
-def test_each_image_is_computed_once_for_each_view_in_blocks_of_one_size(
+def test_each_image_is_computed_once_for_each_view_eight_at_a_time(
     make_config: Make, forwards: list[int]
 ) -> None:
     train(make_config(runtime=FIXED, train={"epochs": 5}))
-    assert forwards == [32, 32, 32]  # 18 training images in two views; 10 for validation
+    assert sum(forwards) == 18 * 2 + 10  # training images in two views; validation images in one
+    assert sorted(forwards) == [2, 4, 8, 8, 8, 8, 8]
 
 
 def test_another_image_file_is_another_key(
@@ -161,7 +162,31 @@ def test_another_image_file_is_another_key(
     changed = photos / "train" / "class_0" / "0.png"
     changed.write_bytes((photos / "train" / "class_0" / "1.png").read_bytes())
     train(make_config(runtime=FIXED, output_dir=str(tmp_path / "second")))
-    assert len(forwards) == 2  # the validation features were kept
+    assert sum(forwards) == 18 * 2  # the validation features were kept
+
+
+def test_content_may_decide_instead_of_path_and_time(
+    make_config: Make, photos: Path, tmp_path: Path, forwards: list[int]
+) -> None:
+    by_content = {"known_by": "content"}
+    train(make_config(runtime=FIXED, features=by_content))
+    moved = photos.rename(tmp_path / "moved")
+    for path in moved.rglob("*.png"):
+        os.utime(path, (1, 1))
+    forwards.clear()
+    config = make_config(
+        runtime=FIXED,
+        features=by_content,
+        data={"root": str(moved)},
+        output_dir=str(tmp_path / "second"),
+    )
+    train(config)
+    assert not forwards
+    changed = moved / "train" / "class_0" / "0.png"
+    changed.write_bytes((moved / "train" / "class_0" / "1.png").read_bytes())
+    os.utime(changed, (1, 1))
+    train(config, overwrite=True)
+    assert sum(forwards) == 18 * 2
 
 
 def test_eval_reproduces_cached_figures_and_needs_no_forward(

@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import models
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from finetune.config import ModelConfig, PreprocessingConfig
 from finetune.data import loading
 from finetune.data.folders import Images
 from finetune.data.loading import Batches, PhotoDataset, batch_sizes, resolve_workers
-from finetune.data.transforms import build_transform, normalise, read_image
+from finetune.data.transforms import build_transform, normalise
 from finetune.data.views import Views
 from finetune.model import resolve_model
 
@@ -31,13 +32,15 @@ def noise_photo(size: tuple[int, int]) -> Image.Image:
 def test_evaluation_sees_what_the_weights_own_preset_gives(
     name: str, size: tuple[int, int]
 ) -> None:
+    """To within a level, since torchvision resizes tensors; see test_decoding.py."""
     photo = noise_photo(size)
     preprocessing = resolve_model(ModelConfig(name=name)).preprocessing
-    ours = normalise(build_transform(preprocessing, random_crop=False)(photo)[None], preprocessing)[
-        0
-    ]
+    transform = build_transform(preprocessing, random_crop=False)
+    ours = normalise(transform(pil_to_tensor(photo))[None], preprocessing)[0]
     preset = models.get_model_weights(name).DEFAULT.transforms()
-    torch.testing.assert_close(ours, preset(photo), rtol=0, atol=1e-6)
+    exact = preprocessing.interpolation != "bilinear"
+    level = 1 / 255 / min(preprocessing.std)
+    torch.testing.assert_close(ours, preset(photo), rtol=0, atol=1e-6 if exact else level + 1e-6)
 
 
 def test_auto_preprocessing_of_a_path_is_the_builders_first_entry() -> None:
@@ -62,27 +65,6 @@ def test_flip_is_the_only_randomness_of_the_flip_policy(images: Images) -> None:
     assert torch.equal(plain, PhotoDataset(images, SMALL, Views.of("none"))[(0, 0)][0])
     assert torch.equal(mirrored, plain.flip(2))
     assert {Views.of("flip").pick(epoch, 0) for epoch in range(20)} == {0, 1}
-
-
-def test_a_photo_is_turned_upright(tmp_path: Path) -> None:
-    photo = Image.new("RGB", (4, 2), "red")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    photo.save(tmp_path / "x.jpg", exif=exif)
-    assert read_image(tmp_path / "x.jpg").size == (2, 4)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
-    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
-    noise_photo((8, 8)).convert(mode).save(path)
-    assert read_image(path).mode == "RGB"
-
-
-def test_postscript_named_jpg_is_not_handed_to_ghostscript(tmp_path: Path) -> None:
-    (tmp_path / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    with pytest.raises(OSError, match="cannot identify"):
-        read_image(tmp_path / "x.jpg")
 
 
 @pytest.mark.parametrize(
@@ -169,12 +151,29 @@ def test_augmentation_leaves_the_global_generator_as_it_was(images: Images) -> N
     assert torch.equal(torch.default_generator.get_state(), before)
 
 
-def test_workers_are_started_only_for_much_data(images: Images) -> None:
+def test_workers_are_started_only_for_much_data_beside_a_gpu() -> None:
     small = Images((), (), (), num_bytes=1000)
     large = Images((), (), (), num_bytes=10**9)
-    assert resolve_workers("auto", small) == 0
-    assert resolve_workers("auto", large) >= 1
-    assert resolve_workers(3, small) == 3
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert resolve_workers("auto", large, cpu) == 0
+    assert resolve_workers("auto", small, cuda) == 0
+    assert resolve_workers("auto", large, cuda) >= 1
+    assert resolve_workers(3, small, cpu) == 3
+
+
+@pytest.mark.parametrize("policy", ["none", "crop_flip"])
+def test_what_was_decoded_is_kept_while_there_is_room(
+    images: Images, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    decoded = []
+    real = loading.read_photo
+    monkeypatch.setattr(loading, "read_photo", lambda path: decoded.append(path) or real(path))
+    size = 3 * (24 * 24 if policy == "crop_flip" else 16 * 16)
+    dataset = PhotoDataset(images, SMALL, Views.of(policy), keep_bytes=2 * size)
+    first = [dataset[(index, 0)][0] for index in range(3)]
+    again = [dataset[(index, 0)][0] for index in range(3)]
+    assert [path.name for path in decoded] == ["0.png", "1.png", "2.png", "2.png"]
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
 def test_a_bounded_number_of_crops_gives_the_same_few_views_again(images: Images) -> None:
@@ -189,7 +188,7 @@ def test_neighbouring_views_of_an_image_decode_it_once(
     images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
-    real = loading.read_image
-    monkeypatch.setattr(loading, "read_image", lambda path: opened.append(path) or real(path))
+    real = loading.read_photo
+    monkeypatch.setattr(loading, "read_photo", lambda path: opened.append(path) or real(path))
     PhotoDataset(images, SMALL, Views.of("flip")).__getitems__([(0, 0), (0, 1), (1, 0)])
     assert len(opened) == 2

@@ -71,7 +71,7 @@ def evaluate_checkpoint(
         metadata.config,
         images,
         views=Views.of("none"),
-        workers=resolve_workers("auto", images),
+        workers=resolve_workers("auto", images, device),
         shuffle=False,
         what=split,
         progress=progress,

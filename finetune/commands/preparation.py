@@ -81,7 +81,7 @@ def _resolve(
         config,
         plan,
         device=engine.device.type,
-        workers=resolve_workers(config.data.workers, data.train),
+        workers=resolve_workers(config.data.workers, data.train, engine.device),
         policy=policy,
     )
     cache = resolve_cache(
@@ -92,7 +92,12 @@ def _resolve(
             "augment.policy auto is flip: two views of each image are computed once; crop_flip "
             "would run the frozen part in every epoch (augment.views bounds that)"
         )
-    runtime = {"precision": engine.form.precision, "memory_format": engine.form.memory_format}
+    form = engine.form
+    runtime = {
+        "precision": form.precision,
+        "memory_format": form.memory_format,
+        "compile": "on" if form.compiled else "off",
+    }
     return resolved.model_copy(
         update={
             "features": resolved.features.model_copy(update={"cache": cache}),

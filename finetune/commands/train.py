@@ -35,7 +35,7 @@ from finetune.proof import Proof
 from finetune.report.json_text import to_json
 from finetune.report.text import render_freeze_report
 from finetune.results import FreezeReport, Scores, TrainSummary
-from finetune.runtime import peak_memory_mib, versions
+from finetune.runtime import peak_memory_mib, threads_for, versions
 from finetune.train_mode import set_train_mode
 
 
@@ -66,7 +66,8 @@ def train(
     write_text(folder / run_folder.CONFIG, to_yaml(prepared.config))
     write_text(folder / run_folder.FREEZE_JSON, to_json(report))
     write_text(folder / run_folder.FREEZE_TEXT, render_freeze_report(report, verbose=True) + "\n")
-    best, last = _run_epochs(prepared, folder, progress)
+    with threads_for(report.operations.forward_trainable * prepared.config.data.batch_size):
+        best, last = _run_epochs(prepared, folder, progress)
     verified = _verify_saved(prepared.proof, folder)
     summary = _summary(prepared, report, best, last, verified, time.perf_counter() - start)
     write_text(folder / run_folder.SUMMARY, to_json(summary))

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import itertools
-import os
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from finetune.config import PreprocessingConfig
+from finetune.data.decoding import read_photo
 from finetune.data.folders import Images
-from finetune.data.transforms import build_transform, normalise, read_image
+from finetune.data.transforms import build_transform
 from finetune.data.views import Views
 from finetune.errors import DataError
 from finetune.keyed import seed_for
+from finetune.runtime import available_cores, one_thread_a_core
 
 Batch = tuple[Tensor, Tensor]
-"""Images ``(N, 3, H, W)`` float32 normalised, labels ``(N,)`` int64, on the device."""
+"""Pixels ``(N, 3, crop, crop)`` uint8, labels ``(N,)`` int64, on the CPU."""
 
 Key = tuple[int, int]
 """Index of an image, and which view of it."""
+Sample = tuple[Tensor, int]
+"""uint8 pixels ``(3, crop, crop)`` and label."""
+
 _BYTES_WORTH_A_WORKER = 16 * 2**20
 
 
@@ -37,49 +41,79 @@ class Unreadable:
     reason: str
 
 
-class PhotoDataset(Dataset[tuple[Tensor, int] | Unreadable]):
-    """uint8 pixels ``(3, crop, crop)`` and label of a view of an image."""
+class PhotoDataset(Dataset[Sample | Unreadable]):
+    """The views of images, decoded when asked for.
 
-    def __init__(self, images: Images, preprocessing: PreprocessingConfig, views: Views) -> None:
+    Args:
+        keep_bytes: Memory for what has been decoded, where it will be needed again: the pixels
+            before the first random step. What does not fit is decoded again.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        preprocessing: PreprocessingConfig,
+        views: Views,
+        *,
+        keep_bytes: int = 0,
+    ) -> None:
         self.images = images
         self.views = views
         self.transform = build_transform(preprocessing, random_crop=views.policy == "crop_flip")
+        self._kept: dict[int, Tensor] = {}
+        self._room = keep_bytes
+        self._drawing = threading.Lock()
 
-    def __getitems__(self, keys: list[Key]) -> list[tuple[Tensor, int] | Unreadable]:
+    def __getitems__(self, keys: list[Key]) -> list[Sample | Unreadable]:
         """The views asked for; one image is decoded once for neighbouring views of it."""
-        return [
-            sample
-            for index, group in itertools.groupby(keys, key=lambda key: key[0])
-            for sample in self._views_of(index, [view for _, view in group])
-        ]
+        return [sample for index, views in by_image(keys) for sample in self.views_of(index, views)]
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int] | Unreadable:
+    def __getitem__(self, key: Key) -> Sample | Unreadable:
         return self.__getitems__([key])[0]
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def _views_of(self, index: int, views: list[int]) -> list[tuple[Tensor, int] | Unreadable]:
+    def views_of(self, index: int, views: list[int]) -> list[Sample | Unreadable]:
+        """These views of an image; may be called from several threads."""
         path, label = self.images.paths[index], self.images.labels[index]
         try:
-            photo = read_image(path)
+            pixels = self._before_drawing(index)
         except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
             return [Unreadable(path, str(error) or type(error).__name__)] * len(views)
         if self.views.are_random:
-            return [(self._drawn(photo, index, view), label) for view in views]
-        pixels: Tensor = self.transform(photo)
+            return [(self._drawn(pixels, index, view), label) for view in views]
         return [(pixels.flip(2) if view else pixels, label) for view in views]
 
-    def _drawn(self, photo: Image, index: int, view: int) -> Tensor:
+    def _before_drawing(self, index: int) -> Tensor:
+        kept = self._kept.get(index)
+        if kept is not None:
+            return kept
+        pixels = read_photo(self.images.paths[index])
+        if not self.views.are_random:
+            pixels = self.transform(pixels)
+        if pixels.nbytes <= self._room:
+            self._room -= pixels.nbytes
+            self._kept[index] = pixels
+        return pixels
+
+    def _drawn(self, photo: Tensor, index: int, view: int) -> Tensor:
         # transforms.v2 draws from torch's global generator and takes no other.
         generator = torch.default_generator
-        before = generator.get_state()
-        generator.manual_seed(self.views.seed_of(index, view))
-        try:
-            pixels: Tensor = self.transform(photo)
-        finally:
-            generator.set_state(before)
+        with self._drawing:
+            before = generator.get_state()
+            generator.manual_seed(self.views.seed_of(index, view))
+            try:
+                pixels: Tensor = self.transform(photo)
+            finally:
+                generator.set_state(before)
         return pixels
+
+
+def by_image(keys: list[Key]) -> Iterator[tuple[int, list[int]]]:
+    """Neighbouring keys of one image: its index, and the views of it."""
+    for index, group in itertools.groupby(keys, key=lambda key: key[0]):
+        yield index, [view for _, view in group]
 
 
 class KeyedBatches(Sampler[list[Key]]):
@@ -123,9 +157,8 @@ def batch_sizes(count: int, batch_size: int, *, join_last_of_one: bool) -> list[
     return sizes
 
 
-def _collate(
-    samples: list[tuple[Tensor, int] | Unreadable],
-) -> tuple[Tensor, Tensor] | list[Unreadable]:
+def collate(samples: list[Sample | Unreadable]) -> Batch | list[Unreadable]:
+    """One batch; or what of it could not be decoded."""
     broken = [sample for sample in samples if isinstance(sample, Unreadable)]
     if broken:
         return broken
@@ -134,7 +167,11 @@ def _collate(
 
 
 class Batches:
-    """The batches of one split, epoch by epoch, decoded anew each time."""
+    """The batches of one split, epoch by epoch.
+
+    Args:
+        keep_bytes: Memory for decoded images, where several epochs need them.
+    """
 
     def __init__(
         self,
@@ -146,13 +183,13 @@ class Batches:
         device: torch.device,
         views: Views,
         shuffle: bool = False,
+        keep_bytes: int = 0,
     ) -> None:
-        self.device = device
-        self.preprocessing = preprocessing
         self._sampler = KeyedBatches(len(images), batch_size, views=views, shuffle=shuffle)
-        self._loader = photo_loader(
-            PhotoDataset(images, preprocessing, views), self._sampler, workers, device
-        )
+        # A worker process would keep what another one is asked for in the next epoch.
+        kept = 0 if workers else keep_bytes
+        dataset = PhotoDataset(images, preprocessing, views, keep_bytes=kept)
+        self._loader = photo_loader(dataset, self._sampler, workers, device)
 
     def __len__(self) -> int:
         return len(self._sampler)
@@ -163,55 +200,74 @@ class Batches:
         Raises:
             DataError: names an image that cannot be decoded.
         """
-        for pixels, labels in self.pixels(epoch):
-            images = normalise(pixels.to(self.device, non_blocking=True), self.preprocessing)
-            yield images, labels.to(self.device, non_blocking=True)
-
-    def pixels(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `epoch`, before normalisation: uint8 pixels and labels, on the CPU."""
         self._sampler.epoch = epoch
         yield from readable(self._loader)
 
 
 def photo_loader(
     dataset: PhotoDataset, batches: Iterable[list[Key]], workers: int, device: torch.device
-) -> Iterable[tuple[Tensor, Tensor] | list[Unreadable]]:
-    """torch's loader over batches of keys."""
+) -> Iterable[Batch | list[Unreadable]]:
+    """Batches of keys, decoded: in worker processes, or in threads of this one."""
+    if workers == 0:
+        return _InThreads(dataset, batches, device)
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_collate,
-        persistent_workers=workers > 0,
+        collate_fn=collate,
+        persistent_workers=True,
         pin_memory=device.type == "cuda",
     )
 
 
-def readable(
-    loader: Iterable[tuple[Tensor, Tensor] | list[Unreadable]],
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pass on pixels ``(N, 3, H, W)`` uint8 and labels.
+class _InThreads:
+    """Decodes each batch in threads: the decoders let other threads run while they work.
+
+    A process for it would take a second to start and its own copy of torch in memory. Nothing is
+    decoded ahead: where the CPU also computes, that would take its cores from the computation.
+    """
+
+    def __init__(
+        self, dataset: PhotoDataset, batches: Iterable[list[Key]], device: torch.device
+    ) -> None:
+        self.dataset = dataset
+        self.batches = batches
+        self.pinned = device.type == "cuda"
+
+    def __iter__(self) -> Iterator[Batch | list[Unreadable]]:
+        for keys in self.batches:
+            with one_thread_a_core() as pool:
+                views = pool.map(lambda image: self.dataset.views_of(*image), by_image(keys))
+                batch = collate([sample for samples in views for sample in samples])
+            if self.pinned and isinstance(batch, tuple):
+                batch = batch[0].pin_memory(), batch[1].pin_memory()
+            yield batch
+
+
+def readable(batches: Iterable[Batch | list[Unreadable]]) -> Iterator[Batch]:
+    """Pass on what was decoded.
 
     Raises:
         DataError: names an image that cannot be decoded.
     """
-    for loaded in loader:
-        if isinstance(loaded, list):
-            broken = loaded[0]
+    for batch in batches:
+        if isinstance(batch, list):
+            broken = batch[0]
             raise DataError(
                 f"{broken.path}: cannot be decoded ({broken.reason}); "
                 "repair it, or move it out of the class folder"
             )
-        yield loaded
+        yield batch
 
 
-def resolve_workers(workers: int | str, images: Images) -> int:
+def resolve_workers(workers: int | str, images: Images, device: torch.device) -> int:
     """How many decoding processes ``data.workers`` means for this much data.
 
-    Decoding a small set costs less than starting a process for it.
+    None where the CPU computes as well: threads of one process share its cores better. Decoding
+    a small set costs less than starting a process for it.
     """
     if isinstance(workers, int):
         return workers
-    if images.num_bytes < _BYTES_WORTH_A_WORKER:
+    if device.type == "cpu" or images.num_bytes < _BYTES_WORTH_A_WORKER:
         return 0
-    return min(8, os.cpu_count() or 1)
+    return min(8, available_cores())
