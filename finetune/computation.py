@@ -61,7 +61,7 @@ class Computation:
     def _compute(self, pixels: Tensor) -> tuple[Tensor, ...]:
         images = normalise(pixels.to(self.device, non_blocking=True), self.preprocessing)
         if self.prefix is None:
-            return (images.contiguous(memory_format=self.form.layout),)
+            return (images,)
         images = images.to(self.form.dtype).contiguous(memory_format=self.form.layout)
         features = self.prefix(images)
         return (features,) if isinstance(features, Tensor) else features
@@ -82,15 +82,12 @@ def as_features(tensors: tuple[Tensor, ...]) -> Features:
     return exact[0] if len(exact) == 1 else exact
 
 
-def forward_runner(prefix: nn.Module, plain: Computation, pixels: Tensor) -> Runner:
-    """For `choose_form`: the forward pass of copies of a prefix, computed as it will be.
-
-    Args:
-        plain: Device and preprocessing.
-    """
+def forward_runner(plain: Computation, pixels: Tensor) -> Runner:
+    """For `choose_form`: the forward pass of copies of a prefix, computed as it will be."""
 
     def prepare(form: Form) -> Callable[[], Tensor]:
-        module = form.compile(form.arrange(copy.deepcopy(prefix), cast=True))
+        assert plain.prefix is not None
+        module = form.compile(form.arrange(copy.deepcopy(plain.prefix), cast=True))
         computation = replace(plain, prefix=module, form=form)
         return lambda: computation(pixels)[-1]
 

@@ -265,9 +265,13 @@ class RuntimeConfig(Section):
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the frozen prefix; of everything where there is no prefix. auto times both."""
+    """Of the frozen prefix. auto times both."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
-    """How images lie in memory. auto times both."""
+    """How the frozen prefix's images lie in memory. auto times both."""
+    live_precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of what trains (its weights stay float32). auto: as precision, or timed as well."""
+    live_memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """Of what trains. auto: as memory_format, or timed as well."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile. auto: on CUDA, where a run is long enough to repay the compilation."""
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from finetune.computation import CPU_ROWS, Computation, forward_runner, frozen_identity
-from finetune.config import Config, PreprocessingConfig
+from finetune.config import Config, PreprocessingConfig, RuntimeConfig
 from finetune.data.folders import Images
 from finetune.data.loading import Batches, PhotoDataset
 from finetune.data.views import Views
@@ -23,9 +24,9 @@ from finetune.features import (
     filled_store,
     layout_of,
 )
-from finetune.form import Choice, Form, choose_form, lacks, training_runner
+from finetune.form import Choice, Form, Runner, choose_form, lacks
 from finetune.progress import Progress
-from finetune.runtime import available_cores, available_memory_bytes
+from finetune.runtime import WORTH_SHARING, available_cores, available_memory_bytes
 from finetune.split import WORTH_KEEPING_BYTES, Features, Split, split_model
 
 _SHARE_OF_MEMORY = 4
@@ -38,18 +39,14 @@ class Engine:
 
     Attributes:
         live: What the loop trains; it takes what a `Source` yields.
-        choice: The form of arithmetic, and what was timed to find it.
+        prefix_choice, live_choice: Forms of arithmetic, and what was timed to find them.
     """
 
     split: Split
     live: nn.Module
-    choice: Choice
     computation: Computation
-
-    @property
-    def form(self) -> Form:
-        """Of the frozen prefix; without one, of everything."""
-        return self.choice.form
+    prefix_choice: Choice
+    live_choice: Choice
 
     @property
     def device(self) -> torch.device:
@@ -63,22 +60,50 @@ class Engine:
             return False
         return self.computation.image_bytes <= WORTH_KEEPING_BYTES
 
+    @property
+    def prefix_seconds(self) -> float | None:
+        """What the prefix takes for one image, where it was timed."""
+        return self.prefix_choice.seconds.get(str(self.prefix_choice.form))
 
-class _Autocast(nn.Module):
-    """A model without a prefix in bfloat16, where torch finds that safe; logits in float32."""
+    @property
+    def runtime(self) -> dict[str, str]:
+        """The config's ``runtime`` section with the forms that were taken."""
+        prefix, live = self.prefix_choice.form, self.live_choice.form
+        return {
+            "precision": prefix.precision,
+            "memory_format": prefix.memory_format,
+            "live_precision": live.precision,
+            "live_memory_format": live.memory_format,
+            "compile": "on" if live.compiled else "off",
+        }
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
+
+class InForm(nn.Module):
+    """A live part that computes in a form; its weights, what it takes and gives are float32."""
+
+    def __init__(self, module: nn.Module, form: Form, device: torch.device) -> None:
         super().__init__()
-        self.module = module
+        self.module = form.compile(form.arrange(module, cast=False))
+        self.form = form
         self.device_type = device.type
 
-    def forward(self, images: Features) -> Any:
-        """As the module, in float32."""
-        with torch.autocast(self.device_type, torch.bfloat16):
-            output = self.module(images)
+    def forward(self, features: Features) -> Any:
+        """As the module: logits ``(N, num_classes)``, auxiliary ones after them."""
+        if isinstance(features, Tensor):
+            inputs: Features = self._laid_out(features)
+        else:
+            inputs = tuple(self._laid_out(tensor) for tensor in features)
+        half = self.form.precision == "bfloat16"
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=half):
+            output = self.module(inputs)
         if isinstance(output, Tensor):
             return output.float()
         return tuple(part.float() for part in output if part is not None)
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        if tensor.dim() != 4:
+            return tensor
+        return tensor.contiguous(memory_format=self.form.layout)
 
 
 def build_engine(
@@ -91,6 +116,7 @@ def build_engine(
     device: torch.device,
     progress: Progress,
     skeleton: nn.Module | None = None,
+    live_multiply_adds: int | None = None,
 ) -> Engine:
     """Split a network whose ``requires_grad`` flags and modes are set for training.
 
@@ -99,61 +125,102 @@ def build_engine(
         images: A few of them are decoded where forms of arithmetic have to be timed.
         frozen: Name and SHA-256 of every frozen tensor.
         skeleton: The same network on the meta device, where there is one already.
+        live_multiply_adds: Of the live part's forward pass, for one image, where they are known: a
+            small one, such as a head alone, computes in float32 without any timing.
     """
-    if lacks(device, config.runtime.precision):
-        progress.warn(
-            f"this {device.type} device has no {config.runtime.precision}: float32 is used, and "
-            "figures may differ in the last digits"
-        )
+    runtime = config.runtime
+    for precision in sorted({runtime.precision, runtime.live_precision}):
+        if lacks(device, precision):
+            progress.warn(
+                f"this {device.type} device has no {precision}: float32 is used, and figures "
+                "may differ in the last digits"
+            )
     split = split_model(model, crop=preprocessing.crop, skeleton=skeleton)
     identity = frozen_identity(split, frozen)
-    choice = _choose_form(model, split, config, preprocessing, images, identity, device, progress)
-    form = choice.form
-    prefix = split.prefix
-    if prefix is not None:
-        prefix = form.compile(form.arrange(prefix, cast=True))
-    computation = Computation(prefix, split.crossing, form, preprocessing, device, identity)
-    live = form.compile(form.arrange(split.live, cast=False))
-    if prefix is None and form.precision == "bfloat16":
-        live = _Autocast(live, device)
-    return Engine(split, live, choice, computation)
-
-
-def _choose_form(
-    model: nn.Module,
-    split: Split,
-    config: Config,
-    preprocessing: PreprocessingConfig,
-    images: Images,
-    identity: str,
-    device: torch.device,
-    progress: Progress,
-) -> Choice:
-    plain = Computation(None, (), Form(), preprocessing, device, "")
-
-    timed_images = CPU_ROWS * (available_cores() if split.prefix and device.type == "cpu" else 1)
+    plain = Computation(split.prefix, split.crossing, Form(), preprocessing, device, identity)
+    cores = available_cores() if split.prefix is not None and device.type == "cpu" else 1
 
     @functools.cache
     def pixels() -> Tensor:
-        return _some_pixels(images, preprocessing, timed_images)
+        return _some_pixels(images, preprocessing, CPU_ROWS * cores)
 
-    def run(form: Form) -> Callable[[], Tensor]:
-        if split.prefix is not None:
-            return forward_runner(split.prefix, plain, pixels())(form)
-        return training_runner(model, *plain(pixels()))(form)
-
-    choice = choose_form(
-        config.runtime,
-        run,
+    prefix_choice, computation = Choice(Form(), {}), plain
+    if split.prefix is not None:
+        prefix_choice = choose_form(
+            runtime,
+            lambda form: forward_runner(plain, pixels())(form),
+            device=device,
+            images=CPU_ROWS * cores,
+            work=len(images),
+            key=identity,
+        )
+        _say(progress, "the frozen part", prefix_choice)
+        form = prefix_choice.form
+        prefix = form.compile(form.arrange(split.prefix, cast=True))
+        computation = replace(plain, prefix=prefix, form=form)
+    work = live_multiply_adds
+    small = work is not None and work * config.data.batch_size < WORTH_SHARING
+    live_choice = choose_form(
+        _small_runtime(runtime) if small else live_runtime(runtime),
+        lambda form: _training_runner(
+            split.live, computation.features(pixels()[:CPU_ROWS]), device
+        )(form),
         device=device,
-        images=timed_images,
-        work=len(images) * (1 if split.prefix is not None else config.train.epochs),
-        key=identity,
+        images=CPU_ROWS,
+        work=len(images) * config.train.epochs,
+        key=f"live {identity} {[n for n, p in model.named_parameters() if p.requires_grad]}",
     )
+    _say(progress, "what trains", live_choice)
+    live = InForm(split.live, live_choice.form, device)
+    return Engine(split, live, computation, prefix_choice, live_choice)
+
+
+def live_runtime(runtime: RuntimeConfig) -> RuntimeConfig:
+    """What of the config leaves the live part's form open: its own keys, then the common ones."""
+    precision = runtime.live_precision
+    layout = runtime.live_memory_format
+    return runtime.model_copy(
+        update={
+            "precision": runtime.precision if precision == "auto" else precision,
+            "memory_format": runtime.memory_format if layout == "auto" else layout,
+        }
+    )
+
+
+def _small_runtime(runtime: RuntimeConfig) -> RuntimeConfig:
+    """For a live part that takes no time in any form."""
+    fixed = {"live_precision": "float32", "live_memory_format": "contiguous"}
+    open_keys = {key: value for key, value in fixed.items() if getattr(runtime, key) == "auto"}
+    return live_runtime(runtime.model_copy(update=open_keys))
+
+
+def _say(progress: Progress, what: str, choice: Choice) -> None:
     if choice.seconds:
         timed = ", ".join(f"{name} {1 / seconds:,.0f}" for name, seconds in choice.seconds.items())
-        progress.say(f"fastest form here: {choice.form} (images/s: {timed})")
-    return choice
+        progress.say(f"fastest form of {what}: {choice.form} (images/s: {timed})")
+
+
+def _training_runner(live: nn.Module, features: Features, device: torch.device) -> Runner:
+    """For `choose_form`: forward and backward of copies of a live part.
+
+    Its result is one row: two logits of one image may both be near zero, and so their distance
+    large for any rounding.
+    """
+
+    def prepare(form: Form) -> Callable[[], Tensor]:
+        module = InForm(copy.deepcopy(live), form, device)
+
+        def step() -> Tensor:
+            torch.manual_seed(0)
+            output = module(features)
+            logits: Tensor = output if isinstance(output, Tensor) else output[0]
+            logits.square().sum().backward()  # type: ignore[no-untyped-call]
+            module.zero_grad(set_to_none=True)
+            return logits.detach().flatten()[None]
+
+        return step
+
+    return prepare
 
 
 def _some_pixels(images: Images, preprocessing: PreprocessingConfig, number: int) -> Tensor:
@@ -206,6 +273,7 @@ def make_source(
             views,
             workers=workers,
             what=what,
+            seconds=engine.prefix_seconds,
             progress=progress,
         )
         return CachedFeatures(

@@ -70,6 +70,8 @@ class FeatureStore:
         self.folder = folder
         self.damaged = 0
         """Blocks that had been written and whose bytes disagree."""
+        self.computed = 0
+        """Blocks that were put since it was opened."""
         self._whole: set[int] = set()
         if folder is None:
             dtype = _DTYPES[layout.dtype]
@@ -100,6 +102,7 @@ class FeatureStore:
         for tensor, values in zip(self.tensors, features, strict=True):
             tensor[rows] = values
         self._whole.add(block)
+        self.computed += 1
         if self.folder is not None:
             with (self.folder / _LOG).open("a", encoding="ascii") as log:
                 log.write(f"{block} {self._checksum(block):08x}\n")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -54,14 +53,18 @@ from finetune.split import WORTH_KEEPING_BYTES, Features
 BLOCK_ROWS = 32
 """Rows computed together: a value depends on its batch in the last bits, so batches are fixed."""
 
-_BLOCKS_TO_PREDICT_FROM = 4
-
 FeatureBatch = tuple[Features, Tensor]
 """Input of the live part, and labels ``(N,)`` int64, on the device."""
 
 
 class Source(Protocol):
-    """The batches of one split."""
+    """The batches of one split.
+
+    Attributes:
+        from_earlier: Whether every feature was there already, from an earlier run.
+    """
+
+    from_earlier: bool
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -72,6 +75,8 @@ class Source(Protocol):
 
 class FreshFeatures:
     """Computed anew for each batch; without a prefix, the images themselves."""
+
+    from_earlier = False
 
     def __init__(self, batches: Batches, computation: Computation) -> None:
         self.batches = batches
@@ -101,6 +106,7 @@ class CachedFeatures:
         device: torch.device,
     ) -> None:
         assert views.count is not None
+        self.from_earlier = store.computed == 0
         self.store = store
         self.device = device
         self._views_each = views.count
@@ -163,9 +169,13 @@ def filled_store(
     *,
     workers: int,
     what: str,
+    seconds: float | None,
     progress: Progress,
 ) -> FeatureStore:
     """A whole store: what is missing in it is computed.
+
+    Args:
+        seconds: What a row takes, where it was measured.
 
     Raises:
         OutputError: the disk is full or cannot be written.
@@ -178,7 +188,7 @@ def filled_store(
         if store.damaged:
             progress.warn(f"{store.folder}: damaged features found; they are computed again")
         if store.missing:
-            _fill(store, computation, images, views, workers, what, progress)
+            _fill(store, computation, images, views, workers, what, seconds, progress)
     except OSError as error:
         raise OutputError(
             f"features cannot be kept: {error.strerror or error}; --set features.dir=FOLDER names "
@@ -235,6 +245,7 @@ def _fill(
     views: Views,
     workers: int,
     what: str,
+    seconds: float | None,
     progress: Progress,
 ) -> None:
     assert views.count is not None
@@ -246,17 +257,15 @@ def _fill(
         blocks = _computed_here(dataset, keys, computation, workers)
     else:
         blocks = _computed_in_threads(dataset, keys, computation)
-    start = time.perf_counter()
+    known = "" if seconds is None else f", about {seconds * len(keys) * layout.block_rows:,.0f} s"
+    progress.say(
+        f"{what}: frozen features of {len(images):,} images in {views.count} "
+        f"{'view' if views.count == 1 else 'views'} are computed once: "
+        f"{layout.num_bytes / 2**20:,.1f} MiB{known}"
+    )
     tracked = progress.track(blocks, f"{what} features", total=len(keys))
-    for number, (block, features) in enumerate(zip(missing, tracked, strict=True), start=1):
+    for block, features in zip(missing, tracked, strict=True):
         store.put(block, [tensor.cpu() for tensor in features])
-        if number == min(_BLOCKS_TO_PREDICT_FROM, len(keys)):
-            seconds = (time.perf_counter() - start) * len(keys) / number
-            progress.say(
-                f"{what}: frozen features of {len(images):,} images in {views.count} "
-                f"{'view' if views.count == 1 else 'views'} are computed once: "
-                f"{layout.num_bytes / 2**20:,.1f} MiB, about {seconds:,.0f} s"
-            )
 
 
 def _computed_here(

@@ -7,7 +7,6 @@ turn, on one batch, and the fastest whose result stays near float32's is taken.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -38,6 +37,8 @@ network is further off by orders of magnitude.
 
 _ROUNDS = 3
 _MUCH_SLOWER = 2.0
+_LONG_ENOUGH_S = 2.0
+_NOT_WORTH_TIMING_S = 0.002
 _COMPILING_REPAYS_S = 600.0
 
 
@@ -157,18 +158,22 @@ def _time(forms: list[Form], run: Runner, images: int) -> Choice:
 
     What a form's first run takes is its kernels' compilation, and counts nothing.
     """
+    start = time.perf_counter()
     plain = Form()
-    reference: Tensor | None = None if plain in forms else run(plain)()
-    steps: dict[Form, Callable[[], Tensor]] = {}
+    step = run(plain)
+    reference = step()
+    if plain in forms and min(_timed(step) for _ in range(_ROUNDS)) < _NOT_WORTH_TIMING_S:
+        return Choice(plain, {})
+    steps = {plain: step} if plain in forms else {}
     for form in forms:
-        step = run(form)
-        result = step()
-        if reference is None:
-            reference = result
-        if distance(result, reference) <= TOLERANCE:
-            steps[form] = step
+        if form != plain:
+            step = run(form)
+            if distance(step(), reference) <= TOLERANCE:
+                steps[form] = step
     took: dict[Form, float] = {}
-    for _ in range(_ROUNDS):
+    for number in range(_ROUNDS):
+        if number and time.perf_counter() - start > _LONG_ENOUGH_S:
+            break
         for form, step in steps.items():
             best = min(took.values(), default=math.inf)
             if took.get(form, 0.0) <= _MUCH_SLOWER * best:
@@ -233,31 +238,3 @@ def _recall(path: Path, forms: list[Form]) -> Choice | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return Choice(form, seconds) if replace(form, compiled=forms[0].compiled) in forms else None
-
-
-def training_runner(model: nn.Module, images: Tensor) -> Runner:
-    """For `choose_form`: forward and backward of copies of a model without a prefix.
-
-    Its result is one row: two logits of one image may both be near zero, and so their distance
-    large for any rounding.
-    """
-
-    def prepare(form: Form) -> Callable[[], Tensor]:
-        arranged = form.arrange(copy.deepcopy(model), cast=False)
-        module = form.compile(arranged)
-        batch = images.contiguous(memory_format=form.layout)
-
-        def step() -> Tensor:
-            torch.manual_seed(0)
-            with torch.autocast(
-                batch.device.type, torch.bfloat16, enabled=form.precision == "bfloat16"
-            ):
-                output = module(batch)
-            logits: Tensor = output if isinstance(output, Tensor) else output[0]
-            logits.float().square().sum().backward()  # type: ignore[no-untyped-call]
-            arranged.zero_grad(set_to_none=True)
-            return logits.detach().flatten()[None]
-
-        return step
-
-    return prepare

@@ -28,13 +28,16 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
     """An optimizer that has never seen a frozen parameter: weight decay and momentum move those
     that it holds, gradient or not."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    # One kernel for all parameters; on a CPU the loop over them was the faster.
+    fused = True if trainable and all(p.is_cuda for p in trainable) else None
     if config.name == "adamw":
-        return AdamW(trainable, lr=config.lr, weight_decay=config.weight_decay)
+        return AdamW(trainable, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
     return SGD(
         trainable,
         lr=config.lr,
         momentum=config.momentum or 0.0,
         weight_decay=config.weight_decay,
+        fused=fused,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 
@@ -39,6 +40,11 @@ class Plan:
     freeze: FreezePlan
     skeleton: nn.Module
     num_classes: int
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Multiply-adds, and where the backward pass ends."""
+        return measure_cost(self.skeleton, crop=self.spec.preprocessing.crop)
 
 
 def make_plan(config: Config, num_classes: int) -> Plan:
@@ -104,7 +110,7 @@ def make_freeze_report(
     """
     rows = _parameter_rows(plan)
     totals = _totals(rows)
-    cost = measure_cost(plan.skeleton, crop=plan.spec.preprocessing.crop)
+    cost = plan.cost
     return FreezeReport(
         model=plan.spec.name,
         num_classes=plan.num_classes,

@@ -108,6 +108,8 @@ class EvalResult:
     loss: float
     per_class: tuple[ClassScore, ...]
     images_per_s: float
+    """From files to figures; from stored features, where an earlier run had computed them."""
+    features_from_earlier_run: bool
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torchvision
 from finetune import __version__
 from finetune.errors import ConfigError
 
-_WORTH_SHARING = 20_000_000
+WORTH_SHARING = 20_000_000
 """Multiply-adds of a step's forward pass: about a millisecond of one core."""
 
 
@@ -88,7 +88,7 @@ def threads_for(multiply_adds: int) -> Iterator[None]:
     milliseconds: 25 epochs of a head alone took 4.3 s in one thread and 9.8 s in two.
     """
     before = torch.get_num_threads()
-    if multiply_adds < _WORTH_SHARING:
+    if multiply_adds < WORTH_SHARING:
         torch.set_num_threads(1)
     try:
         yield

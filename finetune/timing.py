@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,9 +15,17 @@ from finetune.data.folders import TrainVal
 from finetune.data.loading import PhotoDataset
 from finetune.data.views import Views
 from finetune.engine import Engine
+from finetune.evaluate import evaluate
+from finetune.loop import train_epochs
+from finetune.optim import build_optimizer, build_schedule
 from finetune.results import PredictedTime
+from finetune.runtime import available_cores
+from finetune.split import Features
 
 _MOST_IMAGES = 32
+_STEPS = 3
+
+T = TypeVar("T")
 
 
 def predict_time(engine: Engine, config: Config, data: TrainVal, views: Views) -> PredictedTime:
@@ -26,21 +34,19 @@ def predict_time(engine: Engine, config: Config, data: TrainVal, views: Views) -
     Args:
         config: Resolved.
     """
-    count = min(config.data.batch_size, _MOST_IMAGES, len(data.train))
-    dataset = PhotoDataset(data.train, engine.computation.preprocessing, Views.of("none"))
+    count = min(_MOST_IMAGES, len(data.train))
+    dataset = PhotoDataset(data.train, engine.computation.preprocessing, views)
     decode_s, samples = _timed(lambda: dataset.__getitems__([(i, 0) for i in range(count)]))
     pixels = torch.stack([s[0] for s in samples if isinstance(s, tuple)])
     engine.computation(pixels)
-    prefix_s, inputs = _timed(lambda: engine.computation.features(pixels))
-    forward_s, backward_s = _time_live(engine, inputs)
-    per_image = 1 / len(pixels)
-    # Worker processes decode while the main process computes, on the same cores.
-    decode = decode_s * per_image
-    prefix = prefix_s * per_image
-    train_live = len(data.train) * (forward_s + backward_s) * per_image
-    val_live = len(data.val) * forward_s * per_image
+    prefix_s, features = _timed(lambda: engine.computation.features(pixels))
+    train_s, val_s = _time_live(engine, config, features)
+    # Each core decodes images of its own; so does each worker process.
+    decode = decode_s / len(pixels) / max(available_cores(), config.data.workers)
+    prefix = prefix_s / len(pixels)
+    live = len(data.train) * train_s + len(data.val) * val_s
     every_image = len(data.train) + len(data.val)
-    without = train_live + val_live + every_image * (decode + prefix)
+    without = live + every_image * (decode + prefix)
     if engine.split.prefix is None or config.features.cache == "off":
         return PredictedTime(None, None, without)
     kept = views.count is not None
@@ -48,24 +54,47 @@ def predict_time(engine: Engine, config: Config, data: TrainVal, views: Views) -
     decoded = every_image if kept else len(data.val)
     fill = rows * prefix + decoded * decode
     again = 0.0 if kept else len(data.train) * (decode + prefix)
-    return PredictedTime(fill, train_live + val_live + again, without)
+    return PredictedTime(fill, live + again, without)
 
 
-def _time_live(engine: Engine, inputs: Any) -> tuple[float, float]:
+def _time_live(engine: Engine, config: Config, features: Features) -> tuple[float, float]:
+    """Seconds for an image, in training and in evaluation: a few steps of the loop itself, with a
+    copy of the live part."""
     live = copy.deepcopy(engine.live)
+    inputs = _rows(features, config.data.batch_size)
+    labels = torch.zeros(config.data.batch_size, dtype=torch.int64, device=engine.device)
+    num_classes = _evaluated(live, inputs).shape[1]
+    optimizer = build_optimizer(live.parameters(), config.optimizer)
+    schedule = build_schedule(optimizer, config.schedule, epochs=1, steps_per_epoch=2 * _STEPS)
+    _warm, then = train_epochs(
+        live,
+        batches=lambda epoch: [(inputs, labels)] * (1 if epoch == 1 else _STEPS),
+        optimizer=optimizer,
+        schedule=schedule,
+        set_mode=lambda: None,
+        epochs=2,
+        num_classes=num_classes,
+        seed=config.seed,
+    )
+    val_s, _ = _timed(lambda: evaluate(live, [(inputs, labels)], num_classes=num_classes))
+    return then.elapsed_s / then.num_images, val_s / len(labels)
 
-    def forward() -> Tensor:
-        output = live(inputs)
-        logits: Tensor = output if isinstance(output, Tensor) else output[0]
-        return logits
 
-    forward().sum().backward()  # type: ignore[no-untyped-call]
-    forward_s, logits = _timed(forward)
-    backward_s, _ = _timed(lambda: logits.sum().backward())
-    return forward_s, backward_s
+@torch.no_grad()
+def _evaluated(live: torch.nn.Module, inputs: Features) -> Tensor:
+    output = live(inputs)
+    logits: Tensor = output if isinstance(output, Tensor) else output[0]
+    return logits
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def _rows(features: Features, count: int) -> Features:
+    """As many rows as a batch of training has."""
+    if isinstance(features, Tensor):
+        return features[torch.arange(count) % len(features)]
+    return tuple(tensor[torch.arange(count) % len(tensor)] for tensor in features)
+
+
+def _timed(work: Callable[[], T]) -> tuple[float, T]:
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result

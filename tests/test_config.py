@@ -523,8 +523,15 @@ def test_model_and_root_alone_make_a_run(load: Load) -> None:
         "train": {"epochs": 25, "label_smoothing": 0.0},
         "optimizer": {"name": "sgd", "lr": 0.01, "weight_decay": 0.0, "momentum": 0.9},
         "schedule": {"name": "cosine", "warmup_epochs": 0.0},
-        "features": {"cache": "auto"},
-        "runtime": {"device": "auto", "precision": "auto", "memory_format": "auto"},
+        "features": {"cache": "auto", "known_by": "time"},
+        "runtime": {
+            "device": "auto",
+            "precision": "auto",
+            "memory_format": "auto",
+            "live_precision": "auto",
+            "live_memory_format": "auto",
+            "compile": "auto",
+        },
         "output_dir": "runs/pets",
         "seed": 0,
     }

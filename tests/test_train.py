@@ -58,7 +58,8 @@ def test_summary_counts_add_up(make_config: Make) -> None:
 def test_a_rerun_of_the_resolved_config_gives_identical_weights(
     make_config: Make, tmp_path: Path, patterns: list[str], policy: str
 ) -> None:
-    config = make_config(freeze={"patterns": patterns})
+    # Batches of six: two random images that 1x1 norm layers tell apart by rounding alone diverge.
+    config = make_config(freeze={"patterns": patterns}, data={"batch_size": 6})
     train(config)
     saved = load_config(
         Path(config.output_dir) / "config.yaml", [f"output_dir={tmp_path / 'again'}"]
@@ -95,7 +96,7 @@ def test_another_seed_gives_other_weights(make_config: Make, tmp_path: Path) -> 
 
 
 def test_eval_reproduces_the_recorded_figures_exactly(make_config: Make) -> None:
-    config = make_config(freeze={"patterns": []})
+    config = make_config(freeze={"patterns": []}, data={"batch_size": 6})
     summary = train(config)
     result = evaluate_checkpoint(Path(config.output_dir) / "best.pt")
     assert (result.top1, result.loss) == (summary.val.top1, summary.val.loss)

@@ -11,6 +11,7 @@ from finetune.data.loading import batch_sizes
 from finetune.planning import make_freeze_report
 from finetune.progress import Progress, Silent
 from finetune.results import DryRun
+from finetune.runtime import threads_for
 from finetune.timing import predict_time
 
 
@@ -21,6 +22,8 @@ def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | Non
     prepared = prepare(config, progress)
     plan, data, resolved = prepared.plan, prepared.data, prepared.config
     totals = make_freeze_report(plan, resolved, split=prepared.engine.split).totals
+    with threads_for(plan.cost.forward_live * resolved.data.batch_size):
+        predicted = predict_time(prepared.engine, resolved, data, training_views(resolved))
     sizes = batch_sizes(len(data.train), resolved.data.batch_size, join_last_of_one=True)
     return DryRun(
         dry_run=True,
@@ -38,7 +41,7 @@ def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | Non
         trainable_tensors=totals.trainable_tensors,
         frozen_tensors=totals.frozen_tensors,
         frozen_hashed=prepared.proof.count,
-        predicted=predict_time(prepared.engine, resolved, data, training_views(resolved)),
+        predicted=predicted,
         config=resolved.plain(),
         notes=(*data.notes, *plan.freeze.warnings),
     )

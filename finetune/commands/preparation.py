@@ -68,6 +68,7 @@ def prepare(config: Config, progress: Progress) -> Prepared:
         device=device,
         progress=progress,
         skeleton=plan.skeleton,
+        live_multiply_adds=plan.cost.forward_live,
     )
     resolved = _resolve(config, plan, data, engine, progress)
     return Prepared(resolved, data, plan, model, engine, proof)
@@ -88,20 +89,16 @@ def _resolve(
         resolved, engine, len(data.train), len(data.val), training_views(resolved), progress
     )
     if config.augment.policy == "auto" and policy == "flip" and cache != "off":
+        seconds = engine.prefix_seconds
+        more = "" if seconds is None else f", about {seconds * len(data.train):.2g} s more each"
         progress.say(
             "augment.policy auto is flip: two views of each image are computed once; crop_flip "
-            "would run the frozen part in every epoch (augment.views bounds that)"
+            f"would run the frozen part in every epoch{more} (augment.views bounds that)"
         )
-    form = engine.form
-    runtime = {
-        "precision": form.precision,
-        "memory_format": form.memory_format,
-        "compile": "on" if form.compiled else "off",
-    }
     return resolved.model_copy(
         update={
             "features": resolved.features.model_copy(update={"cache": cache}),
-            "runtime": resolved.runtime.model_copy(update=runtime),
+            "runtime": resolved.runtime.model_copy(update=engine.runtime),
         }
     )
 

@@ -66,7 +66,7 @@ def train(
     write_text(folder / run_folder.CONFIG, to_yaml(prepared.config))
     write_text(folder / run_folder.FREEZE_JSON, to_json(report))
     write_text(folder / run_folder.FREEZE_TEXT, render_freeze_report(report, verbose=True) + "\n")
-    with threads_for(report.operations.forward_trainable * prepared.config.data.batch_size):
+    with threads_for(prepared.plan.cost.forward_live * prepared.config.data.batch_size):
         best, last = _run_epochs(prepared, folder, progress)
     verified = _verify_saved(prepared.proof, folder)
     summary = _summary(prepared, report, best, last, verified, time.perf_counter() - start)

@@ -109,6 +109,7 @@ def _few(names: tuple[str, ...], most: int = 8) -> str:
 def render_eval(result: EvalResult) -> str:
     """The figures, then a line a class."""
     top5 = [] if result.top5 is None else [("Top-5", f"{result.top5:.2%}")]
+    kept = ", from features that an earlier run computed" * result.features_from_earlier_run
     facts = [
         ("Checkpoint", f"{result.checkpoint} ({result.model})"),
         ("Data", f"{result.data}{f', {result.split}' if result.split else ''}"),
@@ -119,7 +120,7 @@ def render_eval(result: EvalResult) -> str:
         ),
         *top5,
         ("Loss", f"{result.loss:.4f}"),
-        ("Speed", f"{result.images_per_s:,.0f} images/s"),
+        ("Speed", f"{result.images_per_s:,.0f} images/s{kept}"),
     ]
     classes = table(
         ("class", "images", "top-1"),

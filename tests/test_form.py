@@ -1,0 +1,151 @@
+"""The form of arithmetic: the fastest that is near float32, chosen once, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from finetune import form
+from finetune.config import RuntimeConfig
+from finetune.engine import InForm, live_runtime
+from finetune.form import TOLERANCE, Choice, Form, Runner, choose_form, distance
+
+CPU = torch.device("cpu")
+REFERENCE = torch.eye(4)
+
+
+class Clock:
+    """A machine on which each form takes what the test says."""
+
+    def __init__(self, seconds: dict[str, float], *, off: dict[str, float] | None = None) -> None:
+        self.now = 0.0
+        self.seconds = seconds
+        self.off = off or {}
+        self.runs: list[str] = []
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def runner(self) -> Runner:
+        def prepare(candidate: Form) -> Callable[[], Tensor]:
+            def step() -> Tensor:
+                self.runs.append(str(candidate))
+                self.now += self.seconds[str(candidate)]
+                return REFERENCE * (1 + self.off.get(str(candidate), 0.0))
+
+            return step
+
+        return prepare
+
+
+SECONDS = {
+    "float32, contiguous": 0.2,
+    "float32, channels_last": 0.1,
+    "bfloat16, contiguous": 0.3,
+    "bfloat16, channels_last": 0.05,
+}
+
+
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Choice]:
+    def choosing(
+        clock: Clock,
+        config: RuntimeConfig | None = None,
+        *,
+        device: torch.device = CPU,
+        work: int = 100,
+    ) -> Choice:
+        monkeypatch.setattr(form.time, "perf_counter", clock.perf_counter)
+        return choose_form(
+            config or RuntimeConfig(),
+            clock.runner(),
+            device=device,
+            images=10,
+            work=work,
+            key="a network",
+        )
+
+    return choosing
+
+
+def test_the_fastest_form_is_taken(choose: Callable[..., Choice]) -> None:
+    choice = choose(Clock(SECONDS))
+    assert choice.form == Form("bfloat16", "channels_last")
+    assert choice.seconds["bfloat16, channels_last"] == pytest.approx(0.005)
+
+
+def test_a_form_too_far_from_float32_is_not_taken(choose: Callable[..., Choice]) -> None:
+    off = {"bfloat16, channels_last": TOLERANCE * 1.01}
+    assert choose(Clock(SECONDS, off=off)).form == Form("float32", "channels_last")
+
+
+def test_a_form_just_within_the_tolerance_is_taken(choose: Callable[..., Choice]) -> None:
+    off = {"bfloat16, channels_last": TOLERANCE * 0.99}
+    assert choose(Clock(SECONDS, off=off)).form == Form("bfloat16", "channels_last")
+
+
+def test_distance_is_that_of_the_furthest_image() -> None:
+    result = REFERENCE.clone()
+    result[2, 2] = 1.5
+    assert distance(result, REFERENCE) == pytest.approx(0.5)
+
+
+def test_the_choice_is_remembered(choose: Callable[..., Choice]) -> None:
+    first = choose(Clock(SECONDS))
+    again = Clock(dict.fromkeys(SECONDS, 1.0))
+    assert choose(again) == first
+    assert not again.runs
+
+
+def test_what_takes_no_time_is_not_timed(choose: Callable[..., Choice]) -> None:
+    clock = Clock(dict.fromkeys(SECONDS, 0.0001))
+    assert choose(clock) == Choice(Form(), {})
+    assert set(clock.runs) == {"float32, contiguous"}
+
+
+def test_a_form_that_the_config_fixes_is_not_timed(choose: Callable[..., Choice]) -> None:
+    clock = Clock(SECONDS)
+    config = RuntimeConfig(precision="float32", memory_format="channels_last")
+    assert choose(clock, config).form == Form("float32", "channels_last")
+    assert not clock.runs
+
+
+@pytest.mark.parametrize(("work", "compiled"), [(1_000, False), (1_000_000, True)])
+def test_a_form_is_compiled_on_cuda_where_the_run_repays_it(
+    choose: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch, work: int, compiled: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    clock = Clock(SECONDS | {"bfloat16, channels_last, compiled": 0.01})
+    choice = choose(clock, device=torch.device("cuda"), work=work)
+    assert choice.form == Form("bfloat16", "channels_last", compiled)
+
+
+def test_compiling_is_not_tried_on_a_cpu(choose: Callable[..., Choice]) -> None:
+    assert not choose(Clock(SECONDS), work=10**9).form.compiled
+
+
+def test_a_device_without_bfloat16_computes_in_float32(choose: Callable[..., Choice]) -> None:
+    config = RuntimeConfig(precision="bfloat16", memory_format="contiguous")
+    assert choose(Clock(SECONDS), config, device=torch.device("mps")).form == Form()
+
+
+def test_what_trains_follows_the_common_keys_unless_its_own_are_given() -> None:
+    common = live_runtime(RuntimeConfig(precision="float32", memory_format="channels_last"))
+    assert (common.precision, common.memory_format) == ("float32", "channels_last")
+    own = live_runtime(RuntimeConfig(precision="float32", live_precision="bfloat16"))
+    assert own.precision == "bfloat16"
+
+
+def test_weights_and_logits_of_a_half_precision_live_part_are_float32() -> None:
+    live = InForm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)), HALF, CPU)
+    logits = live(torch.randn(2, 3, 4, 4))
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    assert {p.dtype for p in live.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in live.parameters() if p.grad is not None} == {torch.float32}
+
+
+HALF = Form("bfloat16", "channels_last")
