@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 import time
 from collections.abc import Callable
@@ -35,9 +34,8 @@ SqueezeNet), which changed no decision of a head trained on them. A form that is
 network is further off by orders of magnitude.
 """
 
-_ROUNDS = 3
-_MUCH_SLOWER = 2.0
-_LONG_ENOUGH_S = 2.0
+_MORE_ROUNDS = 2
+_CLOSE = 1.5
 _NOT_WORTH_TIMING_S = 0.002
 _COMPILING_REPAYS_S = 600.0
 
@@ -154,30 +152,28 @@ def choose_form(
 
 
 def _time(forms: list[Form], run: Runner, images: int) -> Choice:
-    """In turn, round by round, because a machine's speed changes from one second to the next.
+    """Every form once, then those close to the best in turn: a machine's speed changes from one
+    second to the next.
 
     What a form's first run takes is its kernels' compilation, and counts nothing.
     """
-    start = time.perf_counter()
     plain = Form()
     step = run(plain)
     reference = step()
-    if plain in forms and min(_timed(step) for _ in range(_ROUNDS)) < _NOT_WORTH_TIMING_S:
+    first = _timed(step)
+    if plain in forms and first < _NOT_WORTH_TIMING_S:
         return Choice(plain, {})
-    steps = {plain: step} if plain in forms else {}
+    took = {plain: first} if plain in forms else {}
+    steps = {plain: step}
     for form in forms:
         if form != plain:
             step = run(form)
             if distance(step(), reference) <= TOLERANCE:
-                steps[form] = step
-    took: dict[Form, float] = {}
-    for number in range(_ROUNDS):
-        if number and time.perf_counter() - start > _LONG_ENOUGH_S:
-            break
-        for form, step in steps.items():
-            best = min(took.values(), default=math.inf)
-            if took.get(form, 0.0) <= _MUCH_SLOWER * best:
-                took[form] = min(took.get(form, math.inf), _timed(step))
+                steps[form], took[form] = step, _timed(step)
+    for _ in range(_MORE_ROUNDS):
+        bound = _CLOSE * min(took.values(), default=0.0)
+        for form in [form for form, seconds in took.items() if seconds <= bound]:
+            took[form] = min(took[form], _timed(steps[form]))
     fastest = min(took, key=lambda form: took[form], default=plain)
     return Choice(fastest, {str(form): seconds / images for form, seconds in took.items()})
 
@@ -201,7 +197,7 @@ def _with_compiled(choice: Choice, run: Runner, images: int, work: int) -> Choic
     form = replace(choice.form, compiled=True)
     step = run(form)
     _timed(step)
-    compiled = min(_timed(step) for _ in range(_ROUNDS)) / images
+    compiled = min(_timed(step) for _ in range(1 + _MORE_ROUNDS)) / images
     timed = choice.seconds | {str(form): compiled}
     return Choice(form if compiled < seconds else choice.form, timed)
 

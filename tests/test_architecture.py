@@ -22,7 +22,7 @@ LINES = [
     {"data"},
     {"config_file", "split"},
     {"model", "optim", "metrics", "checkpoint", "proof", "cost"},
-    {"weights", "loop", "evaluate", "planning", "feature_cache", "form"},
+    {"weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving"},
     {"computation"},
     {"features"},
     {"engine"},

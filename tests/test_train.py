@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune import saving
 from finetune.checkpoint import Metadata, load_checkpoint
 from finetune.commands import train as command
 from finetune.commands.dry_run import dry_run
@@ -133,13 +134,13 @@ def test_best_is_highest_top1_then_lower_loss_then_earlier() -> None:
 def test_frozen_tensor_that_changed_is_refused(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = command.save_checkpoint
+    real = saving.save_checkpoint
 
     def careless(path: Path, state: dict[str, torch.Tensor], metadata: Metadata) -> None:
         state["conv1.1.running_mean"] = state["conv1.1.running_mean"] + 1e-6
         real(path, state, metadata)
 
-    monkeypatch.setattr(command, "save_checkpoint", careless)
+    monkeypatch.setattr(saving, "save_checkpoint", careless)
     with pytest.raises(ResultError, match=r"conv1.1.running_mean"):
         train(make_config(train={"epochs": 1}))
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from finetune import run_folder
-from finetune.checkpoint import Frozen, Metadata, load_checkpoint, save_checkpoint
+from finetune.checkpoint import Frozen, Metadata, load_checkpoint
 from finetune.commands.preparation import (
     Prepared,
     prepare,
@@ -36,6 +36,7 @@ from finetune.report.json_text import to_json
 from finetune.report.text import render_freeze_report
 from finetune.results import FreezeReport, Scores, TrainSummary
 from finetune.runtime import peak_memory_mib, threads_for, versions
+from finetune.saving import Saver
 from finetune.train_mode import set_train_mode
 
 
@@ -66,16 +67,19 @@ def train(
     write_text(folder / run_folder.CONFIG, to_yaml(prepared.config))
     write_text(folder / run_folder.FREEZE_JSON, to_json(report))
     write_text(folder / run_folder.FREEZE_TEXT, render_freeze_report(report, verbose=True) + "\n")
-    with threads_for(prepared.plan.cost.forward_live * prepared.config.data.batch_size):
-        best, last = _run_epochs(prepared, folder, progress)
+    work = prepared.plan.cost.forward_live * prepared.config.data.batch_size
+    with threads_for(work), Saver(folder, prepared.model, prepared.proof.sha256) as saver:
+        best, last = _run_epochs(prepared, folder, saver, progress)
     verified = _verify_saved(prepared.proof, folder)
     summary = _summary(prepared, report, best, last, verified, time.perf_counter() - start)
     write_text(folder / run_folder.SUMMARY, to_json(summary))
     return summary
 
 
-def _run_epochs(prepared: Prepared, folder: Path, progress: Progress) -> tuple[_Epoch, _Epoch]:
-    """Train, and after each epoch evaluate, record and save; returns the best and the last."""
+def _run_epochs(
+    prepared: Prepared, folder: Path, saver: Saver, progress: Progress
+) -> tuple[_Epoch, _Epoch]:
+    """Train, and after each epoch evaluate, record and keep; returns the best and the last."""
     config, model, live = prepared.config, prepared.model, prepared.engine.live
     num_classes = prepared.plan.num_classes
     training = _source(prepared, progress, training=True)
@@ -106,11 +110,9 @@ def _run_epochs(prepared: Prepared, folder: Path, progress: Progress) -> tuple[_
         epoch = _Epoch(trained, val, time.perf_counter() - start)
         _refuse_not_a_number(epoch, config)
         append_line(folder / run_folder.METRICS, json.dumps(epoch.record()))
-        metadata = _metadata(prepared, epoch)
-        save_checkpoint(folder / run_folder.LAST, model.state_dict(), metadata)
         if best is None or epoch.rank > best.rank:
             best = epoch
-            save_checkpoint(folder / run_folder.BEST, model.state_dict(), metadata)
+        saver.keep(_metadata(prepared, epoch), is_best=best is epoch)
         progress.say(epoch.line(total, is_best=best is epoch))
     assert best is not None  # train.epochs is at least 1
     return best, epoch
