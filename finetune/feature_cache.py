@@ -9,7 +9,9 @@ is the system's page cache, which it takes back at need.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -129,9 +131,8 @@ class FeatureStore:
             path = folder / f"{i}.bin"
             path.touch()
             num_bytes = self.layout.rows * torch.Size(shape).numel() * size
-            if path.stat().st_size != num_bytes:
-                with path.open("r+b") as file:
-                    file.truncate(num_bytes)
+            if _allocated(path) < num_bytes or path.stat().st_size != num_bytes:
+                _reserve(path, num_bytes)
         if not _describes(_read_meta(folder), meta):
             write_text(folder / _META, json.dumps(meta))
         else:
@@ -157,6 +158,32 @@ class FeatureStore:
             rows = tensor[self.layout.rows_of(block)].reshape(-1).view(torch.uint8)
             checksum = zlib.crc32(rows.numpy().data, checksum)
         return checksum
+
+
+def _reserve(path: Path, num_bytes: int) -> None:
+    """Give a file its size and its space: a mapped file that meets a full disk later on would end
+    the process without a word (SIGBUS).
+
+    Raises:
+        OSError: there is no room; the file is empty again.
+    """
+    with path.open("r+b") as file:
+        file.truncate(num_bytes)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+            elif shutil.disk_usage(path.parent).free < num_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(0)
+            raise
+
+
+def _allocated(path: Path) -> int:
+    """Bytes of a file that have their place on the disk."""
+    status = path.stat()
+    blocks: int | None = getattr(status, "st_blocks", None)
+    return status.st_size if blocks is None else 512 * blocks
 
 
 def _describes(found: object, wanted: dict[str, Any]) -> bool:

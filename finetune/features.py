@@ -257,7 +257,10 @@ def _fill(
         blocks = _computed_here(dataset, keys, computation, workers)
     else:
         blocks = _computed_in_threads(dataset, keys, computation)
-    known = "" if seconds is None else f", about {seconds * len(keys) * layout.block_rows:,.0f} s"
+    known = ""
+    if seconds is not None:
+        expected = seconds * len(keys) * layout.block_rows
+        known = f", about {expected:,.0f} s" if expected >= 1 else ", under a second"
     progress.say(
         f"{what}: frozen features of {len(images):,} images in {views.count} "
         f"{'view' if views.count == 1 else 'views'} are computed once: "

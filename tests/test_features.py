@@ -18,8 +18,9 @@ from finetune.commands.dry_run import dry_run
 from finetune.commands.evaluate import evaluate_checkpoint
 from finetune.commands.freeze_report import freeze_report
 from finetune.commands.train import train
-from finetune.config import Config
+from finetune.config import Config, RuntimeConfig
 from finetune.data.views import Views
+from finetune.errors import OutputError
 from finetune.feature_cache import FeatureStore, Layout, make_room, stored
 from finetune.progress import Silent
 from finetune.report.text import render_cache
@@ -57,6 +58,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 # Forms fixed, so that no timing runs the prefix.
 FIXED = {"precision": "float32", "memory_format": "contiguous"}
+OTHER = RuntimeConfig(precision="float32", memory_format="channels_last")
 
 
 def live_weights(config: Config) -> torch.Tensor:
@@ -344,6 +346,40 @@ def test_a_full_disk_is_one_message_with_the_ways_out(
     with pytest.raises(Exception, match=r"features.dir=FOLDER names another place") as caught:
         train(make_config(runtime=FIXED))
     assert getattr(caught.value, "exit_code", None) == 6
+
+
+def test_a_store_has_its_place_on_the_disk_before_it_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing to a mapped file on a full disk ends the process with SIGBUS."""
+    layout = Layout(rows=1000, shapes=((100,),), dtype="float32", block_rows=10)
+    FeatureStore(layout, tmp_path / "whole", {})
+    file = tmp_path / "whole" / "0.bin"
+    assert file.stat().st_blocks * 512 >= file.stat().st_size == layout.num_bytes
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        FeatureStore(layout, tmp_path / "full", {})
+    assert (tmp_path / "full" / "0.bin").stat().st_size == 0
+
+
+def test_a_run_whose_features_find_no_room_leaves_the_old_run_alone(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(runtime=FIXED)
+    train(config)
+    before = (Path(config.output_dir) / "best.pt").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FeatureStore, "put", full)
+    with pytest.raises(OutputError):
+        train(config.model_copy(update={"seed": 1, "runtime": OTHER}), overwrite=True)
+    assert (Path(config.output_dir) / "best.pt").read_bytes() == before
 
 
 def test_the_store_says_what_it_holds(make_config: Make, own_cache: Path) -> None:

@@ -63,13 +63,16 @@ def train(
         num_train=len(prepared.data.train),
         num_val=len(prepared.data.val),
     )
+    # Before the folder is touched: a photo that cannot be read costs no earlier run.
+    training = _source(prepared, progress, training=True)
+    validation = _source(prepared, progress, training=False)
     run_folder.prepare(folder, overwrite=overwrite)
     write_text(folder / run_folder.CONFIG, to_yaml(prepared.config))
     write_text(folder / run_folder.FREEZE_JSON, to_json(report))
     write_text(folder / run_folder.FREEZE_TEXT, render_freeze_report(report, verbose=True) + "\n")
     work = prepared.plan.cost.forward_live * prepared.config.data.batch_size
     with threads_for(work), Saver(folder, prepared.model, prepared.proof.sha256) as saver:
-        best, last = _run_epochs(prepared, folder, saver, progress)
+        best, last = _run_epochs(prepared, training, validation, folder, saver, progress)
     verified = _verify_saved(prepared.proof, folder)
     summary = _summary(prepared, report, best, last, verified, time.perf_counter() - start)
     write_text(folder / run_folder.SUMMARY, to_json(summary))
@@ -77,13 +80,16 @@ def train(
 
 
 def _run_epochs(
-    prepared: Prepared, folder: Path, saver: Saver, progress: Progress
+    prepared: Prepared,
+    training: Source,
+    validation: Source,
+    folder: Path,
+    saver: Saver,
+    progress: Progress,
 ) -> tuple[_Epoch, _Epoch]:
     """Train, and after each epoch evaluate, record and keep; returns the best and the last."""
     config, model, live = prepared.config, prepared.model, prepared.engine.live
     num_classes = prepared.plan.num_classes
-    training = _source(prepared, progress, training=True)
-    validation = _source(prepared, progress, training=False)
     optimizer = build_optimizer(live.parameters(), config.optimizer)
     schedule = build_schedule(
         optimizer, config.schedule, epochs=config.train.epochs, steps_per_epoch=len(training)
