@@ -148,13 +148,17 @@ def _cut(
         after, crossing = found.after, found.shapes
     else:
         after, crossing = split.last, split.crossing
-    size = sum(math.prod(shape) for shape in crossing) * _BYTES
+    precision = config.runtime.precision
+    precision = "float32" if precision == "auto" else precision
+    numbers = sum(math.prod(shape) for shape in crossing)
+    size = numbers * (_BYTES if precision == "float32" else _BYTES // 2)
     policy = resolve_policy(config, plan, features_worth_keeping=0 < size <= WORTH_KEEPING_BYTES)
     views = Views.of(policy, crops=config.augment.views).count
     known = num_train is not None and num_val is not None and views is not None
     return Cut(
         after=after,
         crossing=crossing,
+        precision=precision,
         bytes_per_image=size,
         forward_once=cost.forward_frozen / (cost.forward_frozen + cost.forward_live)
         if after

@@ -205,7 +205,8 @@ class Cut:
     Attributes:
         after: Last node of the prefix; None where there is none, and everything runs every time.
         crossing: Shape of each tensor that crosses, for one image.
-        bytes_per_image: Of what crosses, in float32.
+        precision: In which it is kept; where that is still to be timed, float32, the larger.
+        bytes_per_image: Of what crosses.
         forward_once: Share of the forward work that is done once.
         cache_bytes: Of the config's data in the views of its policy; None where the data is
             absent or every epoch draws new views.
@@ -213,6 +214,7 @@ class Cut:
 
     after: str | None
     crossing: tuple[tuple[int, ...], ...]
+    precision: str
     bytes_per_image: int
     forward_once: float
     cache_bytes: int | None

@@ -219,7 +219,7 @@ def _cut(cut: Cut) -> str:
     cache = f"; {mib(cut.cache_bytes)} for this data" if cut.cache_bytes is not None else ""
     return (
         f"behind {cut.after}: {cut.forward_once:.1%} of the forward work is done once; "
-        f"{shapes}{more} crosses, {mib(cut.bytes_per_image)} an image{cache}"
+        f"{shapes}{more} crosses, {mib(cut.bytes_per_image)} an image in {cut.precision}{cache}"
     )
 
 
