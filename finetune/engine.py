@@ -16,6 +16,7 @@ from finetune.config import Config, PreprocessingConfig, RuntimeConfig
 from finetune.data.folders import Images
 from finetune.data.loading import Batches, PhotoDataset
 from finetune.data.views import Views
+from finetune.depthwise import straighten
 from finetune.features import (
     CachedFeatures,
     FreshFeatures,
@@ -83,6 +84,8 @@ class InForm(nn.Module):
 
     def __init__(self, module: nn.Module, form: Form, device: torch.device) -> None:
         super().__init__()
+        if form.precision == "bfloat16" and device.type == "cpu":
+            straighten(module)
         self.module = form.compile(form.arrange(module, cast=False))
         self.form = form
         self.device_type = device.type
