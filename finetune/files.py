@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -71,6 +73,17 @@ def is_folder(path: Path) -> bool:
 def expand_user(path: str) -> Path:
     """``~`` replaced; left as it is where there is no such user, unlike ``Path.expanduser``."""
     return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def remove_stale(folder: Path, pattern: str, *, older_than_s: float = 3600.0) -> None:
+    """Remove the scratch folders that killed processes left; younger ones may still be in use."""
+    for scratch in folder.glob(pattern):
+        try:
+            age_s = time.time() - scratch.stat().st_mtime
+        except FileNotFoundError:  # its owner has just finished
+            continue
+        if age_s > older_than_s:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _reason(error: Exception) -> str:

@@ -16,7 +16,8 @@ PACKAGE = Path(finetune.__file__).parent
 # A module imports only from lower lines, or from its own package.
 LINES = [
     {"errors", "keyed", "progress", "results"},
-    {"backbones", "files", "yaml_text"},
+    {"backbones", "files", "yaml_text", "config_section"},
+    {"config_data"},
     {"config"},
     {"config_problems", "freeze", "data", "run_folder", "tensor_file", "runtime", "train_mode"},
     {"config_file", "split"},
@@ -32,6 +33,7 @@ LINES = [
 ]
 NO_TORCH = {
     *("errors", "keyed", "progress", "results", "backbones", "yaml_text", "config"),
+    *("config_section", "config_data"),
     *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
 }
 

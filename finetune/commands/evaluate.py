@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from finetune.checkpoint import Metadata, load_checkpoint
-from finetune.data.folders import Images, find_split
+from finetune.data.images import Images
 from finetune.data.loading import resolve_workers
+from finetune.data.sources import find_split
 from finetune.data.views import Views
 from finetune.engine import build_engine, make_source
 from finetune.errors import CheckpointError, ConfigError

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from finetune.config import Config
-from finetune.data.folders import TrainVal, find_train_val
+from finetune.data.images import TrainVal
 from finetune.data.loading import batch_sizes, resolve_workers
+from finetune.data.sources import find_train_val
 from finetune.data.views import Views
 from finetune.engine import Engine, build_engine, resolve_cache
 from finetune.model import build_untrained, check_input_size

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from finetune.config import PreprocessingConfig
 
 # Pillow would hand a PostScript file named .jpg to Ghostscript: only these decoders are asked.
-_PIL_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+_PIL_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 _INTERPOLATION = {
     "nearest": InterpolationMode.NEAREST,
     "bilinear": InterpolationMode.BILINEAR,
