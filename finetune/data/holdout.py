@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,30 +27,57 @@ def hold_out(images: Images, fraction: float, *, seed: int, base: Path) -> tuple
     Raises:
         DataError: a class cannot be on both sides.
     """
-    names = [key_of(path, base) for path in images.paths]
-    if images.groups:
-        train_at, val_at = grouped_split(
-            images.labels, images.groups, fraction, seed=seed, class_names=images.class_names
-        )
-    else:
-        for label, count in enumerate(images.counts()):
-            if count == 1:
-                raise DataError(
-                    f"{base}: class {images.class_names[label]!r} has a single image, which "
-                    "cannot be both trained on and held out; add images or a val folder"
-                )
-        train_at, val_at = stratified_split(images.labels, names, fraction, seed=seed)
+    train_at, val_at = choose_held_out(
+        images.labels,
+        keys_of(images.paths, base),
+        images.groups,
+        fraction,
+        seed=seed,
+        class_names=images.class_names,
+        where=str(base),
+    )
     return images.subset(train_at), images.subset(val_at)
 
 
-def key_of(path: Path, base: Path) -> str:
-    """An image's name below ``base``, spelled alike on every system, bytes beyond UTF-8 escaped."""
-    try:
-        relative = path.relative_to(base)
-    except ValueError:
-        relative = Path(os.path.relpath(path, base))
-    name = unicodedata.normalize("NFC", relative.as_posix())
-    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+def choose_held_out(
+    labels: Sequence[int],
+    names: Sequence[str],
+    groups: Sequence[str],
+    fraction: float,
+    *,
+    seed: int,
+    class_names: Sequence[str],
+    where: str,
+) -> tuple[list[int], list[int]]:
+    """Positions to train on and positions held out, by groups where there are any.
+
+    Raises:
+        DataError: a class cannot be on both sides.
+    """
+    if groups:
+        return grouped_split(labels, groups, fraction, seed=seed, class_names=class_names)
+    for label, count in Counter(labels).items():
+        if count == 1:
+            raise DataError(
+                f"{where}: class {class_names[label]!r} has a single image, which "
+                "cannot be both trained on and held out; add images or a val folder"
+            )
+    return stratified_split(labels, names, fraction, seed=seed)
+
+
+def keys_of(paths: Iterable[str | os.PathLike[str]], base: Path) -> list[str]:
+    """Names below ``base``, spelled alike on every system; bytes beyond UTF-8 are escaped."""
+    start = os.path.join(base, "")  # noqa: PTH118
+    names = []
+    for path in paths:
+        text = os.fspath(path)
+        below = text.startswith(start)
+        name = text.removeprefix(start) if below else os.path.relpath(text, base)
+        name = name.replace(os.sep, "/")
+        if not name.isascii():
+            name = unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace").decode()
+        names.append(name)
+    return names
 
 
 def stratified_split(
@@ -171,39 +198,43 @@ def _parts(count: int, held_out: set[int]) -> tuple[list[int], list[int]]:
 def group_by_pattern(images: Images, pattern: str, *, base: Path) -> tuple[Images, str]:
     """The images with the groups that a regular expression finds in their paths, and a note.
 
-    An image that it does not match is a group of its own.
-
     Raises:
         DataError: it matches none.
     """
+    groups, note = groups_of(keys_of(images.paths, base), pattern, base=base)
+    return replace(images, groups=groups), note
+
+
+def groups_of(names: Sequence[str], pattern: str, *, base: Path) -> tuple[tuple[str, ...], str]:
+    """The group of each name, and a note; a name that does not match is a group of its own.
+
+    Raises:
+        DataError: none matches.
+    """
     expression = re.compile(pattern)
-    names = [key_of(path, base) for path in images.paths]
-    found: list[str | None] = []
+    groups: list[str] = []
+    unmatched: list[str] = []
     for name in names:
         match = expression.search(name)
         if match is None:
-            found.append(None)
-        else:
-            first = match.group(1) if expression.groups else None
-            found.append(match.group(0) if first is None else first)
-    unmatched = [name for name, group in zip(names, found, strict=True) if group is None]
+            unmatched.append(name)
+            groups.append(f"\0{name}")  # which no pattern can give
+            continue
+        first = match.group(1) if expression.groups else None
+        groups.append(match.group(0) if first is None else first)
     if len(unmatched) == len(names):
         raise DataError(
             f"data.group_pattern: {pattern!r} matches no path below {base}. Paths look like "
             f"{shown_few(names)}"
         )
-    # A name that no group can have keeps a lone image apart from every group.
-    groups = tuple(
-        f"\0{name}" if group is None else group for name, group in zip(names, found, strict=True)
-    )
-    distinct = len({group for group in found if group is not None})
+    distinct = len(set(groups)) - len(unmatched)
     note = f"data.group_pattern: {distinct:,} groups in {len(names) - len(unmatched):,} images"
     if unmatched:
         note += (
             f"; {len(unmatched):,} paths do not match, each is a group of its own: "
             f"{shown_few(unmatched)}"
         )
-    return replace(images, groups=groups), note
+    return tuple(groups), note
 
 
 def refuse_shared_groups(train: Images, val: Images) -> None:
