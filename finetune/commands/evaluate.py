@@ -10,6 +10,7 @@ from torch import nn
 from finetune.checkpoint import Metadata, load_checkpoint
 from finetune.data.images import Images
 from finetune.data.loading import resolve_workers
+from finetune.data.quick_check import quick_check
 from finetune.data.sources import find_split
 from finetune.data.views import Views
 from finetune.engine import build_engine, make_source
@@ -50,6 +51,15 @@ def evaluate_checkpoint(
         root=data,
         progress=progress,
     )
+    checked = quick_check(
+        images,
+        on_unreadable=metadata.config.data.on_unreadable,
+        base=Path(data or metadata.config.data.root),
+        progress=progress,
+    )
+    if checked.skipped:
+        progress.warn(checked.verdict)
+    (images,) = checked.parts
     make_deterministic()
     device = _device(metadata, progress)
     model = load_network(path, state, metadata)
@@ -130,6 +140,7 @@ def _result(
         split=split,
         num_images=evaluation.num_images,
         top1=evaluation.top1,
+        balanced_accuracy=evaluation.balanced_accuracy,
         top5=evaluation.top5,
         loss=evaluation.loss,
         per_class=per_class,

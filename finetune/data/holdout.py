@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune.data.images import Images, shown, shown_few
+from finetune.data.images import Images, below, shown, shown_few
 from finetune.errors import DataError
 from finetune.keyed import seed_for
 
@@ -67,12 +67,11 @@ def choose_held_out(
 
 def keys_of(paths: Iterable[str | os.PathLike[str]], base: Path) -> list[str]:
     """Names below ``base``, spelled alike on every system; bytes beyond UTF-8 are escaped."""
-    start = os.path.join(base, "")  # noqa: PTH118
     names = []
     for path in paths:
-        text = os.fspath(path)
-        below = text.startswith(start)
-        name = text.removeprefix(start) if below else os.path.relpath(text, base)
+        text = below(path, base)
+        outside = text == os.fspath(path) and base != Path()
+        name = os.path.relpath(path, base) if outside else text
         name = name.replace(os.sep, "/")
         if not name.isascii():
             name = unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace").decode()

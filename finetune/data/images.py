@@ -108,11 +108,13 @@ def refuse_unknown_classes(
 
 def shown(path: str | os.PathLike[str], base: Path | None = None) -> str:
     """A path on one line: what cannot be printed is escaped, and then it stands in quotes."""
-    text = os.fspath(path)
-    if base is not None:
-        start = os.path.join(base, "")  # noqa: PTH118
-        text = text.removeprefix(start) if text.startswith(start) else text
+    text = os.fspath(path) if base is None else below(path, base)
     return text if text.isprintable() else ascii(text)
+
+
+def below(path: str | os.PathLike[str], base: Path) -> str:
+    """A path relative to ``base`` where it lies there; as it is elsewhere."""
+    return os.fspath(path).removeprefix(os.path.join(base, ""))  # noqa: PTH118
 
 
 def shown_few(paths: Iterable[str | os.PathLike[str]], base: Path | None = None) -> str:

@@ -35,6 +35,7 @@ _KNOWN_BEGINNINGS = (
     (b"PK\3\4", "a ZIP archive"),
     (b"8BPS", "a Photoshop file"),
 )
+_BROKEN_HEADER = "begins as an image, but its header is broken"
 _ISO_MEDIA = ((b"heic", "HEIC"), (b"heix", "HEIC"), (b"mif1", "HEIF"), (b"avif", "AVIF"))
 
 
@@ -158,6 +159,8 @@ def _identified(file: BinaryIO) -> Image.Image:
         raise _BadFileError(
             f"has {pixels:,} pixels, more than the {most:,} that are read; make it smaller"
         ) from None
+    except Exception:
+        raise _BadFileError(_BROKEN_HEADER) from None
 
 
 def _what_else(start: bytes) -> str:
@@ -172,10 +175,9 @@ def _what_else(start: bytes) -> str:
     if known:
         return f"is {known}, not {kinds}"
     if start.startswith((b"\xff\xd8", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"GIF8")):
-        return "begins as an image, but its header is broken"
-    text = start.decode("ascii", "replace")
-    if text.isprintable() or set(start) <= set(range(32, 127)) | {9, 10, 13}:
-        return f"is text, no image: it begins with {text[:20]!r}"
+        return _BROKEN_HEADER
+    if set(start) <= {*range(32, 127), 9, 10, 13}:
+        return f"is text, no image: it begins with {start[:20].decode()!r}"
     return f"is no image ({kinds})"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.config_data import DEMO, TORCHVISION, DataConfig, is_table
@@ -195,9 +195,3 @@ def _skipped_notes(source: Source, *images: Images) -> tuple[str, ...]:
         f"{source.name}: skipped {len(skipped):,} that are no images: "
         f"{shown_few(skipped, source.base)}",
     )
-
-
-def without(images: Images, bad: set[Path]) -> Images:
-    """The images but these; ``skipped`` stays."""
-    kept = images.subset([i for i, path in enumerate(images.paths) if path not in bad])
-    return replace(kept, skipped=images.skipped)
