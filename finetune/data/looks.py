@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -104,13 +105,10 @@ def look_at_everything(
                     unknown.append(at)
             keys += some
         begun = time.perf_counter()
-        tracked = progress.track(
-            _look_and_keep(paths, keys, unknown, workers or usable_cpus(), remembered),
-            "check images",
-            total=len(unknown),
-        )
-        for at, look in tracked:
-            looks.put(at, look)
+        new = _look_and_keep(paths, keys, unknown, workers or usable_cpus(), remembered)
+        with closing(new):
+            for at, look in progress.track(new, "check images", total=len(unknown)):
+                looks.put(at, look)
         elapsed_s = time.perf_counter() - begun
         if unknown:
             remembered.forget_old()
@@ -123,7 +121,7 @@ def _look_and_keep(
     unknown: Sequence[int],
     workers: int,
     remembered: Remembered,
-) -> Iterator[tuple[int, Look]]:
+) -> Generator[tuple[int, Look], None, None]:
     """New looks; what is done is kept now and then, so that an interrupted check goes on."""
     new: list[tuple[bytes | None, Look]] = []
     kept_at = time.monotonic()
