@@ -72,11 +72,18 @@ def _facts(report: CheckReport) -> list[tuple[str, str]]:
         facts.append(("Sizes", f"median {median}; smallest {small}, largest {large}"))
         facts.append(("Formats", _listed(report.formats)))
         facts.append(("Modes", _listed(report.modes)))
-    new = report.num_images - report.num_remembered
-    speed = f", {report.images_per_s:,.0f} images/s" if report.images_per_s else ""
-    remembered = f"; {report.num_remembered:,} remembered" if report.num_remembered else ""
-    facts.append(("Checked", f"{new:,} decoded in {report.elapsed_s:.1f} s{speed}{remembered}"))
+    facts.append(("Checked", _checked(report)))
     return facts
+
+
+def _checked(report: CheckReport) -> str:
+    remembered = f"{report.num_remembered:,} remembered"
+    if report.images_per_s is None:
+        return remembered
+    new = report.num_images - report.num_remembered
+    known = f"; {remembered}" if report.num_remembered else ""
+    speed = f"{new / report.images_per_s:.1f} s, {report.images_per_s:,.0f} images/s"
+    return f"{new:,} decoded in {speed}{known}"
 
 
 def _listed(counts: dict[str, int]) -> str:
