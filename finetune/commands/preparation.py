@@ -34,7 +34,7 @@ class Prepared:
     """Whole; its live modules are also the engine's."""
     engine: Engine
     proof: Proof
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[Skipped, ...] = ()
     """Files that cannot be read and are left out."""
 
 
