@@ -9,18 +9,23 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
-from finetune.errors import ConfigError, FinetuneError, Interrupted, OutputError
-
-T = TypeVar("T")
+from finetune.cli_options import (
+    CacheFolderOption,
+    ConfigOption,
+    JsonOption,
+    OptionalConfigOption,
+    SetOption,
+)
+from finetune.errors import ConfigError, DataError, FinetuneError, Interrupted, OutputError
+from finetune.terminal import TerminalProgress
 
 app = typer.Typer(
     name="finetune",
@@ -55,26 +60,6 @@ class Split(str, Enum):
     test = "test"
 
 
-ConfigOption = Annotated[
-    str, typer.Option("--config", "-c", metavar="FILE", help="The config file, in YAML.")
-]
-OptionalConfigOption = Annotated[
-    str | None,
-    typer.Option("--config", "-c", metavar="FILE", help="The config file: its run's best.pt."),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a value of the config, as in train.epochs=3. Repeatable.",
-    ),
-]
-CacheFolderOption = Annotated[
-    str | None,
-    typer.Option("--dir", metavar="FOLDER", help="As features.dir; default: the user's cache."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 DebugOption = Annotated[
     bool,
     typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error."),
@@ -177,6 +162,46 @@ def evaluate(
     _emit(result, render_eval, as_json)
 
 
+@app.command(name="check-data")
+def check_data(
+    root: Annotated[
+        str | None, typer.Argument(metavar="[ROOT]", help="As data.root: a folder, a table, …")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", "-c", metavar="FILE", help="Check the data of this config."),
+    ] = None,
+    overrides: SetOption = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, max=64, help="Processes that decode.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Decode again what earlier checks remember.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Look at every image before training: broken files, duplicates, leaks, imbalance."""
+    from finetune.config_file import data_of, load_config
+
+    if (root is None) == (config is None):
+        raise ConfigError("check-data: give either ROOT or --config FILE")
+    if root is not None and overrides:
+        raise ConfigError("check-data: --set has no effect with ROOT; use it with --config")
+    loaded = load_config(config, overrides or ()) if config is not None else None
+    data = loaded.data if loaded is not None else data_of(root or "")
+    with _torch_imports():
+        from finetune.commands import check_data as command
+    from finetune.report.check import render_check
+
+    report = command.check_data(
+        data, config=loaded, workers=workers, fresh=fresh, progress=TerminalProgress()
+    )
+    _emit(report, render_check, as_json)
+    if not report.ok:
+        raise typer.Exit(DataError.exit_code)
+
+
 @app.command()
 def models(
     word: Annotated[
@@ -249,28 +274,6 @@ def _emit(result: Any, render: Any, as_json: bool) -> None:
         raise
     except OSError as error:
         raise OutputError(f"stdout cannot be written: {error.strerror}") from error
-
-
-class TerminalProgress:
-    """Bars and lines on stderr; results alone go to stdout."""
-
-    def say(self, text: str) -> None:
-        self._write(text)
-
-    def warn(self, text: str) -> None:
-        self._write(f"warning: {text}")
-
-    def track(self, items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
-        from tqdm import tqdm
-
-        # disable=None: no bar where stderr is no terminal.
-        with tqdm(items, desc=description, total=total, leave=False, disable=None) as bar:
-            yield from bar
-
-    def _write(self, text: str) -> None:
-        from tqdm import tqdm
-
-        tqdm.write(text, file=sys.stderr)
 
 
 class _torch_imports:  # noqa: N801

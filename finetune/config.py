@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -22,33 +20,16 @@ from pydantic import (
 )
 
 from finetune.backbones import BUILDERS, BUNDLED_MODEL
+from finetune.config_data import DataConfig as DataConfig
+from finetune.config_section import Section, Text, one_line, tuple_of
 from finetune.errors import did_you_mean
 
 FORMAT = 1
 """Version of the config's own form; raised when an old file would mean something else."""
 
 
-class Section(BaseModel):
-    """A part of the config: closed (unknown keys are refused), strict and frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def _tuple_of(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _one_line(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be empty")
-    if not text.isprintable():
-        raise ValueError(f"{text!r} holds a character that cannot be printed")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_one_line)]
 Size = Annotated[int, Field(ge=1, le=4096)]
-RGB = Annotated[tuple[float, float, float], BeforeValidator(_tuple_of)]
+RGB = Annotated[tuple[float, float, float], BeforeValidator(tuple_of)]
 
 
 class PreprocessingConfig(Section):
@@ -119,7 +100,7 @@ class ModelConfig(Section):
 class FreezeConfig(Section):
     """What does not train."""
 
-    patterns: Annotated[tuple[str, ...], BeforeValidator(_tuple_of)] = ("*",)
+    patterns: Annotated[tuple[str, ...], BeforeValidator(tuple_of)] = ("*",)
     """Globs over the pretrained model's parameter names; the last match wins; ! thaws."""
     norm_stats: Literal["keep", "update"] = "keep"
     """Running statistics of norm layers whose parameters are all frozen."""
@@ -130,27 +111,8 @@ class FreezeConfig(Section):
         for position, pattern in enumerate(patterns, start=1):
             if not pattern.removeprefix("!").strip():
                 raise ValueError(f"pattern {position} is empty: {pattern!r}")
-            _one_line(pattern)
+            one_line(pattern)
         return patterns
-
-
-def _workers(value: Any) -> Any:
-    if value == "auto" or (type(value) is int and 0 <= value <= 64):
-        return value
-    raise ValueError(f"must be auto or a whole number from 0 to 64, not {value!r}")
-
-
-class DataConfig(Section):
-    """Which images, in which portions."""
-
-    root: Text
-    """Class folders, or train/ and val/ folders that hold them, or demo."""
-    val_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the training images held out where there is no val folder."""
-    batch_size: int = Field(default=32, ge=1)
-    """Images per optimizer step, and per forward pass of an evaluation."""
-    workers: Annotated[Any, BeforeValidator(_workers)] = "auto"
-    """Processes that decode images; auto chooses by the amount of data."""
 
 
 class AugmentConfig(Section):

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune import __version__, yaml_text
-from finetune.config import FORMAT, Config
+from finetune.config import FORMAT, Config, DataConfig
 from finetune.config_problems import problems_of
 from finetune.errors import ConfigError, did_you_mean
 from finetune.files import is_folder
@@ -49,6 +49,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if not problems:
             return config
     raise ConfigError(_message(path, problems, origins))
+
+
+def data_of(root: str) -> DataConfig:
+    """The section ``data`` for a root given on the command line.
+
+    Raises:
+        ConfigError: it cannot be one.
+    """
+    try:
+        return DataConfig(root=root)
+    except ValidationError as error:
+        texts = [problem.text for problem in problems_of(error)]
+        raise ConfigError(f"{root!a}: {'; '.join(texts)}") from None
 
 
 def to_yaml(config: Config) -> str:

@@ -21,6 +21,8 @@ class Evaluation:
 
     num_images: int
     top1: float
+    balanced_accuracy: float
+    """Mean of the classes' own accuracies, so that each counts the same."""
     top5: float | None
     loss: float
     per_class: tuple[tuple[int, int], ...]
@@ -51,6 +53,7 @@ def evaluate(
     return Evaluation(
         num_images=meter.num_images,
         top1=meter.top1,
+        balanced_accuracy=meter.balanced_accuracy,
         top5=meter.top5,
         loss=meter.loss,
         per_class=tuple(meter.per_class()),

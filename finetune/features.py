@@ -111,7 +111,13 @@ class CachedFeatures:
         self.device = device
         self._views_each = views.count
         self._labels = torch.tensor(images.labels, dtype=torch.int64)
-        self._batches = KeyedBatches(len(images), batch_size, views=views, shuffle=shuffle)
+        self._batches = KeyedBatches(
+            len(images),
+            batch_size,
+            views=views,
+            shuffle=shuffle,
+            balanced=images.labels if images.balanced else None,
+        )
 
     def __len__(self) -> int:
         return len(self._batches)

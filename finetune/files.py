@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -40,6 +44,19 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_atomically`, for text in UTF-8."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """`write_atomically`, for a table; file names keep bytes that are not UTF-8."""
+
+    def write(file: IO[bytes]) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(header)
+        table.writerows(rows)
+        text.detach()
+
+    write_atomically(path, write)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -81,6 +98,17 @@ def is_folder(path: Path) -> bool:
 def expand_user(path: str) -> Path:
     """``~`` replaced; left as it is where there is no such user, unlike ``Path.expanduser``."""
     return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def remove_stale(folder: Path, pattern: str, *, older_than_s: float = 3600.0) -> None:
+    """Remove the scratch folders that killed processes left; younger ones may still be in use."""
+    for scratch in folder.glob(pattern):
+        try:
+            age_s = time.time() - scratch.stat().st_mtime
+        except FileNotFoundError:  # its owner has just finished
+            continue
+        if age_s > older_than_s:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _reason(error: Exception) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,7 @@ def train_epochs(
     num_classes: int,
     seed: int,
     label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
     aux_weight: float = 0.0,
 ) -> Iterator[EpochResult]:
     """Train, and yield after each epoch; the caller evaluates, saves and shows in between.
@@ -50,9 +52,11 @@ def train_epochs(
             features of the frozen prefix), and labels ``(N,)`` int64.
         set_mode: Puts every module into its mode for training; called at each epoch's start,
             because an evaluation in between changes modes.
+        class_weights: Of each class in the loss; 1 on average over the images.
         aux_weight: Share of each auxiliary head's loss.
     """
     device = next(model.parameters()).device
+    loss_of = _loss(class_weights, label_smoothing, device)
     step = 0
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
@@ -62,12 +66,10 @@ def train_epochs(
         for inputs, labels in batches(epoch):
             torch.manual_seed(seed_for(seed, "step", step))
             logits, *aux_logits = _outputs(model(inputs))
-            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            loss = loss_of(logits, labels)
             total = loss
             for aux in aux_logits:
-                total = total + aux_weight * F.cross_entropy(
-                    aux, labels, label_smoothing=label_smoothing
-                )
+                total = total + aux_weight * loss_of(aux, labels)
             optimizer.zero_grad(set_to_none=True)
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -76,6 +78,25 @@ def train_epochs(
             step += 1
         elapsed_s = time.perf_counter() - start
         yield EpochResult(epoch, lr, meter.loss, meter.top1, meter.num_images, elapsed_s)
+
+
+def _loss(
+    class_weights: Sequence[float] | None, label_smoothing: float, device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-entropy, its mean over a batch's images."""
+    if class_weights is None:
+        return partial(F.cross_entropy, label_smoothing=label_smoothing)
+    weight = torch.tensor(class_weights, device=device)
+
+    def weighted(logits: Tensor, labels: Tensor) -> Tensor:
+        # torch's own mean divides by the batch's weights: a batch of frequent classes alone would
+        # pull as hard as one that holds all the rare ones.
+        total = F.cross_entropy(
+            logits, labels, weight=weight, label_smoothing=label_smoothing, reduction="sum"
+        )
+        return total / len(labels)
+
+    return weighted
 
 
 def _outputs(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

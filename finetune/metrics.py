@@ -65,6 +65,12 @@ class Meter:
             return None
         return int(self._top5) / self.num_images
 
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean over classes of the share recognised; of the classes that have samples."""
+        shares = [correct / count for correct, count in self.per_class() if count]
+        return sum(shares) / len(shares)
+
     def per_class(self) -> list[tuple[int, int]]:
         """Correct and counted samples of each class."""
         return list(zip(self._correct.tolist(), self._count.tolist(), strict=True))

@@ -12,6 +12,7 @@ class Scores:
 
     top1: float
     loss: float
+    balanced_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class DryRun:
     frozen_tensors: int
     frozen_hashed: int
     predicted: PredictedTime
+    class_weights: dict[str, float] | None
+    """By class, where ``data.balance`` is weights."""
     config: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -104,6 +107,7 @@ class EvalResult:
     split: str | None
     num_images: int
     top1: float
+    balanced_accuracy: float
     top5: float | None
     loss: float
     per_class: tuple[ClassScore, ...]

@@ -18,8 +18,10 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 FREEZE_TEXT = "freeze-report.txt"
 FREEZE_JSON = "freeze-report.json"
+SPLIT = "split.csv"
+SKIPPED = "skipped.csv"
 
-_OWN = (BEST, LAST, CONFIG, METRICS, SUMMARY, FREEZE_TEXT, FREEZE_JSON)
+_OWN = (BEST, LAST, CONFIG, METRICS, SUMMARY, FREEZE_TEXT, FREEZE_JSON, SPLIT, SKIPPED)
 
 
 def check_usable(folder: Path, *, overwrite: bool) -> None:

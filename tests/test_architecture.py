@@ -15,8 +15,9 @@ PACKAGE = Path(finetune.__file__).parent
 
 # A module imports only from lower lines, or from its own package.
 LINES = [
-    {"errors", "keyed", "progress", "results"},
-    {"backbones", "files", "yaml_text"},
+    {"errors", "keyed", "progress", "results", "check_results", "terminal", "cli_options"},
+    {"backbones", "files", "yaml_text", "config_section"},
+    {"config_data"},
     {"config"},
     {
         "config_problems",
@@ -42,6 +43,7 @@ LINES = [
 ]
 NO_TORCH = {
     *("errors", "keyed", "progress", "results", "backbones", "yaml_text", "config"),
+    *("config_section", "config_data", "check_results", "terminal", "cli_options"),
     *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
 }
 

@@ -112,12 +112,16 @@ sys.exit("torch was imported" if "torch" in sys.modules else code)
         (["freeze-report", "--config", "CONFIG", "--set", "lr=1"], 2),
         (["eval", "--config", "absent.yaml"], 2),
         (["eval"], 2),
+        (["check-data"], 2),
+        (["check-data", "no/such/folder"], 3),
+        (["check-data", "PHOTOS"], 3),  # val repeats pictures of train
     ],
 )
 def test_help_and_a_wrong_config_answer_without_torch(
     config: str, arguments: list[str], code: int
 ) -> None:
-    given = [config if argument == "CONFIG" else argument for argument in arguments]
+    stand_ins = {"CONFIG": config, "PHOTOS": str(Path(config).parent / "photos")}
+    given = [stand_ins.get(argument, argument) for argument in arguments]
     command = [sys.executable, "-c", WITHOUT_TORCH, *given]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert "torch was imported" not in done.stderr

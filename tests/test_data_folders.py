@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from finetune.config import DataConfig
-from finetune.data.folders import Images, TrainVal, find_split, find_train_val, stratified_split
+from finetune.data.holdout import stratified_split
+from finetune.data.images import Images, TrainVal
+from finetune.data.sources import find_split, find_train_val
 from finetune.errors import DataError
 
 E_ACUTE = "\N{LATIN SMALL LETTER E WITH ACUTE}"
@@ -85,6 +87,7 @@ def classes_of(paths: Iterable[str]) -> Counter[str]:
         ("train", "val"),
         ("train", "valid"),
         ("train", "validation"),
+        ("train", "Dev"),
         ("Train", "VAL"),
         ("TRAINING", "Validation"),
     ],
@@ -237,7 +240,7 @@ def test_an_empty_val_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_val_without_train_is_refused(tmp_path: Path) -> None:
-    assert "no train/" in refusal(put(tmp_path, *pictures("val/cats", "val/dogs")))
+    assert "no train folder" in refusal(put(tmp_path, *pictures("val/cats", "val/dogs")))
 
 
 def test_an_absent_root_is_refused_with_the_nearest_sibling(tmp_path: Path) -> None:
@@ -323,7 +326,9 @@ def test_another_seed_holds_out_other_images(tmp_path: Path) -> None:
 
 
 def test_two_classes_of_one_size_do_not_lose_the_same_positions() -> None:
-    _, held_out = stratified_split([0] * 50 + [1] * 50, 0.2, seed=0)
+    _, held_out = stratified_split(
+        [0] * 50 + [1] * 50, [f"{i}.png" for i in range(100)], 0.2, seed=0
+    )
     assert [p for p in held_out if p < 50] != [p - 50 for p in held_out if p >= 50]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from finetune import saving
 from finetune.checkpoint import Metadata, load_checkpoint
@@ -115,7 +117,7 @@ def test_eval_reproduces_a_held_out_split(make_config: Make, photos: Path) -> No
 
 def test_best_is_highest_top1_then_lower_loss_then_earlier() -> None:
     def epoch(number: int, top1: float, loss: float) -> command._Epoch:
-        val = command.Evaluation(10, top1, None, loss, (), 1.0)
+        val = command.Evaluation(10, top1, top1, None, loss, (), 1.0)
         return command._Epoch(EpochResult(number, 0.1, 0.0, 0.0, 10, 1.0), val, 1.0)
 
     epochs = [
@@ -180,11 +182,21 @@ def test_dry_run_checks_everything_and_writes_nothing(make_config: Make) -> None
     assert result.frozen_hashed > 0
 
 
-def test_a_broken_image_is_named_also_from_a_worker(make_config: Make, photos: Path) -> None:
-    broken = photos / "train" / "class_0" / "broken.jpg"
-    broken.write_bytes(b"no photo")
+def damage(path: Path) -> None:
+    """A picture whose header and end are as they should be, with garbage between."""
+    noise = random.Random(0).randbytes(64 * 64 * 3)
+    Image.frombytes("RGB", (64, 64), noise).save(path)
+    content = bytearray(path.read_bytes())
+    content[2000:2100] = bytes(100)
+    path.write_bytes(content)
+
+
+def test_a_file_that_passes_the_check_is_named_also_from_a_worker(
+    make_config: Make, photos: Path
+) -> None:
+    damage(photos / "train" / "class_0" / "broken.png")
     for workers in (0, 1):
-        with pytest.raises(DataError, match=r"broken.jpg: cannot be decoded"):
+        with pytest.raises(DataError, match=r"broken.png: cannot be decoded"):
             train(make_config(data={"workers": workers}), overwrite=True)
 
 

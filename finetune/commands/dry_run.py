@@ -7,6 +7,7 @@ from pathlib import Path
 from finetune import run_folder
 from finetune.commands.preparation import prepare, training_views
 from finetune.config import Config
+from finetune.data.balance import class_weights
 from finetune.data.loading import batch_sizes
 from finetune.planning import make_freeze_report
 from finetune.progress import Progress, Silent
@@ -42,6 +43,11 @@ def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | Non
         frozen_tensors=totals.frozen_tensors,
         frozen_hashed=prepared.proof.count,
         predicted=predicted,
+        class_weights=dict(
+            zip(data.train.class_names, class_weights(data.train.counts()), strict=True)
+        )
+        if resolved.data.balance == "weights"
+        else None,
         config=resolved.plain(),
         notes=(*data.notes, *plan.freeze.warnings),
     )

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from finetune.checkpoint import Metadata, load_checkpoint
-from finetune.data.folders import Images, find_split
+from finetune.data.images import Images
 from finetune.data.loading import resolve_workers
+from finetune.data.quick_check import quick_check
+from finetune.data.sources import find_split
 from finetune.data.views import Views
 from finetune.engine import build_engine, make_source
 from finetune.errors import CheckpointError, ConfigError
@@ -51,6 +53,15 @@ def evaluate_checkpoint(
         root=data,
         progress=progress,
     )
+    checked = quick_check(
+        images,
+        on_unreadable=metadata.config.data.on_unreadable,
+        base=Path(data or metadata.config.data.root),
+        progress=progress,
+    )
+    if checked.skipped:
+        progress.warn(checked.verdict)
+    (images,) = checked.parts
     make_deterministic()
     device = _device(metadata, progress)
     model = load_network(path, state, metadata)
@@ -135,6 +146,7 @@ def _result(
         split=split,
         num_images=evaluation.num_images,
         top1=evaluation.top1,
+        balanced_accuracy=evaluation.balanced_accuracy,
         top5=evaluation.top5,
         loss=evaluation.loss,
         per_class=per_class,

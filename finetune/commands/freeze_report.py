@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from finetune.config import Config
-from finetune.data.folders import TrainVal, find_train_val
+from finetune.data.images import TrainVal
+from finetune.data.sources import find_train_val
 from finetune.errors import ConfigError, DataError
 from finetune.planning import make_freeze_report, make_plan
 from finetune.progress import Progress

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
-from finetune.config import Config
-from finetune.data.folders import TrainVal, find_train_val
+from finetune.config import Config, DataConfig
+from finetune.data.images import TrainVal
 from finetune.data.loading import batch_sizes, resolve_workers
+from finetune.data.quick_check import Checked, Skipped, quick_check
+from finetune.data.sources import find_train_val
 from finetune.data.views import Views
 from finetune.engine import Engine, build_engine, resolve_cache
 from finetune.model import build_untrained, check_input_size
@@ -32,6 +34,8 @@ class Prepared:
     """Whole; its live modules are also the engine's."""
     engine: Engine
     proof: Proof
+    skipped: tuple[Skipped, ...] = ()
+    """Files that cannot be read and are left out."""
 
 
 def prepare(config: Config, progress: Progress) -> Prepared:
@@ -45,6 +49,7 @@ def prepare(config: Config, progress: Progress) -> Prepared:
     plan = make_plan(config, num_classes)
     for warning in plan.freeze.warnings:
         progress.warn(warning)
+    data, checked = _checked(data, config.data, progress)
     sizes = batch_sizes(len(data.train), config.data.batch_size, join_last_of_one=True)
     check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
     model = build_untrained(plan.spec, num_classes, seed=config.seed)
@@ -54,6 +59,7 @@ def prepare(config: Config, progress: Progress) -> Prepared:
     proof = take_proof(model, update_norm_stats=updates)
     model.to(device)
     set_train_mode(model, update_norm_stats=updates)
+    (progress.warn if checked.worrying else progress.say)(checked.verdict)
     progress.say(
         f"{plan.spec.name}, weights {plan.spec.weights}: {len(data.train)} training and "
         f"{len(data.val)} validation images of {num_classes} classes on {device.type}; "
@@ -71,7 +77,21 @@ def prepare(config: Config, progress: Progress) -> Prepared:
         live_multiply_adds=plan.cost.forward_live,
     )
     resolved = _resolve(config, plan, data, engine, progress)
-    return Prepared(resolved, data, plan, model, engine, proof)
+    return Prepared(resolved, data, plan, model, engine, proof, checked.skipped)
+
+
+def _checked(data: TrainVal, config: DataConfig, progress: Progress) -> tuple[TrainVal, Checked]:
+    """The data without what cannot be read."""
+    checked = quick_check(
+        data.train,
+        data.val,
+        on_unreadable=config.on_unreadable,
+        base=data.base,
+        progress=progress,
+    )
+    train, val = checked.parts
+    train = replace(train, balanced=config.balance == "sampler")
+    return replace(data, train=train, val=val), checked
 
 
 def _resolve(

@@ -19,12 +19,14 @@ from finetune.commands.preparation import (
 )
 from finetune.config import Config
 from finetune.config_file import to_yaml
+from finetune.data.balance import class_weights
+from finetune.data.images import below
 from finetune.data.views import Views
 from finetune.engine import make_source
 from finetune.errors import ResultError
 from finetune.evaluate import Evaluation, evaluate
 from finetune.features import Source
-from finetune.files import append_line, write_text
+from finetune.files import append_line, write_csv, write_text
 from finetune.loop import EpochResult, train_epochs
 from finetune.optim import build_optimizer, build_schedule
 from finetune.planning import (
@@ -70,6 +72,7 @@ def train(
     write_text(folder / run_folder.CONFIG, to_yaml(prepared.config))
     write_text(folder / run_folder.FREEZE_JSON, to_json(report))
     write_text(folder / run_folder.FREEZE_TEXT, render_freeze_report(report, verbose=True) + "\n")
+    _write_tables(prepared, folder)
     work = prepared.plan.cost.forward_live * prepared.config.data.batch_size
     with threads_for(work), Saver(folder, prepared.model, prepared.proof.sha256) as saver:
         best, last = _run_epochs(prepared, training, validation, folder, saver, progress)
@@ -77,6 +80,21 @@ def train(
     summary = _summary(prepared, report, best, last, verified, time.perf_counter() - start)
     write_text(folder / run_folder.SUMMARY, to_json(summary))
     return summary
+
+
+def _write_tables(prepared: Prepared, folder: Path) -> None:
+    """Who was held out, where that was drawn, and which files were left out."""
+    data = prepared.data
+    if data.held_out:
+        rows = (
+            (below(path, data.base), images.class_names[label], split)
+            for split, images in (("train", data.train), ("val", data.val))
+            for path, label in zip(images.paths, images.labels, strict=True)
+        )
+        write_csv(folder / run_folder.SPLIT, ("path", "label", "split"), rows)
+    if prepared.skipped:
+        left_out = ((str(path), reason) for path, reason in prepared.skipped)
+        write_csv(folder / run_folder.SKIPPED, ("path", "reason"), left_out)
 
 
 def _run_epochs(
@@ -108,6 +126,9 @@ def _run_epochs(
         num_classes=num_classes,
         seed=config.seed,
         label_smoothing=config.train.label_smoothing,
+        class_weights=class_weights(prepared.data.train.counts())
+        if config.data.balance == "weights"
+        else None,
         aux_weight=prepared.plan.spec.family.aux_weight,
     ):
         tracked = progress.track(validation.epoch(), "evaluate", total=len(validation))
@@ -122,6 +143,9 @@ def _run_epochs(
         progress.say(epoch.line(total, is_best=best is epoch))
     assert best is not None  # train.epochs is at least 1
     return best, epoch
+
+
+_VAL_FIGURES = ("num_images", "top1", "balanced_accuracy", "top5", "loss")
 
 
 @dataclass(frozen=True)
@@ -139,7 +163,7 @@ class _Epoch:
 
     def record(self) -> dict[str, object]:
         """The epoch's line of ``metrics.jsonl``."""
-        val = {key: getattr(self.val, key) for key in ("num_images", "top1", "top5", "loss")}
+        val = {key: getattr(self.val, key) for key in _VAL_FIGURES}
         return asdict(self.trained) | {"val": val, "eval_s": self.eval_s}
 
     def line(self, total: int, *, is_best: bool) -> str:
@@ -148,6 +172,7 @@ class _Epoch:
             f"epoch {self.trained.epoch:>{len(str(total))}}/{total}"
             f"  lr {self.trained.lr:.2g}  loss {self.trained.loss:.4f}"
             f"  val loss {self.val.loss:.4f}  val top-1 {self.val.top1:.2%}"
+            f"  balanced {self.val.balanced_accuracy:.2%}"
             f"{'  best' if is_best else ''}"
         )
 
@@ -164,6 +189,10 @@ def _source(prepared: Prepared, progress: Progress, *, training: bool) -> Source
         what="training" if training else "validation",
         progress=progress,
     )
+
+
+def _scores(val: Evaluation) -> Scores:
+    return Scores(val.top1, val.loss, val.balanced_accuracy)
 
 
 def _refuse_not_a_number(epoch: _Epoch, config: Config) -> None:
@@ -190,6 +219,7 @@ def _metadata(prepared: Prepared, epoch: _Epoch) -> Metadata:
         epoch=epoch.trained.epoch,
         metrics={
             "top1": epoch.val.top1,
+            "balanced_accuracy": epoch.val.balanced_accuracy,
             "top5": epoch.val.top5,
             "loss": epoch.val.loss,
             "num_images": epoch.val.num_images,
@@ -227,8 +257,8 @@ def _summary(
         num_val=len(prepared.data.val),
         epochs=prepared.config.train.epochs,
         best_epoch=best.trained.epoch,
-        val=Scores(best.val.top1, best.val.loss),
-        last=Scores(last.val.top1, last.val.loss),
+        val=_scores(best.val),
+        last=_scores(last.val),
         trainable_parameters=report.totals.trainable,
         frozen_parameters=report.totals.frozen,
         trainable_tensors=report.totals.trainable_tensors,

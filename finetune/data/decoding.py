@@ -19,8 +19,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
-# Pillow would hand a PostScript file named .jpg to Ghostscript: only these decoders are asked.
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+from finetune.data.images import PIL_FORMATS
 
 SAME_PIXELS = frozenset({("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L")})
 """Format and mode that torchvision decodes to Pillow's pixels; upright and opaque ones only."""
@@ -40,7 +39,7 @@ def read_photo(path: str | os.PathLike[str]) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            image = Image.open(io.BytesIO(content), formats=PIL_FORMATS)
         except Image.DecompressionBombError as error:
             raise OSError(str(error)) from error
     with image:

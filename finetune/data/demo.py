@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -13,6 +12,7 @@ import platformdirs
 
 from finetune.data.demo_figures import FIGURES
 from finetune.data.demo_pictures import draw_picture
+from finetune.files import remove_stale
 from finetune.progress import Progress, Silent
 
 TRAIN_PER_CLASS = 40
@@ -20,8 +20,6 @@ VAL_PER_CLASS = 25
 
 # Part of the folder's name: raise it when the pictures change, for a drawn set is not redrawn.
 VERSION = 1
-
-_STALE_AFTER_S = 3600.0
 
 
 def demo_root(progress: Progress | None = None) -> Path:
@@ -35,7 +33,7 @@ def demo_root(progress: Progress | None = None) -> Path:
     root = platformdirs.user_cache_path("finetune") / f"demo-{VERSION}"
     if not _is_whole(root):
         root.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale_drawings(root)
+        remove_stale(root.parent, f"{root.name}.*.tmp")
         _draw_and_rename(root, progress)
     return root
 
@@ -93,14 +91,3 @@ def _draw_and_rename(root: Path, progress: Progress | None) -> None:
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _remove_stale_drawings(root: Path) -> None:
-    """Remove what killed processes left; younger folders may still be drawn into."""
-    for scratch in root.parent.glob(f"{root.name}.*.tmp"):
-        try:
-            age_s = time.time() - scratch.stat().st_mtime
-        except FileNotFoundError:  # its owner has just finished
-            continue
-        if age_s > _STALE_AFTER_S:
-            shutil.rmtree(scratch, ignore_errors=True)

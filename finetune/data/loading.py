@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ Sample = tuple[Tensor, int]
 """uint8 pixels ``(3, crop, crop)`` and label."""
 
 _BYTES_WORTH_A_WORKER = 16 * 2**20
+_EPOCHS_APART = 2**20
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,18 @@ def by_image(keys: list[Key]) -> Iterator[tuple[int, list[int]]]:
 class KeyedBatches(Sampler[list[Key]]):
     """Images and views in batches; order and views are functions of seed and epoch."""
 
-    def __init__(self, count: int, batch_size: int, *, views: Views, shuffle: bool) -> None:
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        views: Views,
+        shuffle: bool,
+        balanced: Sequence[int] | None = None,
+    ) -> None:
+        """``balanced``: labels, where an epoch is to draw every class equally often."""
         self.count = count
+        self.balanced = None if balanced is None else torch.tensor(balanced)
         self.batch_size = batch_size
         self.views = views
         self.shuffle = shuffle
@@ -130,17 +142,41 @@ class KeyedBatches(Sampler[list[Key]]):
         if self.shuffle:
             seed = seed_for(self.views.seed, "order", self.epoch)
             generator = torch.Generator().manual_seed(seed)
-            order = torch.randperm(self.count, generator=generator).tolist()
+            if self.balanced is None:
+                order = torch.randperm(self.count, generator=generator).tolist()
+            else:
+                order = _balanced_draw(self.balanced, generator)
         else:
             order = list(range(self.count))
         start = 0
+        drawn: Counter[int] = Counter()
         for size in batch_sizes(self.count, self.batch_size, join_last_of_one=self.shuffle):
             chosen = order[start : start + size]
-            yield [(index, self.views.pick(self.epoch, index)) for index in chosen]
+            yield [(index, self._view(index, drawn)) for index in chosen]
             start += size
 
     def __len__(self) -> int:
         return len(batch_sizes(self.count, self.batch_size, join_last_of_one=self.shuffle))
+
+    def _view(self, index: int, drawn: Counter[int]) -> int:
+        """An image that comes again within an epoch comes as if in an epoch of its own."""
+        again = drawn[index]
+        if self.balanced is not None:
+            drawn[index] += 1
+        return self.views.pick(self.epoch + again * _EPOCHS_APART, index)
+
+
+def _balanced_draw(labels: Tensor, generator: torch.Generator) -> list[int]:
+    """As many positions as there are labels, with replacement: first a class, then one of it."""
+    by_class = labels.argsort(stable=True)
+    counts = labels.bincount()
+    present = counts.nonzero()[:, 0]
+    starts = counts.cumsum(0) - counts
+    chosen = present[torch.randint(len(present), (len(labels),), generator=generator)]
+    share = torch.rand(len(labels), generator=generator, dtype=torch.float64)
+    within = (share * counts[chosen]).long()
+    positions: list[int] = by_class[starts[chosen] + within].tolist()
+    return positions
 
 
 def batch_sizes(count: int, batch_size: int, *, join_last_of_one: bool) -> list[int]:
@@ -185,7 +221,13 @@ class Batches:
         shuffle: bool = False,
         keep_bytes: int = 0,
     ) -> None:
-        self._sampler = KeyedBatches(len(images), batch_size, views=views, shuffle=shuffle)
+        self._sampler = KeyedBatches(
+            len(images),
+            batch_size,
+            views=views,
+            shuffle=shuffle,
+            balanced=images.labels if images.balanced else None,
+        )
         # A worker process would keep what another one is asked for in the next epoch.
         kept = 0 if workers else keep_bytes
         dataset = PhotoDataset(images, preprocessing, views, keep_bytes=kept)

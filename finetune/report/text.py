@@ -32,6 +32,11 @@ def render_train(summary: TrainSummary) -> str:
             f"{summary.val.loss:.4f} in epoch {summary.best_epoch} of {summary.epochs}, the best; "
             f"last epoch {summary.last.top1:.2%}",
         ),
+        (
+            "Balanced",
+            f"val {summary.val.balanced_accuracy:.2%}, every class counting the same; last epoch "
+            f"{summary.last.balanced_accuracy:.2%}",
+        ),
         ("Saved", f"{summary.run_dir}: best.pt, last.pt, metrics.jsonl, config.yaml, …"),
         *zip(("Next", *[""] * len(summary.next)), summary.next, strict=False),
         ("Rerun", summary.rerun),
@@ -82,6 +87,7 @@ def render_dry_run(result: DryRun) -> str:
             f"{plural(result.num_val, 'validation image')}, {len(result.class_names)} classes: "
             f"{_few(result.class_names)}",
         ),
+        *_weights(result),
         ("Time", _predicted(result.predicted)),
         ("Output", result.run_dir),
     ]
@@ -90,6 +96,13 @@ def render_dry_run(result: DryRun) -> str:
         f"{table(('', ''), facts)}\n\n  Resolved config:\n{config}\n\n"
         "  Dry run: nothing was trained or written."
     )
+
+
+def _weights(result: DryRun) -> list[tuple[str, str]]:
+    if result.class_weights is None:
+        return []
+    listed = [f"{name} {weight:.3g}" for name, weight in result.class_weights.items()]
+    return [("Weights", f"n / (k n_c) in the loss: {_few(tuple(listed))}")]
 
 
 def _predicted(time: PredictedTime) -> str:
@@ -118,6 +131,7 @@ def render_eval(result: EvalResult) -> str:
             f"{result.top1:.2%} ({round(result.top1 * result.num_images):,} of "
             f"{result.num_images:,})",
         ),
+        ("Balanced", f"{result.balanced_accuracy:.2%}, every class counting the same"),
         *top5,
         ("Loss", f"{result.loss:.4f}"),
         ("Speed", f"{result.images_per_s:,.0f} images/s{kept}"),

@@ -1,0 +1,82 @@
+"""The config's section ``data``: which images, how they are split, checked and balanced."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from finetune.config_section import Section, Text
+
+DEMO = "demo"
+TORCHVISION = "torchvision:"
+TABLE_SUFFIXES = (".csv", ".tsv")
+
+
+def is_table(root: str) -> bool:
+    """Whether ``data.root`` is worded as a table."""
+    return root.lower().endswith(TABLE_SUFFIXES)
+
+
+def _workers(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and 0 <= value <= 64):
+        return value
+    raise ValueError(f"must be auto or a whole number from 0 to 64, not {value!r}")
+
+
+class DataConfig(Section):
+    """Which images, in which portions."""
+
+    root: Text
+    """Class folders, or train/ and val/ folders that hold them; a .csv or .tsv file;
+    torchvision:NAME; or demo."""
+    folder: Text | None = None
+    """torchvision:NAME only: where it lies; default: the user's cache folder."""
+    download: bool | None = None
+    """torchvision:NAME only: true downloads it where it is absent."""
+    path_column: Text | None = None
+    """Of a table, default path; paths are relative to the file."""
+    label_column: Text | None = None
+    """Of a table, default label: the class."""
+    split_column: Text | None = None
+    """Of a table: train, val or test; default split, where there is such a column."""
+    group_column: Text | None = None
+    """Of a table: images of one group stay together when some are held out; default group, where
+    there is such a column."""
+    val_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the training images held out where there is no val split."""
+    group_pattern: Text | None = None
+    """Regular expression over the path below root: its first group, or the whole match, names the
+    group that an image stays with."""
+    on_unreadable: Literal["fail", "skip"] = "fail"
+    """skip leaves out files that cannot be decoded, and lists them in the run folder."""
+    balance: Literal["none", "weights", "sampler"] = "none"
+    """weights: rare classes weigh more in the loss; sampler: they are drawn as often as others."""
+    batch_size: int = Field(default=32, ge=1)
+    """Images per optimizer step, and per forward pass of an evaluation."""
+    workers: Annotated[Any, BeforeValidator(_workers)] = "auto"
+    """Processes that decode images; auto chooses by the amount of data."""
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _pattern_compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return pattern
+
+    @model_validator(mode="after")
+    def _options_take_effect(self) -> DataConfig:
+        if not self.root.startswith(TORCHVISION):
+            for key in ("folder", "download"):
+                if getattr(self, key):
+                    raise ValueError(f"{key}: has no effect unless root is {TORCHVISION}NAME")
+        if not is_table(self.root):
+            for key in ("path_column", "label_column", "split_column", "group_column"):
+                if getattr(self, key):
+                    raise ValueError(f"{key}: has no effect unless root is a .csv or .tsv file")
+        if self.group_pattern and self.group_column:
+            raise ValueError("group_pattern: give either it or group_column")
+        return self

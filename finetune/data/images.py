@@ -1,0 +1,133 @@
+"""What data is once it is found: paths with labels, split by split; imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from finetune.errors import DataError, did_you_mean
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+)
+# Pillow would hand a PostScript file named .jpg to Ghostscript: only these decoders are asked.
+PIL_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one split with their labels.
+
+    Attributes:
+        labels: Index into ``class_names`` for each path.
+        skipped: Files among them that are no images.
+        groups: For each path, what must stay together when some are held out; or nothing.
+        balanced: An epoch draws every class equally often, with replacement.
+    """
+
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+    skipped: tuple[Path, ...] = ()
+    num_bytes: int = field(default=0, compare=False)
+    groups: tuple[str, ...] = ()
+    balanced: bool = False
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def subset(self, indices: Sequence[int]) -> Images:
+        """The images at these positions, in this order."""
+        share = len(indices) / max(len(self), 1)
+        return replace(
+            self,
+            paths=tuple(self.paths[i] for i in indices),
+            labels=tuple(self.labels[i] for i in indices),
+            groups=tuple(self.groups[i] for i in indices) if self.groups else (),
+            skipped=(),
+            num_bytes=round(self.num_bytes * share),
+        )
+
+    def counts(self) -> list[int]:
+        """Images of each class."""
+        counts = [0] * len(self.class_names)
+        for label in self.labels:
+            counts[label] += 1
+        return counts
+
+
+@dataclass(frozen=True)
+class TrainVal:
+    """What a training run reads, and one line on how it was found.
+
+    Attributes:
+        base: The folder that paths are shown relative to.
+        held_out: The validation images were drawn from the training images.
+    """
+
+    train: Images
+    val: Images
+    notes: tuple[str, ...]
+    base: Path = Path()
+    held_out: bool = False
+
+
+def split_named(word: str) -> str | None:
+    """train, val or test, where ``word`` is one of their usual names in any case."""
+    lower = word.lower()
+    return next((split for split, names in SPLITS.items() if lower in names), None)
+
+
+def refuse_unknown_classes(
+    found: Iterable[str], known: Sequence[str], where: Callable[[str], object]
+) -> None:
+    """Refuse a class that training does not know.
+
+    Args:
+        where: Says for a class what in the data names it.
+
+    Raises:
+        DataError: names the first one, and the nearest that is known.
+    """
+    known_set = set(known)
+    unknown = next((name for name in found if name not in known_set), None)
+    if unknown is not None:
+        raise DataError(
+            f"{where(unknown)}: class {unknown!r} is unknown in training."
+            f"{did_you_mean(unknown, known)} Known: {', '.join(known[:20])}"
+            f"{' …' if len(known) > 20 else ''}."
+        )
+
+
+def shown(path: str | os.PathLike[str], base: Path | None = None) -> str:
+    """A path on one line: what cannot be printed is escaped, and then it stands in quotes."""
+    text = os.fspath(path) if base is None else below(path, base)
+    return text if text.isprintable() else ascii(text)
+
+
+def below(path: str | os.PathLike[str], base: Path) -> str:
+    """A path relative to ``base`` where it lies there; as it is elsewhere."""
+    return os.fspath(path).removeprefix(os.path.join(base, ""))  # noqa: PTH118
+
+
+def shown_few(paths: Iterable[str | os.PathLike[str]], base: Path | None = None) -> str:
+    """The first three, and how many more there are."""
+    every = list(paths)
+    more = f" and {len(every) - 3:,} more" if len(every) > 3 else ""
+    return ", ".join(shown(path, base) for path in every[:3]) + more
+
+
+def near(path: Path) -> str:
+    """The sibling that was probably meant, and what paths are relative to."""
+    try:
+        names = [child.name for child in path.parent.iterdir()]
+    except OSError:
+        names = []
+    return f"{did_you_mean(path.name, names)} Paths are relative to the working directory."

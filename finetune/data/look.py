@@ -1,0 +1,265 @@
+"""What one file holds, and whether it can be read; imports no torch.
+
+A quick look reads the header and makes sure that the file ends as its format ends, which finds
+what is empty, cut short, too large or no image at all; where that leaves a doubt, and in a full
+look, the whole picture is decoded.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from finetune.data.images import PIL_FORMATS
+
+_STRIP_BYTES = 2**24
+_PLAIN_BITS = range(16, 49)
+"""Set bits of a perceptual hash that says something: half of 64, but for plain pictures."""
+
+_KNOWN_BEGINNINGS = (
+    (b"%!PS", "PostScript"),
+    (b"%PDF", "a PDF"),
+    (b"<svg", "an SVG"),
+    (b"<!DOC", "a web page"),
+    (b"<html", "a web page"),
+    (b"<?xml", "XML"),
+    (b"PK\3\4", "a ZIP archive"),
+    (b"8BPS", "a Photoshop file"),
+)
+_BROKEN_HEADER = "begins as an image, but its header is broken"
+_ISO_MEDIA = ((b"heic", "HEIC"), (b"heix", "HEIC"), (b"mif1", "HEIF"), (b"avif", "AVIF"))
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a file found.
+
+    Attributes:
+        reason: Why it cannot be read; None where it can, as far as was looked.
+        decoded: The whole picture was decoded.
+        lasting: The same bytes would give the same verdict at another time.
+        pixels: Hash of mode, size and pixels; empty without a full look.
+        phash: Perceptual hash of 64 bits; None without a full look, or for a plain picture.
+    """
+
+    reason: str | None = None
+    decoded: bool = False
+    lasting: bool = True
+    format: str = ""
+    mode: str = ""
+    width: int = 0
+    height: int = 0
+    frames: int = 1
+    pixels: bytes = b""
+    phash: int | None = None
+
+
+class _BadFileError(Exception):
+    """A file that cannot be read, with the reason in words."""
+
+    def __init__(self, reason: str, *, lasting: bool = True) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
+
+
+def look_at(path: str, *, full: bool) -> Look:
+    """Look at a file.
+
+    Args:
+        full: Decode the whole picture and hash it, where a quick look would leave that out.
+    """
+    try:
+        with _opened(path) as file, _identified(file) as image:
+            return _look(file, image, full=full)
+    except _BadFileError as error:
+        return Look(reason=str(error), decoded=full, lasting=error.lasting)
+    except MemoryError:
+        return Look(reason="needs more memory than there is", lasting=False)
+    except OSError as error:
+        # Pillow's own complaints carry no number; the system's may pass.
+        return Look(reason=_words(error), decoded=full, lasting=error.errno is None)
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+        return Look(reason=_words(error), decoded=full)
+
+
+def without_warnings() -> None:
+    """Pillow warns about what is judged here; for a process that does nothing else."""
+    warnings.simplefilter("ignore")
+
+
+def _look(file: BinaryIO, image: Image.Image, *, full: bool) -> Look:
+    look = Look(format=image.format or "", mode=image.mode, width=image.width, height=image.height)
+    if not full and _ends_whole(file, image):
+        return look
+    image.load()
+    if not full:
+        return look
+    ImageOps.exif_transpose(image, in_place=True)
+    return replace(
+        look,
+        decoded=True,
+        width=image.width,
+        height=image.height,
+        pixels=_hash_pixels(image),
+        phash=_perceptual_hash(image),
+        frames=_frames(image),
+    )
+
+
+def _frames(image: Image.Image) -> int:
+    if image.format == "MPO":  # a photo with its preview
+        return 1
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # broken behind the first frame, the only one that is used
+        return 1
+
+
+def _opened(path: str) -> BinaryIO:
+    """The file, once it is certain that opening it does not wait for a writer."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+        if not stat.S_ISREG(status.st_mode):
+            raise _BadFileError("is no regular file", lasting=False)
+        if not status.st_size:
+            raise _BadFileError("is empty: 0 bytes")
+        return open(path, "rb")  # noqa: PTH123
+    except FileNotFoundError:
+        link = os.path.islink(path)  # noqa: PTH114
+        what = "is a link to a file that is not there" if link else "is not there"
+        raise _BadFileError(what, lasting=False) from None
+    except PermissionError:
+        raise _BadFileError("there is no permission to read it", lasting=False) from None
+    except OSError as error:
+        circle = error.errno == errno.ELOOP
+        what = "is a link that leads in a circle" if circle else _words(error)
+        raise _BadFileError(what, lasting=False) from None
+
+
+def _identified(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=PIL_FORMATS)
+    except UnidentifiedImageError:
+        file.seek(0)
+        raise _BadFileError(_what_else(file.read(32))) from None
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        pixels = next(
+            (int(word) for word in str(error).split(" (")[-1].split() if word.isdigit()), 0
+        )
+        raise _BadFileError(
+            f"has {pixels:,} pixels, more than the {most:,} that are read; make it smaller"
+        ) from None
+    except Exception:
+        raise _BadFileError(_BROKEN_HEADER) from None
+
+
+def _what_else(start: bytes) -> str:
+    """What a file is that is no image of ours."""
+    kinds = "JPEG, PNG, WebP, BMP, TIFF, PPM or GIF"
+    if start[4:8] == b"ftyp":
+        known = next((name for brand, name in _ISO_MEDIA if start[8:12] == brand), "a video")
+        return f"is {known}, not {kinds}; convert it"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the image itself; run `git lfs pull`"
+    known = next((name for begin, name in _KNOWN_BEGINNINGS if start.startswith(begin)), "")
+    if known:
+        return f"is {known}, not {kinds}"
+    if start.startswith((b"\xff\xd8", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"GIF8")):
+        return _BROKEN_HEADER
+    if set(start) <= {*range(32, 127), 9, 10, 13}:
+        return f"is text, no image: it begins with {start[:20].decode()!r}"
+    return f"is no image ({kinds})"
+
+
+def _ends_whole(file: BinaryIO, image: Image.Image) -> bool:
+    """Whether the file is certainly complete; False means that only decoding it can tell."""
+    position = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    try:
+        if image.format in ("JPEG", "MPO"):
+            return _tail(file, size, 2) == b"\xff\xd9"
+        if image.format == "GIF":
+            return _tail(file, size, 1) == b";"
+        if image.format == "WEBP":
+            file.seek(4)
+            return int.from_bytes(file.read(4), "little") + 8 <= size
+        if image.format == "BMP":
+            file.seek(2)
+            stated = int.from_bytes(file.read(4), "little")
+            return 0 < stated <= size
+        return image.format == "PNG" and _chunks_are_whole(file, size)
+    finally:
+        file.seek(position)
+
+
+def _tail(file: BinaryIO, size: int, count: int) -> bytes:
+    file.seek(max(size - count, 0))
+    return file.read(count)
+
+
+def _chunks_are_whole(file: BinaryIO, size: int) -> bool:
+    """Whether a PNG's chunks follow each other to the last one; their contents are not read."""
+    at = 8
+    while at + 12 <= size:
+        file.seek(at)
+        head = file.read(8)
+        at += 12 + int.from_bytes(head[:4], "big")
+        if head[4:] == b"IEND":
+            return at <= size
+    return False
+
+
+def _strips(image: Image.Image) -> Iterator[bytes]:
+    """The pixels from top to bottom, without a second copy of a large picture."""
+    rows = max(1, _STRIP_BYTES // max(1, image.width * 4))
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height))).tobytes()
+
+
+def _hash_pixels(image: Image.Image) -> bytes:
+    if image.mode == "P":
+        image = image.convert("RGBA")
+    digest = hashlib.sha256(f"{image.mode} {image.size}".encode())
+    for strip in _strips(image):
+        digest.update(strip)
+    return digest.digest()[:16]
+
+
+def _perceptual_hash(image: Image.Image) -> int | None:
+    """pHash (Zauner 2010) of the shrunken picture in grey; None where there is little in it."""
+    import imagehash  # late: a quick look does without
+
+    grey = _grey(image)
+    factor = min(grey.size) // 64
+    if factor > 1:
+        grey = grey.reduce(factor)
+    bits = imagehash.phash(grey).hash
+    if int(bits.sum()) not in _PLAIN_BITS:
+        return None
+    return int.from_bytes(np.packbits(bits.ravel()).tobytes(), "big")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float32)
+        low, high = float(values.min()), float(values.max())
+        return Image.fromarray(((values - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA", "P"):
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("L")
+    return image.convert("L")
+
+
+def _words(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(text).splitlines()[0]

@@ -1,0 +1,137 @@
+"""The looks of a whole data set, in arrays: a million images in some hundred megabytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.data.look import Look
+from finetune.data.look_pool import look_at_all, usable_cpus
+from finetune.data.remembered import Remembered, key_of_file
+from finetune.progress import Progress
+
+_KEEP_EVERY_S = 2.0
+_ASKED_AT_ONCE = 10_000
+
+
+@dataclass
+class Looks:
+    """What was found of each image.
+
+    Attributes:
+        kinds: Distinct pairs of format and mode; ``kind`` indexes them.
+        reasons: Why images cannot be read, by position.
+        pixels: Hash of the pixels, as two numbers.
+        has_phash: Whether ``phash`` says something.
+    """
+
+    kind: NDArray[np.int16]
+    size: NDArray[np.int32]
+    frames: NDArray[np.int32]
+    pixels: NDArray[np.uint64]
+    phash: NDArray[np.uint64]
+    has_phash: NDArray[np.bool_]
+    kinds: list[tuple[str, str]] = field(default_factory=list)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, count: int) -> Looks:
+        """Nothing known yet of so many images."""
+        return cls(
+            kind=np.full(count, -1, dtype=np.int16),
+            size=np.zeros((count, 2), dtype=np.int32),
+            frames=np.ones(count, dtype=np.int32),
+            pixels=np.zeros((count, 2), dtype=np.uint64),
+            phash=np.zeros(count, dtype=np.uint64),
+            has_phash=np.zeros(count, dtype=bool),
+        )
+
+    @property
+    def readable(self) -> NDArray[np.int64]:
+        """Positions of the images that can be read."""
+        return np.flatnonzero(self.kind >= 0)
+
+    def put(self, at: int, look: Look) -> None:
+        """Take in one look."""
+        if look.reason is not None:
+            self.reasons[at] = look.reason
+            return
+        kind = (look.format, look.mode)
+        if kind not in self.kinds:
+            self.kinds.append(kind)
+        self.kind[at] = self.kinds.index(kind)
+        self.size[at] = look.width, look.height
+        self.frames[at] = look.frames
+        self.pixels[at] = np.frombuffer(look.pixels, dtype=np.uint64)
+        if look.phash is not None:
+            self.phash[at] = look.phash
+            self.has_phash[at] = True
+
+
+@dataclass(frozen=True)
+class Looking:
+    """The looks, and what they cost."""
+
+    looks: Looks
+    num_remembered: int
+    images_per_s: float | None
+
+
+def look_at_everything(
+    paths: Sequence[str], *, workers: int | None, fresh: bool, progress: Progress
+) -> Looking:
+    """Full looks at every image: those remembered, and new ones in worker processes.
+
+    Args:
+        fresh: Look again at what is remembered.
+    """
+    looks = Looks.of(len(paths))
+    with Remembered() as remembered:
+        keys: list[bytes | None] = []
+        unknown: list[int] = []
+        for start in range(0, len(paths), _ASKED_AT_ONCE):
+            some = [key_of_file(path) for path in paths[start : start + _ASKED_AT_ONCE]]
+            known = {} if fresh else remembered.find(some)
+            for at, key in enumerate(some, start=start):
+                look = known.get(key) if key is not None else None
+                if look is not None and look.decoded:
+                    looks.put(at, look)
+                else:
+                    unknown.append(at)
+            keys += some
+        begun = time.perf_counter()
+        new = _look_and_keep(paths, keys, unknown, workers or usable_cpus(), remembered)
+        with closing(new):
+            for at, look in progress.track(new, "check images", total=len(unknown)):
+                looks.put(at, look)
+        elapsed_s = time.perf_counter() - begun
+        if unknown:
+            remembered.forget_old()
+    return Looking(looks, len(paths) - len(unknown), len(unknown) / elapsed_s if unknown else None)
+
+
+def _look_and_keep(
+    paths: Sequence[str],
+    keys: Sequence[bytes | None],
+    unknown: Sequence[int],
+    workers: int,
+    remembered: Remembered,
+) -> Generator[tuple[int, Look], None, None]:
+    """New looks; what is done is kept now and then, so that an interrupted check goes on."""
+    new: list[tuple[bytes | None, Look]] = []
+    kept_at = time.monotonic()
+    try:
+        for looked in look_at_all(paths, unknown, workers):
+            new += [(keys[at], look) for at, look in looked]
+            yield from looked
+            if time.monotonic() - kept_at > _KEEP_EVERY_S:
+                remembered.keep(new)
+                new = []
+                kept_at = time.monotonic()
+    finally:
+        remembered.keep(new)

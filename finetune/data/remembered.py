@@ -1,0 +1,143 @@
+"""What earlier looks found, in one SQLite file in the user's cache folder; imports no torch.
+
+A file is known by path, size and time of change, so that a changed file is simply unknown. Without
+the file, or with a broken one, everything is looked at again: nothing depends on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import platformdirs
+from PIL import __version__ as pillow_version
+
+from finetune.data.look import Look
+
+_TABLE = "looks_1"
+"""Numbered anew when a look comes to mean something else."""
+_COLUMNS = ("reason", "decoded", "format", "mode", "width", "height", "frames", "pixels", "phash")
+_AT_ONCE = 500
+_FORGOTTEN_AFTER_DAYS = 365
+
+
+def memory_file() -> Path:
+    """Where looks are remembered."""
+    return platformdirs.user_cache_path("finetune") / "looks.sqlite"
+
+
+def key_of_file(path: str) -> bytes | None:
+    """What a file is known by; None where it cannot be looked up."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    text = f"{pillow_version} {status.st_size} {status.st_mtime_ns} "
+    full = os.fsencode(os.path.abspath(path))  # noqa: PTH100
+    return hashlib.blake2b(text.encode() + full, digest_size=16).digest()
+
+
+class Remembered:
+    """Looks by key. It never fails: what cannot be read is unknown, what cannot be kept is lost."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file or memory_file()
+        self._database = self._open()
+
+    def __enter__(self) -> Remembered:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.close()
+
+    def find(self, keys: Sequence[bytes | None]) -> dict[bytes, Look]:
+        """The looks that are known of these."""
+        found: dict[bytes, Look] = {}
+        asked = [key for key in keys if key is not None]
+        if self._database is None:
+            return found
+        for start in range(0, len(asked), _AT_ONCE):
+            some = asked[start : start + _AT_ONCE]
+            marks = ",".join("?" * len(some))
+            query = f"SELECT key, {','.join(_COLUMNS)} FROM {_TABLE} WHERE key IN ({marks})"  # noqa: S608
+            try:
+                rows = self._database.execute(query, some).fetchall()
+            except sqlite3.Error:
+                return found
+            found.update((row[0], _look_of(row[1:])) for row in rows)
+        return found
+
+    def keep(self, looks: Iterable[tuple[bytes | None, Look]]) -> None:
+        """Remember looks; those that may end otherwise another time are left out."""
+        today = int(time.time() // 86400)
+        rows = [
+            (key, today, *_row_of(look)) for key, look in looks if key is not None and look.lasting
+        ]
+        if self._database is None or not rows:
+            return
+        marks = ",".join("?" * (2 + len(_COLUMNS)))
+        with contextlib.suppress(sqlite3.Error), self._database:
+            insert = f"INSERT OR REPLACE INTO {_TABLE} VALUES ({marks})"  # noqa: S608
+            self._database.executemany(insert, rows)
+
+    def forget_old(self) -> None:
+        """Drop what was found long ago; it is looked at again where it is still there."""
+        oldest = int(time.time() // 86400) - _FORGOTTEN_AFTER_DAYS
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error), self._database:
+                self._database.execute(f"DELETE FROM {_TABLE} WHERE day < ?", (oldest,))  # noqa: S608
+
+    def _open(self) -> sqlite3.Connection | None:
+        for _ in range(2):
+            try:
+                return self._connect()
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):  # locked, or no such place
+                    return None
+                # It is damaged, and only a memory: begin another.
+                with contextlib.suppress(OSError):
+                    self._file.unlink()
+            except OSError:
+                return None
+        return None
+
+    def _connect(self) -> sqlite3.Connection:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(self._file, timeout=5.0)
+        try:
+            # A power cut may lose what was remembered, which only costs time.
+            database.execute("PRAGMA synchronous = OFF")
+            with database:
+                database.execute(
+                    f"CREATE TABLE IF NOT EXISTS {_TABLE} (key BLOB PRIMARY KEY, day INTEGER, "
+                    f"{','.join(_COLUMNS)}) WITHOUT ROWID"
+                )
+        except sqlite3.Error:
+            database.close()
+            raise
+        return database
+
+
+def _row_of(look: Look) -> tuple[object, ...]:
+    phash = None if look.phash is None else look.phash.to_bytes(8, "big")
+    return (*(getattr(look, name) for name in _COLUMNS[:-1]), phash)
+
+
+def _look_of(row: tuple[object, ...]) -> Look:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    phash = values.pop("phash")
+    known = None if phash is None else int.from_bytes(bytes(phash), "big")  # type: ignore[call-overload]
+    return Look(**{**values, "decoded": bool(values["decoded"])}, phash=known)  # type: ignore[arg-type]

@@ -1,0 +1,197 @@
+"""Where images come from: class folders, a table, a torchvision dataset or the demo set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.config_data import DEMO, TORCHVISION, DataConfig, is_table
+from finetune.data.demo import demo_root
+from finetune.data.folders import read_classes, split_folders, subfolders
+from finetune.data.holdout import group_by_pattern, hold_out, refuse_shared_groups
+from finetune.data.images import Images, TrainVal, near, shown_few
+from finetune.data.table import Table, read_table
+from finetune.errors import DataError, OutputError
+from finetune.files import exists, expand_user, is_folder
+from finetune.progress import Progress
+
+Names = tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where images come from.
+
+    Attributes:
+        base: Paths are shown, and matched by ``data.group_pattern``, relative to it.
+        splits: Those that the data itself makes; none where it is not split.
+        read: The images of a split, or of all that is no split for None, labelled by the given
+            class names or else by the data's own.
+        parts: What a split is called here.
+    """
+
+    name: str
+    base: Path
+    splits: tuple[str, ...]
+    read: Callable[[str | None, Names], Images]
+    parts: str = "folder"
+    notes: tuple[str, ...] = ()
+
+
+def find_train_val(
+    config: DataConfig,
+    *,
+    seed: int,
+    class_names: tuple[str, ...] | None = None,
+    progress: Progress | None = None,
+) -> TrainVal:
+    """Find training and validation images; without a val split a seeded share is held out.
+
+    Args:
+        class_names: What labels mean; by default the names of train's classes.
+
+    Raises:
+        DataError: no such data, fewer than two classes, an empty class, a class in val that train
+            lacks.
+    """
+    source = open_source(config, progress)
+    notes = list(source.notes)
+    if "train" not in source.splits and "val" in source.splits:
+        raise DataError(f"{source.name}: has a val {source.parts} but no train {source.parts}")
+    train = source.read("train" if "train" in source.splits else None, class_names)
+    if config.group_pattern:
+        train, note = group_by_pattern(train, config.group_pattern, base=source.base)
+        notes.append(note)
+    if "val" in source.splits:
+        val = source.read("val", train.class_names)
+        if config.group_pattern:
+            val, _ = group_by_pattern(val, config.group_pattern, base=source.base)
+        refuse_shared_groups(train, val)
+        notes += _skipped_notes(source, train, val)
+        return TrainVal(train, val, tuple(notes), source.base)
+    kept, val = hold_out(train, config.val_fraction, seed=seed, base=source.base)
+    parts = source.parts
+    lacks = f"no val {parts}" if "train" in source.splits else f"no train and val {parts}s"
+    how = "whole groups, " if train.groups else ""
+    notes.append(
+        f"{source.name} has {lacks}: {len(val):,} of {len(train):,} images held out for "
+        f"validation (data.val_fraction {config.val_fraction:g}, {how}stratified, seed {seed})"
+    )
+    notes += _skipped_notes(source, train)
+    return TrainVal(kept, val, tuple(notes), source.base, held_out=True)
+
+
+def find_split(
+    config: DataConfig,
+    split: str,
+    *,
+    class_names: Sequence[str],
+    seed: int,
+    root: str | None,
+    progress: Progress | None = None,
+) -> Images:
+    """The images of one split, labelled by the given class names.
+
+    Args:
+        root: Other data than the config's: with splits, or without (then ``split`` is moot).
+
+    Raises:
+        DataError: as `find_train_val`, or the split is absent.
+    """
+    names = tuple(class_names)
+    if root is not None:
+        config = _elsewhere(config, root)
+    source = open_source(config, progress)
+    if root is not None and not source.splits:
+        return source.read(None, names)
+    stands_alone = split in source.splits and (split != "train" or "val" in source.splits)
+    if stands_alone:
+        return source.read(split, names)
+    if split == "test":
+        has = f"; it has {', '.join(sorted(source.splits))}" if source.splits else ""
+        raise DataError(f"{source.name}: has no test {source.parts}{has}")
+    found = find_train_val(config, seed=seed, class_names=names, progress=progress)
+    return found.train if split == "train" else found.val
+
+
+def _elsewhere(config: DataConfig, root: str) -> DataConfig:
+    """The same options for other data; those that are about another kind of data left out."""
+    update: dict[str, object] = {"root": root}
+    if not is_table(root):
+        update |= dict.fromkeys(("path_column", "label_column", "split_column", "group_column"))
+    if not root.startswith(TORCHVISION):
+        update |= {"folder": None, "download": None}
+    return config.model_copy(update=update)
+
+
+def open_source(config: DataConfig, progress: Progress | None = None) -> Source:
+    """What ``data.root`` names; the demo set is drawn on first use.
+
+    Raises:
+        DataError: it is absent or of no known kind.
+        OutputError: the user's cache folder cannot be written.
+    """
+    if config.root.startswith(TORCHVISION):
+        from finetune.data.torchvision_sets import read_torchvision
+
+        return _source_of_table(read_torchvision(config, progress))
+    if is_table(config.root) and not is_folder(expand_user(config.root)):
+        return _source_of_table(read_table(config))
+    return _source_of_folders(data_root(config.root, progress))
+
+
+def _source_of_table(table: Table) -> Source:
+    return Source(table.name, table.base, table.splits, table.read, "split", table.notes)
+
+
+def _source_of_folders(root: Path) -> Source:
+    splits = split_folders(root)
+
+    def read(split: str | None, class_names: Names) -> Images:
+        # A test folder beside class folders is a split, no class: never trained on.
+        if split is None:
+            return read_classes(root, class_names=class_names, but=splits.values())
+        return read_classes(splits[split], class_names=class_names)
+
+    notes = []
+    beside = [f for f in subfolders(root) if f not in splits.values()] if "train" in splits else []
+    if beside:
+        notes.append(
+            f"{root}: not read, since they are no split: {shown_few(f'{f.name}/' for f in beside)}"
+        )
+    return Source(str(root), root, tuple(splits), read, notes=tuple(notes))
+
+
+def data_root(root: str, progress: Progress | None = None) -> Path:
+    """The folder that ``data.root`` names; the demo set is drawn on first use.
+
+    Raises:
+        DataError: it is absent or no folder.
+    """
+    if root == DEMO:
+        try:
+            return demo_root(progress)
+        except OSError as error:
+            raise OutputError(
+                f"the demo images could not be drawn into the user's cache folder: {error}. "
+                "Set XDG_CACHE_HOME to a folder that can be written."
+            ) from error
+    folder = expand_user(root)
+    if not exists(folder):
+        raise DataError(f"data.root: {folder}: no such folder.{near(folder)}")
+    if not folder.is_dir():
+        raise DataError(
+            f"data.root: {folder}: is a file; it must hold class folders, or be a .csv or .tsv"
+        )
+    return folder
+
+
+def _skipped_notes(source: Source, *images: Images) -> tuple[str, ...]:
+    skipped = [path for part in images for path in part.skipped]
+    if not skipped:
+        return ()
+    return (
+        f"{source.name}: skipped {len(skipped):,} that are no images: "
+        f"{shown_few(skipped, source.base)}",
+    )

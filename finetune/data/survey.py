@@ -1,0 +1,159 @@
+"""All splits of a data set as they lie there, nothing refused that can be reported instead."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune.config_data import DataConfig
+from finetune.data.folders import class_folders, files_of_class, loose_images, split_folders
+from finetune.data.holdout import choose_held_out, groups_of, keys_of
+from finetune.data.images import SPLITS
+from finetune.data.sources import Source, open_source
+from finetune.errors import DataError
+from finetune.progress import Progress
+
+WHOLE = "all"
+"""What a set is called that is not split, and of which nothing can be held out."""
+
+
+@dataclass
+class Survey:
+    """Every image with its split and class, and what else was found.
+
+    Attributes:
+        splits: Names; the position of each is an image's split.
+        classes: Names of the classes of every split.
+        empty: Class folders without images.
+        problem: Why nothing can be held out, or why groups cannot be kept together.
+    """
+
+    name: str
+    base: Path
+    paths: list[str] = field(default_factory=list)
+    split_of: array[int] = field(default_factory=lambda: array("b"))
+    class_of: array[int] = field(default_factory=lambda: array("i"))
+    groups: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    held_out: bool = False
+    skipped: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    empty: list[tuple[str, str]] = field(default_factory=list)
+    problem: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def home_of(self, at: int) -> int:
+        """The split in which an image lies, wherever training would put it."""
+        split = self.split_of[at]
+        drawn = self.held_out and self.splits[split] == "val"
+        return split - 1 if drawn else split
+
+
+def survey(config: DataConfig, *, seed: int, progress: Progress | None = None) -> Survey:
+    """Look through everything that ``data.root`` names.
+
+    Raises:
+        DataError: there are no images, or the source itself cannot be read.
+    """
+    source = open_source(config, progress)
+    found = Survey(source.name, source.base, notes=source.notes)
+    if source.parts == "folder":
+        _walk(source, found)
+        _order_classes(found)
+    else:
+        _read(source, found)
+    if not found.paths:
+        # What training would say is the best there is to say.
+        source.read("train" if "train" in source.splits else None, None)
+        raise DataError(f"{source.name}: holds no images")
+    _hold_out(found, config, seed)
+    return found
+
+
+def _walk(source: Source, found: Survey) -> None:
+    folders = split_folders(source.base)
+    places: list[tuple[str, Path, tuple[Path, ...]]] = [
+        (split, folders[split], ()) for split in SPLITS if split in folders
+    ]
+    if "train" not in folders and "val" not in folders:
+        places.insert(0, (WHOLE, source.base, tuple(folders.values())))
+    for split, folder, but in places:
+        found.splits.append(split)
+        number = len(found.splits) - 1
+        found.skipped += loose_images(folder)
+        found.hidden += sorted(str(p) for p in folder.iterdir() if p.name.startswith("."))
+        for name, place in sorted(class_folders(folder, but=but).items()):
+            files = files_of_class(place)
+            found.skipped += files.skipped
+            found.hidden += files.hidden
+            found.links += files.links
+            if not files.images:
+                found.empty.append((split, name))
+            if name not in found.classes:
+                found.classes.append(name)
+            found.paths += files.images
+            found.split_of.extend([number] * len(files.images))
+            found.class_of.extend([found.classes.index(name)] * len(files.images))
+
+
+def _read(source: Source, found: Survey) -> None:
+    """A table or a torchvision dataset: each split with the classes that it holds."""
+    whole = source.read(None, None)
+    found.classes = list(whole.class_names)
+    for split in source.splits or (None,):
+        images = source.read(split, whole.class_names)
+        found.splits.append(split or WHOLE)
+        found.paths += map(str, images.paths)
+        found.split_of.extend([len(found.splits) - 1] * len(images))
+        found.class_of.extend(images.labels)
+        found.groups += images.groups or [f"\0{path}" for path in images.paths]
+    if not whole.groups:
+        found.groups = []
+
+
+def _order_classes(found: Survey) -> None:
+    """Number the classes by code point, as training does, whichever split held them first."""
+    order = sorted(found.classes)
+    new = {name: number for number, name in enumerate(order)}
+    renumbered = [new[name] for name in found.classes]
+    found.classes = order
+    found.class_of = array("i", (renumbered[label] for label in found.class_of))
+
+
+def _hold_out(found: Survey, config: DataConfig, seed: int) -> None:
+    """Draw what training would hold out, so that it is checked as well."""
+    training = "train" if "train" in found.splits else WHOLE
+    try:
+        if config.group_pattern:
+            groups, note = groups_of(
+                keys_of(found.paths, found.base), config.group_pattern, base=found.base
+            )
+            found.groups = list(groups)
+            found.notes += (note,)
+        if "val" in found.splits or training not in found.splits:
+            return
+        number = found.splits.index(training)
+        at = [i for i, split in enumerate(found.split_of) if split == number]
+        _, held = choose_held_out(
+            [found.class_of[i] for i in at],
+            keys_of((found.paths[i] for i in at), found.base),
+            [found.groups[i] for i in at] if found.groups else [],
+            config.val_fraction,
+            seed=seed,
+            class_names=found.classes,
+            where=found.name,
+        )
+    except DataError as error:
+        found.problem = str(error)
+        return
+    found.held_out = True
+    found.splits[number] = "train"
+    found.splits.insert(number + 1, "val")
+    for i, split in enumerate(found.split_of):
+        if split > number:
+            found.split_of[i] += 1
+    for i in held:
+        found.split_of[at[i]] = number + 1
