@@ -38,6 +38,8 @@ LINES = [
     {"timing"},
     {"report"},
     {"commands"},
+    {"cli_support"},
+    {"cli_data"},
     {"cli"},
     {"__main__"},
 ]
@@ -45,6 +47,7 @@ NO_TORCH = {
     *("errors", "keyed", "progress", "results", "backbones", "yaml_text", "config"),
     *("config_section", "config_data", "check_results", "terminal", "cli_options"),
     *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
+    *("cli_support", "cli_data"),
 }
 
 

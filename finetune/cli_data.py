@@ -1,0 +1,51 @@
+"""Commands about data: what is in it, what the network sees of it, and a config to begin with."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from finetune.cli_options import JsonOption, SetOption
+from finetune.cli_support import DebugOption, emit, torch_imports
+from finetune.errors import ConfigError, DataError
+from finetune.terminal import TerminalProgress
+
+
+def check_data(
+    root: Annotated[
+        str | None, typer.Argument(metavar="[ROOT]", help="As data.root: a folder, a table, …")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", "-c", metavar="FILE", help="Check the data of this config."),
+    ] = None,
+    overrides: SetOption = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, max=64, help="Processes that decode.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Decode again what earlier checks remember.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Look at every image before training: broken files, duplicates, leaks, imbalance."""
+    from finetune.config_file import data_of, load_config
+
+    if (root is None) == (config is None):
+        raise ConfigError("check-data: give either ROOT or --config FILE")
+    if root is not None and overrides:
+        raise ConfigError("check-data: --set has no effect with ROOT; use it with --config")
+    loaded = load_config(config, overrides or ()) if config is not None else None
+    data = loaded.data if loaded is not None else data_of(root or "")
+    with torch_imports():
+        from finetune.commands import check_data as command
+    from finetune.report.check import render_check
+
+    report = command.check_data(
+        data, config=loaded, workers=workers, fresh=fresh, progress=TerminalProgress()
+    )
+    emit(report, render_check, as_json)
+    if not report.ok:
+        raise typer.Exit(DataError.exit_code)
