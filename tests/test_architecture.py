@@ -15,7 +15,10 @@ PACKAGE = Path(finetune.__file__).parent
 
 # A module imports only from lower lines, or from its own package.
 LINES = [
-    {"errors", "keyed", "progress", "results", "check_results", "terminal", "cli_options"},
+    {
+        *("errors", "keyed", "progress", "results", "check_results", "eval_results", "terminal"),
+        "cli_options",
+    },
     {"backbones", "files", "yaml_text", "config_section"},
     {"config_data"},
     {"config"},
@@ -30,22 +33,23 @@ LINES = [
     },
     {"data"},
     {"config_file", "split"},
-    {"model", "optim", "metrics", "checkpoint", "proof", "cost"},
-    {"weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving"},
+    {"model", "optim", "metrics", "checkpoint", "proof", "cost", "intervals", "temperature"},
+    {"weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving", "scoring"},
     {"computation"},
     {"features"},
     {"engine"},
-    {"timing"},
+    {"timing", "opening", "predictions"},
     {"report"},
     {"commands"},
     {"cli_support"},
-    {"cli_data"},
+    {"cli_data", "cli_results"},
     {"cli"},
     {"__main__"},
 ]
 NO_TORCH = {
     *("errors", "keyed", "progress", "results", "backbones", "yaml_text", "config"),
-    *("config_section", "config_data", "check_results", "terminal", "cli_options"),
+    *("config_section", "config_data", "check_results", "eval_results", "terminal", "cli_options"),
+    *("cli_results", "intervals"),
     *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
     *("cli_support", "cli_data"),
 }

@@ -1,0 +1,108 @@
+"""The command line of what comes after training: ``eval``, ``compare``, ``predict``, ``export``,
+``report``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.cli_options import JsonOption, OptionalConfigOption, SetOption
+from finetune.cli_support import DebugOption, emit, torch_imports
+from finetune.errors import ConfigError
+from finetune.terminal import TerminalProgress
+
+
+class Split(str, Enum):
+    """Splits that can be scored."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+SplitOption = Annotated[Split, typer.Option("--split", help="Which split to score.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DIR", help="Another folder: of splits, or of classes."),
+]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's folder, as in runs/x, or a checkpoint file.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command(name="eval")(evaluate)
+
+
+def evaluate(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="As in runs/x, or a checkpoint file.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", metavar="FILE", help="As in runs/x/best.pt.")
+    ] = None,
+    config: OptionalConfigOption = None,
+    overrides: SetOption = None,
+    data: DataOption = None,
+    split: SplitOption = Split.val,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            help="For predictions.csv and metrics.json; default: beside the checkpoint.",
+        ),
+    ] = None,
+    ignore_unknown: Annotated[
+        bool,
+        typer.Option("--ignore-unknown", help="Leave out classes that training does not know."),
+    ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Fit a temperature on these images and store it in the checkpoint."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Score a checkpoint on a split of its own data, or on another folder."""
+    path = _checkpoint_path(run, checkpoint, config, overrides or [])
+    with torch_imports():
+        from finetune.commands import evaluate as command
+    from finetune.report.evaluation import render_eval
+
+    result = command.evaluate_checkpoint(
+        path,
+        data=data,
+        split=split.value,
+        output=Path(output) if output is not None else None,
+        calibrate=calibrate,
+        ignore_unknown=ignore_unknown,
+        progress=TerminalProgress(),
+    )
+    emit(result, render_eval, as_json)
+
+
+def _checkpoint_path(
+    run: str | None, checkpoint: str | None, config: str | None, overrides: list[str]
+) -> Path:
+    if [run, checkpoint, config].count(None) != 2:
+        raise ConfigError("eval: give one of RUN, --checkpoint FILE and --config FILE")
+    if overrides and config is None:
+        raise ConfigError("eval: --set has no effect without --config; use it with --config")
+    if run is not None:
+        from finetune.run_folder import checkpoint_of
+
+        return checkpoint_of(run)
+    if checkpoint is not None:
+        return Path(checkpoint)
+    from finetune.config_file import load_config
+    from finetune.run_folder import BEST
+
+    assert config is not None
+    return Path(load_config(config, overrides).output_dir) / BEST
