@@ -36,6 +36,7 @@ RunArgument = Annotated[
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command(name="eval")(evaluate)
+    app.command()(compare)
 
 
 def evaluate(
@@ -106,3 +107,31 @@ def _checkpoint_path(
 
     assert config is not None
     return Path(load_config(config, overrides).output_dir) / BEST
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN ...", help="Folders of runs, or checkpoints.")
+    ],
+    data: DataOption = None,
+    split: SplitOption = Split.val,
+    plot: Annotated[
+        str | None,
+        typer.Option("--plot", metavar="FILE", help="Learning curves: a .png, .svg or .pdf file."),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Runs side by side: what differs, the figures, and whether they can be told apart."""
+    with torch_imports():
+        from finetune.commands import compare as command
+    from finetune.report.evaluation import render_comparison
+
+    result = command.compare(
+        runs,
+        data=data,
+        split=split.value,
+        plot=Path(plot) if plot is not None else None,
+        progress=TerminalProgress(),
+    )
+    emit(result, render_comparison, as_json)

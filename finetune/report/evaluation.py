@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
-from finetune.eval_results import Calibration, ClassScore, EvalResult, Interval
+from finetune.eval_results import Calibration, ClassScore, Comparison, EvalResult, Interval
 from finetune.report.tables import plural, table
 
 _BAR = 20
@@ -120,3 +122,42 @@ def _pairs(result: EvalResult) -> str:
     listed = table(("most confused", "images", "of the class"), rows, right=(1, 2))
     more = len(result.confused) - len(rows)
     return f"{listed}\n  … and {plural(more, 'pair')} more" if more else listed
+
+
+def render_comparison(result: Comparison) -> str:
+    """The figures of every run, what of their configs differs, and whether they can be told
+    apart."""
+    figures = table(
+        ("run", "images", "top-1", "balanced", "macro F1", "loss", "calibration error"),
+        [
+            (
+                run.run,
+                f"{run.num_images:,}",
+                percent(run.top1, run.intervals.get("top1")),
+                percent(run.balanced_accuracy, run.intervals.get("balanced_accuracy")),
+                percent(run.macro_f1, run.intervals.get("macro_f1")),
+                number(run.loss, run.intervals.get("loss")),
+                percent(run.calibration_error, run.intervals.get("calibration_error")),
+            )
+            for run in result.runs
+        ],
+        right=(1,),
+    )
+    parts = [figures, _differences(result), "\n".join(f"  {t.sentence}." for t in result.tests)]
+    parts.append(f"  Intervals: {result.interval_method}")
+    if result.plot:
+        parts[-1] += f"\n  Learning curves: {result.plot}"
+    return "\n\n".join(parts)
+
+
+def _differences(result: Comparison) -> str:
+    if not result.differing:
+        return "  The configs are the same."
+    rows = [(row.key, *map(_value, row.values)) for row in result.differing]
+    return table(("config", *(run.run for run in result.runs)), rows)
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
