@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from finetune.cli_options import JsonOption, OptionalConfigOption, SetOption
-from finetune.cli_support import DebugOption, emit, torch_imports
+from finetune.cli_support import DebugOption, emit, torch_imports, write_bytes
 from finetune.errors import ConfigError
 from finetune.terminal import TerminalProgress
 
@@ -37,6 +38,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command(name="eval")(evaluate)
     app.command()(compare)
+    app.command()(predict)
 
 
 def evaluate(
@@ -135,3 +137,72 @@ def compare(
         progress=TerminalProgress(),
     )
     emit(result, render_comparison, as_json)
+
+
+class Form(str, Enum):
+    """How predictions are written."""
+
+    table = "table"
+    csv = "csv"
+    jsonl = "jsonl"
+
+
+def predict(
+    run: RunArgument,
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH ...", help="Images, folders of them, or - for a list."),
+    ],
+    form: Annotated[
+        Form, typer.Option("--format", help="A table, CSV, or a JSON object a line.")
+    ] = Form.table,
+    top: Annotated[int, typer.Option("--top", min=1, help="Classes shown for each image.")] = 2,
+    every_class: Annotated[
+        bool, typer.Option("--probabilities", help="Give the probability of every class.")
+    ] = False,
+    threshold: Annotated[
+        float,
+        typer.Option("--threshold", min=0, max=1, help="Below it the answer is: unsure."),
+    ] = 0.0,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Default: as in training.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Label images with a trained network."""
+    from finetune.report import prediction as writers
+
+    if as_json and form is not Form.table:
+        raise ConfigError("predict: give either --json or --format")
+    with torch_imports():
+        from finetune.commands import predict as command
+
+    writer: Any
+    if as_json:
+        writer = writers.AsJson(write_bytes)
+    elif form is Form.csv:
+        writer = writers.AsCsv(write_bytes, every_class=every_class)
+    elif form is Form.jsonl:
+        writer = writers.AsJsonLines(write_bytes)
+    else:
+        writer = writers.AsTable(write_bytes)
+    given = [
+        path
+        for argument in paths
+        for path in (
+            command.paths_of_list(sys.stdin.buffer.read()) if argument == "-" else [argument]
+        )
+    ]
+    progress = TerminalProgress()
+    summary = command.predict(
+        run,
+        given,
+        show=writer.show,
+        top=None if every_class else top,
+        threshold=threshold,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    writer.end(summary)
+    progress.say(writers.render_predict(summary))

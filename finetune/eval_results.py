@@ -195,6 +195,33 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What the network says of one image.
+
+    Attributes:
+        path: As it was given; None for an image that came without one.
+        label: The class of the highest probability.
+        probability: Of this class, after the checkpoint's temperature where it has one.
+        unsure: ``probability`` is below the threshold that was asked for.
+        top: The best classes with their probabilities, the best first.
+    """
+
+    path: str | None
+    label: str
+    probability: float
+    unsure: bool
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that cannot be decoded, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class PredictSummary:
     """The end of ``predict``; the predictions themselves were streamed."""
 

@@ -50,7 +50,7 @@ def evaluate(
     """
     start = time.perf_counter()
     meter = Meter(num_classes, next(model.parameters()).device)
-    with _eval_mode(model):
+    with eval_mode(model):
         for inputs, labels in batches:
             logits = model(inputs)
             meter.add(logits, labels)
@@ -70,7 +70,7 @@ def evaluate(
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode; then each back in its own, which differs from module to module."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

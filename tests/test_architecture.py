@@ -39,6 +39,7 @@ LINES = [
     {"features"},
     {"engine"},
     {"timing", "opening", "predictions"},
+    {"predictor"},
     {"report"},
     {"commands"},
     {"cli_support"},
