@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
     app.command(name="eval")(evaluate)
     app.command()(compare)
     app.command()(predict)
+    app.command()(export)
 
 
 def evaluate(
@@ -206,3 +207,53 @@ def predict(
     )
     writer.end(summary)
     progress.say(writers.render_predict(summary))
+
+
+class ExportFormat(str, Enum):
+    """Formats that a checkpoint can be written in."""
+
+    onnx = "onnx"
+    exported_program = "exported-program"
+    safetensors = "safetensors"
+
+
+def export(
+    run: RunArgument,
+    file_format: Annotated[
+        ExportFormat, typer.Option("--format", help="What the other runtime reads.")
+    ],
+    no_preprocessing: Annotated[
+        bool,
+        typer.Option("--no-preprocessing", help="The bare network, for prepared float32 images."),
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", metavar="DIR", help="Default: export/FORMAT beside the checkpoint."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DIR", help="Photos to compare on, if not the run's own."),
+    ] = None,
+    images: Annotated[
+        int, typer.Option("--images", min=1, help="Compare on so many photos at most.")
+    ] = 256,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Write a network for other runtimes, and check there that it answers as eval does."""
+    with torch_imports():
+        from finetune.commands import export as command
+    from finetune.report.prediction import render_export
+
+    result = command.export(
+        run,
+        file_format=file_format.value,
+        preprocessing=not no_preprocessing,
+        output=Path(output) if output is not None else None,
+        data=data,
+        num_images=images,
+        progress=TerminalProgress(),
+    )
+    emit(result, render_export, as_json)

@@ -236,10 +236,12 @@ class PredictSummary:
 
 @dataclass(frozen=True)
 class Agreement:
-    """An export beside ``eval`` on the same real images."""
+    """An export beside ``eval`` on the same real images; ``precision`` is what ``eval`` computed
+    in."""
 
     num_images: int
     runtime: str
+    precision: str
     max_difference: float
     tolerance: float
     same_top1: int
@@ -249,7 +251,12 @@ class Agreement:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written, and how it agrees with ``eval``."""
+    """What was written, and how it agrees with ``eval``.
+
+    Attributes:
+        in_float32: Where ``eval`` computes in bfloat16: the same beside its float32, which shows
+            what is owed to the export alone.
+    """
 
     checkpoint: str
     model: str
@@ -259,5 +266,5 @@ class ExportResult:
     files: tuple[str, ...]
     num_bytes: int
     agreement: Agreement
+    in_float32: Agreement | None
     elapsed_s: float
-    notes: tuple[str, ...]

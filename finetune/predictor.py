@@ -119,7 +119,7 @@ class Predictor:
     ) -> Iterator[Prediction | Unreadable]:
         """As `predict`, one by one as they are computed; what cannot be read is passed on too."""
         waiting: list[tuple[int, Unreadable]] = []
-        for positions, logits, broken in self._logits(images):
+        for positions, logits, broken in self.logits(images):
             waiting += broken
             shares = probabilities(logits, self.temperature)
             best = best_classes(logits, shares, max(top, 1))
@@ -135,7 +135,7 @@ class Predictor:
                 )
         yield from (unreadable for _, unreadable in waiting)
 
-    def _logits(
+    def logits(
         self, images: Sequence[ImageLike]
     ) -> Iterator[tuple[list[int], Tensor, list[tuple[int, Unreadable]]]]:
         """Positions, logits ``(n, classes)`` on the CPU, and what was broken, batch by batch."""

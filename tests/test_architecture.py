@@ -39,7 +39,7 @@ LINES = [
     {"features"},
     {"engine"},
     {"timing", "opening", "predictions"},
-    {"predictor"},
+    {"predictor", "exporting"},
     {"report"},
     {"commands"},
     {"cli_support"},

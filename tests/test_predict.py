@@ -42,7 +42,7 @@ def run(make_config: Make) -> str:
 
 
 def logits_of(predictor: Predictor, paths: list[str]) -> Tensor:
-    return torch.cat([logits for _, logits, _ in predictor._logits(paths)])
+    return torch.cat([logits for _, logits, _ in predictor.logits(paths)])
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from finetune.eval_results import Prediction, PredictSummary, Unreadable
-from finetune.report.tables import plural, table
+from finetune.eval_results import Agreement, ExportResult, Prediction, PredictSummary, Unreadable
+from finetune.report.tables import mib, plural, table
 
 UNSURE = "unsure"
 Write = Callable[[bytes], None]
@@ -138,6 +138,36 @@ def render_predict(summary: PredictSummary) -> str:
     if summary.unreadable:
         parts.append(f"{len(summary.unreadable):,} cannot be read")
     return "; ".join(parts)
+
+
+def render_export(result: ExportResult) -> str:
+    """What was written, what it takes, and how well it agrees with ``eval``."""
+    agreement = result.agreement
+    takes = (
+        "uint8 pixels (N, 3, H, W) of any size, resized and normalised inside"
+        if result.preprocessing
+        else "prepared float32 images"
+    )
+    shapes = ", ".join(f"{height}x{width}" for height, width in agreement.shapes[:4])
+    facts = [
+        ("Exported", f"{result.model} as {result.format} in {result.elapsed_s:.1f} s"),
+        ("Takes", f"{takes}; gives probabilities; open sizes: {', '.join(result.dynamic)}"),
+        ("Checked", f"on {plural(agreement.num_images, 'photo')} ({shapes}, …)"),
+    ]
+    for beside in (agreement, result.in_float32):
+        if beside is not None:
+            facts.append(("", _agreement(beside)))
+    written = [("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
+    return table(("", ""), [*facts, *written, ("", mib(result.num_bytes))])
+
+
+def _agreement(agreement: Agreement) -> str:
+    same = "all" if agreement.same_top1 == agreement.num_images else f"{agreement.same_top1:,}"
+    return (
+        f"{agreement.runtime} beside eval in {agreement.precision}: the same class for {same}; "
+        f"probabilities differ by {agreement.max_difference:.2g} at most, "
+        f"{agreement.tolerance:g} allowed"
+    )
 
 
 def _json(value: Any, **options: Any) -> str:
