@@ -66,6 +66,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything up to the first step, then stop.")
     ] = False,
+    page: Annotated[
+        bool, typer.Option("--report", help="Write report.html, one page to look at, as well.")
+    ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -84,6 +87,8 @@ def train(
         emit(checked, render_dry_run, as_json)
     else:
         summary = command.train(loaded, overwrite=overwrite, progress=progress)
+        if page:
+            cli_results.write_page(summary.run_dir, progress)
         emit(summary, render_train, as_json)
 
 

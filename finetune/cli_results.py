@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
     app.command()(compare)
     app.command()(predict)
     app.command()(export)
+    app.command()(report)
 
 
 def evaluate(
@@ -71,6 +72,9 @@ def evaluate(
             "--calibrate", help="Fit a temperature on these images and store it in the checkpoint."
         ),
     ] = False,
+    page: Annotated[
+        bool, typer.Option("--report", help="Write report.html, one page to look at, as well.")
+    ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -80,7 +84,10 @@ def evaluate(
         from finetune.commands import evaluate as command
     from finetune.report.evaluation import render_eval
 
-    result = command.evaluate_checkpoint(
+    score = command.evaluate_checkpoint
+    if page:
+        from finetune.commands.report import evaluate_and_report as score
+    result = score(
         path,
         data=data,
         split=split.value,
@@ -257,3 +264,53 @@ def export(
         progress=TerminalProgress(),
     )
     emit(result, render_export, as_json)
+
+
+class PageFormat(str, Enum):
+    """What a report is written as."""
+
+    html = "html"
+    png = "png"
+
+
+def report(
+    run: RunArgument,
+    data: DataOption = None,
+    split: SplitOption = Split.val,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            metavar="PATH",
+            help="The page's file, or the pictures' folder; default: beside the checkpoint.",
+        ),
+    ] = None,
+    form: Annotated[
+        PageFormat,
+        typer.Option("--format", help="One page; or curves and confusion matrix as pictures."),
+    ] = PageFormat.html,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """One page of a run: figures, curves, confusion, mistakes, and where the network looks."""
+    with torch_imports():
+        from finetune.commands import report as command
+    from finetune.report.prediction import render_page_result
+
+    result = command.report(
+        run,
+        data=data,
+        split=split.value,
+        output=Path(output) if output is not None else None,
+        as_pictures=form is PageFormat.png,
+        progress=TerminalProgress(),
+    )
+    emit(result, render_page_result, as_json)
+
+
+def write_page(run: str, progress: TerminalProgress) -> None:
+    """``train --report``: the page of a run that has just ended."""
+    from finetune.commands import report as command
+
+    result = command.report(run, progress=progress)
+    progress.say(f"report: {result.files[0]}")

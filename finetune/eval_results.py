@@ -268,3 +268,13 @@ class ExportResult:
     agreement: Agreement
     in_float32: Agreement | None
     elapsed_s: float
+
+
+@dataclass(frozen=True)
+class PageResult:
+    """The page, or the pictures, that ``report`` wrote."""
+
+    run: str
+    files: tuple[str, ...]
+    num_bytes: int
+    elapsed_s: float

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from finetune.errors import CheckpointError, OutputError
 from finetune.files import exists, is_folder, write_text
@@ -45,6 +47,20 @@ def checkpoint_of(run: str) -> Path:
         f"{path}: holds no {BEST}; give the folder of a finished run, as in runs/NAME, or a "
         "checkpoint file"
     )
+
+
+def run_of(checkpoint: Path) -> str:
+    """What names the run of a checkpoint: the inverse of `checkpoint_of`."""
+    return str(checkpoint.parent if checkpoint.name == BEST else checkpoint)
+
+
+def records_of(checkpoint: Path) -> list[dict[str, Any]]:
+    """The epochs of the run that a checkpoint lies in; none where it stands alone."""
+    try:
+        text = (checkpoint.parent / METRICS).read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def check_usable(folder: Path, *, overwrite: bool) -> None:

@@ -1,4 +1,4 @@
-"""``finetune export``: what it writes answers as ``eval`` does in its own runtime, or is not kept."""
+"""``finetune export``: it answers as ``eval`` does, in its own runtime, or it is not kept."""
 
 from __future__ import annotations
 

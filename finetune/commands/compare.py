@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +67,13 @@ def compare(
         for run, path in zip(runs, paths, strict=True)
     ]
     if plot is not None:
-        draw_curves([_curve(run, path) for run, path in zip(runs, paths, strict=True)], plot)
+        draw_curves(
+            [
+                Curve.of(run, run_folder.records_of(path))
+                for run, path in zip(runs, paths, strict=True)
+            ],
+            plot,
+        )
     return Comparison(
         runs=tuple(run.figures for run in scored),
         differing=differing([run.config for run in scored]),
@@ -186,20 +191,4 @@ def _test(
         adjusted=adjusted,
         different=different,
         sentence=sentence,
-    )
-
-
-def _curve(name: str, checkpoint: Path) -> Curve:
-    """The run's epochs; none where a checkpoint stands alone."""
-    try:
-        lines = (checkpoint.parent / run_folder.METRICS).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return Curve(name, (), (), (), ())
-    records = [json.loads(line) for line in lines]
-    return Curve(
-        name=name,
-        epochs=tuple(record["epoch"] for record in records),
-        train_loss=tuple(record["loss"] for record in records),
-        val_loss=tuple(record["val"]["loss"] for record in records),
-        val_top1=tuple(record["val"]["top1"] for record in records),
     )

@@ -71,11 +71,6 @@ def evaluate_checkpoint(
         CheckpointError, DataError, OutputError.
     """
     progress = progress or Silent()
-    if calibrate and split == "test":
-        raise ConfigError(
-            "eval: --calibrate fits on what it scores: on test the figures would no longer be of "
-            "unseen images; use --split val"
-        )
     evaluated = compute(
         path,
         data=data,
@@ -84,7 +79,7 @@ def evaluate_checkpoint(
         ignore_unknown=ignore_unknown,
         progress=progress,
     )
-    return _write(evaluated, output, path.parent, progress)
+    return write_files(evaluated, output, path.parent, progress)
 
 
 def compute(
@@ -97,6 +92,11 @@ def compute(
     progress: Progress,
 ) -> Evaluated:
     """The figures with logits, images and network, nothing written but a fitted temperature."""
+    if calibrate and split == "test":
+        raise ConfigError(
+            "eval: --calibrate fits on what it scores: on test the figures would no longer be of "
+            "unseen images; use --split val"
+        )
     state, metadata = load_checkpoint(path)
     images, ignored = _images(metadata, data, split, ignore_unknown, progress)
     opened = open_network(path, state, metadata, images, known=True, progress=progress)
@@ -183,9 +183,15 @@ def _groups(images: Images, config: DataConfig, data: str | None) -> tuple[str, 
     return groups_of(keys_of(images.paths, base), config.group_pattern, base=base)[0]
 
 
-def _write(
+def write_files(
     evaluated: Evaluated, output: Path | None, beside: Path, progress: Progress
 ) -> EvalResult:
+    """Write ``predictions.csv`` and ``metrics.json``, and return the result with their names.
+
+    Raises:
+        OutputError: they cannot be written where ``output`` says; beside the checkpoint that is a
+            warning alone.
+    """
     folder = beside if output is None else output
     predictions, metrics = folder / run_folder.PREDICTIONS, folder / run_folder.EVALUATION
     result = replace(evaluated.result, files=(str(predictions), str(metrics)))

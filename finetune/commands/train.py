@@ -273,6 +273,7 @@ def _summary(
         ),
         next=(
             f"finetune eval --checkpoint {checkpoint}",
+            f"finetune report {shlex.quote(folder)}",
             f"finetune freeze-report --config {saved_config}",
         ),
     )

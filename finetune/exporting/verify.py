@@ -34,7 +34,7 @@ def shapes_of_all_kinds(photos: Sequence[Tensor]) -> list[Tensor]:
     return [
         photo
         for photo in every
-        if SMALLEST_SIDE <= min(photo.shape[1:]) and max(photo.shape[1:]) <= LARGEST_SIDE
+        if min(photo.shape[1:]) >= SMALLEST_SIDE and max(photo.shape[1:]) <= LARGEST_SIDE
     ]
 
 

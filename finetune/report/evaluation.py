@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from finetune.eval_results import Calibration, ClassScore, Comparison, EvalResult, Interval
 from finetune.report.tables import plural, table
+from finetune.run_folder import REPORT, run_of
 
 _BAR = 20
 _MOST_CLASSES = 40
@@ -62,7 +65,11 @@ def _facts(result: EvalResult) -> list[tuple[str, str]]:
         ("Intervals", result.interval_method),
         ("Speed", f"{result.images_per_s:,.0f} images/s{kept}"),
     ]
-    return facts + [("Written" if at == 0 else "", f) for at, f in enumerate(result.files)]
+    facts += [("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
+    if not any(file.endswith(REPORT) for file in result.files):
+        run = shlex.quote(run_of(Path(result.checkpoint)))
+        facts.append(("Next", f"finetune report {run}, one page to look at"))
+    return facts
 
 
 def percent(share: float, interval: Interval | None) -> str:

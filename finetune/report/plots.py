@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import ConfigError
+from finetune.eval_results import ClassScore, ConfusedPair
 from finetune.files import write_atomically
+from finetune.report.page.matrix import shown_classes
 
 _FORMATS = (".png", ".svg", ".pdf")
 
@@ -23,6 +25,17 @@ class Curve:
     train_loss: tuple[float, ...]
     val_loss: tuple[float, ...]
     val_top1: tuple[float, ...]
+
+    @classmethod
+    def of(cls, name: str, records: Sequence[Mapping[str, Any]]) -> Curve:
+        """From the lines of ``metrics.jsonl``."""
+        return cls(
+            name=name,
+            epochs=tuple(record["epoch"] for record in records),
+            train_loss=tuple(record["loss"] for record in records),
+            val_loss=tuple(record["val"]["loss"] for record in records),
+            val_top1=tuple(record["val"]["top1"] for record in records),
+        )
 
 
 def load_matplotlib(path: Path) -> Any:
@@ -76,6 +89,43 @@ def draw_curves(curves: Sequence[Curve], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower center", frameon=False, ncols=2)
+    save(figure, path)
+
+
+def draw_confusion(
+    classes: Sequence[ClassScore], pairs: Sequence[ConfusedPair], path: Path
+) -> None:
+    """The confusion matrix, each row as shares of its class; of many classes those that are
+    confused most.
+
+    Raises:
+        ConfigError, OutputError: as `draw_curves`.
+    """
+    names = shown_classes(classes, pairs)
+    rank = {name: at for at, name in enumerate(names)}
+    counts = [[0] * len(names) for _ in names]
+    for row in classes:
+        if row.name in rank:
+            counts[rank[row.name]][rank[row.name]] = row.num_correct
+    for pair in pairs:
+        if {pair.true, pair.predicted} <= {*rank}:
+            counts[rank[pair.true]][rank[pair.predicted]] = pair.count
+    totals = {row.name: max(row.num_images, 1) for row in classes}
+    shares = [[n / totals[name] for n in row] for name, row in zip(names, counts, strict=True)]
+    side = max(3.5, 1.5 + 0.42 * len(names))
+    figure = load_matplotlib(path)(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    labels = [_plain(name) for name in names]
+    axes.set_xticks(range(len(names)), labels, rotation=55, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), labels)
+    axes.set(xlabel="predicted", ylabel="true")
+    for y, line in enumerate(counts):
+        for x, number in enumerate(line):
+            if number:
+                color = "white" if shares[y][x] > 0.6 else "black"
+                axes.text(x, y, str(number), ha="center", va="center", color=color, fontsize=8)
+    figure.colorbar(image, label="share of the class", shrink=0.8)
     save(figure, path)
 
 

@@ -9,7 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from finetune.eval_results import Agreement, ExportResult, Prediction, PredictSummary, Unreadable
+from finetune.eval_results import (
+    Agreement,
+    ExportResult,
+    PageResult,
+    Prediction,
+    PredictSummary,
+    Unreadable,
+)
 from finetune.report.tables import mib, plural, table
 
 UNSURE = "unsure"
@@ -159,6 +166,13 @@ def render_export(result: ExportResult) -> str:
             facts.append(("", _agreement(beside)))
     written = [("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
     return table(("", ""), [*facts, *written, ("", mib(result.num_bytes))])
+
+
+def render_page_result(result: PageResult) -> str:
+    """Where the page is."""
+    files = [("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
+    size = f"{mib(result.num_bytes)} in {result.elapsed_s:.1f} s; opens in any browser, offline"
+    return table(("", ""), [*files, ("", size)])
 
 
 def _agreement(agreement: Agreement) -> str:

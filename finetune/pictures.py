@@ -1,0 +1,72 @@
+"""Small pictures for a page: as JPEG in a data URL, whatever the file was."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from finetune.config import PreprocessingConfig
+from finetune.data.transforms import build_transform, normalise
+from finetune.saliency import grad_cam
+
+SIDE = 176
+_QUALITY = 72
+_AT_ONCE = 8
+
+# Dark, violet, orange, yellow: rises in brightness, so that it reads in grey as well.
+_HEAT = torch.tensor([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]])
+
+
+def data_url(pixels: Tensor) -> str:
+    """A picture of at most `SIDE` pixels a side, from uint8 ``(3, H, W)``."""
+    image: Image.Image = to_pil_image(pixels)
+    image.thumbnail((SIDE, SIDE))
+    drawn = io.BytesIO()
+    image.save(drawn, format="JPEG", quality=_QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(drawn.getvalue()).decode()}"
+
+
+def looked_at(
+    model: torch.nn.Module,
+    photos: Sequence[Tensor],
+    classes: Sequence[int],
+    preprocessing: PreprocessingConfig,
+) -> list[str | None]:
+    """What the network sees of each photo, with what spoke for a class drawn over it.
+
+    Args:
+        model: Whole; it computes on the CPU here.
+        photos: uint8 ``(3, H, W)`` each.
+    """
+    transform = build_transform(preprocessing, random_crop=False)
+    found: list[str | None] = []
+    for at in range(0, len(photos), _AT_ONCE):
+        pixels = torch.stack([transform(photo) for photo in photos[at : at + _AT_ONCE]])
+        wanted = torch.tensor(classes[at : at + _AT_ONCE])
+        heat = grad_cam(model, normalise(pixels, preprocessing), wanted)
+        if heat is None:
+            found += [None] * len(pixels)
+        else:
+            found += [data_url(_overlaid(p, h)) for p, h in zip(pixels, heat, strict=True)]
+    return found
+
+
+def _overlaid(pixels: Tensor, heat: Tensor) -> Tensor:
+    """A photo ``(3, H, W)`` under heat ``(h, w)`` between 0 and 1: strong where it is hot."""
+    smooth = F.interpolate(
+        heat[None, None], size=pixels.shape[1:], mode="bilinear", align_corners=False
+    )[0]
+    place = smooth[0] * (len(_HEAT) - 1)
+    below = place.floor().clamp(max=len(_HEAT) - 2).long()
+    share = (place - below)[..., None]
+    colour = (_HEAT[below] * (1 - share) + _HEAT[below + 1] * share).permute(2, 0, 1)
+    opacity = 0.25 + 0.4 * smooth
+    grey = pixels.float().mean(dim=0, keepdim=True)
+    return (grey * (1 - opacity) + colour * opacity).round().clamp(0, 255).byte()

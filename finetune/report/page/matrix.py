@@ -1,0 +1,103 @@
+"""The confusion matrix as rectangles; of many classes those that are confused most."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from finetune.eval_results import ClassScore, ConfusedPair
+
+MOST_CLASSES = 40
+_LONGEST_LABEL = 22
+_SIDES = ((4, 64), (12, 36), (24, 24), (MOST_CLASSES, 16))
+"""Up to so many classes, a cell is so wide."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A class and what it was taken for; numbers of names in the page's list."""
+
+    x: float
+    y: float
+    true: int
+    predicted: int
+    count: int
+    of: int
+    strength: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Cells in the coordinates of an SVG; those of no image are left out."""
+
+    size: int
+    side: int
+    left: int
+    top: int
+    labels: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+
+def shown_classes(classes: Sequence[ClassScore], pairs: Sequence[ConfusedPair]) -> list[str]:
+    """All, or those with the most mistakes in or out, in their own order."""
+    if len(classes) <= MOST_CLASSES:
+        return [row.name for row in classes]
+    mistakes: Counter[str] = Counter()
+    for pair in pairs:
+        mistakes[pair.true] += pair.count
+        mistakes[pair.predicted] += pair.count
+    order = sorted(classes, key=lambda row: (-mistakes[row.name], row.name))
+    chosen = {row.name for row in order[:MOST_CLASSES]}
+    return [row.name for row in classes if row.name in chosen]
+
+
+def matrix_of(
+    classes: Sequence[ClassScore],
+    pairs: Sequence[ConfusedPair],
+    shown: Sequence[str],
+    number: Callable[[str], int],
+) -> Matrix:
+    """Lay out the cells of these classes.
+
+    Args:
+        number: Of a name in the page's list.
+    """
+    side = next(side for most, side in _SIDES if len(shown) <= most)
+    longest = max(len(_short(name)) for name in shown)
+    left, top = 14 + 7 * longest, 14 + 6 * longest
+    rank = {name: at for at, name in enumerate(shown)}
+    totals = {row.name: row.num_images for row in classes}
+    counted = [(p.true, p.predicted, p.count) for p in pairs if {p.true, p.predicted} <= {*rank}]
+    counted += [
+        (row.name, row.name, row.num_correct)
+        for row in classes
+        if row.name in rank and row.num_correct
+    ]
+    counted.sort(key=lambda cell: (rank[cell[0]], rank[cell[1]]))
+    return Matrix(
+        size=len(shown),
+        side=side,
+        left=left,
+        top=top,
+        labels=tuple(map(_short, shown)),
+        cells=tuple(
+            Cell(
+                x=left + side * rank[predicted] + 0.5,
+                y=top + side * rank[true] + 0.5,
+                true=number(true),
+                predicted=number(predicted),
+                count=count,
+                of=totals[true],
+                # A single mistake must be seen.
+                strength=round(0.18 + 0.72 * count / max(totals[true], 1), 2),
+                right=true == predicted,
+            )
+            for true, predicted, count in counted
+        ),
+    )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…"

@@ -1,0 +1,41 @@
+"""The page as HTML: every value escaped by Jinja2, and nothing that could be fetched or run.
+
+The page's content security policy names the hashes of its own style and script: markup that slipped
+through would neither run nor load anything. So there are no style attributes either; what has a
+length is drawn as SVG.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib import resources
+
+from finetune.report.page.build import Facts, build_page
+
+
+def render_page(facts: Facts) -> str:
+    """The whole page, to be written as one file."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("finetune.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    folder = resources.files("finetune.report.page")
+    style = folder.joinpath("page.css").read_text(encoding="utf-8")
+    script = folder.joinpath("page.js").read_text(encoding="utf-8")
+    return environment.get_template("page.html.j2").render(
+        page=build_page(facts),
+        style=Markup(style),  # noqa: S704  # our own files
+        script=Markup(script),  # noqa: S704
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+    )
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
