@@ -23,7 +23,7 @@ from finetune.cli_options import (
     SetOption,
 )
 from finetune.cli_support import DebugOption, emit, torch_imports
-from finetune.errors import FinetuneError, Interrupted
+from finetune.errors import ConfigError, FinetuneError, Interrupted
 from finetune.terminal import TerminalProgress
 
 app = typer.Typer(
@@ -75,6 +75,8 @@ def train(
     """Fine-tune the unfrozen part of a pretrained backbone."""
     from finetune.config_file import load_config
 
+    if dry_run and page:
+        raise ConfigError("train: --report has no effect with --dry-run; leave one out")
     loaded = load_config(config, overrides or ())
     with torch_imports():
         from finetune.commands import dry_run as dry_command

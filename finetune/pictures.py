@@ -42,7 +42,7 @@ def looked_at(
     """What the network sees of each photo, with what spoke for a class drawn over it.
 
     Args:
-        model: Whole; it computes on the CPU here.
+        model: Whole, in evaluation mode.
         photos: uint8 ``(3, H, W)`` each.
     """
     transform = build_transform(preprocessing, random_crop=False)

@@ -23,7 +23,7 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor | None
     """What speaks for a class, place by place.
 
     Args:
-        model: Whole, in evaluation mode; parameters may be frozen.
+        model: Whole, in evaluation mode, on any device; parameters may be frozen.
         images: Normalised ``(N, 3, H, W)``.
         classes: One for each image ``(N,)``.
 
@@ -33,8 +33,10 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor | None
     """
     with _watching(model) as seen, torch.enable_grad():
         # Frozen parameters ask for no gradient: the images do, so that features have one.
-        logits = model(images.detach().requires_grad_())
-        chosen = logits.gather(1, classes[:, None]).sum()
+        logits = model(images.detach().to(_device_of(model)).requires_grad_())
+        if not seen:
+            return None
+        chosen = logits.gather(1, classes.to(logits.device)[:, None]).sum()
         gradients = torch.autograd.grad(chosen, seen, allow_unused=True)
     for features, gradient in zip(reversed(seen), reversed(gradients), strict=True):
         if gradient is None or not gradient.any():
@@ -48,6 +50,10 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor | None
         highest = picture.amax(dim=(1, 2), keepdim=True)
         return (picture / highest.clamp(min=1e-12)).float().cpu()
     return None
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager

@@ -195,10 +195,11 @@ def _network_text(freeze: FreezeReport) -> str:
         else "the whole network runs on every image in every epoch"
     )
     patterns = ", ".join(row.pattern for row in freeze.patterns) or "none"
+    frozen = _part(totals.frozen / totals.parameters)
     return (
         f"Patterns: {patterns}. {count(totals.frozen)} of {count(totals.parameters)} parameters "
-        f"stayed frozen ({_part(totals.frozen / totals.parameters)}); {once}; the backward pass does "
-        f"{_part(saved)} less than if everything trained."
+        f"stayed frozen ({frozen}); {once}; the backward pass does {_part(saved)} less than if "
+        "everything trained."
     )
 
 

@@ -1,0 +1,363 @@
+"""``finetune report``: one page that holds everything, asks nobody, and runs no name as markup."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hostile_names import HOSTILE
+from PIL import Image
+from torch import nn
+
+from finetune.commands.report import evaluate_and_report, report
+from finetune.commands.train import train
+from finetune.config import Config
+from finetune.eval_results import EvalResult
+from finetune.pictures import data_url, looked_at
+from finetune.planning import make_freeze_report, make_plan
+from finetune.report.charts import line_chart, nice_ticks
+from finetune.report.network import blocks_of
+from finetune.report.page import Facts, Picture, render_page
+from finetune.report.page.matrix import MOST_CLASSES
+from finetune.results import FreezeReport
+from finetune.saliency import grad_cam
+from finetune.scoring import score
+
+Make = Callable[..., Config]
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.texts: list[str] = []
+        self.ids: set[str] = set()
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.ids |= {value or "" for name, value in attrs if name == "id"}
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data.strip())
+
+    @property
+    def links(self) -> list[str]:
+        """Whatever a browser would fetch or follow."""
+        places = {"src", "href", "srcset", "action", "data", "poster", "xlink:href"}
+        return [value for _, name, value in self.attributes if name in places]
+
+
+def assert_harmless(page: Page) -> None:
+    assert page.tags.count("script") == 1
+    assert page.tags.count("style") == 1
+    assert not {"iframe", "object", "embed", "base", "link", "form"} & set(page.tags)
+    names = {name for _, name, _ in page.attributes}
+    assert not {name for name in names if name.startswith("on")}
+    # The content security policy would refuse them: a length drawn by one would be missing.
+    assert "style" not in names
+    assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
+
+
+@pytest.fixture(scope="module")
+def freeze(tmp_path_factory: pytest.TempPathFactory) -> FreezeReport:
+    return freeze_report(["*", "!conv5.*"])
+
+
+def freeze_report(patterns: list[str], name: str = "shufflenet_v2_x0_5") -> FreezeReport:
+    config = Config.model_validate(
+        {
+            "model": {"name": name, "weights": "none"},
+            "freeze": {"patterns": patterns},
+            "data": {"root": "unread"},
+            "output_dir": "unwritten",
+        }
+    )
+    return make_freeze_report(make_plan(config, 3), config)
+
+
+def facts_of(
+    freeze: FreezeReport, names: list[str], *, images: int = 300, pictures: int = 24
+) -> Facts:
+    """A page's facts with these names wherever a name can stand."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(len(names), (images,), generator=generator)
+    logits = torch.randn(images, len(names), generator=generator)
+    scored = score(logits, labels, names)
+    result = EvalResult(
+        checkpoint=names[0],
+        model=names[-1],
+        data=names[1],
+        split="val",
+        num_images=images,
+        top1=0.5,
+        balanced_accuracy=0.5,
+        top5=None,
+        loss=1.0,
+        macro=scored.macro,
+        auroc=scored.auroc,
+        intervals=scored.intervals,
+        interval_method=scored.interval_method,
+        calibration=scored.calibration,
+        per_class=scored.per_class,
+        confused=scored.confused,
+        confusion=None,
+        images_per_s=1.0,
+        features_from_earlier_run=False,
+        ignored=0,
+        files=(),
+    )
+    noise = data_url(torch.randint(0, 256, (3, 176, 176), generator=generator).byte())
+    drawn = [
+        Picture(
+            path=f"val/{names[at % len(names)]}.jpg",
+            true=names[at % len(names)],
+            predicted=names[(at + 1) % len(names)],
+            probability=0.9,
+            photo=noise,
+            heat=noise if at < 16 else None,
+        )
+        for at in range(pictures)
+    ]
+    figures = {"loss": 0.5, "top1": 0.5, "balanced_accuracy": 0.5}
+    return Facts(
+        run=names[0],
+        result=result,
+        freeze=freeze,
+        epoch=1,
+        records=[{"epoch": n, "loss": 1 / n, "val": figures} for n in (1, 2, 3)],
+        mistakes=drawn,
+        uncertain=drawn[:24],
+        num_mistakes=150,
+        verdict=names[2 % len(names)],
+        notes=[names[0]],
+        config=f"model: {names[0]}",
+        rerun=f"finetune train --config {names[0]}",
+        versions={"torch": names[0]},
+    )
+
+
+# What the page holds
+
+
+@pytest.fixture
+def run(make_config: Make) -> str:
+    """The folder of a short run."""
+    config = make_config(freeze={"patterns": ["*", "!conv5.*"]})
+    train(config)
+    return config.output_dir
+
+
+def test_every_part_is_on_the_page(run: str) -> None:
+    result = report(run)
+    assert result.files == (str(Path(run) / "report.html"),)
+    text = Path(run, "report.html").read_text()
+    page = Page(text)
+    assert_harmless(page)
+    assert page.ids >= {
+        *("figures", "network", "curves", "classes", "confusion", "mistakes", "uncertain"),
+        *("calibration", "data", "rerun"),
+    }
+    policy = next(v for tag, name, v in page.attributes if tag == "meta" and "default-src" in v)
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "cut here" in text
+    assert f"finetune train --config {run}/config.yaml --set output_dir={run}-rerun" in text
+    assert "18 training and 10 validation images of 2 classes" in text
+    assert "name: shufflenet_v2_x0_5" in text
+    assert f"torch {torch.__version__}" in text
+    assert page.tags.count("polyline") == 4
+
+
+def test_a_page_reads_the_same_the_second_time(run: str, tmp_path: Path) -> None:
+    pages = []
+    for name in ("one.html", "two.html"):
+        report(run, output=tmp_path / name)
+        text = (tmp_path / name).read_text()
+        pages.append(re.sub(r"in [\d.]+ s|\d+ of them new", "", text))
+    assert pages[0] == pages[1]
+
+
+def test_a_checkpoint_alone_has_a_page_without_curves(run: str, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.pt"
+    alone.write_bytes(Path(run, "best.pt").read_bytes())
+    report(str(alone), output=tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text())
+    assert_harmless(page)
+    assert "curves" not in page.ids
+    assert "confusion" in page.ids
+
+
+def test_eval_writes_its_files_and_the_page_of_the_same_evaluation(run: str) -> None:
+    result = evaluate_and_report(Path(run) / "best.pt")
+    names = [Path(file).name for file in result.files]
+    assert names == ["predictions.csv", "metrics.json", "report.html"]
+    assert f"{result.top1:.2%}" in Path(run, "report.html").read_text()
+
+
+def test_curves_and_confusion_as_pictures(run: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    result = report(run, output=tmp_path / "pictures", as_pictures=True)
+    assert [Path(file).name for file in result.files] == [
+        "report-curves.png",
+        "report-confusion.png",
+    ]
+    for file in result.files:
+        with Image.open(file) as image:
+            image.load()
+            assert image.width > 400
+
+
+# Names that would do harm
+
+
+def test_hostile_names_stay_text(freeze: FreezeReport) -> None:
+    assert len(set(HOSTILE)) == 20
+    text = render_page(facts_of(freeze, list(HOSTILE)))
+    page = Page(text)
+    assert_harmless(page)
+    for name in HOSTILE:
+        assert name in page.texts, name
+        assert any(name in value for _, attribute, value in page.attributes if attribute == "alt")
+
+
+def test_hostile_class_folders_and_file_names_stay_text(
+    make_config: Make, photos: Path, tmp_path: Path
+) -> None:
+    folder_names = [name for name in HOSTILE if "/" not in name][:2]
+    for split in ("train", "val"):
+        for label, name in enumerate(folder_names):
+            (photos / split / f"class_{label}").rename(photos / split / name)
+            for at, file in enumerate(sorted((photos / split / name).iterdir())):
+                file.rename(file.with_name(f'"><img src=x onerror=alert({at})>.png'))
+    config = make_config(train={"epochs": 1})
+    train(config)
+    report(config.output_dir, output=tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text())
+    assert_harmless(page)
+    assert set(folder_names) <= set(page.texts)
+    assert page.tags.count("img") > 0
+    assert "x" not in page.links
+
+
+# Its size
+
+
+def test_a_page_stays_below_ten_megabytes(freeze: FreezeReport) -> None:
+    names = [f"{at:04d}{'wide class name ' * 15}"[:250] for at in range(1000)]
+    facts = facts_of(freeze, names, images=5000, pictures=96)
+    records = [{**facts.records[0], "epoch": n} for n in range(1, 301)]
+    text = render_page(replace(facts, records=records))
+    assert len(text.encode()) < 10_000_000
+    page = Page(text)
+    cells = [1 for _, name, value in page.attributes if name == "class" and "cell" in value]
+    assert 0 < len(cells) <= MOST_CLASSES**2
+
+
+def test_a_thumbnail_is_small_whatever_the_photo_was() -> None:
+    url = data_url(torch.randint(0, 256, (3, 4000, 1000)).byte())
+    assert len(url) < 30_000
+
+
+# What is drawn
+
+
+@pytest.mark.parametrize(
+    ("name", "patterns", "ends", "inside"),
+    [
+        ("shufflenet_v2_x0_5", ["*"], "conv5", False),
+        ("shufflenet_v2_x0_5", ["*", "!conv5.*"], "stage4", False),
+        ("mobilenet_v2", ["*", "!features.17.*", "!features.18.*"], "features.16", False),
+        ("resnet18", ["*", "!layer4.1.*"], "layer4.0", False),
+        ("mobilenet_v2", [], None, False),
+    ],
+)
+def test_the_network_is_cut_where_training_cuts_it(
+    name: str, patterns: list[str], ends: str | None, inside: bool
+) -> None:
+    found = freeze_report(patterns, name)
+    blocks = blocks_of(found.parameters, found.cut.after)
+    assert sum(block.parameters for block in blocks) == found.totals.parameters
+    assert sum(block.trainable for block in blocks) == found.totals.trainable
+    assert blocks[-1].head
+    assert len(blocks) <= 24
+    cut = [block for block in blocks if block.cut_after]
+    if ends is None:
+        assert not cut
+    else:
+        (only,) = cut
+        last = only.name.split(" … ")[-1]
+        assert f"{ends}.".startswith(f"{last}.") or f"{last}.".startswith(f"{ends}."), only
+        assert only.cut_inside is inside
+        assert all(block.state == "frozen" for block in blocks[: blocks.index(only) + 1])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.913, 0.987), (3.0, 3.0), (1e-6, 2e-6)])
+def test_ticks_span_the_values_in_round_steps(low: float, high: float) -> None:
+    ticks = nice_ticks(low, high)
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 2 <= len(ticks) <= 9
+    steps = {f"{b - a:.3g}" for a, b in pairwise(ticks)}
+    assert len(steps) == 1
+
+
+def test_a_single_epoch_can_be_drawn() -> None:
+    chart = line_chart("Loss", [1], [("training", "train", [0.5])])
+    (dot,) = chart.dots
+    assert 0 < dot.x < 480
+    assert 0 < dot.y < 230
+    assert dot.text == "epoch 1: training 0.5"
+
+
+class Corner(nn.Module):
+    """Says class 1 as far as the upper left is bright, class 0 otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 2, 8, stride=8, bias=False)
+        self.features.weight.data.fill_(1 / 192)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.features(images)
+        return torch.stack([maps[:, 0].mean(dim=(1, 2)), maps[:, 1, 0, 0]], dim=1)
+
+
+def test_heat_stands_where_the_class_comes_from() -> None:
+    images = torch.zeros(2, 3, 64, 64)
+    images[:, :, :8, :8] = 1.0
+    images[:, :, 40:48, 40:48] = 0.5
+    model = Corner().requires_grad_(False)
+    heat = grad_cam(model, images, torch.tensor([1, 1]))
+    assert heat is not None
+    assert heat.shape == (2, 8, 8)
+    assert int(heat[0].argmax()) == 0
+    assert float(heat[0].max()) == pytest.approx(1.0)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_network_without_a_spatial_feature_has_no_heat() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    assert grad_cam(model, torch.rand(1, 3, 2, 2), torch.tensor([0])) is None
+
+
+def test_heat_is_drawn_over_what_the_network_sees(make_config: Make) -> None:
+    preprocessing = make_config().model.preprocessing
+    photo = torch.randint(0, 256, (3, 50, 70)).byte()
+    (url,) = looked_at(Corner(), [photo], [1], preprocessing)  # type: ignore[arg-type]
+    assert url is not None
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
+        assert image.size == (32, 32)
