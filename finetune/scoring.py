@@ -98,7 +98,7 @@ def score(
         confused=_confused(class_names, matrix),
         confusion=tuple(map(tuple, matrix.tolist())) if classes <= MOST_CLASSES_IN_MATRIX else None,
         intervals=_intervals(logits, labels, shares, groups),
-        interval_method=_method(len(labels), grouped=bool(groups)),
+        interval_method=_method(len(labels), classes, grouped=bool(groups)),
     )
 
 
@@ -215,10 +215,15 @@ def _wider(one: Interval, other: Interval) -> Interval:
     return Interval(min(one.low, other.low), max(one.high, other.high))
 
 
-def _method(images: int, *, grouped: bool) -> str:
+def _method(images: int, classes: int, *, grouped: bool) -> str:
+    shares = "top-1, top-5" if classes >= TOP5_FROM else "top-1"
     if images > MOST_IMAGES:
-        return f"95 %: Wilson for top-1 and top-5; no bootstrap above {MOST_IMAGES:,} images"
-    of = "groups of images" if grouped else "images"
-    more = ", with Wilson's where that is wider" if grouped else ""
-    wilsons = "" if grouped else "Wilson for top-1, top-5 and each class; "
-    return f"95 %: {wilsons}bootstrap of {of} (1,000 resamples, seeded){more}"
+        return (
+            f"95 %: Wilson for {shares} and each class; no bootstrap above {MOST_IMAGES:,} images"
+        )
+    if grouped:
+        return (
+            "95 %: bootstrap of groups of images (1,000 resamples, seeded), with Wilson's where "
+            "that is wider"
+        )
+    return f"95 %: Wilson for {shares} and each class; else bootstrap (1,000 resamples, seeded)"

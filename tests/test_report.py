@@ -24,7 +24,7 @@ from finetune.eval_results import EvalResult
 from finetune.pictures import data_url, looked_at
 from finetune.planning import make_freeze_report, make_plan
 from finetune.report.charts import line_chart, nice_ticks
-from finetune.report.network import blocks_of
+from finetune.report.network import MOST_BARS, strip_of
 from finetune.report.page import Facts, Picture, render_page
 from finetune.report.page.matrix import MOST_CLASSES
 from finetune.results import FreezeReport
@@ -174,7 +174,7 @@ def test_every_part_is_on_the_page(run: str) -> None:
     policy = next(v for tag, name, v in page.attributes if tag == "meta" and "default-src" in v)
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    assert "cut here" in text
+    assert "the cut" in text
     assert f"finetune train --config {run}/config.yaml --set output_dir={run}-rerun" in text
     assert "18 training and 10 validation images of 2 classes" in text
     assert "name: shufflenet_v2_x0_5" in text
@@ -276,33 +276,44 @@ def test_a_thumbnail_is_small_whatever_the_photo_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "patterns", "ends", "inside"),
+    ("name", "patterns", "before", "behind"),
     [
-        ("shufflenet_v2_x0_5", ["*"], "conv5", False),
-        ("shufflenet_v2_x0_5", ["*", "!conv5.*"], "stage4", False),
-        ("mobilenet_v2", ["*", "!features.17.*", "!features.18.*"], "features.16", False),
-        ("resnet18", ["*", "!layer4.1.*"], "layer4.0", False),
-        ("mobilenet_v2", [], None, False),
+        ("shufflenet_v2_x0_5", ["*"], "conv5.1", "fc"),
+        ("shufflenet_v2_x0_5", ["*", "!conv5.*"], "stage4.3", "conv5.0"),
+        ("mobilenet_v2", ["*", "!features.17.*", "!features.18.*"], "features.16", "features.17"),
+        ("resnet18", ["*", "!layer4.1.*"], "layer4.0", "layer4.1"),
     ],
 )
 def test_the_network_is_cut_where_training_cuts_it(
-    name: str, patterns: list[str], ends: str | None, inside: bool
+    name: str, patterns: list[str], before: str, behind: str
 ) -> None:
     found = freeze_report(patterns, name)
-    blocks = blocks_of(found.parameters, found.cut.after)
-    assert sum(block.parameters for block in blocks) == found.totals.parameters
-    assert sum(block.trainable for block in blocks) == found.totals.trainable
-    assert blocks[-1].head
-    assert len(blocks) <= 24
-    cut = [block for block in blocks if block.cut_after]
-    if ends is None:
-        assert not cut
-    else:
-        (only,) = cut
-        last = only.name.split(" … ")[-1]
-        assert f"{ends}.".startswith(f"{last}.") or f"{last}.".startswith(f"{ends}."), only
-        assert only.cut_inside is inside
-        assert all(block.state == "frozen" for block in blocks[: blocks.index(only) + 1])
+    strip = strip_of(found.parameters, found.cut.after)
+    assert sum(bar.parameters for bar in strip.bars) == found.totals.parameters
+    assert sum(bar.trainable for bar in strip.bars) == found.totals.trainable
+    assert strip.bars[-1].head
+    assert len(strip.bars) <= MOST_BARS
+    assert strip.cut is not None
+    assert strip.cut == int(strip.cut)
+    assert strip.bars[int(strip.cut) - 1].name == before
+    assert strip.bars[int(strip.cut)].name == behind
+    assert all(bar.state == "frozen" for bar in strip.bars[: int(strip.cut)])
+
+
+def test_a_cut_within_a_bar_stands_in_its_middle() -> None:
+    found = freeze_report(["*", "!features.denseblock4.denselayer16.*"], "densenet121")
+    strip = strip_of(found.parameters, found.cut.after)
+    assert strip.cut is not None
+    assert strip.cut % 1 == 0.5
+    assert strip.bars[int(strip.cut)].name == "features.denseblock4"
+    assert strip.bars[int(strip.cut)].state == "partly"
+
+
+def test_a_network_that_trains_whole_has_no_cut() -> None:
+    found = freeze_report([], "mobilenet_v2")
+    strip = strip_of(found.parameters, found.cut.after)
+    assert strip.cut is None
+    assert {bar.state for bar in strip.bars} == {"trains"}
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.913, 0.987), (3.0, 3.0), (1e-6, 2e-6)])

@@ -1,22 +1,26 @@
-"""A network as a row of blocks: what is frozen, what trains, and where it is cut."""
+"""A network as a row of bars: what is frozen, what trains, and where it is cut."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from finetune.report.tables import count
 from finetune.results import ParameterRow
 
-_MOST = 24
+MOST_BARS = 40
+_ENOUGH_BARS = 8
+STEP, TALLEST, SHORTEST = 26, 110, 12
+"""Of the drawing, in pixels: from bar to bar, and their heights."""
 
 
 @dataclass(frozen=True)
-class Block:
-    """Neighbouring modules in one state.
+class Bar:
+    """A module with everything below it; its height is the logarithm of its parameters.
 
     Attributes:
         state: ``frozen``, ``partly`` or ``trains``.
-        cut_after: What runs once for each image ends here; ``inside`` says that it ends within.
     """
 
     name: str
@@ -24,78 +28,76 @@ class Block:
     parameters: int
     trainable: int
     head: bool
-    cut_after: bool = False
-    cut_inside: bool = False
+    height: int
+    text: str
 
 
-def blocks_of(parameters: Sequence[ParameterRow], cut_after: str | None) -> tuple[Block, ...]:
-    """The finest blocks that fit: at each depth of the module tree neighbours share one."""
-    chosen: list[Block] = []
-    for depth in range(1, 6):
-        blocks = _merged(parameters, depth, cut_after)
-        if chosen and len(blocks) > _MOST:
+@dataclass(frozen=True)
+class Strip:
+    """The bars, from the image to the classes.
+
+    Attributes:
+        cut: Where what runs once for each image ends, in bars from the left: a whole number
+            between two of them, a half within one; None where nothing runs once.
+    """
+
+    bars: tuple[Bar, ...]
+    cut: float | None
+
+
+def strip_of(parameters: Sequence[ParameterRow], cut_after: str | None) -> Strip:
+    """The network at the depth of its module tree where it has enough bars to be a picture."""
+    modules = _modules(parameters, 1)
+    for depth in range(2, 6):
+        deeper = _modules(parameters, depth)
+        if len(deeper) > MOST_BARS or (depth > 2 and len(modules) >= _ENOUGH_BARS):
             break
-        chosen = blocks
-    return tuple(chosen)
+        modules = deeper
+    most = max(sum(row.numel for row in rows) for rows in modules.values())
+    bars = tuple(_bar(name, rows, most) for name, rows in modules.items())
+    return Strip(bars, _cut(bars, cut_after))
 
 
-def _merged(parameters: Sequence[ParameterRow], depth: int, cut_after: str | None) -> list[Block]:
+def _modules(parameters: Sequence[ParameterRow], depth: int) -> dict[str, list[ParameterRow]]:
     modules: dict[str, list[ParameterRow]] = {}
     for row in parameters:
         path = row.name.split(".")[:-1] or [row.name]
         modules.setdefault(".".join(path[:depth]), []).append(row)
-    ends = _end_of_prefix(modules, cut_after)
-    blocks: list[Block] = []
-    open_end = False  # a block that ends at the cut takes no neighbour in
-    for name, rows in modules.items():
-        block = _block(name, rows)
-        if name == ends:
-            within = block.state != "frozen"
-            block = Block(**{**vars(block), "cut_after": True, "cut_inside": within})
-        last = blocks[-1] if blocks else None
-        if last and open_end and last.state == block.state and not block.head and not last.head:
-            blocks[-1] = _joined(last, block)
-        else:
-            blocks.append(block)
-        open_end = not block.cut_after
-    return blocks
+    return modules
 
 
-def _end_of_prefix(modules: dict[str, list[ParameterRow]], cut_after: str | None) -> str | None:
-    """The module with parameters that the cut lies in or behind."""
-    if cut_after is None:
-        return None
-    inside = [n for n in modules if cut_after == n or cut_after.startswith(f"{n}.")]
-    if inside:
-        return inside[-1]
-    # Behind a module without parameters, such as the pooling: behind all that is frozen.
-    before = None
-    for name, rows in modules.items():
-        if not all(row.frozen for row in rows):
-            break
-        before = name
-    return before
-
-
-def _block(name: str, rows: Sequence[ParameterRow]) -> Block:
+def _bar(name: str, rows: Sequence[ParameterRow], most: int) -> Bar:
     trainable = sum(row.numel for row in rows if not row.frozen)
     total = sum(row.numel for row in rows)
     state = "trains" if trainable == total else "partly" if trainable else "frozen"
-    return Block(name, state, total, trainable, head=all(row.head for row in rows))
-
-
-def _joined(one: Block, other: Block) -> Block:
-    first = one.name.split(" … ")[0]
-    last = other.name
-    parent = first.rpartition(".")[0]
-    if parent and last.startswith(f"{parent}."):
-        last = last.removeprefix(f"{parent}.")
-    return Block(
-        name=f"{first} … {last}",
-        state=one.state,
-        parameters=one.parameters + other.parameters,
-        trainable=one.trainable + other.trainable,
-        head=False,
-        cut_after=other.cut_after,
-        cut_inside=other.cut_inside,
+    head = all(row.head for row in rows)
+    said = {
+        "frozen": "frozen",
+        "trains": "all of them train",
+        "partly": f"{count(trainable)} of them train",
+    }
+    share = math.log1p(total) / math.log1p(most)
+    return Bar(
+        name=name,
+        state=state,
+        parameters=total,
+        trainable=trainable,
+        head=head,
+        height=round(SHORTEST + (TALLEST - SHORTEST) * share**2),
+        text=f"{name}{', the new head' if head else ''}: {count(total)} parameters, {said[state]}",
     )
+
+
+def _cut(bars: Sequence[Bar], cut_after: str | None) -> float | None:
+    if cut_after is None:
+        return None
+    inside = [
+        at
+        for at, bar in enumerate(bars)
+        if cut_after == bar.name or cut_after.startswith(f"{bar.name}.")
+    ]
+    if inside:
+        at = inside[-1]
+        return at + 1 if bars[at].state == "frozen" else at + 0.5
+    # Behind a module without parameters, such as the pooling: behind all that is frozen.
+    return float(next((at for at, bar in enumerate(bars) if bar.state != "frozen"), len(bars)))

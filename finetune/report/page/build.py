@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune.eval_results import Calibration, ClassScore, EvalResult, Interval
 from finetune.report.charts import Chart, Column, line_chart, reliability
-from finetune.report.network import Block, blocks_of
+from finetune.report.network import STEP, TALLEST, strip_of
 from finetune.report.page.matrix import MOST_CLASSES, Matrix, matrix_of, shown_classes
 from finetune.report.tables import count, plural
 from finetune.results import FreezeReport
@@ -91,7 +91,7 @@ def build_page(facts: Facts) -> dict[str, Any]:
         "headline": _headline(facts),
         "figures": _figures(result),
         "interval_method": result.interval_method,
-        "blocks": [_block(b, facts.freeze) for b in _blocks(facts.freeze)],
+        "strip": _strip(facts.freeze),
         "network_text": _network_text(facts.freeze),
         "charts": charts,
         "chart_text": chart_text,
@@ -167,22 +167,28 @@ def _share(name: str, value: float, interval: Interval | None, note: str = "") -
     )
 
 
-def _blocks(freeze: FreezeReport) -> tuple[Block, ...]:
-    return blocks_of(freeze.parameters, freeze.cut.after)
-
-
-def _block(block: Block, freeze: FreezeReport) -> dict[str, Any]:
-    head = "new head, " if block.head else ""
-    text = f"{head}{count(block.parameters)}"
-    if block.state == "partly":
-        text += f", {count(block.trainable)} train"
-    where = f"within, behind {freeze.cut.after}" if block.cut_inside else "here"
+def _strip(freeze: FreezeReport) -> dict[str, Any]:
+    strip = strip_of(freeze.parameters, freeze.cut.after)
+    longest = max(len(bar.name) for bar in strip.bars)
+    base = TALLEST + 22
+    cut = None if strip.cut is None else round(8 + STEP * strip.cut - 2, 1)
     return {
-        "name": block.name,
-        "state": block.state,
-        "text": text,
-        "cut_after": block.cut_after,
-        "cut_text": f"cut {where}: what comes before runs once for each image",
+        "bars": [
+            {
+                "x": 8 + STEP * at,
+                "y": base - bar.height,
+                "width": STEP - 4,
+                "height": bar.height,
+                "state": bar.state,
+                "name": bar.name,
+                "text": bar.text,
+            }
+            for at, bar in enumerate(strip.bars)
+        ],
+        "base": base,
+        "width": 8 + STEP * len(strip.bars) + 4 * longest + 40,
+        "total": base + 6 * longest + 8,
+        "cut": cut,
     }
 
 
@@ -191,6 +197,7 @@ def _network_text(freeze: FreezeReport) -> str:
     saved = 1 - work.backward / work.backward_if_all_trained
     once = (
         f"{_part(freeze.cut.forward_once)} of the forward work is done once for each image"
+        f" (up to the cut, behind {freeze.cut.after})"
         if freeze.cut.after
         else "the whole network runs on every image in every epoch"
     )
@@ -233,7 +240,7 @@ def _charts(facts: Facts) -> tuple[list[Chart], str]:
     best = max(val, key=lambda one: (one["top1"], -one["loss"]))
     text = (
         f"The best epoch is {epochs[val.index(best)]} of {len(epochs)}: highest top-1, then lower "
-        "loss. It was chosen on these validation images, so that its figures are a little kind."
+        "loss. It was chosen on these validation images, which flatters its figures a little."
     )
     return [losses, accuracies], text
 
