@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -160,3 +162,14 @@ def test_rows_of_numbers_stand_on_one_line_of_json(best: Path) -> None:
     assert json.loads(text)["confusion"] == [list(row) for row in result.confusion]
     assert json.loads(text)["data"] == "[\n  1,\n  2\n]"
     assert str(list(result.confusion[0])) in text
+
+
+def test_training_waits_for_no_library_of_evaluation() -> None:
+    code = (
+        "import sys\n"
+        "from finetune.commands import train, evaluate\n"
+        "late = ('torchmetrics', 'jinja2', 'matplotlib', 'onnx', 'onnxruntime')\n"
+        "print([name for name in late if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
