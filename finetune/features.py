@@ -26,9 +26,10 @@ from finetune.data.loading import (
     Key,
     KeyedBatches,
     PhotoDataset,
+    Unreadable,
     collate,
     photo_loader,
-    readable,
+    unreadable,
 )
 from finetune.data.views import Views
 from finetune.errors import OutputError
@@ -185,7 +186,7 @@ def filled_store(
 
     Raises:
         OutputError: the disk is full or cannot be written.
-        DataError: an image cannot be decoded.
+        UnreadableError: names every image that cannot be decoded.
     """
     assert views.count is not None
     layout = layout_of(computation, len(images), views.count)
@@ -273,8 +274,17 @@ def _fill(
         f"{layout.num_bytes / 2**20:,.1f} MiB{known}"
     )
     tracked = progress.track(blocks, f"{what} features", total=len(keys))
+    broken: list[Unreadable] = []
     for block, features in zip(missing, tracked, strict=True):
-        store.put(block, [tensor.cpu() for tensor in features])
+        if isinstance(features, list):
+            broken += features
+        else:
+            store.put(block, [tensor.cpu() for tensor in features])
+    if broken:
+        raise unreadable(broken)
+
+
+_Block = tuple[Tensor, ...] | list[Unreadable]
 
 
 def _computed_here(
@@ -282,24 +292,23 @@ def _computed_here(
     keys: list[list[Key]],
     computation: Computation,
     workers: int,
-) -> Iterator[tuple[Tensor, ...]]:
+) -> Iterator[_Block]:
     """Block by block, in order; worker processes decode ahead."""
-    loader = photo_loader(dataset, keys, min(workers, len(keys)), computation.device)
-    for pixels, _ in readable(loader):
-        yield computation(pixels)
+    for batch in photo_loader(dataset, keys, min(workers, len(keys)), computation.device):
+        yield batch if isinstance(batch, list) else computation(batch[0])
 
 
 def _computed_in_threads(
     dataset: PhotoDataset, keys: list[list[Key]], computation: Computation
-) -> Iterator[tuple[Tensor, ...]]:
+) -> Iterator[_Block]:
     """Block by block, in order; each core decodes and computes a block of its own."""
 
-    def compute(block: list[Key]) -> tuple[Tensor, ...]:
-        ((pixels, _),) = readable([collate(dataset.__getitems__(block))])
-        return computation.in_this_thread(pixels)
+    def compute(block: list[Key]) -> _Block:
+        batch = collate(dataset.__getitems__(block))
+        return batch if isinstance(batch, list) else computation.in_this_thread(batch[0])
 
     with one_thread_a_core() as pool:
-        waiting: deque[Future[tuple[Tensor, ...]]] = deque()
+        waiting: deque[Future[_Block]] = deque()
         try:
             for block in keys:
                 waiting.append(pool.submit(compute, block))

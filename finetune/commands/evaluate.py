@@ -12,7 +12,7 @@ from torch import nn
 from finetune.checkpoint import Metadata, load_checkpoint
 from finetune.data.images import Images
 from finetune.data.loading import resolve_workers
-from finetune.data.quick_check import quick_check
+from finetune.data.quick_check import dropping_unreadable, quick_check
 from finetune.data.sources import find_split
 from finetune.data.views import Views
 from finetune.engine import build_engine, make_source
@@ -43,8 +43,23 @@ def evaluate_checkpoint(
     Raises:
         CheckpointError, DataError.
     """
-    progress = progress or Silent()
+    shown = progress or Silent()
     state, metadata = load_checkpoint(path)
+    return dropping_unreadable(
+        lambda: _evaluate(path, state, metadata, data, split, shown),
+        on_unreadable=metadata.config.data.on_unreadable,
+        progress=shown,
+    )
+
+
+def _evaluate(
+    path: Path,
+    state: dict[str, torch.Tensor],
+    metadata: Metadata,
+    data: str | None,
+    split: str,
+    progress: Progress,
+) -> EvalResult:
     images = find_split(
         metadata.config.data,
         split,

@@ -21,6 +21,7 @@ from finetune.config import Config
 from finetune.config_file import to_yaml
 from finetune.data.balance import class_weights
 from finetune.data.images import below
+from finetune.data.quick_check import dropping_unreadable
 from finetune.data.views import Views
 from finetune.engine import make_source
 from finetune.errors import ResultError
@@ -53,8 +54,19 @@ def train(
     Raises:
         FinetuneError: any of its kinds.
     """
+    shown = progress or Silent()
+    ours = False
+
+    def attempt() -> TrainSummary:
+        nonlocal ours
+        again, ours = ours, True  # what an attempt before this one began is its own
+        return _train(config, overwrite=overwrite or again, progress=shown)
+
+    return dropping_unreadable(attempt, on_unreadable=config.data.on_unreadable, progress=shown)
+
+
+def _train(config: Config, *, overwrite: bool, progress: Progress) -> TrainSummary:
     start = time.perf_counter()
-    progress = progress or Silent()
     folder = Path(config.output_dir)
     run_folder.check_usable(folder, overwrite=overwrite)
     prepared = prepare(config, progress)

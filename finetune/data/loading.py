@@ -18,7 +18,7 @@ from finetune.data.decoding import read_photo
 from finetune.data.folders import Images
 from finetune.data.transforms import build_transform
 from finetune.data.views import Views
-from finetune.errors import DataError
+from finetune.errors import UnreadableError
 from finetune.keyed import seed_for
 from finetune.runtime import available_cores, one_thread_a_core
 
@@ -240,7 +240,7 @@ class Batches:
         """The batches of one epoch.
 
         Raises:
-            DataError: names an image that cannot be decoded.
+            UnreadableError: names the images of a batch that cannot be decoded.
         """
         self._sampler.epoch = epoch
         yield from readable(self._loader)
@@ -290,16 +290,17 @@ def readable(batches: Iterable[Batch | list[Unreadable]]) -> Iterator[Batch]:
     """Pass on what was decoded.
 
     Raises:
-        DataError: names an image that cannot be decoded.
+        UnreadableError: names the images of a batch that cannot be decoded.
     """
     for batch in batches:
         if isinstance(batch, list):
-            broken = batch[0]
-            raise DataError(
-                f"{broken.path}: cannot be decoded ({broken.reason}); "
-                "repair it, or move it out of the class folder"
-            )
+            raise unreadable(batch)
         yield batch
+
+
+def unreadable(broken: Iterable[Unreadable]) -> UnreadableError:
+    """The error that names each image once; not raised."""
+    return UnreadableError(list(dict.fromkeys((image.path, image.reason) for image in broken)))
 
 
 def resolve_workers(workers: int | str, images: Images, device: torch.device) -> int:
