@@ -7,8 +7,9 @@ from dataclasses import dataclass
 PLAIN = "plain loop"
 COLD = "finetune, empty cache"
 WARM = "finetune, warm cache"
+EVAL_EPOCHS = "finetune, nothing kept, an epoch's evaluation"
 EVAL_COMMAND = "`finetune eval`, empty cache, as it says"
-EVAL_COMPUTED = "`finetune eval`, every feature computed inside its clock"
+EVAL_COMPUTED = "`finetune eval`, nothing kept, as it says"
 TIMM_BF16 = "timm, bfloat16, channels_last"
 FEATURES = "features, then logistic regression"
 
@@ -23,8 +24,12 @@ class Peer:
 
 
 LIGHTNING = Peer("Lightning, BackboneFinetuning", "lightning_backbone.py")
+LIGHTNING_FROZEN = Peer(
+    "Lightning, norm layers frozen too", "lightning_backbone.py", ("--freeze-norms",)
+)
 TRANSFORMERS = Peer("Transformers, Trainer", "transformers_trainer.py")
 FASTAI = Peer("fastai, Learner", "fastai_learner.py")
+FASTAI_FROZEN = Peer("fastai, norm layers frozen too", "fastai_learner.py", ("--freeze-norms",))
 LOGISTIC = Peer(FEATURES, "features_logistic.py")
 TIMM = Peer("timm, float32", "timm_script.py")
 TIMM_AMP = Peer(TIMM_BF16, "timm_script.py", ("--amp",))
@@ -63,7 +68,7 @@ CASES = {
         "0.01",
         ALL_FROZEN,
         (),
-        peers=(LIGHTNING, TRANSFORMERS, FASTAI, LOGISTIC),
+        peers=(LIGHTNING, LIGHTNING_FROZEN, TRANSFORMERS, FASTAI, FASTAI_FROZEN, LOGISTIC),
         warm=True,
     ),
     "last_block": Case(

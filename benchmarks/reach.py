@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
-from cases import COLD, EVAL_COMPUTED, FEATURES, PLAIN, TIMM_BF16, WARM
+from cases import COLD, EVAL_EPOCHS, FEATURES, PLAIN, TIMM_BF16, WARM
 from figures import Row, beyond_imports_s, ratio, row_of
 from tables import markdown, number
 
@@ -63,8 +64,8 @@ def _ratio(case: str, reference: str, of: str) -> Callable[[Document], float | N
 def _evaluation(document: Document) -> float | None:
     plain = _row(document, "head", PLAIN)
     runs = document["cases"].get("head", {}).get("evaluations", ())
-    speeds = sorted(r["images_per_s"] for r in runs if r["contender"] == EVAL_COMPUTED)
-    ours = speeds[len(speeds) // 2] if speeds else None
+    speeds = [run["images_per_s"] for run in runs if run["contender"] == EVAL_EPOCHS]
+    ours = median(speeds) if speeds else None
     return ratio(ours, plain.evaluated_per_s if plain else None)
 
 

@@ -76,8 +76,9 @@ def evaluation_table(record: Record, num_val: int) -> str:
     for name in dict.fromkeys(run["contender"] for run in evaluations):
         runs = [run for run in evaluations if run["contender"] == name]
         speed = median(run["images_per_s"] for run in runs)
-        wall_s = median(run["took"]["wall_s"] for run in runs)
-        rows.append([name, _per_s(speed, reference), f"{number(wall_s)} s"])
+        walls = [run["took"]["wall_s"] for run in runs if run["took"]]
+        whole = f"{number(median(walls))} s" if walls else NOTHING
+        rows.append([name, _per_s(speed, reference), whole])
     return markdown(["", "evaluation", "whole process"], rows)
 
 

@@ -49,6 +49,9 @@ class Epochs:
         return self._mark - before
 
 
+FREEZE_NORMS = {"action": "store_true", "help": "norm layers too: only the head trains"}
+
+
 def arguments(description: str | None, **extra: dict[str, object]) -> argparse.Namespace:
     """The command line that all programs have, and options of their own by name."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
@@ -57,7 +60,7 @@ def arguments(description: str | None, **extra: dict[str, object]) -> argparse.N
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--lr", type=float, default=0.01)
     for name, options in extra.items():
-        parser.add_argument(f"--{name}", **options)  # type: ignore[arg-type]
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)  # type: ignore[arg-type]
     return parser.parse_args()
 
 

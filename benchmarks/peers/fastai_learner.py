@@ -1,13 +1,14 @@
 """fastai's `Learner`: frozen body, fastai's own head (two layers on mean and maximum), one cycle.
 
 The two steps are those of its `vision_learner`, which cannot pass on where to cut this network.
+By default fastai trains the norm layers of a frozen body; `--freeze-norms` tells it not to.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from common import BATCH_SIZE, WORKERS, Epochs, arguments, network, report
+from common import BATCH_SIZE, FREEZE_NORMS, WORKERS, Epochs, arguments, network, report
 from fastai.vision.all import (
     Callback,
     CategoryBlock,
@@ -48,7 +49,7 @@ def photos(root: Path) -> list[Path]:
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    options = arguments(__doc__, freeze_norms=FREEZE_NORMS)
 
     def body(**_: bool) -> nn.Module:  # fastai says pretrained=True
         return network(options.weights)
@@ -69,6 +70,7 @@ def main() -> None:
             create_vision_model(body, loaders.c, cut=1),  # behind the first child, `features`
             splitter=default_split,
             metrics=accuracy,
+            train_bn=not options.freeze_norms,
             cbs=[Clock(epochs)],
         )
         learner.freeze()

@@ -1,10 +1,15 @@
-"""Lightning with its `BackboneFinetuning` callback, the backbone frozen to the end of the run."""
+"""Lightning with its `BackboneFinetuning` callback, the backbone frozen to the end of the run.
+
+That callback leaves the backbone's norm layers trainable, and so pays for the whole backward pass.
+`--freeze-norms` takes the class it derives from, told to freeze those as well.
+"""
 
 from __future__ import annotations
 
 import torch
 from common import (
     BATCH_SIZE,
+    FREEZE_NORMS,
     WORKERS,
     Epochs,
     arguments,
@@ -14,7 +19,7 @@ from common import (
     report,
 )
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import BackboneFinetuning
+from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -49,6 +54,14 @@ class Classifier(LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)]
 
 
+class FreezeAll(BaseFinetuning):
+    def freeze_before_training(self, pl_module: LightningModule) -> None:
+        self.freeze(pl_module.backbone, train_bn=False)
+
+    def finetune_function(self, *_: object) -> None:
+        """Nothing is ever thawed."""
+
+
 class Clock(Callback):
     """Lightning evaluates inside the training epoch; the sanity check before it counts as none."""
 
@@ -65,7 +78,7 @@ class Clock(Callback):
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    options = arguments(__doc__, freeze_norms=FREEZE_NORMS)
 
     def train(epochs: Epochs) -> str:
         seed_everything(0)
@@ -76,10 +89,10 @@ def main() -> None:
         ]
         model = network(options.weights)
         head = new_head(model, len(folders["train"].classes))
-        never = options.epochs + 1
+        never = BackboneFinetuning(unfreeze_backbone_at_epoch=options.epochs + 1)
         trainer = Trainer(
             max_epochs=options.epochs,
-            callbacks=[BackboneFinetuning(unfreeze_backbone_at_epoch=never), Clock(epochs)],
+            callbacks=[FreezeAll() if options.freeze_norms else never, Clock(epochs)],
             enable_checkpointing=False,
             logger=False,
         )
