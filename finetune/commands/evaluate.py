@@ -23,7 +23,7 @@ from finetune.planning import apply_freeze
 from finetune.progress import Progress, Silent
 from finetune.proof import take_proof
 from finetune.results import ClassScore, EvalResult
-from finetune.runtime import make_deterministic, select_device
+from finetune.runtime import make_deterministic, select_device, use_one_heap
 from finetune.train_mode import set_train_mode
 
 
@@ -78,6 +78,7 @@ def _evaluate(
         progress.warn(checked.verdict)
     (images,) = checked.parts
     make_deterministic()
+    use_one_heap()
     device = _device(metadata, progress)
     model = load_network(path, state, metadata)
     apply_freeze(model, frozenset(metadata.freeze_plan.names))

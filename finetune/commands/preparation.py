@@ -17,7 +17,7 @@ from finetune.model import build_untrained, check_input_size
 from finetune.planning import Plan, apply_freeze, make_plan, resolve_config, resolve_policy
 from finetune.progress import Progress
 from finetune.proof import Proof, take_proof
-from finetune.runtime import make_deterministic, select_device
+from finetune.runtime import make_deterministic, select_device, use_one_heap
 from finetune.train_mode import set_train_mode
 from finetune.weights import load_pretrained
 
@@ -41,6 +41,7 @@ class Prepared:
 def prepare(config: Config, progress: Progress) -> Prepared:
     """The cheap checks first: folders, patterns and sizes fail before weights are read."""
     make_deterministic()
+    use_one_heap()
     device = select_device(config.runtime.device)
     data = find_train_val(config.data, seed=config.seed, progress=progress)
     for note in data.notes:
