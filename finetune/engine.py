@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from finetune.computation import CPU_ROWS, Computation, forward_runner, frozen_identity
 from finetune.config import Config, PreprocessingConfig, RuntimeConfig
+from finetune.cost import Cost, measure_cost
 from finetune.data.folders import Images
 from finetune.data.loading import Batches, PhotoDataset
 from finetune.data.views import Views
@@ -27,7 +28,12 @@ from finetune.features import (
 )
 from finetune.form import Choice, Form, Runner, choose_form, lacks
 from finetune.progress import Progress
-from finetune.runtime import WORTH_SHARING, available_cores, available_memory_bytes
+from finetune.runtime import (
+    WORTH_SHARING,
+    available_cores,
+    available_memory_bytes,
+    one_thread_a_core,
+)
 from finetune.split import WORTH_KEEPING_BYTES, Features, Split, split_model
 
 _SHARE_OF_MEMORY = 4
@@ -80,10 +86,17 @@ class Engine:
 
 
 class InForm(nn.Module):
-    """A live part that computes in a form; its weights, what it takes and gives are float32."""
+    """A live part that computes in a form; its weights, what it takes and gives are float32.
 
-    def __init__(self, module: nn.Module, form: Form, device: torch.device) -> None:
+    Args:
+        large: Without gradients, a CPU computes it in pieces, as it computes a frozen prefix.
+    """
+
+    def __init__(
+        self, module: nn.Module, form: Form, device: torch.device, *, large: bool = False
+    ) -> None:
         super().__init__()
+        self.in_pieces = large and device.type == "cpu"
         if form.precision == "bfloat16" and device.type == "cpu":
             straighten(module)
         self.module = form.compile(form.arrange(module, cast=False))
@@ -92,6 +105,18 @@ class InForm(nn.Module):
 
     def forward(self, features: Features) -> Any:
         """As the module: logits ``(N, num_classes)``, auxiliary ones after them."""
+        if self.in_pieces and not self.training and not torch.is_grad_enabled():
+            with one_thread_a_core() as pool:
+                return torch.cat(list(pool.map(self._piece, _pieces(features))))
+        return self._compute(features)
+
+    @torch.no_grad()  # a thread has a grad mode of its own
+    def _piece(self, features: Features) -> Tensor:
+        logits = self._compute(features)
+        assert isinstance(logits, Tensor)  # in eval mode there are no auxiliary heads
+        return logits
+
+    def _compute(self, features: Features) -> Any:
         if isinstance(features, Tensor):
             inputs: Features = self._laid_out(features)
         else:
@@ -109,6 +134,12 @@ class InForm(nn.Module):
         return tensor.contiguous(memory_format=self.form.layout)
 
 
+def _pieces(features: Features) -> Iterable[Features]:
+    if isinstance(features, Tensor):
+        return torch.split(features, CPU_ROWS)
+    return zip(*(torch.split(tensor, CPU_ROWS) for tensor in features), strict=True)
+
+
 def build_engine(
     model: nn.Module,
     config: Config,
@@ -119,7 +150,7 @@ def build_engine(
     device: torch.device,
     progress: Progress,
     skeleton: nn.Module | None = None,
-    live_multiply_adds: int | None = None,
+    cost: Cost | None = None,
 ) -> Engine:
     """Split a network whose ``requires_grad`` flags and modes are set for training.
 
@@ -128,8 +159,7 @@ def build_engine(
         images: A few of them are decoded where forms of arithmetic have to be timed.
         frozen: Name and SHA-256 of every frozen tensor.
         skeleton: The same network on the meta device, where there is one already.
-        live_multiply_adds: Of the live part's forward pass, for one image, where they are known: a
-            small one, such as a head alone, computes in float32 without any timing.
+        cost: Of that skeleton, where it was measured already.
     """
     runtime = config.runtime
     for precision in sorted({runtime.precision, runtime.live_precision}):
@@ -138,6 +168,7 @@ def build_engine(
                 f"this {device.type} device has no {precision}: float32 is used, and figures "
                 "may differ in the last digits"
             )
+    skeleton = skeleton or copy.deepcopy(model).to("meta")
     split = split_model(model, crop=preprocessing.crop, skeleton=skeleton)
     identity = frozen_identity(split, frozen)
     plain = Computation(split.prefix, split.crossing, Form(), preprocessing, device, identity)
@@ -161,8 +192,9 @@ def build_engine(
         form = prefix_choice.form
         prefix = form.compile(form.arrange(split.prefix, cast=True))
         computation = replace(plain, prefix=prefix, form=form)
-    work = live_multiply_adds
-    small = work is not None and work * config.data.batch_size < WORTH_SHARING
+    work = (cost or measure_cost(skeleton, crop=preprocessing.crop)).forward_live
+    # A head alone, for one: it takes no time in any form, and computes in float32.
+    small = work * config.data.batch_size < WORTH_SHARING
     live_choice = choose_form(
         _small_runtime(runtime) if small else live_runtime(runtime),
         lambda form: _training_runner(
@@ -174,7 +206,7 @@ def build_engine(
         key=f"live {identity} {[n for n, p in model.named_parameters() if p.requires_grad]}",
     )
     _say(progress, "what trains", live_choice)
-    live = InForm(split.live, live_choice.form, device)
+    live = InForm(split.live, live_choice.form, device, large=not small)
     return Engine(split, live, computation, prefix_choice, live_choice)
 
 

@@ -149,3 +149,28 @@ def test_weights_and_logits_of_a_half_precision_live_part_are_float32() -> None:
 
 
 HALF = Form("bfloat16", "channels_last")
+
+
+def test_a_large_live_part_evaluates_in_pieces_to_the_same_logits() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Flatten(), nn.Linear(16, 2))
+    whole = InForm(module, Form(), CPU).eval()
+    pieces = InForm(module, Form(), CPU, large=True).eval()
+    images = torch.randn(19, 3, 4, 4)
+    sizes: list[int] = []
+    module[0].register_forward_hook(lambda _m, inputs, _o: sizes.append(len(inputs[0])))
+    with torch.no_grad():
+        logits = pieces(images)
+        assert sorted(sizes) == [3, 8, 8]
+        torch.testing.assert_close(logits, whole(images))
+    assert pieces(images).requires_grad
+    assert sizes[-1] == 19
+
+
+def test_several_tensors_are_split_into_pieces_together() -> None:
+    class Sum(nn.Module):
+        def forward(self, tensors: tuple[Tensor, Tensor]) -> Tensor:
+            return tensors[0] + tensors[1]
+
+    both = torch.randn(10, 3), torch.randn(10, 3)
+    with torch.no_grad():
+        assert torch.equal(InForm(Sum(), Form(), CPU, large=True).eval()(both), sum(both))

@@ -75,7 +75,7 @@ def prepare(config: Config, progress: Progress) -> Prepared:
         device=device,
         progress=progress,
         skeleton=plan.skeleton,
-        live_multiply_adds=plan.cost.forward_live,
+        cost=plan.cost,
     )
     resolved = _resolve(config, plan, data, engine, progress)
     return Prepared(resolved, data, plan, model, engine, proof, checked.skipped)
