@@ -68,8 +68,16 @@ CASES = {
         "0.01",
         ALL_FROZEN,
         (),
-        peers=(LIGHTNING, LIGHTNING_FROZEN, TRANSFORMERS, FASTAI, FASTAI_FROZEN, LOGISTIC),
+        peers=(LOGISTIC,),
         warm=True,
+    ),
+    "head_libraries": Case(
+        "Only the new head trains, beside the libraries",
+        5,
+        "0.01",
+        ALL_FROZEN,
+        (),
+        peers=(LIGHTNING, LIGHTNING_FROZEN, TRANSFORMERS, FASTAI, FASTAI_FROZEN),
     ),
     "last_block": Case(
         "The last block and the head train",

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import partial
@@ -39,17 +40,29 @@ PEER_PACKAGES = (
     *("fastai", "scikit-learn", "timm"),
 )
 QUICK_EPOCHS = 2
+_SUFFIXES = {".jpg", ".jpeg", ".png"}
 Turn = Callable[[], Measured]
 
 
 def main() -> None:
     options = _options()
-    shared = options.shared.resolve()
-    setting = Setting(
-        shared / "data/ants_bees",
-        shared / "weights/mobilenet_v2_imagenet.pth",
-        options.peers_python,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        _measure(options, _same_photos(options.shared.resolve() / "data/ants_bees", Path(folder)))
+
+
+def _same_photos(source: Path, folder: Path) -> Path:
+    """Links to the photos that every contender reads: ImageFolder passes over the stray GIF."""
+    for path in source.rglob("*"):
+        if path.suffix.lower() in _SUFFIXES:
+            link = folder / path.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    return folder
+
+
+def _measure(options: argparse.Namespace, photos: Path) -> None:
+    weights = options.shared.resolve() / "weights/mobilenet_v2_imagenet.pth"
+    setting = Setting(photos, weights, options.peers_python)
     if setting.peers_python is None:
         _say("no --peers-python: the rows of other libraries are left out")
     document = _head_of_document(setting)
@@ -112,8 +125,7 @@ def _head_of_document(setting: Setting) -> dict[str, Any]:
 
 
 def _count(folder: Path) -> int:
-    """As ImageFolder counts; a stray GIF lies among these photos."""
-    return sum(path.suffix.lower() in {".jpg", ".jpeg", ".png"} for path in folder.rglob("*"))
+    return sum(path.suffix.lower() in _SUFFIXES for path in folder.rglob("*"))
 
 
 def _turns(setting: Setting, case: Case, epochs: int) -> list[tuple[str, Turn]]:

@@ -138,9 +138,9 @@ def _warm(setting: Setting, case: Case, epochs: int, folder: Path) -> Measured:
 def _evaluations(setting: Setting, case: Case, folder: Path) -> Measured:
     """Evaluation with every feature computed, in three ways.
 
-    ``finetune eval`` on the first run's checkpoint computes features before its own clock starts;
-    on that of a run which keeps none, batch by batch inside it, but only once, in a process that
-    has just begun. The epochs after the first of that run are what stands beside the plain loop's.
+    ``finetune eval`` counts decoding and features, but in a process that has just begun: on the
+    first run's checkpoint it keeps them, on that of a run which keeps none it computes them batch
+    by batch. The epochs after the first of that run are what stands beside the plain loop's.
     """
     off = _train(setting, case, _OFF_EPOCHS, "", folder, "cache-off", "off", "features.cache=off")
     command = _evaluate(EVAL_COMMAND, folder, "cold", "cache-of-eval")
