@@ -25,6 +25,7 @@ from finetune.features import (
     decide_cache,
     filled_store,
     layout_of,
+    worth_keeping,
 )
 from finetune.form import Choice, Form, Runner, choose_form, lacks
 from finetune.progress import Progress
@@ -34,7 +35,7 @@ from finetune.runtime import (
     available_memory_bytes,
     one_thread_a_core,
 )
-from finetune.split import WORTH_KEEPING_BYTES, Features, Split, split_model
+from finetune.split import Features, Split, split_model
 
 _SHARE_OF_MEMORY = 4
 """Decoded images may take this part of what is free."""
@@ -62,10 +63,10 @@ class Engine:
 
     @property
     def worth_keeping(self) -> bool:
-        """Whether there are features, small enough to keep."""
+        """Whether there are features, and reading them repays keeping them."""
         if self.split.prefix is None:
             return False
-        return self.computation.image_bytes <= WORTH_KEEPING_BYTES
+        return worth_keeping(self.computation, self.prefix_seconds)
 
     @property
     def prefix_seconds(self) -> float | None:
@@ -279,7 +280,13 @@ def resolve_cache(
     rows_bytes = layout_of(computation, num_val, 1).num_bytes
     if views.count is not None:
         rows_bytes += layout_of(computation, num_train, views.count).num_bytes
-    return decide_cache(config.features, computation, rows_bytes, progress=progress)
+    return decide_cache(
+        config.features,
+        computation,
+        rows_bytes,
+        seconds=engine.prefix_seconds,
+        progress=progress,
+    )
 
 
 def make_source(

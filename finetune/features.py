@@ -54,6 +54,12 @@ from finetune.split import WORTH_KEEPING_BYTES, Features
 BLOCK_ROWS = 32
 """Rows computed together: a value depends on its batch in the last bits, so batches are fixed."""
 
+_READ_BYTES_PER_S = 500e6
+"""Of a plain solid-state disk."""
+
+_DECODE_S = 0.002
+"""A photo's decoding, about; so that without a timing `WORTH_KEEPING_BYTES` is the limit."""
+
 FeatureBatch = tuple[Features, Tensor]
 """Input of the live part, and labels ``(N,)`` int64, on the device."""
 
@@ -143,17 +149,32 @@ def layout_of(computation: Computation, num_images: int, views: int) -> Layout:
     )
 
 
+def worth_keeping(computation: Computation, seconds: float | None) -> bool:
+    """Whether reading an image's features takes less time than decoding and computing them.
+
+    Args:
+        seconds: What the prefix takes for an image, where it was timed.
+    """
+    if seconds is None:
+        return computation.image_bytes <= WORTH_KEEPING_BYTES
+    return computation.image_bytes / _READ_BYTES_PER_S < seconds + _DECODE_S
+
+
 def decide_cache(
-    config: FeaturesConfig, computation: Computation, rows_bytes: int, *, progress: Progress
+    config: FeaturesConfig,
+    computation: Computation,
+    rows_bytes: int,
+    *,
+    seconds: float | None,
+    progress: Progress,
 ) -> str:
     """What ``auto`` means for so many bytes: disk, memory or off; says why it is off."""
     if config.cache != "auto":
         return config.cache
-    size = computation.image_bytes
-    if size > WORTH_KEEPING_BYTES:
+    if not worth_keeping(computation, seconds):
         progress.say(
-            f"features of {size / 2**20:.1f} MiB an image cost more to keep than to compute "
-            "again: not cached"
+            f"features of {computation.image_bytes / 2**20:.1f} MiB an image cost more to read "
+            "than to compute again: not cached"
         )
         return "off"
     if rows_bytes <= disk_limit(cache_root(config.dir)):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from finetune import feature_cache, features
 from finetune.backbones import BUNDLED_MODEL
@@ -18,10 +19,12 @@ from finetune.commands.dry_run import dry_run
 from finetune.commands.evaluate import evaluate_checkpoint
 from finetune.commands.freeze_report import freeze_report
 from finetune.commands.train import train
-from finetune.config import Config, RuntimeConfig
+from finetune.computation import Computation
+from finetune.config import Config, PreprocessingConfig, RuntimeConfig
 from finetune.data.views import Views
 from finetune.errors import OutputError
 from finetune.feature_cache import FeatureStore, Layout, make_room, stored
+from finetune.form import Form
 from finetune.progress import Silent
 from finetune.report.text import render_cache
 from finetune.split import Prefix
@@ -415,3 +418,22 @@ def test_dry_run_predicts_an_epoch_with_and_without_the_cache(make_config: Make)
     assert 0 < predicted.epoch_with_cache_s < predicted.epoch_without_cache_s
     everything = dry_run(make_config(runtime=FIXED, freeze={"patterns": []})).predicted
     assert everything.epoch_with_cache_s is None
+
+
+@pytest.mark.parametrize(
+    ("mib", "seconds", "worth"),
+    [(0.5, None, True), (2, None, False), (2, 0.001, False), (2, 0.01, True), (8, 0.01, False)],
+)
+def test_features_are_kept_where_reading_takes_less_than_computing(
+    mib: float, seconds: float | None, worth: bool
+) -> None:
+    numbers = int(mib * 2**18)
+    computation = Computation(
+        nn.Identity(),
+        ((numbers,),),
+        Form(),
+        PreprocessingConfig(resize=8, crop=8),
+        torch.device("cpu"),
+        "",
+    )
+    assert features.worth_keeping(computation, seconds) is worth
