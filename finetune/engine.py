@@ -107,8 +107,9 @@ class InForm(nn.Module):
     def forward(self, features: Features) -> Any:
         """As the module: logits ``(N, num_classes)``, auxiliary ones after them."""
         if self.in_pieces and not self.training and not torch.is_grad_enabled():
-            with one_thread_a_core() as pool:
-                return torch.cat(list(pool.map(self._piece, _pieces(features))))
+            pieces = list(_pieces(features))
+            with one_thread_a_core(len(pieces)) as pool:
+                return torch.cat(list(pool.map(self._piece, pieces)))
         return self._compute(features)
 
     @torch.no_grad()  # a thread has a grad mode of its own

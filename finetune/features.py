@@ -328,7 +328,7 @@ def _computed_in_threads(
         batch = collate(dataset.__getitems__(block))
         return batch if isinstance(batch, list) else computation.in_this_thread(batch[0])
 
-    with one_thread_a_core() as pool:
+    with one_thread_a_core(len(keys)) as pool:
         waiting: deque[Future[_Block]] = deque()
         try:
             for block in keys:

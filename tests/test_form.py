@@ -12,6 +12,7 @@ from finetune import form
 from finetune.config import RuntimeConfig
 from finetune.engine import InForm, live_runtime
 from finetune.form import TOLERANCE, Choice, Form, Runner, choose_form, distance
+from finetune.runtime import one_thread_a_core
 
 CPU = torch.device("cpu")
 REFERENCE = torch.eye(4)
@@ -174,3 +175,20 @@ def test_several_tensors_are_split_into_pieces_together() -> None:
     both = torch.randn(10, 3), torch.randn(10, 3)
     with torch.no_grad():
         assert torch.equal(InForm(Sum(), Form(), CPU, large=True).eval()(both), sum(both))
+
+
+def test_a_pool_computes_in_one_thread_each_and_leaves_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with one_thread_a_core() as pool:
+            inside = list(pool.map(lambda _: torch.get_num_threads(), range(8)))
+        assert set(inside) == {1}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_pool_has_no_more_threads_than_pieces() -> None:
+    with one_thread_a_core(1) as pool:
+        assert pool._max_workers == 1

@@ -278,7 +278,7 @@ class _InThreads:
 
     def __iter__(self) -> Iterator[Batch | list[Unreadable]]:
         for keys in self.batches:
-            with one_thread_a_core() as pool:
+            with one_thread_a_core(len(keys)) as pool:
                 views = pool.map(lambda image: self.dataset.views_of(*image), by_image(keys))
                 batch = collate([sample for samples in views for sample in samples])
             if self.pinned and isinstance(batch, tuple):
