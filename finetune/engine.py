@@ -15,6 +15,7 @@ from finetune.computation import CPU_ROWS, Computation, forward_runner, frozen_i
 from finetune.config import Config, PreprocessingConfig, RuntimeConfig
 from finetune.data.folders import Images
 from finetune.data.loading import Batches, PhotoDataset
+from finetune.data.mixing import Mixing
 from finetune.data.views import Views
 from finetune.depthwise import straighten
 from finetune.features import (
@@ -260,12 +261,15 @@ def make_source(
     shuffle: bool,
     what: str,
     progress: Progress,
+    mixing: Mixing | None = None,
 ) -> Source:
     """The batches of one split, in the form that the live part takes.
 
     Args:
         config: Resolved: ``features.cache`` is not auto.
+        mixing: What mixes a batch's images; its views are unbounded then.
     """
+    assert mixing is None or views.count is None
     batch_size = config.data.batch_size
     if config.features.cache != "off" and views.count is not None and engine.split.prefix:
         store = filled_store(
@@ -297,4 +301,4 @@ def make_source(
         shuffle=shuffle,
         keep_bytes=available_memory_bytes() // _SHARE_OF_MEMORY if config.train.epochs > 1 else 0,
     )
-    return FreshFeatures(batches, engine.computation)
+    return FreshFeatures(batches, engine.computation, mixing)

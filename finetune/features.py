@@ -30,6 +30,7 @@ from finetune.data.loading import (
     photo_loader,
     readable,
 )
+from finetune.data.mixing import Mixing
 from finetune.data.views import Views
 from finetune.errors import OutputError
 from finetune.feature_cache import (
@@ -54,7 +55,8 @@ BLOCK_ROWS = 32
 """Rows computed together: a value depends on its batch in the last bits, so batches are fixed."""
 
 FeatureBatch = tuple[Features, Tensor]
-"""Input of the live part, and labels ``(N,)`` int64, on the device."""
+"""Input of the live part, and labels on the device: ``(N,)`` int64, or each class's share of a
+mixed image, ``(N, num_classes)`` float32."""
 
 
 class Source(Protocol):
@@ -78,18 +80,25 @@ class FreshFeatures:
 
     from_earlier = False
 
-    def __init__(self, batches: Batches, computation: Computation) -> None:
+    def __init__(
+        self, batches: Batches, computation: Computation, mixing: Mixing | None = None
+    ) -> None:
         self.batches = batches
         self.computation = computation
+        self.mixing = mixing
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def epoch(self, epoch: int = 0) -> Iterator[FeatureBatch]:
         """The batches of one epoch."""
-        for pixels, labels in self.batches.epoch(epoch):
-            device = self.computation.device
-            yield self.computation.features(pixels), labels.to(device, non_blocking=True)
+        device = self.computation.device
+        for number, (pixels, labels) in enumerate(self.batches.epoch(epoch)):
+            labels = labels.to(device, non_blocking=True)
+            if self.mixing is not None:
+                pixels = pixels.to(device, non_blocking=True)
+                pixels, labels = self.mixing(pixels, labels, epoch=epoch, number=number)
+            yield self.computation.features(pixels), labels
 
 
 class CachedFeatures:
@@ -216,7 +225,7 @@ def _open_store(
     description = {
         "identity": computation.identity,
         "preprocessing": computation.preprocessing.model_dump_json(),
-        "views": f"{views.policy} {views.count}",
+        "views": f"{views.name} {views.count}",
         "seed": str(views.seed) if views.are_random else "",
         "form": f"{computation.form} on {computation.device.type}",
         "files": _files_digest(images, config.known_by),

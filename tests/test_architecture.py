@@ -17,7 +17,7 @@ PACKAGE = Path(finetune.__file__).parent
 LINES = [
     {"errors", "keyed", "progress", "results", "check_results", "terminal", "cli_options"},
     {"backbones", "files", "yaml_text", "config_section"},
-    {"config_data"},
+    {"config_data", "config_augment"},
     {"config"},
     {
         "config_problems",
@@ -45,7 +45,14 @@ LINES = [
 ]
 NO_TORCH = {
     *("errors", "keyed", "progress", "results", "backbones", "yaml_text", "config"),
-    *("config_section", "config_data", "check_results", "terminal", "cli_options"),
+    *(
+        "config_section",
+        "config_data",
+        "config_augment",
+        "check_results",
+        "terminal",
+        "cli_options",
+    ),
     *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
     *("cli_support", "cli_data"),
 }

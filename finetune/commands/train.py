@@ -21,6 +21,7 @@ from finetune.config import Config
 from finetune.config_file import to_yaml
 from finetune.data.balance import class_weights
 from finetune.data.images import below
+from finetune.data.mixing import Mixing
 from finetune.data.views import Views
 from finetune.engine import make_source
 from finetune.errors import ResultError
@@ -188,6 +189,9 @@ def _source(prepared: Prepared, progress: Progress, *, training: bool) -> Source
         shuffle=training,
         what="training" if training else "validation",
         progress=progress,
+        mixing=Mixing.of(config.augment, num_classes=prepared.plan.num_classes, seed=config.seed)
+        if training
+        else None,
     )
 
 
