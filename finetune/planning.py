@@ -86,6 +86,28 @@ def resolve_policy(config: Config, plan: Plan, *, features_worth_keeping: bool) 
     return "flip" if only_head or features_worth_keeping else "crop_flip"
 
 
+def policy_before_timing(config: Config, plan: Plan) -> tuple[str, bool]:
+    """What ``augment.policy`` means as far as shapes tell, and whether that is certain.
+
+    Where precision is still to be timed, float32 is assumed; bfloat16 may make features small
+    enough to keep.
+    """
+    found = find_cut(plan.skeleton, crop=plan.spec.preprocessing.crop, skeleton=plan.skeleton)
+    given = config.runtime.precision
+    precisions = ("float32", "bfloat16") if given == "auto" else (given,)
+    sizes = [_bytes_of(found.shapes, precision) for precision in precisions]
+    policies = [
+        resolve_policy(config, plan, features_worth_keeping=0 < size <= WORTH_KEEPING_BYTES)
+        for size in sizes
+    ]
+    return policies[0], len(set(policies)) == 1
+
+
+def _bytes_of(crossing: tuple[tuple[int, ...], ...], precision: str) -> int:
+    numbers = sum(math.prod(shape) for shape in crossing)
+    return numbers * (_BYTES if precision == "float32" else _BYTES // 2)
+
+
 def resolve_config(config: Config, plan: Plan, *, device: str, workers: int, policy: str) -> Config:
     """The config with what the plan, the data and the machine made of its ``auto``s."""
     return config.model_copy(
@@ -161,8 +183,7 @@ def _cut(
         after, crossing = split.last, split.crossing
     precision = config.runtime.precision
     precision = "float32" if precision == "auto" else precision
-    numbers = sum(math.prod(shape) for shape in crossing)
-    size = numbers * (_BYTES if precision == "float32" else _BYTES // 2)
+    size = _bytes_of(crossing, precision)
     policy = resolve_policy(config, plan, features_worth_keeping=0 < size <= WORTH_KEEPING_BYTES)
     views = Views.of_training(config.augment.model_copy(update={"policy": policy})).count
     known = num_train is not None and num_val is not None and views is not None

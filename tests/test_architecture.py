@@ -15,7 +15,16 @@ PACKAGE = Path(finetune.__file__).parent
 
 # A module imports only from lower lines, or from its own package.
 LINES = [
-    {"errors", "keyed", "progress", "results", "check_results", "terminal", "cli_options"},
+    {
+        "errors",
+        "keyed",
+        "progress",
+        "results",
+        "check_results",
+        "data_results",
+        "terminal",
+        "cli_options",
+    },
     {"backbones", "files", "yaml_text", "config_section"},
     {"config_data", "config_augment"},
     {"config"},
@@ -54,7 +63,7 @@ NO_TORCH = {
         "cli_options",
     ),
     *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
-    *("cli_support", "cli_data"),
+    *("cli_support", "cli_data", "data_results"),
 }
 
 

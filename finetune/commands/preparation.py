@@ -43,9 +43,7 @@ def prepare(config: Config, progress: Progress) -> Prepared:
     """The cheap checks first: folders, patterns and sizes fail before weights are read."""
     make_deterministic()
     device = select_device(config.runtime.device)
-    data = find_train_val(config.data, seed=config.seed, progress=progress)
-    for note in data.notes:
-        progress.say(note)
+    data = _found(config, progress)
     num_classes = len(data.train.class_names)
     plan = make_plan(config, num_classes)
     for warning in plan.freeze.warnings:
@@ -79,6 +77,18 @@ def prepare(config: Config, progress: Progress) -> Prepared:
     )
     resolved = _resolve(config, plan, data, engine, progress)
     return Prepared(resolved, data, plan, model, engine, proof, checked.skipped)
+
+
+def find_data(config: Config, progress: Progress) -> tuple[TrainVal, Checked]:
+    """The images that training would take, without what cannot be read."""
+    return _checked(_found(config, progress), config.data, progress)
+
+
+def _found(config: Config, progress: Progress) -> TrainVal:
+    data = find_train_val(config.data, seed=config.seed, progress=progress)
+    for note in data.notes:
+        progress.say(note)
+    return data
 
 
 def _checked(data: TrainVal, config: DataConfig, progress: Progress) -> tuple[TrainVal, Checked]:

@@ -229,6 +229,11 @@ class Batches:
     def __len__(self) -> int:
         return len(self._sampler)
 
+    def keys(self, epoch: int = 0) -> list[list[Key]]:
+        """Images and views of each batch of one epoch."""
+        self._sampler.epoch = epoch
+        return list(self._sampler)
+
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """The batches of one epoch.
 
