@@ -152,6 +152,7 @@ def evaluate(
 
 
 app.command(name="check-data")(cli_data.check_data)
+app.command()(cli_data.init)
 app.command(name="show-batch")(cli_data.show_batch)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune import __version__, yaml_text
-from finetune.config import FORMAT, Config, DataConfig
+from finetune.config import FORMAT, Config, DataConfig, ModelConfig
 from finetune.config_problems import problems_of
 from finetune.errors import ConfigError, did_you_mean
 from finetune.files import is_folder
@@ -62,6 +62,22 @@ def data_of(root: str) -> DataConfig:
     except ValidationError as error:
         texts = [problem.text for problem in problems_of(error)]
         raise ConfigError(f"{root!a}: {'; '.join(texts)}") from None
+
+
+def model_of(name: str, weights: str) -> ModelConfig:
+    """The section ``model`` for what was given on the command line.
+
+    Raises:
+        ConfigError: it cannot be one.
+    """
+    try:
+        return ModelConfig(name=name, weights=weights)
+    except ValidationError as error:
+        texts = [
+            f"--{problem.path[-1]}: {problem.text}" if problem.path else problem.text
+            for problem in problems_of(error)
+        ]
+        raise ConfigError("; ".join(texts)) from None
 
 
 def to_yaml(config: Config) -> str:

@@ -42,3 +42,22 @@ class ShownBatch:
     validation: tuple[ShownImage, ...]
     stand_ins: dict[str, str]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StartingConfig:
+    """A first config for some data.
+
+    Attributes:
+        file: Where it was written; None where it was not.
+        trains: head, block or everything.
+    """
+
+    file: str | None
+    config: str
+    model: str
+    trains: str
+    epochs: int
+    num_train: int
+    num_val: int
+    num_classes: int

@@ -38,7 +38,7 @@ LINES = [
         "depthwise",
     },
     {"data"},
-    {"config_file", "split"},
+    {"config_file", "split", "recipe", "blocks"},
     {"model", "optim", "metrics", "checkpoint", "proof", "cost"},
     {"weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving"},
     {"computation"},
@@ -63,7 +63,7 @@ NO_TORCH = {
         "cli_options",
     ),
     *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
-    *("cli_support", "cli_data", "data_results"),
+    *("cli_support", "cli_data", "data_results", "recipe", "blocks"),
 }
 
 
