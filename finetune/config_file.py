@@ -74,10 +74,12 @@ def model_of(name: str, weights: str) -> ModelConfig:
         return ModelConfig(name=name, weights=weights)
     except ValidationError as error:
         texts = [
-            f"--{problem.path[-1]}: {problem.text}" if problem.path else problem.text
+            ": ".join(filter(None, (".".join(map(str, problem.path)), problem.text)))
             for problem in problems_of(error)
         ]
-        raise ConfigError("; ".join(texts)) from None
+        text = "; ".join(texts).replace("set name: ", "take --model ")
+        option = "--model" if text.startswith("name: ") else "--weights"
+        raise ConfigError(f"{option}: {text.partition(': ')[2]}") from None
 
 
 def to_yaml(config: Config) -> str:
