@@ -57,6 +57,11 @@ def data_of(root: str) -> DataConfig:
     Raises:
         ConfigError: it cannot be one.
     """
+    if not root.isprintable():
+        raise ConfigError(
+            f"{root!a}: holds a character that cannot be printed or is not UTF-8, so that no "
+            "config can hold it; rename it"
+        )
     try:
         return DataConfig(root=root)
     except ValidationError as error:

@@ -190,6 +190,12 @@ def test_the_backbones_own_names_stand_in_comments_and_match(name: str) -> None:
     assert all(d.frozen for d in plan.freeze.decisions if not plan.freeze.is_head(d.name))
 
 
+def test_comments_are_no_wider_than_a_screen() -> None:
+    glance = seen(median_aspect=2.5, median_size=(90, 36), counts=(10, 900), num_unreadable=3)
+    text = init(glance, model="vit_b_16", weights="none").config
+    assert max(len(line) for line in text.splitlines()) <= 100
+
+
 def test_a_config_on_stdout_ends_without_an_empty_line() -> None:
     result = init(seen(), model="resnet18", weights="none")
     assert not render_starting_config(result).endswith("\n")

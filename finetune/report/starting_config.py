@@ -92,6 +92,15 @@ def _comment(text: str, indent: int = 0) -> list[str]:
     return [f"{lead}{line}" for line in textwrap.wrap(text, _WIDTH - len(lead))]
 
 
+def _reasoned(line: str, why: str) -> list[str]:
+    """A line with its reason: behind it where there is room, else above."""
+    if not why:
+        return [line]
+    together = f"{line}   # {why}"
+    indent = len(line) - len(line.lstrip())
+    return [together] if len(together) <= _WIDTH else [*_comment(why, indent), line]
+
+
 def _heading(start: Start) -> list[str]:
     glance = start.glance
     file = shlex.quote(start.file)
@@ -117,11 +126,10 @@ def _heading(start: Start) -> list[str]:
 
 
 def _model(start: Start) -> list[str]:
-    about = f"   # {start.about_weights}" if start.about_weights else ""
     lines = [
         "model:",
-        f"  name: {start.model}   # {start.why_model}; `finetune models` lists all",
-        f"  weights: {scalar(start.weights)}{about}",
+        *_reasoned(f"  name: {start.model}", f"{start.why_model}; `finetune models` lists all"),
+        *_reasoned(f"  weights: {scalar(start.weights)}", start.about_weights),
     ]
     other, own = start.other_preprocessing, start.preprocessing
     width, height = start.glance.median_size
@@ -179,7 +187,7 @@ def _data(start: Start) -> list[str]:
         "central square would lose half of it",
         "crop": "the central square; pad shows all of a photo between bars, stretch distorts it",
     }[start.fit]
-    lines += [f"  fit: {start.fit}   # {why}"]
+    lines += _reasoned(f"  fit: {start.fit}", why)
     few, most = min(glance.counts), max(glance.counts)
     if start.balance != "none":
         lines += _comment(
@@ -192,7 +200,7 @@ def _data(start: Start) -> list[str]:
 
 
 def _augment(start: Start) -> list[str]:
-    lines = ["augment:", f"  policy: {start.policy}   # {start.why_policy}"]
+    lines = ["augment:", *_reasoned(f"  policy: {start.policy}", start.why_policy)]
     if start.mixup:
         lines.append(f"  mixup: {start.mixup:g}   # BiT-HyperRule, from 20,000 images on")
     elif start.trains != recipe.EVERYTHING and start.policy == "auto":
