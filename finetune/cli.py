@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.exceptions import TyperException
 
+from finetune import cli_data, cli_support
 from finetune.cli_options import (
     CacheFolderOption,
     ConfigOption,
@@ -24,7 +25,8 @@ from finetune.cli_options import (
     OptionalConfigOption,
     SetOption,
 )
-from finetune.errors import ConfigError, DataError, FinetuneError, Interrupted, OutputError
+from finetune.cli_support import DebugOption, emit, torch_imports
+from finetune.errors import ConfigError, FinetuneError, Interrupted
 from finetune.terminal import TerminalProgress
 
 app = typer.Typer(
@@ -44,13 +46,6 @@ cache = typer.Typer(
 )
 app.add_typer(cache, name="cache")
 
-_debug = False
-
-
-def _set_debug(value: bool) -> None:
-    global _debug
-    _debug = _debug or value
-
 
 class Split(str, Enum):
     """Splits that ``eval`` scores."""
@@ -58,12 +53,6 @@ class Split(str, Enum):
     train = "train"
     val = "val"
     test = "test"
-
-
-DebugOption = Annotated[
-    bool,
-    typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error."),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -95,7 +84,7 @@ def train(
     from finetune.config_file import load_config
 
     loaded = load_config(config, overrides or ())
-    with _torch_imports():
+    with torch_imports():
         from finetune.commands import dry_run as dry_command
         from finetune.commands import train as command
     from finetune.report.text import render_dry_run, render_train
@@ -103,10 +92,10 @@ def train(
     progress = TerminalProgress()
     if dry_run:
         checked = dry_command.dry_run(loaded, overwrite=overwrite, progress=progress)
-        _emit(checked, render_dry_run, as_json)
+        emit(checked, render_dry_run, as_json)
     else:
         summary = command.train(loaded, overwrite=overwrite, progress=progress)
-        _emit(summary, render_train, as_json)
+        emit(summary, render_train, as_json)
 
 
 @app.command(name="freeze-report")
@@ -127,12 +116,12 @@ def freeze_report(
     from finetune.config_file import load_config
 
     loaded = load_config(config, overrides or ())
-    with _torch_imports():
+    with torch_imports():
         from finetune.commands import freeze_report as command
     from finetune.report.text import render_freeze_report
 
     report = command.freeze_report(loaded, num_classes=num_classes, progress=TerminalProgress())
-    _emit(report, lambda result: render_freeze_report(result, verbose=verbose), as_json)
+    emit(report, lambda result: render_freeze_report(result, verbose=verbose), as_json)
 
 
 @app.command(name="eval")
@@ -152,54 +141,19 @@ def evaluate(
 ) -> None:
     """Score a checkpoint on a split of its own data, or on another folder."""
     path = _checkpoint_path(checkpoint, config, overrides or [])
-    with _torch_imports():
+    with torch_imports():
         from finetune.commands import evaluate as command
     from finetune.report.text import render_eval
 
     result = command.evaluate_checkpoint(
         path, data=data, split=split.value, progress=TerminalProgress()
     )
-    _emit(result, render_eval, as_json)
+    emit(result, render_eval, as_json)
 
 
-@app.command(name="check-data")
-def check_data(
-    root: Annotated[
-        str | None, typer.Argument(metavar="[ROOT]", help="As data.root: a folder, a table, …")
-    ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option("--config", "-c", metavar="FILE", help="Check the data of this config."),
-    ] = None,
-    overrides: SetOption = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, max=64, help="Processes that decode.")
-    ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Decode again what earlier checks remember.")
-    ] = False,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001
-) -> None:
-    """Look at every image before training: broken files, duplicates, leaks, imbalance."""
-    from finetune.config_file import data_of, load_config
-
-    if (root is None) == (config is None):
-        raise ConfigError("check-data: give either ROOT or --config FILE")
-    if root is not None and overrides:
-        raise ConfigError("check-data: --set has no effect with ROOT; use it with --config")
-    loaded = load_config(config, overrides or ()) if config is not None else None
-    data = loaded.data if loaded is not None else data_of(root or "")
-    with _torch_imports():
-        from finetune.commands import check_data as command
-    from finetune.report.check import render_check
-
-    report = command.check_data(
-        data, config=loaded, workers=workers, fresh=fresh, progress=TerminalProgress()
-    )
-    _emit(report, render_check, as_json)
-    if not report.ok:
-        raise typer.Exit(DataError.exit_code)
+app.command(name="check-data")(cli_data.check_data)
+app.command()(cli_data.init)
+app.command(name="show-batch")(cli_data.show_batch)
 
 
 @app.command()
@@ -211,11 +165,11 @@ def models(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """List the backbones: parameters, head, input size, weights and their published accuracy."""
-    with _torch_imports():
+    with torch_imports():
         from finetune.commands import models as command
     from finetune.report.text import render_models
 
-    _emit(command.list_models(word), render_models, as_json)
+    emit(command.list_models(word), render_models, as_json)
 
 
 @cache.command(name="list")
@@ -225,7 +179,7 @@ def cache_list(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """List the stored features, the most recently used first."""
-    _emit(_cache_command().list_cache(folder), _cache_text(), as_json)
+    emit(_cache_command().list_cache(folder), _cache_text(), as_json)
 
 
 @cache.command(name="clear")
@@ -235,11 +189,11 @@ def cache_clear(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Remove all stored features; they are computed again when they are needed."""
-    _emit(_cache_command().clear_cache(folder), _cache_text(), as_json)
+    emit(_cache_command().clear_cache(folder), _cache_text(), as_json)
 
 
 def _cache_command() -> Any:
-    with _torch_imports():
+    with torch_imports():
         from finetune.commands import cache as command
     return command
 
@@ -262,33 +216,6 @@ def _checkpoint_path(checkpoint: str | None, config: str | None, overrides: list
 
     assert config is not None
     return Path(load_config(config, overrides).output_dir) / BEST
-
-
-def _emit(result: Any, render: Any, as_json: bool) -> None:
-    from finetune.report.json_text import to_json
-
-    text = to_json(result) if as_json else render(result)
-    try:
-        typer.echo(text)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(f"stdout cannot be written: {error.strerror}") from error
-
-
-class _torch_imports:  # noqa: N801
-    """Turns a torch that cannot be imported into one line with the fix."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ImportError | RuntimeError | OSError):
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise FinetuneError(
-                f"torch and torchvision cannot be imported together ({first}). They must come "
-                "from the same index, as a matching pair: pip install --force-reinstall torch "
-                "torchvision"
-            ) from error
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
@@ -336,7 +263,7 @@ def _usage_message(error: TyperException) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    if _debug:
+    if cli_support.debug_is_on:
         traceback.print_exc()
     sys.stderr.write(f"finetune: {message}\n")
     return code

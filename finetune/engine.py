@@ -16,18 +16,17 @@ from finetune.config import Config, PreprocessingConfig, RuntimeConfig
 from finetune.cost import Cost, measure_cost
 from finetune.data.folders import Images
 from finetune.data.loading import Batches, PhotoDataset
+from finetune.data.mixing import Mixing
 from finetune.data.views import Views
 from finetune.depthwise import straighten
 from finetune.features import (
     CachedFeatures,
     FreshFeatures,
     Source,
-    decide_cache,
     filled_store,
-    layout_of,
-    worth_keeping,
 )
 from finetune.form import Choice, Form, Runner, choose_form, lacks
+from finetune.keeping import decide_cache, layout_of, worth_keeping
 from finetune.progress import Progress
 from finetune.runtime import (
     WORTH_SHARING,
@@ -300,12 +299,15 @@ def make_source(
     shuffle: bool,
     what: str,
     progress: Progress,
+    mixing: Mixing | None = None,
 ) -> Source:
     """The batches of one split, in the form that the live part takes.
 
     Args:
         config: Resolved: ``features.cache`` is not auto.
+        mixing: What mixes a batch's images; its views are unbounded then.
     """
+    assert mixing is None or views.count is None
     batch_size = config.data.batch_size
     if config.features.cache != "off" and views.count is not None and engine.split.prefix:
         store = filled_store(
@@ -337,4 +339,4 @@ def make_source(
         shuffle=shuffle,
         keep_bytes=available_memory_bytes() // _SHARE_OF_MEMORY if config.train.epochs > 1 else 0,
     )
-    return FreshFeatures(batches, engine.computation)
+    return FreshFeatures(batches, engine.computation, mixing)

@@ -31,6 +31,7 @@ from finetune.data.loading import (
     photo_loader,
     unreadable,
 )
+from finetune.data.mixing import Mixing
 from finetune.data.views import Views
 from finetune.errors import OutputError
 from finetune.feature_cache import (
@@ -42,26 +43,18 @@ from finetune.feature_cache import (
     make_room,
 )
 from finetune.files import sha256_of
+from finetune.keeping import layout_of
 from finetune.progress import Progress
 from finetune.runtime import (
     available_cores,
-    available_memory_bytes,
     one_thread_a_core,
     versions,
 )
-from finetune.split import WORTH_KEEPING_BYTES, Features
-
-BLOCK_ROWS = 32
-"""Rows computed together: a value depends on its batch in the last bits, so batches are fixed."""
-
-_READ_BYTES_PER_S = 500e6
-"""Of a plain solid-state disk."""
-
-_DECODE_S = 0.002
-"""A photo's decoding, about; so that without a timing `WORTH_KEEPING_BYTES` is the limit."""
+from finetune.split import Features
 
 FeatureBatch = tuple[Features, Tensor]
-"""Input of the live part, and labels ``(N,)`` int64, on the device."""
+"""Input of the live part, and labels on the device: ``(N,)`` int64, or each class's share of a
+mixed image, ``(N, num_classes)`` float32."""
 
 
 class Source(Protocol):
@@ -85,18 +78,25 @@ class FreshFeatures:
 
     from_earlier = False
 
-    def __init__(self, batches: Batches, computation: Computation) -> None:
+    def __init__(
+        self, batches: Batches, computation: Computation, mixing: Mixing | None = None
+    ) -> None:
         self.batches = batches
         self.computation = computation
+        self.mixing = mixing
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def epoch(self, epoch: int = 0) -> Iterator[FeatureBatch]:
         """The batches of one epoch."""
-        for pixels, labels in self.batches.epoch(epoch):
-            device = self.computation.device
-            yield self.computation.features(pixels), labels.to(device, non_blocking=True)
+        device = self.computation.device
+        for number, (pixels, labels) in enumerate(self.batches.epoch(epoch)):
+            labels = labels.to(device, non_blocking=True)
+            if self.mixing is not None:
+                pixels = pixels.to(device, non_blocking=True)
+                pixels, labels = self.mixing(pixels, labels, epoch=epoch, number=number)
+            yield self.computation.features(pixels), labels
 
 
 class CachedFeatures:
@@ -137,55 +137,6 @@ class CachedFeatures:
             features = tuple(t.to(self.device) for t in self.store.take(rows))
             labels = self._labels[torch.tensor([index for index, _ in keys])]
             yield as_features(features), labels.to(self.device)
-
-
-def layout_of(computation: Computation, num_images: int, views: int) -> Layout:
-    """How the features of a split are stored."""
-    return Layout(
-        rows=num_images * views,
-        shapes=computation.crossing,
-        dtype=computation.form.precision,
-        block_rows=max(BLOCK_ROWS // views, 1) * views,
-    )
-
-
-def worth_keeping(computation: Computation, seconds: float | None) -> bool:
-    """Whether reading an image's features takes less time than decoding and computing them.
-
-    Args:
-        seconds: What the prefix takes for an image, where it was timed.
-    """
-    if seconds is None:
-        return computation.image_bytes <= WORTH_KEEPING_BYTES
-    return computation.image_bytes / _READ_BYTES_PER_S < seconds + _DECODE_S
-
-
-def decide_cache(
-    config: FeaturesConfig,
-    computation: Computation,
-    rows_bytes: int,
-    *,
-    seconds: float | None,
-    progress: Progress,
-) -> str:
-    """What ``auto`` means for so many bytes: disk, memory or off; says why it is off."""
-    if config.cache != "auto":
-        return config.cache
-    if not worth_keeping(computation, seconds):
-        progress.say(
-            f"features of {computation.image_bytes / 2**20:.1f} MiB an image cost more to read "
-            "than to compute again: not cached"
-        )
-        return "off"
-    if rows_bytes <= disk_limit(cache_root(config.dir)):
-        return "disk"
-    if rows_bytes <= available_memory_bytes() // 4:
-        return "memory"
-    progress.say(
-        f"features would take {rows_bytes / 2**30:.1f} GiB, more than a tenth of the free disk "
-        "and a quarter of the memory: not cached; features.dir may name a larger disk"
-    )
-    return "off"
 
 
 def filled_store(
@@ -238,7 +189,7 @@ def _open_store(
     description = {
         "identity": computation.identity,
         "preprocessing": computation.preprocessing.model_dump_json(),
-        "views": f"{views.policy} {views.count}",
+        "views": f"{views.name} {views.count}",
         "seed": str(views.seed) if views.are_random else "",
         "form": f"{computation.form} on {computation.device.type}",
         "files": _files_digest(images, config.known_by),

@@ -15,9 +15,18 @@ PACKAGE = Path(finetune.__file__).parent
 
 # A module imports only from lower lines, or from its own package.
 LINES = [
-    {"errors", "keyed", "progress", "results", "check_results", "terminal", "cli_options"},
+    {
+        "errors",
+        "keyed",
+        "progress",
+        "results",
+        "check_results",
+        "data_results",
+        "terminal",
+        "cli_options",
+    },
     {"backbones", "files", "yaml_text", "config_section"},
-    {"config_data"},
+    {"config_data", "config_augment"},
     {"config"},
     {
         "config_problems",
@@ -29,22 +38,33 @@ LINES = [
         "depthwise",
     },
     {"data"},
-    {"config_file", "split"},
+    {"config_file", "split", "recipe", "blocks"},
     {"model", "optim", "metrics", "checkpoint", "proof", "cost"},
     {"weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving"},
     {"computation"},
+    {"keeping"},
     {"features"},
     {"engine"},
     {"timing"},
     {"report"},
     {"commands"},
+    {"cli_support"},
+    {"cli_data"},
     {"cli"},
     {"__main__"},
 ]
 NO_TORCH = {
     *("errors", "keyed", "progress", "results", "backbones", "yaml_text", "config"),
-    *("config_section", "config_data", "check_results", "terminal", "cli_options"),
+    *(
+        "config_section",
+        "config_data",
+        "config_augment",
+        "check_results",
+        "terminal",
+        "cli_options",
+    ),
     *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
+    *("cli_support", "cli_data", "data_results", "recipe", "blocks"),
 }
 
 

@@ -15,7 +15,7 @@ import pytest
 import typer
 
 import finetune.commands
-from finetune import cli, errors, run_folder
+from finetune import cli, cli_support, errors, run_folder
 from finetune.errors import FinetuneError, Interrupted, OutputError
 from finetune.files import is_folder
 
@@ -43,7 +43,7 @@ Run = Callable[..., Outcome]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Calls the command line within this process."""
-    monkeypatch.setattr(cli, "_debug", False)
+    monkeypatch.setattr(cli_support, "debug_is_on", False)
 
     def run(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["finetune", *arguments])
@@ -105,6 +105,11 @@ sys.exit("torch was imported" if "torch" in sys.modules else code)
         (["freeze-report", "--help"], 0),
         (["eval", "--help"], 0),
         (["models", "--help"], 0),
+        (["init", "--help"], 0),
+        (["init", "absent"], 3),
+        (["init", "absent", "--model", "resnet5O"], 2),
+        (["show-batch", "--help"], 0),
+        (["show-batch", "--config", "absent.yaml"], 2),
         (["train", "--confg", "x"], 2),
         (["train", "--config", "absent.yaml"], 2),
         (["train", "--config", "CONFIG", "--set", "train.epochs=x"], 2),
@@ -274,7 +279,7 @@ def test_a_mistake_of_ours_is_code_1_and_says_how_to_see_more(
 def test_a_torch_that_does_not_fit_its_torchvision_is_one_line_with_the_fix(
     error: Exception,
 ) -> None:
-    with pytest.raises(FinetuneError) as caught, cli._torch_imports():
+    with pytest.raises(FinetuneError) as caught, cli_support.torch_imports():
         raise error
     assert "pip install --force-reinstall torch torchvision" in str(caught.value)
     assert "\n" not in str(caught.value)

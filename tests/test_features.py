@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune import feature_cache, features
+from finetune import feature_cache, features, keeping
 from finetune.backbones import BUNDLED_MODEL
 from finetune.checkpoint import load_checkpoint
 from finetune.commands.cache import clear_cache, list_cache
@@ -208,7 +208,7 @@ def test_eval_reproduces_cached_figures_and_needs_no_forward(
 def test_an_interrupted_filling_goes_on_where_it_stopped(
     make_config: Make, monkeypatch: pytest.MonkeyPatch, forwards: list[int], photos: Path
 ) -> None:
-    monkeypatch.setattr(features, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(keeping, "BLOCK_ROWS", 4)
     config = make_config(runtime=FIXED)
     real = FeatureStore.put
 
@@ -330,7 +330,7 @@ def test_removal_leaves_files_that_are_not_ours(tmp_path: Path) -> None:
 def test_features_too_large_to_keep_are_computed_anew(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "WORTH_KEEPING_BYTES", 10)
+    monkeypatch.setattr(keeping, "WORTH_KEEPING_BYTES", 10)
     config = make_config(runtime=FIXED)
     told = Told()
     train(config, progress=told)
@@ -436,4 +436,4 @@ def test_features_are_kept_where_reading_takes_less_than_computing(
         torch.device("cpu"),
         "",
     )
-    assert features.worth_keeping(computation, seconds) is worth
+    assert keeping.worth_keeping(computation, seconds) is worth

@@ -14,7 +14,7 @@ from finetune.config import ModelConfig, PreprocessingConfig
 from finetune.data import loading
 from finetune.data.folders import Images
 from finetune.data.loading import Batches, PhotoDataset, batch_sizes, resolve_workers
-from finetune.data.transforms import build_transform, normalise
+from finetune.data.transforms import build_fit, normalise
 from finetune.data.views import Views
 from finetune.model import resolve_model
 
@@ -35,7 +35,7 @@ def test_evaluation_sees_what_the_weights_own_preset_gives(
     """To within a level, since torchvision resizes tensors; see test_decoding.py."""
     photo = noise_photo(size)
     preprocessing = resolve_model(ModelConfig(name=name)).preprocessing
-    transform = build_transform(preprocessing, random_crop=False)
+    transform = build_fit(preprocessing)
     ours = normalise(transform(pil_to_tensor(photo))[None], preprocessing)[0]
     preset = models.get_model_weights(name).DEFAULT.transforms()
     exact = preprocessing.interpolation != "bilinear"
@@ -177,7 +177,7 @@ def test_what_was_decoded_is_kept_while_there_is_room(
 
 
 def test_a_bounded_number_of_crops_gives_the_same_few_views_again(images: Images) -> None:
-    views = Views.of("crop_flip", crops=3)
+    views = Views.of("crop_flip", bound=3)
     assert {views.pick(epoch, 0) for epoch in range(30)} == {0, 1, 2}
     one, other = (PhotoDataset(images, SMALL, views) for _ in range(2))
     assert torch.equal(one[(0, 2)][0], other[(0, 2)][0])

@@ -21,6 +21,7 @@ from finetune.config import Config
 from finetune.config_file import to_yaml
 from finetune.data.balance import class_weights
 from finetune.data.images import below
+from finetune.data.mixing import Mixing
 from finetune.data.quick_check import dropping_unreadable
 from finetune.data.views import Views
 from finetune.engine import make_source
@@ -200,6 +201,9 @@ def _source(prepared: Prepared, progress: Progress, *, training: bool) -> Source
         shuffle=training,
         what="training" if training else "validation",
         progress=progress,
+        mixing=Mixing.of(config.augment, num_classes=prepared.plan.num_classes, seed=config.seed)
+        if training
+        else None,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from finetune.config import PreprocessingConfig
 from finetune.data.decoding import read_photo
+from finetune.data.drawing import drawn_from
 from finetune.data.folders import Images
-from finetune.data.transforms import build_transform
+from finetune.data.transforms import build_draw, build_fit
 from finetune.data.views import Views
 from finetune.errors import UnreadableError
 from finetune.keyed import seed_for
@@ -61,10 +61,10 @@ class PhotoDataset(Dataset[Sample | Unreadable]):
     ) -> None:
         self.images = images
         self.views = views
-        self.transform = build_transform(preprocessing, random_crop=views.policy == "crop_flip")
+        self.fit = build_fit(preprocessing)
+        self.draw, self._draws_from_photo = build_draw(preprocessing, views)
         self._kept: dict[int, Tensor] = {}
         self._room = keep_bytes
-        self._drawing = threading.Lock()
 
     def __getitems__(self, keys: list[Key]) -> list[Sample | Unreadable]:
         """The views asked for; one image is decoded once for neighbouring views of it."""
@@ -92,24 +92,17 @@ class PhotoDataset(Dataset[Sample | Unreadable]):
         if kept is not None:
             return kept
         pixels = read_photo(self.images.paths[index])
-        if not self.views.are_random:
-            pixels = self.transform(pixels)
+        if not self._draws_from_photo:
+            pixels = self.fit(pixels)
         if pixels.nbytes <= self._room:
             self._room -= pixels.nbytes
             self._kept[index] = pixels
         return pixels
 
-    def _drawn(self, photo: Tensor, index: int, view: int) -> Tensor:
-        # transforms.v2 draws from torch's global generator and takes no other.
-        generator = torch.default_generator
-        with self._drawing:
-            before = generator.get_state()
-            generator.manual_seed(self.views.seed_of(index, view))
-            try:
-                pixels: Tensor = self.transform(photo)
-            finally:
-                generator.set_state(before)
-        return pixels
+    def _drawn(self, pixels: Tensor, index: int, view: int) -> Tensor:
+        with drawn_from(self.views.seed_of(index, view)):
+            drawn: Tensor = self.draw(pixels)
+        return drawn
 
 
 def by_image(keys: list[Key]) -> Iterator[tuple[int, list[int]]]:
@@ -235,6 +228,11 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self._sampler)
+
+    def keys(self, epoch: int = 0) -> list[list[Key]]:
+        """Images and views of each batch of one epoch."""
+        self._sampler.epoch = epoch
+        return list(self._sampler)
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """The batches of one epoch.

@@ -100,6 +100,14 @@ def dropping_unreadable(work: Callable[[], T], *, on_unreadable: str, progress: 
             progress.warn(f"{error.found[0][0]}: turned out to be broken; beginning without it")
 
 
+def sizes_of(images: Images, most: int, progress: Progress) -> list[tuple[int, int]]:
+    """Width and height, as the files state them, of so many images from all over."""
+    number = min(most, len(images))
+    paths = [str(images.paths[i * len(images) // number]) for i in range(number)]
+    looks, _ = _looks(paths, progress)
+    return [(look.width, look.height) for look in looks]
+
+
 def _looks(paths: Sequence[str], progress: Progress) -> tuple[list[Look], int]:
     """A look at each file, and how many of them are new."""
     with Remembered() as remembered, warnings.catch_warnings():

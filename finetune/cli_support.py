@@ -1,0 +1,50 @@
+"""What the commands of the command line share: showing a result, importing torch, ``--debug``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from finetune.errors import FinetuneError, OutputError
+
+debug_is_on = False
+
+
+def _set_debug(value: bool) -> None:
+    global debug_is_on
+    debug_is_on = debug_is_on or value
+
+
+DebugOption = Annotated[
+    bool,
+    typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error."),
+]
+
+
+def emit(result: Any, render: Any, as_json: bool) -> None:
+    """A result on stdout, in words or as JSON."""
+    from finetune.report.json_text import to_json
+
+    text = to_json(result) if as_json else render(result)
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"stdout cannot be written: {error.strerror}") from error
+
+
+class torch_imports:  # noqa: N801
+    """Turns a torch that cannot be imported into one line with the fix."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ImportError | RuntimeError | OSError):
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise FinetuneError(
+                f"torch and torchvision cannot be imported together ({first}). They must come "
+                "from the same index, as a matching pair: pip install --force-reinstall torch "
+                "torchvision"
+            ) from error
