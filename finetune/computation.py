@@ -88,9 +88,9 @@ def forward_runner(plain: Computation, pixels: Tensor) -> Runner:
 
     def prepare(form: Form) -> Callable[[], Tensor]:
         assert plain.prefix is not None
-        module = form.compile(form.arrange(copy.deepcopy(plain.prefix), cast=True))
+        module = form.arrange(copy.deepcopy(plain.prefix), cast=True)
         computation = replace(plain, prefix=module, form=form)
-        return lambda: computation(pixels)[-1]
+        return lambda: torch.cat([tensor.flatten(1) for tensor in computation(pixels)], dim=1)
 
     return prepare
 

@@ -229,7 +229,7 @@ class RuntimeConfig(Section):
     live_memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     """Of what trains. auto: as memory_format, or timed as well."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile. auto: on CUDA, where a run is long enough to repay the compilation."""
+    """torch.compile of what trains. auto: on CUDA, where a run is long enough to repay it."""
 
 
 class FeaturesConfig(Section):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -175,6 +177,8 @@ def build_engine(
     plain = Computation(split.prefix, split.crossing, Form(), preprocessing, device, identity)
     cores = available_cores() if split.prefix is not None and device.type == "cpu" else 1
 
+    network = _what_is_timed(model, preprocessing)
+
     @functools.cache
     def pixels() -> Tensor:
         return _some_pixels(images, preprocessing, CPU_ROWS * cores)
@@ -186,12 +190,11 @@ def build_engine(
             lambda form: forward_runner(plain, pixels())(form),
             device=device,
             images=CPU_ROWS * cores,
-            work=len(images),
-            key=identity,
+            key=f"{network} {identity}",
         )
         _say(progress, "the frozen part", prefix_choice)
         form = prefix_choice.form
-        prefix = form.compile(form.arrange(split.prefix, cast=True))
+        prefix = form.arrange(split.prefix, cast=True)
         computation = replace(plain, prefix=prefix, form=form)
     work = (cost or measure_cost(skeleton, crop=preprocessing.crop)).forward_live
     # A head alone, for one: it takes no time in any form, and computes in float32.
@@ -204,11 +207,18 @@ def build_engine(
         device=device,
         images=CPU_ROWS,
         work=len(images) * config.train.epochs,
-        key=f"live {identity} {[n for n, p in model.named_parameters() if p.requires_grad]}",
+        key=f"live {network} {identity}",
     )
     _say(progress, "what trains", live_choice)
     live = InForm(split.live, live_choice.form, device, large=not small)
     return Engine(split, live, computation, prefix_choice, live_choice)
+
+
+def _what_is_timed(model: nn.Module, preprocessing: PreprocessingConfig) -> str:
+    """Every shape, what of it trains, and the size of its input."""
+    shapes = [(name, list(p.shape), p.requires_grad) for name, p in model.named_parameters()]
+    text = json.dumps([type(model).__name__, shapes, preprocessing.model_dump_json()])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def live_runtime(runtime: RuntimeConfig) -> RuntimeConfig:

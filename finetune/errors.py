@@ -15,7 +15,7 @@ A message says where, what, and what to do. ``cli.main`` is the one place that c
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 _MOST_LISTED = 20
@@ -44,9 +44,12 @@ class UnreadableError(DataError):
 
     Attributes:
         found: Path of each, and why.
+        passing: Those among them that another time may bring.
     """
 
-    def __init__(self, found: Sequence[tuple[Path, str]]) -> None:
+    def __init__(
+        self, found: Sequence[tuple[Path, str]], *, passing: Collection[Path] = ()
+    ) -> None:
         listed = [f"{path}: cannot be decoded ({reason})" for path, reason in found[:_MOST_LISTED]]
         if len(found) > _MOST_LISTED:
             listed.append(f"and {len(found) - _MOST_LISTED:,} more")
@@ -54,6 +57,7 @@ class UnreadableError(DataError):
             "\n".join(listed) + "; repair or remove what is broken, or set data.on_unreadable: skip"
         )
         self.found = tuple(found)
+        self.passing = frozenset(passing)
 
 
 class ModelError(FinetuneError):

@@ -198,7 +198,7 @@ def _open_store(
     key = hashlib.sha256(json.dumps([description, asdict(layout)]).encode()).hexdigest()[:32]
     root = cache_root(config.dir)
     if not (root / key).exists():
-        make_room(root, layout.num_bytes, limit=disk_limit(root), keep=root / key)
+        make_room(root, layout.num_bytes, limit=disk_limit(root))
     # For people who read `finetune cache list`; a folder that is moved keeps its features.
     description[ORIGIN] = str(Path(images.paths[0]).parent.parent)
     return FeatureStore(layout, root / key, description)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import resource
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import PIL
 import torch
 import torchvision
 
@@ -76,13 +78,18 @@ def one_thread_a_core(pieces: int | None = None) -> Iterator[ThreadPoolExecutor]
 
     def alone() -> None:
         torch.set_num_threads(1)  # OpenMP's is this thread's own; MKL's is the whole process's
-        all_started.wait()
+        with suppress(threading.BrokenBarrierError):
+            all_started.wait()
 
     try:
         with ThreadPoolExecutor(cores, initializer=alone) as pool:
-            for _ in range(cores):
-                pool.submit(int)
-            yield pool
+            try:
+                for _ in range(cores):
+                    pool.submit(int)
+                yield pool
+            except BaseException:
+                all_started.abort()  # an interruption while they start: nobody waits for the rest
+                raise
     finally:
         torch.set_num_threads(before)
 
@@ -105,9 +112,17 @@ def threads_for(multiply_adds: int) -> Iterator[None]:
 
 def available_cores() -> int:
     """Of this process: a container or a job may have fewer than the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, _share_of_container()))
+
+
+def _share_of_container() -> int:
+    """Cores that Linux's control group leaves to this process."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no such file, or no limit: "max"
+        return sys.maxsize
 
 
 def use_one_heap() -> None:
@@ -126,6 +141,7 @@ def versions() -> dict[str, str]:
         "finetune": __version__,
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
+        "pillow": PIL.__version__,
         "python": platform.python_version(),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -192,3 +193,29 @@ def test_neighbouring_views_of_an_image_decode_it_once(
     monkeypatch.setattr(loading, "read_photo", lambda path: opened.append(path) or real(path))
     PhotoDataset(images, SMALL, Views.of("flip")).__getitems__([(0, 0), (0, 1), (1, 0)])
     assert len(opened) == 2
+
+
+def test_a_dataset_can_be_sent_to_a_process_that_is_started_afresh(images: Images) -> None:
+    """As workers are on macOS and Windows, and everywhere from Python 3.14."""
+    dataset = pickle.loads(pickle.dumps(PhotoDataset(images, SMALL, Views.of("crop_flip"))))
+    again = PhotoDataset(images, SMALL, Views.of("crop_flip"))
+    assert torch.equal(dataset[(0, 1)][0], again[(0, 1)][0])
+
+
+def test_what_the_system_refuses_for_once_is_no_broken_photo(
+    images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = PhotoDataset(images, SMALL, Views.of("none"))
+
+    def refused(path: Path) -> torch.Tensor:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(loading, "read_photo", refused)
+    (unreadable,) = dataset.views_of(0, [0])
+    assert isinstance(unreadable, loading.Unreadable)
+    assert not unreadable.lasting
+    images.paths[1].write_bytes(b"nothing")
+    monkeypatch.undo()
+    (broken,) = dataset.views_of(1, [0])
+    assert isinstance(broken, loading.Unreadable)
+    assert broken.lasting

@@ -14,6 +14,7 @@ from finetune.commands.check_data import check_data
 from finetune.commands.evaluate import evaluate_checkpoint
 from finetune.commands.train import train
 from finetune.config import Config, DataConfig
+from finetune.data import loading
 from finetune.data import quick_check as module
 from finetune.data.images import Images
 from finetune.data.look import Look, look_at
@@ -260,3 +261,21 @@ def test_evaluation_skips_such_images_as_well(
     train(config)
     break_in_the_middle(photos / "val" / "class_0" / "0.png")
     assert evaluate_checkpoint(Path(config.output_dir) / "best.pt").num_images == 9
+
+
+def test_a_photo_that_the_system_refuses_for_once_is_not_left_out(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loading.read_photo
+
+    def refused(path: Path) -> object:
+        if path.name == "0.png":
+            raise OSError(24, "Too many open files")
+        return real(path)
+
+    config = make_config(data={"on_unreadable": "skip"}, train={"epochs": 1})
+    monkeypatch.setattr(loading, "read_photo", refused)
+    with pytest.raises(UnreadableError, match="Too many open files"):
+        train(config)
+    monkeypatch.setattr(loading, "read_photo", real)
+    assert train(config).num_train == 18

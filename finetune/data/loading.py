@@ -41,6 +41,14 @@ class Unreadable:
 
     path: Path
     reason: str
+    lasting: bool = True
+    """The same file would fail at another time as well; what the system refuses may pass."""
+
+    @classmethod
+    def because(cls, path: Path, error: Exception) -> Unreadable:
+        """What a decoder raised, put into words."""
+        passing = isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
+        return cls(path, str(error) or type(error).__name__, lasting=not passing)
 
 
 class PhotoDataset(Dataset[Sample | Unreadable]):
@@ -81,10 +89,10 @@ class PhotoDataset(Dataset[Sample | Unreadable]):
         path, label = self.images.paths[index], self.images.labels[index]
         try:
             pixels = self._before_drawing(index)
+            if self.views.are_random:
+                return [(self._drawn(pixels, index, view), label) for view in views]
         except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-            return [Unreadable(path, str(error) or type(error).__name__)] * len(views)
-        if self.views.are_random:
-            return [(self._drawn(pixels, index, view), label) for view in views]
+            return [Unreadable.because(path, error)] * len(views)
         return [(pixels.flip(2) if view else pixels, label) for view in views]
 
     def _before_drawing(self, index: int) -> Tensor:
@@ -298,7 +306,11 @@ def readable(batches: Iterable[Batch | list[Unreadable]]) -> Iterator[Batch]:
 
 def unreadable(broken: Iterable[Unreadable]) -> UnreadableError:
     """The error that names each image once; not raised."""
-    return UnreadableError(list(dict.fromkeys((image.path, image.reason) for image in broken)))
+    images = list({image.path: image for image in broken}.values())
+    return UnreadableError(
+        [(image.path, image.reason) for image in images],
+        passing={image.path for image in images if not image.lasting},
+    )
 
 
 def resolve_workers(workers: int | str, images: Images, device: torch.device) -> int:

@@ -88,13 +88,15 @@ def dropping_unreadable(work: Callable[[], T], *, on_unreadable: str, progress: 
         try:
             return work()
         except UnreadableError as error:
-            found = {path: reason for path, reason in error.found if path not in known}
+            lasting = [pair for pair in error.found if pair[0] not in error.passing]
+            found = {path: reason for path, reason in lasting if path not in known}
             with Remembered() as remembered:
                 remembered.keep(
                     (key_of_file(str(path)), Look(reason=reason, decoded=True))
                     for path, reason in found.items()
                 )
-            if on_unreadable == "fail" or not found:
+            # What the system refused for once is no broken photo, and is not left out.
+            if on_unreadable == "fail" or not found or error.passing:
                 raise
             known |= found.keys()
             progress.warn(f"{error.found[0][0]}: turned out to be broken; beginning without it")
