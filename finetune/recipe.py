@@ -1,7 +1,6 @@
 """Rules for a first config, from what was seen of the data; no torch.
 
-Each rule is one function, and says where it comes from. Where it comes from our own measurements,
-they are those of the README: 244 photos of ants and bees, 3,251 of flowers, 11,400 of CIFAR-100.
+Each rule is one function, and says where it comes from.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from finetune.backbones import BUILDERS, BUNDLED_MODEL, family_of
 from finetune.config import GivenPreprocessing
 from finetune.data.glance import Glance
 
-FEW_PHOTOS = 1_000
+FEW_PHOTOS = 5_000
 MANY_PHOTOS = 20_000
 _BATCH_OF_BIT = 512
 _FEWEST_EPOCHS, _MOST_EPOCHS = 10, 30
@@ -55,14 +54,15 @@ def backbone_for(weights: str, device: str) -> tuple[str, str]:
 def what_trains(num_train: int, device: str) -> tuple[str, str]:
     """head, block or everything, and why.
 
-    A head alone cannot overfit few photos, and cost nothing once features are kept; from a thousand
-    on, a last block repays itself (our measurements). All of a network is left to the numbers for
-    which BiT (Kolesnikov et al. 2020) no longer speaks of small data, and to machines that can.
+    Measured with mobilenet_v2: on 245 photos of ants and bees a head alone did best; on 3,251 of
+    flowers the last block, after 12 epochs of 35 s, had not passed the 93 % that a head reaches
+    with epochs of under a second. All of a network is left to the numbers that BiT (Kolesnikov et
+    al. 2020) no longer counts as few, and to machines that can.
     """
     if num_train < FEW_PHOTOS:
-        return HEAD, f"below {FEW_PHOTOS:,} photos a new head alone does best"
+        return HEAD, f"below {FEW_PHOTOS:,} photos a new head alone is hard to beat"
     if num_train < MANY_PHOTOS:
-        return BLOCK, f"from {FEW_PHOTOS:,} photos on, training the last block repays itself"
+        return BLOCK, f"from {FEW_PHOTOS:,} photos on, training the last block can repay itself"
     if device == "cpu":
         return BLOCK, "there are photos enough to train everything, on a GPU: patterns: []"
     return EVERYTHING, f"from {MANY_PHOTOS:,} photos on, everything can train"

@@ -207,8 +207,8 @@ def test_a_config_on_stdout_ends_without_an_empty_line() -> None:
 @pytest.mark.parametrize(
     ("num_train", "device", "what"),
     [
-        (999, "cpu", "head"),
-        (1_000, "cpu", "block"),
+        (4_999, "cpu", "head"),
+        (5_000, "cpu", "block"),
         (19_999, "cuda", "block"),
         (20_000, "cuda", "everything"),
         (20_000, "cpu", "block"),
