@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from finetune.config import Config, PreprocessingConfig
@@ -48,6 +48,8 @@ class Metadata(BaseModel):
     epoch: int
     metrics: dict[str, float | int | None]
     versions: dict[str, str]
+    temperature: float | None = Field(default=None, gt=0)
+    """What predictions divide logits by, once `eval --calibrate` fitted it."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Tensor], metadata: Metadata) -> None:

@@ -9,24 +9,21 @@ import os
 import signal
 import sys
 import traceback
-from enum import Enum
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
-from finetune import cli_data, cli_support
+from finetune import cli_data, cli_results, cli_support
 from finetune.cli_options import (
     CacheFolderOption,
     ConfigOption,
     JsonOption,
-    OptionalConfigOption,
     SetOption,
 )
 from finetune.cli_support import DebugOption, emit, torch_imports
-from finetune.errors import ConfigError, FinetuneError, Interrupted
+from finetune.errors import FinetuneError, Interrupted
 from finetune.terminal import TerminalProgress
 
 app = typer.Typer(
@@ -45,14 +42,6 @@ cache = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cache, name="cache")
-
-
-class Split(str, Enum):
-    """Splits that ``eval`` scores."""
-
-    train = "train"
-    val = "val"
-    test = "test"
 
 
 @app.callback(invoke_without_command=True)
@@ -124,33 +113,7 @@ def freeze_report(
     emit(report, lambda result: render_freeze_report(result, verbose=verbose), as_json)
 
 
-@app.command(name="eval")
-def evaluate(
-    checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", metavar="FILE", help="As in runs/x/best.pt.")
-    ] = None,
-    config: OptionalConfigOption = None,
-    overrides: SetOption = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", metavar="DIR", help="Another folder: of splits, or of classes."),
-    ] = None,
-    split: Annotated[Split, typer.Option("--split", help="Which split to score.")] = Split.val,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,  # noqa: ARG001
-) -> None:
-    """Score a checkpoint on a split of its own data, or on another folder."""
-    path = _checkpoint_path(checkpoint, config, overrides or [])
-    with torch_imports():
-        from finetune.commands import evaluate as command
-    from finetune.report.text import render_eval
-
-    result = command.evaluate_checkpoint(
-        path, data=data, split=split.value, progress=TerminalProgress()
-    )
-    emit(result, render_eval, as_json)
-
-
+cli_results.register(app)
 app.command(name="check-data")(cli_data.check_data)
 app.command()(cli_data.init)
 app.command(name="show-batch")(cli_data.show_batch)
@@ -202,20 +165,6 @@ def _cache_text() -> Any:
     from finetune.report.text import render_cache
 
     return render_cache
-
-
-def _checkpoint_path(checkpoint: str | None, config: str | None, overrides: list[str]) -> Path:
-    if (checkpoint is None) == (config is None):
-        raise ConfigError("eval: give either --checkpoint FILE or --config FILE")
-    if checkpoint is not None:
-        if overrides:
-            raise ConfigError("eval: --set has no effect with --checkpoint; use it with --config")
-        return Path(checkpoint)
-    from finetune.config_file import load_config
-    from finetune.run_folder import BEST
-
-    assert config is not None
-    return Path(load_config(config, overrides).output_dir) / BEST
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001

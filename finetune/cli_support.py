@@ -27,8 +27,17 @@ def emit(result: Any, render: Any, as_json: bool) -> None:
     from finetune.report.json_text import to_json
 
     text = to_json(result) if as_json else render(result)
+    write_bytes(f"{text}\n".encode())
+
+
+def write_bytes(text: bytes) -> None:
+    """Encoded text on stdout, at once.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
-        typer.echo(text)
+        typer.echo(text, nl=False)
     except BrokenPipeError:
         raise
     except OSError as error:

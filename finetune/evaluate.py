@@ -32,22 +32,30 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Features, Tensor]], *, num_classes: int
+    model: nn.Module,
+    batches: Iterable[tuple[Features, Tensor]],
+    *,
+    num_classes: int,
+    keep: list[Tensor] | None = None,
 ) -> Evaluation:
     """Loss and accuracy over every sample; the modules' modes are restored afterwards.
 
     Args:
         batches: What the model takes (images ``(N, 3, H, W)`` float32, normalised, or features of
             the frozen prefix), and labels ``(N,)`` int64.
+        keep: Is given the logits of each batch, ``(N, num_classes)`` on the CPU.
 
     Raises:
         DataError: no sample was seen.
     """
     start = time.perf_counter()
     meter = Meter(num_classes, next(model.parameters()).device)
-    with _eval_mode(model):
+    with eval_mode(model):
         for inputs, labels in batches:
-            meter.add(model(inputs), labels)
+            logits = model(inputs)
+            meter.add(logits, labels)
+            if keep is not None:
+                keep.append(logits.cpu())
     if not meter.num_images:
         raise DataError("there was no image to evaluate")
     return Evaluation(
@@ -62,7 +70,7 @@ def evaluate(
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode; then each back in its own, which differs from module to module."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

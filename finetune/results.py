@@ -89,34 +89,6 @@ class DryRun:
 
 
 @dataclass(frozen=True)
-class ClassScore:
-    """One class of an evaluation; ``top1`` is None where the split holds no image of it."""
-
-    name: str
-    num_images: int
-    top1: float | None
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """Figures of a checkpoint on one split."""
-
-    checkpoint: str
-    model: str
-    data: str
-    split: str | None
-    num_images: int
-    top1: float
-    balanced_accuracy: float
-    top5: float | None
-    loss: float
-    per_class: tuple[ClassScore, ...]
-    images_per_s: float
-    """From files to figures; from stored features, where an earlier run had computed them."""
-    features_from_earlier_run: bool
-
-
-@dataclass(frozen=True)
 class PatternRow:
     """What one pattern matched, and what of it no later pattern took over."""
 

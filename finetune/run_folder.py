@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from finetune.errors import OutputError
+from finetune.errors import CheckpointError, OutputError
 from finetune.files import exists, is_folder, write_text
 
 _LONGEST_NAME = 255  # bytes, on every common file system
@@ -20,8 +20,31 @@ FREEZE_TEXT = "freeze-report.txt"
 FREEZE_JSON = "freeze-report.json"
 SPLIT = "split.csv"
 SKIPPED = "skipped.csv"
+PREDICTIONS = "predictions.csv"
+EVALUATION = "metrics.json"
+REPORT = "report.html"
 
-_OWN = (BEST, LAST, CONFIG, METRICS, SUMMARY, FREEZE_TEXT, FREEZE_JSON, SPLIT, SKIPPED)
+_OWN = (
+    *(BEST, LAST, CONFIG, METRICS, SUMMARY, FREEZE_TEXT, FREEZE_JSON, SPLIT, SKIPPED),
+    *(PREDICTIONS, EVALUATION, REPORT),
+)
+
+
+def checkpoint_of(run: str) -> Path:
+    """The checkpoint that RUN or CHECKPOINT names: a run's best one, or the file itself.
+
+    Raises:
+        CheckpointError: a folder without one.
+    """
+    path = Path(run)
+    if not is_folder(path):
+        return path
+    if exists(path / BEST):
+        return path / BEST
+    raise CheckpointError(
+        f"{path}: holds no {BEST}; give the folder of a finished run, as in runs/NAME, or a "
+        "checkpoint file"
+    )
 
 
 def check_usable(folder: Path, *, overwrite: bool) -> None:

@@ -13,7 +13,6 @@ from torchvision import models
 
 from finetune.backbones import BUILDERS, family_of
 from finetune.checkpoint import load_checkpoint, save_checkpoint
-from finetune.commands.evaluate import load_network
 from finetune.commands.preparation import Prepared
 from finetune.commands.train import _Epoch, _metadata  # the real metadata
 from finetune.config import Config
@@ -21,6 +20,7 @@ from finetune.data.folders import Images, TrainVal
 from finetune.evaluate import evaluate
 from finetune.loop import train_epochs
 from finetune.model import build_skeleton, build_untrained, check_input_size, resolve_model
+from finetune.opening import load_network
 from finetune.optim import build_optimizer, build_schedule
 from finetune.planning import apply_freeze, make_plan, resolve_config
 from finetune.proof import take_proof

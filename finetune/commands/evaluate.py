@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from finetune.checkpoint import Metadata, load_checkpoint
+from finetune import run_folder
+from finetune.checkpoint import Metadata, load_checkpoint, save_checkpoint
+from finetune.config_data import DataConfig
+from finetune.data.holdout import groups_of, keys_of
 from finetune.data.images import Images
 from finetune.data.loading import resolve_workers
 from finetune.data.quick_check import dropping_unreadable, quick_check
-from finetune.data.sources import find_split
+from finetune.data.sources import find_known
 from finetune.data.views import Views
-from finetune.engine import build_engine, make_source
-from finetune.errors import CheckpointError, ConfigError
+from finetune.engine import make_source
+from finetune.errors import ConfigError, OutputError
+from finetune.eval_results import EvalResult
 from finetune.evaluate import Evaluation, evaluate
-from finetune.model import rebuild
-from finetune.planning import apply_freeze
+from finetune.files import write_csv, write_text
+from finetune.opening import Opened, open_network
+from finetune.predictions import HEADER, rows
 from finetune.progress import Progress, Silent
-from finetune.proof import take_proof
-from finetune.results import ClassScore, EvalResult
-from finetune.runtime import make_deterministic, select_device, use_one_heap
-from finetune.train_mode import set_train_mode
+from finetune.report.json_text import to_json
+from finetune.scoring import Scored, score
+from finetune.temperature import fit_temperature
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation with all that it went by.
+
+    Attributes:
+        base: The folder that paths are shown relative to.
+        logits: ``(N, classes)`` float32, on the CPU, without any temperature.
+    """
+
+    opened: Opened
+    images: Images
+    base: Path
+    logits: Tensor
+    scored: Scored
+    result: EvalResult
 
 
 def evaluate_checkpoint(
@@ -32,129 +53,183 @@ def evaluate_checkpoint(
     *,
     data: str | None = None,
     split: str = "val",
+    output: Path | None = None,
+    calibrate: bool = False,
+    ignore_unknown: bool = False,
     progress: Progress | None = None,
 ) -> EvalResult:
-    """Score a checkpoint.
+    """Score a checkpoint, and write ``predictions.csv`` and ``metrics.json``.
 
     Args:
         data: Another folder than the one it was trained from: of splits, or of classes.
         split: train, val or test.
+        output: Where to write; by default beside the checkpoint.
+        calibrate: Fit a temperature on these images and store it in the checkpoint.
+        ignore_unknown: Leave out images of classes that training does not know.
 
     Raises:
-        CheckpointError, DataError.
+        CheckpointError, DataError, OutputError.
     """
-    shown = progress or Silent()
+    progress = progress or Silent()
+    if calibrate and split == "test":
+        raise ConfigError(
+            "eval: --calibrate fits on what it scores: on test the figures would no longer be of "
+            "unseen images; use --split val"
+        )
+    evaluated = compute(
+        path,
+        data=data,
+        split=split,
+        calibrate=calibrate,
+        ignore_unknown=ignore_unknown,
+        progress=progress,
+    )
+    return _write(evaluated, output, path.parent, progress)
+
+
+def compute(
+    path: Path,
+    *,
+    data: str | None = None,
+    split: str = "val",
+    calibrate: bool = False,
+    ignore_unknown: bool = False,
+    progress: Progress,
+) -> Evaluated:
+    """The figures with logits, images and network, nothing written but a fitted temperature."""
     state, metadata = load_checkpoint(path)
     return dropping_unreadable(
-        lambda: _evaluate(path, state, metadata, data, split, shown),
+        lambda: _compute(path, state, metadata, data, split, calibrate, ignore_unknown, progress),
         on_unreadable=metadata.config.data.on_unreadable,
-        progress=shown,
+        progress=progress,
     )
 
 
-def _evaluate(
+def _compute(
     path: Path,
-    state: dict[str, torch.Tensor],
+    state: dict[str, Tensor],
     metadata: Metadata,
     data: str | None,
     split: str,
+    calibrate: bool,
+    ignore_unknown: bool,
     progress: Progress,
-) -> EvalResult:
-    images = find_split(
-        metadata.config.data,
-        split,
-        class_names=metadata.class_names,
-        seed=metadata.config.seed,
-        root=data,
-        progress=progress,
-    )
-    checked = quick_check(
-        images,
-        on_unreadable=metadata.config.data.on_unreadable,
-        base=Path(data or metadata.config.data.root),
-        progress=progress,
-    )
-    if checked.skipped:
-        progress.warn(checked.verdict)
-    (images,) = checked.parts
-    make_deterministic()
-    use_one_heap()
-    device = _device(metadata, progress)
-    model = load_network(path, state, metadata)
-    apply_freeze(model, frozenset(metadata.freeze_plan.names))
-    updates = metadata.config.freeze.norm_stats == "update"
-    proof = take_proof(model, update_norm_stats=updates)
-    model.to(device)
-    set_train_mode(model, update_norm_stats=updates)  # the cut is made where training made it
-    engine = build_engine(
-        model,
-        metadata.config,
-        metadata.preprocessing,
-        images,
-        frozen=proof.sha256,
-        device=device,
-        progress=progress,
-    )
+) -> Evaluated:
+    images, ignored = _images(metadata, data, split, ignore_unknown, progress)
+    opened = open_network(path, state, metadata, images, known=True, progress=progress)
     start = time.perf_counter()
     source = make_source(
-        engine,
+        opened.engine,
         metadata.config,
         images,
         views=Views.of("none"),
-        workers=resolve_workers("auto", images, device),
+        workers=resolve_workers("auto", images, opened.engine.device),
         shuffle=False,
         what=split,
         progress=progress,
     )
+    kept: list[Tensor] = []
     tracked = progress.track(source.epoch(), f"evaluate {split}", total=len(source))
-    evaluation = evaluate(engine.live, tracked, num_classes=len(metadata.class_names))
-    result = _result(path, metadata, images, evaluation, data, split)
+    classes = len(metadata.class_names)
+    evaluation = evaluate(opened.engine.live, tracked, num_classes=classes, keep=kept)
     # From files to figures, decoding and features included.
-    images_per_s = result.num_images / (time.perf_counter() - start)
-    return replace(result, images_per_s=images_per_s, features_from_earlier_run=source.from_earlier)
+    images_per_s = evaluation.num_images / (time.perf_counter() - start)
+    logits, labels = torch.cat(kept), torch.tensor(images.labels, dtype=torch.int64)
+    temperature = metadata.temperature
+    if calibrate:
+        temperature = fit_temperature(logits, labels)
+        metadata = metadata.model_copy(update={"temperature": temperature})
+        save_checkpoint(path, state, metadata)
+        progress.say(f"{path}: temperature {temperature:.4g} stored; predictions divide by it")
+    scored = score(
+        logits,
+        labels,
+        metadata.class_names,
+        temperature=temperature,
+        fitted=calibrate,
+        groups=_groups(images, metadata.config.data, data),
+    )
+    result = _result(path, metadata, evaluation, scored, data, split)
+    return Evaluated(
+        replace(opened, metadata=metadata),
+        images,
+        Path(data or metadata.config.data.root),
+        logits,
+        scored,
+        replace(
+            result,
+            images_per_s=images_per_s,
+            features_from_earlier_run=source.from_earlier,
+            ignored=ignored,
+        ),
+    )
 
 
-def load_network(path: Path, state: dict[str, torch.Tensor], metadata: Metadata) -> nn.Module:
-    """The very network that was trained.
+def _images(
+    metadata: Metadata, data: str | None, split: str, ignore_unknown: bool, progress: Progress
+) -> tuple[Images, int]:
+    """The images of a split, and how many of unknown classes were left out."""
+    config = metadata.config
+    images, ignored = find_known(
+        config.data,
+        split,
+        class_names=metadata.class_names,
+        seed=config.seed,
+        root=data,
+        ignore_unknown=ignore_unknown,
+        progress=progress,
+    )
+    if ignored:
+        progress.warn(f"{ignored:,} images of classes that training does not know are left out")
+    checked = quick_check(
+        images,
+        on_unreadable=config.data.on_unreadable,
+        base=Path(data or config.data.root),
+        progress=progress,
+    )
+    if checked.skipped:
+        progress.warn(checked.verdict)
+    return checked.parts[0], ignored
 
-    Raises:
-        CheckpointError: tensors and metadata do not agree.
-    """
-    model = rebuild(metadata.model_name, len(metadata.class_names), metadata.build_flags)
+
+def _groups(images: Images, config: DataConfig, data: str | None) -> tuple[str, ...]:
+    """What each image belongs to, where the data says so."""
+    if images.groups or not config.group_pattern or data is not None:
+        return images.groups
+    base = Path(config.root)
+    return groups_of(keys_of(images.paths, base), config.group_pattern, base=base)[0]
+
+
+def _write(
+    evaluated: Evaluated, output: Path | None, beside: Path, progress: Progress
+) -> EvalResult:
+    folder = beside if output is None else output
+    predictions, metrics = folder / run_folder.PREDICTIONS, folder / run_folder.EVALUATION
+    result = replace(evaluated.result, files=(str(predictions), str(metrics)))
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path}: damaged: its tensors do not fit {metadata.model_name} with "
-            f"{len(metadata.class_names)} classes"
-        ) from error
-    return model
-
-
-def _device(metadata: Metadata, progress: Progress) -> torch.device:
-    try:
-        return select_device(metadata.config.runtime.device)
-    except ConfigError:
-        device = select_device("auto")
-        progress.warn(
-            f"trained on {metadata.config.runtime.device}, evaluated on {device.type}: "
-            "figures may differ in the last digits"
-        )
-        return device
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"--output: {folder}: {error.strerror or error}") from error
+        table = rows(evaluated.images, evaluated.logits, evaluated.scored, base=evaluated.base)
+        write_csv(predictions, HEADER, table)
+        write_text(metrics, to_json(result) + "\n")
+    except OutputError as error:
+        if output is not None:
+            raise
+        progress.warn(f"{error}; --output DIR names another place")
+        return evaluated.result
+    return result
 
 
 def _result(
     path: Path,
     metadata: Metadata,
-    images: Images,
     evaluation: Evaluation,
+    scored: Scored,
     data: str | None,
     split: str,
 ) -> EvalResult:
-    per_class = tuple(
-        ClassScore(name, count, correct / count if count else None)
-        for name, (correct, count) in zip(images.class_names, evaluation.per_class, strict=True)
-    )
     return EvalResult(
         checkpoint=str(path),
         model=metadata.model_name,
@@ -165,7 +240,16 @@ def _result(
         balanced_accuracy=evaluation.balanced_accuracy,
         top5=evaluation.top5,
         loss=evaluation.loss,
-        per_class=per_class,
+        macro=scored.macro,
+        auroc=scored.auroc,
+        intervals=scored.intervals,
+        interval_method=scored.interval_method,
+        calibration=scored.calibration,
+        per_class=scored.per_class,
+        confused=scored.confused,
+        confusion=scored.confusion,
         images_per_s=evaluation.images_per_s,
         features_from_earlier_run=False,
+        ignored=0,
+        files=(),
     )

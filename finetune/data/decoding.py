@@ -51,7 +51,16 @@ def read_photo(path: str | os.PathLike[str]) -> Tensor:
                     return decoded
             except RuntimeError:
                 pass
-        return _opaque_rgb(ImageOps.exif_transpose(image))
+        return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Tensor:
+    """uint8 pixels ``(3, H, W)`` of an image that is open: as `read_photo` gives those of a file.
+
+    Raises:
+        OSError: it cannot be decoded.
+    """
+    return _opaque_rgb(ImageOps.exif_transpose(image))
 
 
 def _is_plain(image: Image.Image) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.config_data import DEMO, TORCHVISION, DataConfig, is_table
 from finetune.data.demo import demo_root
-from finetune.data.folders import read_classes, split_folders, subfolders
+from finetune.data.folders import class_folders, read_classes, split_folders, subfolders
 from finetune.data.holdout import group_by_pattern, hold_out, refuse_shared_groups
 from finetune.data.images import Images, TrainVal, near, shown_few
 from finetune.data.table import Table, read_table
@@ -28,6 +28,7 @@ class Source:
         splits: Those that the data itself makes; none where it is not split.
         read: The images of a split, or of all that is no split for None, labelled by the given
             class names or else by the data's own.
+        classes: The data's own classes there.
         parts: What a split is called here.
     """
 
@@ -35,6 +36,7 @@ class Source:
     base: Path
     splits: tuple[str, ...]
     read: Callable[[str | None, Names], Images]
+    classes: Callable[[str | None], tuple[str, ...]]
     parts: str = "folder"
     notes: tuple[str, ...] = ()
 
@@ -99,20 +101,62 @@ def find_split(
     Raises:
         DataError: as `find_train_val`, or the split is absent.
     """
+    images, _ = find_known(
+        config, split, class_names=class_names, seed=seed, root=root, progress=progress
+    )
+    return images
+
+
+def find_known(
+    config: DataConfig,
+    split: str,
+    *,
+    class_names: Sequence[str],
+    seed: int,
+    root: str | None,
+    ignore_unknown: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Images, int]:
+    """As `find_split`, and how many images were left out.
+
+    Args:
+        ignore_unknown: Leave out images of classes that are not among the given ones.
+
+    Raises:
+        DataError: as `find_split`.
+    """
     names = tuple(class_names)
     if root is not None:
         config = _elsewhere(config, root)
     source = open_source(config, progress)
+    read = _read_known if ignore_unknown else _read_all
     if root is not None and not source.splits:
-        return source.read(None, names)
+        return read(source, None, names)
     stands_alone = split in source.splits and (split != "train" or "val" in source.splits)
     if stands_alone:
-        return source.read(split, names)
+        return read(source, split, names)
     if split == "test":
         has = f"; it has {', '.join(sorted(source.splits))}" if source.splits else ""
         raise DataError(f"{source.name}: has no test {source.parts}{has}")
     found = find_train_val(config, seed=seed, class_names=names, progress=progress)
-    return found.train if split == "train" else found.val
+    return (found.train if split == "train" else found.val), 0
+
+
+def _read_all(source: Source, split: str | None, names: tuple[str, ...]) -> tuple[Images, int]:
+    return source.read(split, names), 0
+
+
+def _read_known(source: Source, split: str | None, names: tuple[str, ...]) -> tuple[Images, int]:
+    """Without the images of unknown classes, and how many these were."""
+    unknown = tuple(name for name in source.classes(split) if name not in set(names))
+    images = source.read(split, (*names, *unknown))
+    kept = [at for at, label in enumerate(images.labels) if label < len(names)]
+    if not kept:
+        raise DataError(
+            f"{source.name}: holds no image of a class that training knows: "
+            f"{', '.join(names[:20])}{' …' if len(names) > 20 else ''}"
+        )
+    return replace(images.subset(kept), class_names=names), len(images) - len(kept)
 
 
 def _elsewhere(config: DataConfig, root: str) -> DataConfig:
@@ -142,7 +186,10 @@ def open_source(config: DataConfig, progress: Progress | None = None) -> Source:
 
 
 def _source_of_table(table: Table) -> Source:
-    return Source(table.name, table.base, table.splits, table.read, "split", table.notes)
+    def classes(split: str | None) -> tuple[str, ...]:
+        return tuple(sorted({r.label for r in table.rows if split is None or r.split == split}))
+
+    return Source(table.name, table.base, table.splits, table.read, classes, "split", table.notes)
 
 
 def _source_of_folders(root: Path) -> Source:
@@ -154,13 +201,18 @@ def _source_of_folders(root: Path) -> Source:
             return read_classes(root, class_names=class_names, but=splits.values())
         return read_classes(splits[split], class_names=class_names)
 
+    def classes(split: str | None) -> tuple[str, ...]:
+        if split is None:
+            return tuple(sorted(class_folders(root, but=splits.values())))
+        return tuple(sorted(class_folders(splits[split])))
+
     notes = []
     beside = [f for f in subfolders(root) if f not in splits.values()] if "train" in splits else []
     if beside:
         notes.append(
             f"{root}: not read, since they are no split: {shown_few(f'{f.name}/' for f in beside)}"
         )
-    return Source(str(root), root, tuple(splits), read, notes=tuple(notes))
+    return Source(str(root), root, tuple(splits), read, classes, notes=tuple(notes))
 
 
 def data_root(root: str, progress: Progress | None = None) -> Path:

@@ -11,7 +11,6 @@ from finetune.results import (
     CacheList,
     Cut,
     DryRun,
-    EvalResult,
     FreezeReport,
     ModelList,
     NormRow,
@@ -117,34 +116,6 @@ def _predicted(time: PredictedTime) -> str:
 
 def _few(names: tuple[str, ...], most: int = 8) -> str:
     return ", ".join(names[:most]) + (" …" if len(names) > most else "")
-
-
-def render_eval(result: EvalResult) -> str:
-    """The figures, then a line a class."""
-    top5 = [] if result.top5 is None else [("Top-5", f"{result.top5:.2%}")]
-    kept = ", from features that an earlier run computed" * result.features_from_earlier_run
-    facts = [
-        ("Checkpoint", f"{result.checkpoint} ({result.model})"),
-        ("Data", f"{result.data}{f', {result.split}' if result.split else ''}"),
-        (
-            "Top-1",
-            f"{result.top1:.2%} ({round(result.top1 * result.num_images):,} of "
-            f"{result.num_images:,})",
-        ),
-        ("Balanced", f"{result.balanced_accuracy:.2%}, every class counting the same"),
-        *top5,
-        ("Loss", f"{result.loss:.4f}"),
-        ("Speed", f"{result.images_per_s:,.0f} images/s{kept}"),
-    ]
-    classes = table(
-        ("class", "images", "top-1"),
-        [
-            (row.name, f"{row.num_images:,}", "-" if row.top1 is None else f"{row.top1:.1%}")
-            for row in result.per_class
-        ],
-        right=(1, 2),
-    )
-    return f"{table(('', ''), facts)}\n\n{classes}"
 
 
 def render_freeze_report(report: FreezeReport, *, verbose: bool = False) -> str:

@@ -1,0 +1,205 @@
+"""``finetune compare``: runs side by side, and whether so many images can tell them apart."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune import run_folder
+from finetune.commands.evaluate import Evaluated, compute
+from finetune.config import Config
+from finetune.errors import ConfigError
+from finetune.eval_results import Comparison, ConfigRow, PairedTest, RunFigures
+from finetune.intervals import holm, mcnemar
+from finetune.progress import Progress, Silent
+from finetune.report.plots import Curve, draw_curves, load_matplotlib
+
+_LEVEL = 0.05
+_UNLIKE_ANYWAY = ("output_dir", "format")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What of an evaluation the comparison keeps; the network itself may go.
+
+    Attributes:
+        right: Whether each image was recognised, by its place on this machine and its class.
+    """
+
+    name: str
+    config: Config
+    figures: RunFigures
+    interval_method: str
+    right: Mapping[tuple[str, str], bool]
+
+
+def compare(
+    runs: Sequence[str],
+    *,
+    data: str | None = None,
+    split: str = "val",
+    plot: Path | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Score every run, and test each pair on the images that both were scored on.
+
+    Args:
+        runs: Folders of runs, or checkpoints.
+        data: Other data than the runs' own, for all of them.
+        plot: A file for the learning curves; its ending names the format.
+
+    Raises:
+        ConfigError: fewer than two runs, or matplotlib is absent.
+        CheckpointError, DataError.
+    """
+    progress = progress or Silent()
+    if len(runs) < 2:
+        raise ConfigError("compare: give two runs or more, as in `finetune compare runs/a runs/b`")
+    if plot is not None:
+        load_matplotlib(plot)
+    paths = [run_folder.checkpoint_of(run) for run in runs]
+    scored = [
+        _keep(run, path, compute(path, data=data, split=split, progress=progress))
+        for run, path in zip(runs, paths, strict=True)
+    ]
+    if plot is not None:
+        draw_curves([_curve(run, path) for run, path in zip(runs, paths, strict=True)], plot)
+    return Comparison(
+        runs=tuple(run.figures for run in scored),
+        differing=differing([run.config for run in scored]),
+        tests=_tests(scored),
+        interval_method=scored[0].interval_method,
+        plot=None if plot is None else str(plot),
+    )
+
+
+def _keep(name: str, path: Path, evaluated: Evaluated) -> _Run:
+    result, images = evaluated.result, evaluated.images
+    right = (evaluated.logits.argmax(dim=1) == _labels(evaluated)).tolist()
+    return _Run(
+        name=name,
+        config=evaluated.opened.metadata.config,
+        figures=RunFigures(
+            run=name,
+            checkpoint=str(path),
+            model=result.model,
+            data=result.data,
+            num_images=result.num_images,
+            top1=result.top1,
+            balanced_accuracy=result.balanced_accuracy,
+            loss=result.loss,
+            macro_f1=result.macro.f1,
+            calibration_error=result.calibration.error,
+            intervals=result.intervals,
+        ),
+        interval_method=result.interval_method,
+        right={
+            (os.path.realpath(image), images.class_names[label]): hit
+            for image, label, hit in zip(images.paths, images.labels, right, strict=True)
+        },
+    )
+
+
+def _labels(evaluated: Evaluated) -> Any:
+    return evaluated.logits.new_tensor(evaluated.images.labels).long()
+
+
+def differing(configs: Sequence[Config]) -> tuple[ConfigRow, ...]:
+    """The keys whose values are not the same in all configs, in the config's own order."""
+    flat = [dict(_flat(config.plain())) for config in configs]
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    rows = (ConfigRow(key, tuple(one.get(key) for one in flat)) for key in keys)
+    return tuple(
+        row
+        for row in rows
+        if row.key not in _UNLIKE_ANYWAY and any(value != row.values[0] for value in row.values)
+    )
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", value))
+    return found
+
+
+def _tests(runs: Sequence[_Run]) -> tuple[PairedTest, ...]:
+    pairs = list(itertools.combinations(runs, 2))
+    counts = []
+    for one, other in pairs:
+        common = one.right.keys() & other.right.keys()
+        only_one = sum(one.right[key] and not other.right[key] for key in common)
+        only_other = sum(other.right[key] and not one.right[key] for key in common)
+        counts.append((len(common), only_one, only_other))
+    p_values = [mcnemar(one, other) for images, one, other in counts if images]
+    adjusted = iter(holm(p_values))
+    return tuple(
+        _test(one.name, other.name, *count, next(adjusted) if count[0] else None, len(p_values))
+        for (one, other), count in zip(pairs, counts, strict=True)
+    )
+
+
+def _test(
+    first: str,
+    second: str,
+    images: int,
+    only_first: int,
+    only_second: int,
+    adjusted: float | None,
+    num_tests: int,
+) -> PairedTest:
+    different = adjusted is not None and adjusted < _LEVEL
+    if adjusted is None:
+        sentence = (
+            f"{first} and {second} were scored on no image in common: no paired test; --data "
+            "gives both the same ones"
+        )
+    elif not only_first and not only_second:
+        sentence = f"{first} and {second} recognise the very same of these {images:,} images"
+    else:
+        better, worse = (first, second) if only_first >= only_second else (second, first)
+        verdict = (
+            f"{better} is better than {worse} on these {images:,} images"
+            if different
+            else f"{first} and {second} cannot be told apart on these {images:,} images"
+        )
+        holms = f" after Holm's correction for {num_tests} pairs" if num_tests > 1 else ""
+        sentence = (
+            f"{verdict}: {only_first:,} are recognised by {first} alone, {only_second:,} by "
+            f"{second} alone (McNemar's exact test, p = {adjusted:.2g}{holms})"
+        )
+    return PairedTest(
+        first=first,
+        second=second,
+        num_images=images,
+        only_first=only_first,
+        only_second=only_second,
+        p_value=mcnemar(only_first, only_second) if images else None,
+        adjusted=adjusted,
+        different=different,
+        sentence=sentence,
+    )
+
+
+def _curve(name: str, checkpoint: Path) -> Curve:
+    """The run's epochs; none where a checkpoint stands alone."""
+    try:
+        lines = (checkpoint.parent / run_folder.METRICS).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return Curve(name, (), (), (), ())
+    records = [json.loads(line) for line in lines]
+    return Curve(
+        name=name,
+        epochs=tuple(record["epoch"] for record in records),
+        train_loss=tuple(record["loss"] for record in records),
+        val_loss=tuple(record["val"]["loss"] for record in records),
+        val_top1=tuple(record["val"]["top1"] for record in records),
+    )

@@ -1,0 +1,112 @@
+"""``finetune predict``: labels for files, folders and lists of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from finetune.data.folders import files_of_class
+from finetune.data.images import shown
+from finetune.errors import DataError
+from finetune.eval_results import Prediction, PredictSummary, Unreadable
+from finetune.files import is_folder
+from finetune.predictor import Predictor, open_predictor
+from finetune.progress import Progress, Silent
+
+_MOST_NAMED = 10
+
+
+def predict(
+    run: str,
+    paths: Iterable[str],
+    *,
+    show: Callable[[Sequence[str], Prediction | Unreadable], None],
+    top: int | None = 5,
+    threshold: float = 0.0,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> PredictSummary:
+    """Label images; each answer goes to ``show`` as soon as its batch is computed.
+
+    Args:
+        run: A run's folder, or a checkpoint.
+        paths: Files, and folders with all images below them.
+        show: Is given the class names and an answer, in the order of the paths.
+        top: So many classes are given for each image; None for all.
+        threshold: Below this probability an answer is unsure.
+
+    Raises:
+        CheckpointError.
+        DataError: there is no image, or none can be read.
+    """
+    progress = progress or Silent()
+    files = list(image_files(paths, progress))
+    if not files:
+        raise DataError("predict: there is no image to label; give files, or folders of images")
+    predictor = open_predictor(run, batch_size=batch_size, progress=progress)
+    names = predictor.class_names
+    start = time.perf_counter()
+    answers = predictor.stream(files, top=len(names) if top is None else top, threshold=threshold)
+    unsure = 0
+    unreadable = []
+    for answer in progress.track(answers, "predict", total=len(files)):
+        show(names, answer)
+        if isinstance(answer, Unreadable):
+            unreadable.append((answer.path, answer.reason))
+        else:
+            unsure += answer.unsure
+    elapsed_s = time.perf_counter() - start
+    _report(unreadable, len(files), progress)
+    return _summary(run, predictor, len(files), unsure, unreadable, elapsed_s)
+
+
+def image_files(paths: Iterable[str], progress: Progress) -> Iterator[str]:
+    """Every file as it is, every folder as the images below it, in order of their names."""
+    for path in paths:
+        if not is_folder(Path(path)):
+            yield path
+            continue
+        images = files_of_class(Path(path)).images
+        if not images:
+            progress.warn(f"{shown(path)}: holds no images")
+        yield from images
+
+
+def paths_of_list(content: bytes) -> list[str]:
+    """One path a line; bytes that are not UTF-8 are kept, since a file may be named by them."""
+    lines = content.replace(b"\r\n", b"\n").split(b"\n")
+    return [os.fsdecode(line) for line in lines if line]
+
+
+def _report(unreadable: Sequence[tuple[str, str]], total: int, progress: Progress) -> None:
+    if not unreadable:
+        return
+    if len(unreadable) == total:
+        path, reason = unreadable[0]
+        more = f", and so on: none of {total:,} files can be read" if total > 1 else ""
+        raise DataError(f"{shown(path)}: cannot be read: {reason}{more}")
+    for path, reason in unreadable[:_MOST_NAMED]:
+        progress.warn(f"{shown(path)}: cannot be read: {reason}")
+    if len(unreadable) > _MOST_NAMED:
+        progress.warn(f"… and {len(unreadable) - _MOST_NAMED:,} more cannot be read")
+
+
+def _summary(
+    run: str,
+    predictor: Predictor,
+    total: int,
+    unsure: int,
+    unreadable: Sequence[tuple[str, str]],
+    elapsed_s: float,
+) -> PredictSummary:
+    return PredictSummary(
+        checkpoint=run,
+        model=predictor.model_name,
+        num_images=total - len(unreadable),
+        num_unsure=unsure,
+        unreadable=tuple(unreadable),
+        elapsed_s=elapsed_s,
+        images_per_s=(total - len(unreadable)) / elapsed_s,
+    )

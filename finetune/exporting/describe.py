@@ -1,0 +1,128 @@
+"""What travels with an export: its metadata, and a page that shows how to use it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from finetune.checkpoint import Metadata
+from finetune.exporting.graph import LARGEST_SIDE, SMALLEST_SIDE
+
+README = "README.md"
+
+
+def describe(metadata: Metadata, *, preprocessing: bool) -> dict[str, str]:
+    """Key by key as text, the form that every format can carry; values are JSON but for words."""
+    return {
+        "format": "finetune export 1",
+        "model": metadata.model_name,
+        "build_flags": json.dumps(metadata.build_flags),
+        "class_names": json.dumps(metadata.class_names, ensure_ascii=False),
+        "preprocessing": metadata.preprocessing.model_dump_json(),
+        "preprocessing_inside": json.dumps(preprocessing),
+        "temperature": json.dumps(metadata.temperature),
+        "epoch": json.dumps(metadata.epoch),
+        "versions": json.dumps(metadata.versions),
+    }
+
+
+def readme(metadata: Metadata, file: str, *, preprocessing: bool, agreement: str) -> str:
+    """How to use the file in ten lines without this package."""
+    kinds = {
+        "model.onnx": _ONNX,
+        "model.pt2": _PROGRAM,
+        "model.safetensors": _TENSORS,
+    }
+    crop = metadata.preprocessing.crop
+    takes = (
+        f"uint8 pixels (N, 3, H, W), RGB, of one size in a batch, sides from {SMALLEST_SIDE} to "
+        f"{LARGEST_SIDE:,}; resizing, cropping and normalisation are inside"
+        if preprocessing
+        else f"normalised float32 images (N, 3, {crop}, {crop}), RGB"
+    )
+    values: dict[str, Any] = metadata.preprocessing.model_dump() | {
+        "model": metadata.model_name,
+        "flags": "".join(f", {key}={value!r}" for key, value in metadata.build_flags.items()),
+        "temperature": metadata.temperature,
+    }
+    photo = _PHOTO_AS_IT_IS if preprocessing else _PHOTO_PREPARED.format_map(_escaped(values))
+    code = kinds[file].replace("PHOTO\n", photo).replace("RETURNS\n", "")
+    for key, value in values.items():
+        code = code.replace(f"<{key}>", str(value))
+    return (
+        f"# {file}\n\n{metadata.model_name} for {len(metadata.class_names)} classes; takes {takes};"
+        f" gives probabilities (N, {len(metadata.class_names)}).\n\n```python\n{code}```\n\n"
+        f"Checked when it was written: {agreement}\n"
+    )
+
+
+def _escaped(values: dict[str, Any]) -> dict[str, Any]:
+    sampling = {"bilinear": "BILINEAR", "bicubic": "BICUBIC", "nearest": "NEAREST"}
+    return values | {
+        "sampling": sampling[values["interpolation"]],
+        "mean": list(values["mean"]),
+        "std": list(values["std"]),
+    }
+
+
+_PHOTO_AS_IT_IS = """\
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+pixels = np.array(photo).transpose(2, 0, 1)[None]
+"""
+
+_PHOTO_PREPARED = """\
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+short = min(photo.size)
+photo = photo.resize([side * {resize} // short for side in photo.size], Image.Resampling.{sampling})
+left, top = (round((side - {crop}) / 2) for side in photo.size)
+photo = photo.crop((left, top, left + {crop}, top + {crop}))
+pixels = ((np.array(photo) / 255 - {mean}) / {std}).transpose(2, 0, 1)[None].astype(np.float32)
+"""
+
+_ONNX = """\
+import json
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession("model.onnx")
+classes = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+PHOTO
+(probabilities,) = session.run(None, {"pixels": pixels})[0]
+print(classes[probabilities.argmax()], probabilities.max())
+"""
+
+_PROGRAM = """\
+import json
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+about = {"metadata.json": ""}
+network = torch.export.load("model.pt2", extra_files=about).module()
+classes = json.loads(json.loads(about["metadata.json"])["class_names"])
+PHOTO
+(probabilities,) = network(torch.from_numpy(np.ascontiguousarray(pixels)))
+print(classes[probabilities.argmax()], float(probabilities.max()))
+"""
+
+_TENSORS = """\
+import json
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from safetensors import safe_open
+from torchvision import models
+
+with safe_open("model.safetensors", "pt") as file:
+    classes = json.loads(file.metadata()["class_names"])
+    network = models.<model>(weights=None, num_classes=len(classes)<flags>).eval()
+    state = network.state_dict()
+    state.update({name: file.get_tensor(name) for name in file.keys()})
+network.load_state_dict(state)
+PHOTO
+with torch.no_grad():
+    logits = network(torch.from_numpy(np.ascontiguousarray(pixels)))
+(probabilities,) = torch.softmax(logits / (<temperature> or 1.0), dim=1)
+print(classes[probabilities.argmax()], float(probabilities.max()))
+"""

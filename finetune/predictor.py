@@ -1,0 +1,277 @@
+"""Predictions from a checkpoint: the network, form and batches of ``eval``, for any images.
+
+import finetune
+
+model = finetune.load("runs/pets")
+for prediction in model.predict(["a.jpg", "b.jpg"]):
+    print(prediction.path, prediction.label, prediction.probability)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from finetune.checkpoint import load_checkpoint
+from finetune.computation import as_features
+from finetune.data.decoding import read_photo, upright_rgb
+from finetune.data.images import Images
+from finetune.data.look import look_at
+from finetune.data.transforms import build_fit
+from finetune.errors import DataError
+from finetune.eval_results import Prediction, Unreadable
+from finetune.evaluate import eval_mode
+from finetune.keeping import BLOCK_ROWS
+from finetune.opening import Opened, open_network
+from finetune.predictions import best_classes
+from finetune.progress import Progress, Silent
+from finetune.run_folder import checkpoint_of
+from finetune.runtime import available_cores, one_thread_a_core
+from finetune.temperature import probabilities
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ImageLike: TypeAlias = Union[str, os.PathLike[str], Image.Image, Tensor, "NDArray[np.uint8]"]
+"""A path; a Pillow image; uint8 pixels as a tensor ``(3, H, W)`` or an array ``(H, W, 3)``."""
+
+_BLOCKS_A_CORE = 4
+_WAITING_BYTES = 2**28
+"""Of features or pixels that may wait for the live part."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Images that are decoded, and where there is a prefix and a CPU, computed together.
+
+    Attributes:
+        positions: Of the rows of ``tensors``, among all images.
+        tensors: Features; or uint8 pixels, where the prefix runs elsewhere or there is none.
+    """
+
+    positions: list[int]
+    tensors: tuple[Tensor, ...]
+    broken: list[tuple[int, Unreadable]]
+
+
+class Predictor:
+    """A trained network, ready to label images; `finetune.load` makes one.
+
+    Attributes:
+        class_names: What labels may be, in the order of the network's outputs.
+        temperature: What logits are divided by, where ``eval --calibrate`` fitted it.
+    """
+
+    def __init__(self, opened: Opened, *, batch_size: int | None = None) -> None:
+        """``batch_size``: images at a time; by default as in training, which `eval` uses too."""
+        config = opened.metadata.config
+        self.class_names = opened.metadata.class_names
+        self.temperature = opened.metadata.temperature
+        self.model_name = opened.metadata.model_name
+        self._engine = opened.engine
+        self._batch_size = batch_size or config.data.batch_size
+        self._transform = build_fit(opened.metadata.preprocessing)
+        # A value depends on its batch in the last bits. So blocks are those of ``eval``, which
+        # keeps features in blocks of its own where it keeps them.
+        kept = opened.engine.split.prefix is not None and config.features.cache != "off"
+        self._block_rows = BLOCK_ROWS if kept and batch_size is None else self._batch_size
+
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        top: int = 5,
+        threshold: float = 0.0,
+    ) -> list[Prediction]:
+        """Label images: one or several paths, Pillow images, tensors or arrays.
+
+        Args:
+            images: Paths; Pillow images; uint8 pixels as tensors ``(3, H, W)``, RGB, or as arrays
+                ``(H, W, 3)``. Of any size: each is resized and cropped as in training.
+            top: So many classes are given for each image.
+            threshold: Below this probability a prediction is ``unsure``.
+
+        Returns:
+            One prediction for each image, in their order.
+
+        Raises:
+            DataError: names an image that cannot be decoded.
+        """
+        alone = isinstance(images, str | os.PathLike | Image.Image | Tensor) or _is_array(images)
+        several: list[ImageLike] = [images] if alone else list(images)  # type: ignore[list-item, arg-type]
+        found = []
+        for prediction in self.stream(several, top=top, threshold=threshold):
+            if isinstance(prediction, Unreadable):
+                raise DataError(f"{prediction.path}: cannot be read: {prediction.reason}")
+            found.append(prediction)
+        return found
+
+    def stream(
+        self, images: Sequence[ImageLike], *, top: int = 5, threshold: float = 0.0
+    ) -> Iterator[Prediction | Unreadable]:
+        """As `predict`, one by one as they are computed; what cannot be read is passed on too."""
+        waiting: list[tuple[int, Unreadable]] = []
+        for positions, logits, broken in self.logits(images):
+            waiting += broken
+            shares = probabilities(logits, self.temperature)
+            best = best_classes(logits, shares, max(top, 1))
+            for position, at, values in zip(positions, *best, strict=True):
+                while waiting and waiting[0][0] < position:
+                    yield waiting.pop(0)[1]
+                yield Prediction(
+                    path=_path_of(images[position]),
+                    label=self.class_names[at[0]],
+                    probability=values[0],
+                    unsure=values[0] < threshold,
+                    top=tuple((self.class_names[i], v) for i, v in zip(at, values, strict=True)),
+                )
+        yield from (unreadable for _, unreadable in waiting)
+
+    def logits(
+        self, images: Sequence[ImageLike]
+    ) -> Iterator[tuple[list[int], Tensor, list[tuple[int, Unreadable]]]]:
+        """Positions, logits ``(n, classes)`` on the CPU, and what was broken, batch by batch."""
+        live, size = self._engine.live, self._batch_size
+        with eval_mode(live), torch.no_grad():
+            positions: list[int] = []
+            rows: list[tuple[Tensor, ...]] = []
+            broken: list[tuple[int, Unreadable]] = []
+            for block in self._blocks(images):
+                broken += block.broken
+                positions += block.positions
+                rows += [block.tensors] if block.positions else []
+                while len(positions) >= size:
+                    batch, rest = _cut(rows, size)
+                    yield positions[:size], self._run(batch), broken
+                    positions, rows, broken = positions[size:], rest, []
+            if positions:
+                yield positions, self._run(_cut(rows, len(positions))[0]), broken
+            elif broken:
+                yield [], torch.empty(0, len(self.class_names)), broken
+
+    def _run(self, tensors: tuple[Tensor, ...]) -> Tensor:
+        computation = self._engine.computation
+        if self._computes_in_threads:
+            features = as_features(tensors)
+        else:
+            features = computation.features(tensors[0])
+        logits: Tensor = self._engine.live(features)
+        return logits.cpu()
+
+    @property
+    def _computes_in_threads(self) -> bool:
+        """Whether each core computes the prefix of the images that it decoded."""
+        return self._engine.device.type == "cpu" and self._engine.split.prefix is not None
+
+    @property
+    def _row_bytes(self) -> int:
+        """What waits of one image."""
+        computation = self._engine.computation
+        if self._computes_in_threads:
+            return computation.image_bytes
+        return 3 * computation.preprocessing.crop**2
+
+    def _blocks(self, images: Sequence[ImageLike]) -> Iterator[_Block]:
+        rows = self._block_rows
+        spans = [range(at, min(at + rows, len(images))) for at in range(0, len(images), rows)]
+        prepare: Callable[[range], _Block] = lambda span: self._prepare(images, span)  # noqa: E731
+        # Not while the live part computes: with the pool's threads open, torch's own would be one,
+        # and the last bits other than in ``eval``.
+        cores = available_cores()
+        room = _WAITING_BYTES // max(rows * self._row_bytes, 1)
+        together = min(max(room, cores), _BLOCKS_A_CORE * cores)
+        for at in range(0, len(spans), together):
+            with one_thread_a_core() as pool:
+                blocks = list(pool.map(prepare, spans[at : at + together]))
+            yield from blocks
+
+    def _prepare(self, images: Sequence[ImageLike], span: range) -> _Block:
+        pixels: list[Tensor] = []
+        positions: list[int] = []
+        broken: list[tuple[int, Unreadable]] = []
+        for position in span:
+            try:
+                pixels.append(self._transform(_decoded(images[position])))
+                positions.append(position)
+            except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+                broken.append((position, _unreadable(images[position], error)))
+        if not pixels:
+            return _Block([], (), broken)
+        batch = torch.stack(pixels)
+        if not self._computes_in_threads:
+            return _Block(positions, (batch,), broken)
+        with torch.no_grad():  # a thread has its own
+            return _Block(positions, self._engine.computation.in_this_thread(batch), broken)
+
+
+def open_predictor(
+    run: str | os.PathLike[str],
+    *,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Predictor:
+    """Open a run's best checkpoint, or a checkpoint file.
+
+    Raises:
+        CheckpointError: it is absent, damaged, or no checkpoint of ours.
+    """
+    path = checkpoint_of(os.fspath(run))
+    state, metadata = load_checkpoint(path)
+    none = Images((), (), metadata.class_names)
+    opened = open_network(path, state, metadata, none, known=False, progress=progress or Silent())
+    return Predictor(opened, batch_size=batch_size)
+
+
+def _decoded(image: ImageLike) -> Tensor:
+    """uint8 pixels ``(3, H, W)``."""
+    if isinstance(image, str | os.PathLike):
+        return read_photo(image)
+    if isinstance(image, Image.Image):
+        return upright_rgb(image)
+    tensor = image if isinstance(image, Tensor) else _from_array(image)
+    if tensor.dtype != torch.uint8 or tensor.dim() != 3 or tensor.shape[0] != 3:
+        raise DataError(
+            f"pixels must be uint8 of shape (3, H, W), not {tensor.dtype} of {tuple(tensor.shape)}"
+        )
+    return tensor.cpu()
+
+
+def _is_array(image: Any) -> bool:
+    return type(image).__module__ == "numpy"
+
+
+def _from_array(image: Any) -> Tensor:
+    if not _is_array(image):
+        raise DataError(f"a {type(image).__name__} is no path, Pillow image, tensor or array")
+    tensor = torch.from_numpy(image.copy())
+    return tensor.permute(2, 0, 1) if tensor.dim() == 3 else tensor
+
+
+def _path_of(image: ImageLike) -> str | None:
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
+
+
+def _unreadable(image: ImageLike, error: Exception) -> Unreadable:
+    path = _path_of(image)
+    if path is None:
+        return Unreadable("an image", str(error) or type(error).__name__)
+    # In the words of check-data, where it finds the reason as well.
+    reason = look_at(str(Path(path)), full=False).reason
+    return Unreadable(path, reason or (str(error) or type(error).__name__).splitlines()[0])
+
+
+def _cut(
+    blocks: list[tuple[Tensor, ...]], rows: int
+) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, ...]]]:
+    """The first rows of blocks, and the blocks that are left."""
+    whole = tuple(torch.cat(parts) for parts in zip(*blocks, strict=True))
+    rest = tuple(tensor[rows:] for tensor in whole)
+    return tuple(tensor[:rows] for tensor in whole), [rest] if len(rest[0]) else []

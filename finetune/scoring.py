@@ -1,0 +1,224 @@
+"""From logits to every figure of an evaluation, through torchmetrics.
+
+torchmetrics takes two seconds to import, most of it for audio metrics: it is imported when logits
+are there, and never by ``train``, whose figures are the sums of `finetune.metrics`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finetune.eval_results import Bin, Calibration, ClassScore, ConfusedPair, Interval, Macro
+from finetune.intervals import MOST_IMAGES, Sample, bootstrap, wilson
+from finetune.metrics import TOP5_FROM
+from finetune.temperature import probabilities
+
+BINS = 15
+"""Of equal width, as in Guo et al. 2017."""
+MOST_FOR_AUROC = 20_000_000
+"""Images times classes up to which the AUROC is computed: some ten seconds of sorting."""
+MOST_CLASSES_IN_MATRIX = 200
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Every figure that follows from logits and labels.
+
+    Attributes:
+        probabilities: ``(N, classes)`` float32, after the temperature.
+        losses: Cross-entropy of these, of each image ``(N,)``.
+    """
+
+    probabilities: Tensor
+    losses: Tensor
+    macro: Macro
+    auroc: float | None
+    calibration: Calibration
+    per_class: tuple[ClassScore, ...]
+    confused: tuple[ConfusedPair, ...]
+    confusion: tuple[tuple[int, ...], ...] | None
+    intervals: dict[str, Interval]
+    interval_method: str
+
+
+def score(
+    logits: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    *,
+    temperature: float | None = None,
+    fitted: bool = False,
+    groups: Sequence[str] = (),
+) -> Scored:
+    """Score logits ``(N, classes)`` of images with these labels ``(N,)``.
+
+    Args:
+        temperature: Fitted before, by ``eval --calibrate``.
+        fitted: It was fitted on these very images.
+        groups: What each image belongs to, such as a person: images of one are no independent
+            witnesses, so intervals resample whole groups.
+    """
+    from torchmetrics.functional import classification as tm
+
+    classes = len(class_names)
+    shares = probabilities(logits, temperature)
+    predicted = logits.argmax(dim=1)
+    precision, recall, f1 = (
+        getattr(tm, f"multiclass_{name}")(predicted, labels, classes, average="none")
+        for name in ("precision", "recall", "f1_score")
+    )
+    matrix = tm.multiclass_confusion_matrix(predicted, labels, classes)
+    there = (matrix.sum(dim=0) + matrix.sum(dim=1)) > 0
+    losses = F.cross_entropy(
+        logits if temperature is None else logits / temperature, labels, reduction="none"
+    )
+    error = _calibration_error(shares, labels, classes)
+    plain = None if temperature is None else probabilities(logits, None)
+    return Scored(
+        probabilities=shares,
+        losses=losses,
+        macro=Macro(*(float(row[there].double().mean()) for row in (precision, recall, f1))),
+        auroc=_auroc(shares, labels, classes),
+        calibration=Calibration(
+            error=error,
+            bins=_bins(shares, labels),
+            temperature=1.0 if temperature is None else temperature,
+            error_before=None if plain is None else _calibration_error(plain, labels, classes),
+            loss=float(losses.double().mean()),
+            fitted=fitted,
+        ),
+        per_class=_per_class(class_names, matrix, precision, f1),
+        confused=_confused(class_names, matrix),
+        confusion=tuple(map(tuple, matrix.tolist())) if classes <= MOST_CLASSES_IN_MATRIX else None,
+        intervals=_intervals(logits, labels, shares, groups),
+        interval_method=_method(len(labels), grouped=bool(groups)),
+    )
+
+
+def _per_class(
+    names: Sequence[str], matrix: Tensor, precision: Tensor, f1: Tensor
+) -> tuple[ClassScore, ...]:
+    counts, named = matrix.sum(dim=1).tolist(), matrix.sum(dim=0).tolist()
+    correct = matrix.diagonal().tolist()
+    return tuple(
+        ClassScore(
+            name=name,
+            num_images=counts[at],
+            num_correct=correct[at],
+            num_predicted=named[at],
+            top1=correct[at] / counts[at] if counts[at] else None,
+            precision=float(precision[at]) if named[at] else None,
+            f1=float(f1[at]) if counts[at] or named[at] else None,
+            interval=wilson(correct[at], counts[at]),
+        )
+        for at, name in enumerate(names)
+    )
+
+
+def _confused(names: Sequence[str], matrix: Tensor) -> tuple[ConfusedPair, ...]:
+    counts = matrix.sum(dim=1).tolist()
+    wrong = matrix.clone()
+    wrong.fill_diagonal_(0)
+    cells = [(int(wrong[t, p]), t, p) for t, p in wrong.nonzero().tolist()]
+    cells.sort(key=lambda cell: (-cell[0], cell[1:]))
+    return tuple(ConfusedPair(names[t], names[p], n, n / counts[t]) for n, t, p in cells)
+
+
+def _auroc(shares: Tensor, labels: Tensor, classes: int) -> float | None:
+    """Mean over the classes that have images, where not all images are of one class."""
+    from torchmetrics.functional import classification as tm
+
+    if shares.numel() > MOST_FOR_AUROC:
+        return None
+    counts = torch.bincount(labels, minlength=classes)
+    both = (counts > 0) & (counts < len(labels))
+    if not both.any():
+        return None
+    with warnings.catch_warnings():  # about the classes without images, which are left out
+        warnings.simplefilter("ignore")
+        areas = tm.multiclass_auroc(shares, labels, classes, average="none")
+    return float(areas[both].double().mean())
+
+
+def _calibration_error(shares: Tensor, labels: Tensor, classes: int) -> float:
+    from torchmetrics.functional import classification as tm
+
+    return float(tm.multiclass_calibration_error(shares, labels, classes, n_bins=BINS, norm="l1"))
+
+
+def _bin_of(confidence: Tensor) -> Tensor:
+    """Bin of each probability, closed above; with BINS and more classes the first stay empty."""
+    return (confidence.double() * BINS).ceil().long().clamp(1, BINS) - 1
+
+
+def _bins(shares: Tensor, labels: Tensor) -> tuple[Bin, ...]:
+    confidence, predicted = shares.max(dim=1)
+    right = (predicted == labels).double()
+    at = _bin_of(confidence)
+    bins = []
+    for number in range(BINS):
+        inside = at == number
+        count = int(inside.sum())
+        bins.append(
+            Bin(
+                low=number / BINS,
+                high=(number + 1) / BINS,
+                count=count,
+                probability=float(confidence[inside].double().mean()) if count else None,
+                accuracy=float(right[inside].mean()) if count else None,
+            )
+        )
+    return tuple(bins)
+
+
+def _intervals(
+    logits: Tensor, labels: Tensor, shares: Tensor, groups: Sequence[str]
+) -> dict[str, Interval]:
+    classes = logits.shape[1]
+    predicted = logits.argmax(dim=1)
+    right = predicted == labels
+    confidence = shares.max(dim=1).values
+    in_top5 = None
+    if classes >= TOP5_FROM:
+        in_top5 = (logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1)
+    sample = Sample(
+        true=labels.numpy(),
+        predicted=predicted.numpy(),
+        num_classes=classes,
+        loss=F.cross_entropy(logits, labels, reduction="none").double().numpy(),
+        in_top5=None if in_top5 is None else in_top5.double().numpy(),
+        bins=_bin_of(confidence).numpy(),
+        gap=(confidence.double() - right.double()).numpy(),
+        scores=shares.double().numpy(),
+        groups=np.unique(np.array(groups), return_inverse=True)[1] if groups else None,
+    )
+    intervals = bootstrap(sample)
+    shares_right = {"top1": right} | ({} if in_top5 is None else {"top5": in_top5})
+    for name, hits in shares_right.items():
+        binomial = wilson(int(hits.sum()), len(labels))
+        drawn = intervals.get(name) if groups else None
+        assert binomial is not None
+        intervals[name] = binomial if drawn is None else _wider(binomial, drawn)
+    return intervals
+
+
+def _wider(one: Interval, other: Interval) -> Interval:
+    """Images of a group resemble each other, so that a binomial interval is too narrow; groups
+    that agree by chance would make the other one too narrow."""
+    return Interval(min(one.low, other.low), max(one.high, other.high))
+
+
+def _method(images: int, *, grouped: bool) -> str:
+    if images > MOST_IMAGES:
+        return f"95 %: Wilson for top-1 and top-5; no bootstrap above {MOST_IMAGES:,} images"
+    of = "groups of images" if grouped else "images"
+    more = ", with Wilson's where that is wider" if grouped else ""
+    wilsons = "" if grouped else "Wilson for top-1, top-5 and each class; "
+    return f"95 %: {wilsons}bootstrap of {of} (1,000 resamples, seeded){more}"

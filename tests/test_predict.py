@@ -1,0 +1,244 @@
+"""``finetune predict`` and ``finetune.load``: the labels of ``eval``, on whatever is readable."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import finetune
+from finetune import cli, cli_support
+from finetune.commands.evaluate import compute
+from finetune.commands.predict import predict
+from finetune.commands.train import train
+from finetune.config import Config
+from finetune.data.decoding import read_photo
+from finetune.errors import DataError
+from finetune.eval_results import Prediction, Unreadable
+from finetune.predictor import Predictor, open_predictor
+from finetune.progress import Silent
+from finetune.temperature import probabilities
+
+Make = Callable[..., Config]
+Answers = list[Prediction | Unreadable]
+
+
+@pytest.fixture
+def run(make_config: Make) -> str:
+    """The folder of a short run."""
+    config = make_config(train={"epochs": 1})
+    train(config)
+    return config.output_dir
+
+
+def logits_of(predictor: Predictor, paths: list[str]) -> Tensor:
+    return torch.cat([logits for _, logits, _ in predictor.logits(paths)])
+
+
+@pytest.mark.parametrize(
+    ("patterns", "cache"),
+    [(["*"], "disk"), (["*"], "off"), ([], "off"), (["*", "!conv5.*"], "disk")],
+)
+def test_logits_are_those_of_eval_bit_for_bit(
+    make_config: Make, patterns: list[str], cache: str
+) -> None:
+    config = make_config(
+        freeze={"patterns": patterns},
+        features={"cache": cache},
+        data={"batch_size": 6},
+        train={"epochs": 1},
+    )
+    train(config)
+    evaluated = compute(Path(config.output_dir) / "best.pt", progress=Silent())
+    paths = list(map(str, evaluated.images.paths))
+    assert torch.equal(logits_of(open_predictor(config.output_dir), paths), evaluated.logits)
+
+
+def test_other_batches_and_another_order_give_the_same_labels(run: str) -> None:
+    evaluated = compute(Path(run) / "best.pt", progress=Silent())
+    paths = list(map(str, evaluated.images.paths))
+    shares = probabilities(evaluated.logits, None)
+    found = finetune.load(run, batch_size=3).predict(paths[::-1])[::-1]
+    for row, prediction in zip(shares, found, strict=True):
+        assert prediction.label == f"class_{int(row.argmax())}"
+        assert prediction.probability == pytest.approx(float(row.max()), abs=1e-5)
+
+
+def test_a_temperature_in_the_checkpoint_is_used(run: str) -> None:
+    evaluated = compute(Path(run) / "best.pt", calibrate=True, progress=Silent())
+    path = str(evaluated.images.paths[0])
+    (prediction,) = finetune.load(run).predict([path])
+    temperature = evaluated.opened.metadata.temperature
+    assert temperature not in (None, 1.0)
+    expected = probabilities(evaluated.logits[:1], temperature).max()
+    assert prediction.probability == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_images_in_any_form_give_one_answer(run: str, photos: Path) -> None:
+    path = photos / "val" / "class_0" / "1.png"
+    pixels = read_photo(path)
+    with Image.open(path) as image:
+        forms = [str(path), path, image.copy(), pixels, pixels.permute(1, 2, 0).numpy()]
+    model = finetune.load(run)
+    answers = model.predict(forms)
+    assert {answer.top for answer in answers} == {answers[0].top}
+    assert [answer.path for answer in answers] == [str(path), str(path), None, None, None]
+    for form in forms:
+        assert model.predict(form)[0].label == answers[0].label
+    assert sum(share for _, share in answers[0].top) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((4, 4)), torch.zeros(3, 4, 4), 7])
+def test_what_is_no_image_is_refused(run: str, wrong: object) -> None:
+    with pytest.raises(DataError, match=r"cannot be read: (pixels must be|a int is no)"):
+        finetune.load(run).predict([wrong])  # type: ignore[list-item]
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, finetune; finetune.load; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def labelled(run: str, paths: list[str], **options: object) -> Answers:
+    answers: Answers = []
+    predict(run, paths, show=lambda _, answer: answers.append(answer), **options)  # type: ignore[arg-type]
+    return answers
+
+
+def test_what_cannot_be_read_is_named_in_its_place_and_stops_nothing(
+    run: str, photos: Path
+) -> None:
+    folder = photos / "val" / "class_0"
+    (folder / "0a.png").write_text("no image")
+    (folder / "2a.jpg").write_bytes(b"")
+    answers = labelled(run, [str(folder)], batch_size=2)
+    kinds = [type(answer).__name__[0] for answer in answers]
+    assert "".join(kinds) == "PUPPUPP"
+    assert [answer.path for answer in answers] == sorted(str(path) for path in folder.iterdir())
+    (_, text, empty) = [a for a in [None, *answers] if not isinstance(a, Prediction)]
+    assert isinstance(text, Unreadable)
+    assert isinstance(empty, Unreadable)
+    assert "is text, no image" in text.reason
+    assert empty.reason == "is empty: 0 bytes"
+
+
+def test_nothing_readable_is_an_error(run: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image to label"):
+        labelled(run, [str(tmp_path / "empty")])
+    with pytest.raises(DataError, match=r"absent\.jpg: cannot be read: is not there"):
+        labelled(run, [str(tmp_path / "absent.jpg")])
+
+
+def test_folders_are_read_to_their_depth_and_files_taken_as_named(run: str, photos: Path) -> None:
+    answers = labelled(run, [str(photos / "val"), str(photos / "train" / "class_1" / "8.png")])
+    assert len(answers) == 11
+    assert answers[-1].path == str(photos / "train" / "class_1" / "8.png")
+
+
+def test_below_the_threshold_an_answer_is_unsure(run: str, photos: Path) -> None:
+    answers = labelled(run, [str(photos / "val")], threshold=1.0)
+    assert all(isinstance(answer, Prediction) and answer.unsure for answer in answers)
+    answers = labelled(run, [str(photos / "val")], threshold=0.0)
+    assert not any(isinstance(answer, Prediction) and answer.unsure for answer in answers)
+
+
+CommandLine = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> CommandLine:
+    """Calls the command line within this process: exit code, stdout, stderr."""
+    monkeypatch.setattr(cli_support, "debug_is_on", False)
+
+    def call(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["finetune", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = cli._run()
+        captured = capsysbinary.readouterr()
+        out = captured.out.decode("utf-8", "surrogateescape")
+        return code, out, captured.err.decode()
+
+    return call
+
+
+def test_a_list_on_stdin_is_read_line_by_line(
+    run: str, photos: Path, command_line: CommandLine
+) -> None:
+    paths = [str(photos / "val" / "class_1" / f"{n}.png") for n in (3, 1)]
+    code, out, err = command_line(
+        "predict", run, "-", "--format", "jsonl", stdin="\r\n".join(paths).encode()
+    )
+    assert code == 0
+    assert [json.loads(line)["path"] for line in out.splitlines()] == paths
+    assert "2 images in" in err
+    assert "images/s" in err
+
+
+def test_csv_gives_every_probability_and_any_file_name(
+    run: str, photos: Path, command_line: CommandLine
+) -> None:
+    name = 'a,"b"\n\udcff.png'
+    (photos / "val" / "class_0" / name).write_bytes(
+        (photos / "val" / "class_0" / "0.png").read_bytes()
+    )
+    code, out, _ = command_line(
+        "predict", run, str(photos / "val"), "--format", "csv", "--probabilities"
+    )
+    assert code == 0
+    rows = list(csv.DictReader(io.StringIO(out, newline="")))
+    assert len(rows) == 11
+    assert Path(rows[5]["path"]).name == name
+    for row in rows:
+        shares = [float(row[f"probability of class_{label}"]) for label in (0, 1)]
+        assert sum(shares) == pytest.approx(1.0, abs=2e-6)
+        assert float(row["probability"]) == max(shares)
+        assert row["answer"] == row["label"] == f"class_{shares.index(max(shares))}"
+
+
+def test_json_is_one_document_with_the_throughput(
+    run: str, photos: Path, command_line: CommandLine
+) -> None:
+    (photos / "val" / "class_0" / "broken.png").write_text("x")
+    code, out, err = command_line(
+        "predict", run, str(photos / "val"), "--json", "--top", "1", "--threshold", "1"
+    )
+    document = json.loads(out)
+    assert code == 0
+    assert len(document["predictions"]) == 11
+    assert document["num_images"] == document["num_unsure"] == 10
+    assert document["images_per_s"] > 0
+    assert document["predictions"][0]["answer"] == "unsure"
+    assert len(document["predictions"][0]["top"]) == 1
+    assert "broken.png: cannot be read" in err
+
+
+def test_a_table_says_what_is_unsure_and_what_is_broken(
+    run: str, photos: Path, command_line: CommandLine
+) -> None:
+    (photos / "val" / "class_0" / "broken.png").write_text("x")
+    code, out, _ = command_line("predict", run, str(photos / "val"), "--threshold", "1")
+    assert code == 0
+    lines = out.splitlines()
+    assert len(lines) == 12
+    assert "unsure (class_" in lines[1]
+    assert "unreadable" in lines[6]
+
+
+def test_json_and_another_format_are_refused_together(run: str, command_line: CommandLine) -> None:
+    code, _, err = command_line("predict", run, "x.png", "--json", "--format", "csv")
+    assert code == 2
+    assert "either --json or --format" in err
