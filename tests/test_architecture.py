@@ -37,7 +37,7 @@ LINES = [
     {"model", "optim", "metrics", "checkpoint", "proof", "cost", "intervals", "temperature"},
     {"weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving", "scoring"},
     {"computation"},
-    {"keeping"},
+    {"keeping", "in_form"},
     {"features"},
     {"engine"},
     {"timing", "opening", "predictions"},

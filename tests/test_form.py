@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from finetune import form, runtime
 from finetune.config import PreprocessingConfig, RuntimeConfig
-from finetune.engine import InForm, _what_is_timed, live_runtime
+from finetune.engine import _what_is_timed, live_runtime
 from finetune.form import TOLERANCE, Choice, Form, Runner, choose_form, distance
+from finetune.in_form import InForm
 from finetune.runtime import one_thread_a_core
 
 CPU = torch.device("cpu")
