@@ -56,7 +56,8 @@ def what_trains(num_train: int, device: str) -> tuple[str, str]:
 
     Measured with mobilenet_v2: on 245 photos of ants and bees a head alone did best; on 3,251 of
     flowers the last block, after 12 epochs of 35 s, had not passed the 93 % that a head reaches
-    with epochs of under a second. All of a network is left to the numbers that BiT (Kolesnikov et
+    with epochs of under a second; on 11,400 of CIFAR-100 it gained 1.3 points (65.9 % for 64.6 %)
+    at eleven times the time. All of a network is left to the numbers that BiT (Kolesnikov et
     al. 2020) no longer counts as few, and to machines that can.
     """
     if num_train < FEW_PHOTOS:
@@ -100,8 +101,8 @@ def preprocessing_for(
 ) -> GivenPreprocessing | None:
     """Another size than the weights' own, for small images; None where their own is right.
 
-    BiT-HyperRule: images below 96 x 96 pixels are seen at 128. A larger size would compute on
-    pixels that are not there; at their own size the pretrained filters would fit nothing.
+    BiT-HyperRule: images below 96 x 96 pixels are seen at 128. With a head on mobilenet_v2,
+    CIFAR-100's 32 pixels gave 64.6 % at 128 and 65.4 % at 224, for 2.6 times the time.
     """
     family = family_of(model)
     takes_any = not family.fixed_size and family.name != "maxvit"
