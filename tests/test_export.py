@@ -23,7 +23,7 @@ from finetune.commands.export import export
 from finetune.commands.train import train
 from finetune.config import Config, PreprocessingConfig
 from finetune.data.decoding import read_photo
-from finetune.data.transforms import build_transform, normalise
+from finetune.data.transforms import build_fit, normalise
 from finetune.errors import ConfigError, DataError, ResultError
 from finetune.exporting import formats
 from finetune.exporting.describe import describe
@@ -186,7 +186,7 @@ SHAPES = [(300, 500), (500, 300), (224, 224), (333, 517), (40, 90), (255, 256), 
 )
 def test_preprocessing_inside_is_within_two_levels_of_ours(sizes: dict[str, object]) -> None:
     config = PreprocessingConfig.model_validate(sizes)
-    transform = build_transform(config, random_crop=False)
+    transform = build_fit(config)
     generator = torch.Generator().manual_seed(0)
     for height, width in SHAPES:
         coarse = torch.rand(1, 3, height // 7 + 2, width // 7 + 2, generator=generator)
