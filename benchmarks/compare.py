@@ -1,11 +1,12 @@
-"""Measure this project beside the plain transfer-learning loop, in one run, on real photos.
+"""Measure this project beside what people would use instead, in one run, on real photos.
 
-    python benchmarks/compare.py [--shared ../shared] [--epochs 25] [--case head]
+    python benchmarks/compare.py --peers-python PATH --json results.json
 
-Same photos, weights, epochs and batch size; whole processes, imports included, one after the other.
-Accuracy and augmentation stand beside every time. The table says ratios: seconds on a shared
-machine mean little. `finetune` starts each case with an empty cache; the second run of `head` finds
-it warm, with another seed and learning rate.
+Same photos, weights, epochs, batch size and learning rate; whole processes, imports included, one
+after the other, in rotated order in every round. Accuracy and augmentation stand beside every time.
+The table says ratios: seconds on a shared machine mean little. `finetune` starts each turn with an
+empty cache; its runs with a warm one have another seed and learning rate. What the figures mean:
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -13,129 +14,140 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-REPOSITORY = Path(__file__).parent.parent
-CASES = {"head": [], "last_block": ["features.18.*"], "everything": ["*"]}
-LEARNING_RATES = {"head": "0.01", "last_block": "0.005", "everything": "0.002"}
+from cases import CASES, PLAIN, Case
+from contenders import (
+    REPOSITORY,
+    Measured,
+    Setting,
+    measure_finetune,
+    measure_peer,
+    measure_plain,
+)
+from measure import ProcessError, commit, describe_machine, import_seconds, versions
+from render import fragment
 
-
-@dataclass(frozen=True)
-class Measured:
-    """One process.
-
-    Attributes:
-        epoch_s: Of the epochs after the first, training and evaluation.
-    """
-
-    name: str
-    augmentation: str
-    whole_s: float
-    epoch_s: float
-    best: float
-    last: float
-    peak_mib: float
-
-
-def run(command: list[str], **environment: str) -> tuple[str, float, float]:
-    """Standard output, seconds, and the peak memory of the largest process in MiB."""
-    start = time.perf_counter()
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPOSITORY,
-        env=os.environ | environment,
-    )
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stderr}")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return done.stdout, seconds, peak
-
-
-def plain(shared: Path, case: str, epochs: int) -> Measured:
-    command = [
-        *(sys.executable, "benchmarks/plain_loop.py", "--epochs", str(epochs)),
-        *("--data", str(shared / "data/ants_bees")),
-        *("--weights", str(shared / "weights/mobilenet_v2_imagenet.pth")),
-        *("--lr", LEARNING_RATES[case]),
-        *("--train", *CASES[case]),
-    ]
-    output, seconds, peak = run(command)
-    records = json.loads(output)
-    rest = records[1:] or records
-    return Measured(
-        "plain loop",
-        "crop_flip",
-        seconds,
-        sum(r["train_s"] + r["eval_s"] for r in rest) / len(rest),
-        max(r["top1"] for r in records),
-        records[-1]["top1"],
-        peak,
-    )
-
-
-def ours(shared: Path, case: str, epochs: int, cache: str, label: str, *sets: str) -> Measured:
-    config = {"head": "linear_probe", "last_block": "last_block", "everything": "everything"}
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            *(sys.executable, "-m", "finetune", "train", "--json"),
-            *("--config", f"configs/mobilenet_v2_{config[case]}.yaml"),
-            *("--set", f"data.root={shared / 'data/ants_bees'}"),
-            *("--set", f"model.weights={shared / 'weights/mobilenet_v2_imagenet.pth'}"),
-            *("--set", f"train.epochs={epochs}", "--set", f"output_dir={folder}/run"),
-            *(part for text in sets for part in ("--set", text)),
-        ]
-        output, seconds, peak = run(command, XDG_CACHE_HOME=cache)
-        summary = json.loads(output)
-        lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in lines]
-        policy = Path(folder, "run", "config.yaml").read_text().split("policy: ")[1].split()[0]
-    rest = records[1:] or records
-    epoch_s = sum(r["elapsed_s"] + r["eval_s"] for r in rest) / len(rest)
-    best, last = summary["val"]["top1"], summary["last"]["top1"]
-    return Measured(label, policy, seconds, epoch_s, best, last, peak)
+OUR_PACKAGES = ("torch", "torchvision", "pillow")
+PEER_PACKAGES = (
+    *("torch", "torchvision", "lightning", "transformers", "accelerate"),
+    *("fastai", "scikit-learn", "timm"),
+)
+QUICK_EPOCHS = 2
+_SUFFIXES = {".jpg", ".jpeg", ".png"}
+Turn = Callable[[], Measured]
 
 
 def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory() as folder:
+        _measure(options, _same_photos(options.shared.resolve() / "data/ants_bees", Path(folder)))
+
+
+def _same_photos(source: Path, folder: Path) -> Path:
+    """Links to the photos that every contender reads: ImageFolder passes over the stray GIF."""
+    for path in source.rglob("*"):
+        if path.suffix.lower() in _SUFFIXES:
+            link = folder / path.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    return folder
+
+
+def _measure(options: argparse.Namespace, photos: Path) -> None:
+    weights = options.shared.resolve() / "weights/mobilenet_v2_imagenet.pth"
+    setting = Setting(photos, weights, options.peers_python)
+    if setting.peers_python is None:
+        _say("no --peers-python: the rows of other libraries are left out")
+    document = _head_of_document(setting)
+    failed = False
+    for name in options.case or CASES:
+        case = CASES[name]
+        epochs = options.epochs or (QUICK_EPOCHS if options.quick else case.epochs)
+        measured = Measured()
+        document["cases"][name] = record = {
+            "title": case.title,
+            "epochs": epochs,
+            "rounds": options.rounds,
+        }
+        turns = _turns(setting, case, epochs)
+        for number in range(options.rounds):
+            start = number % len(turns)
+            for contender, turn in turns[start:] + turns[:start]:
+                try:
+                    found = turn()
+                except ProcessError as error:
+                    failed = True
+                    _say(f"{name}: {contender} failed and is left out: {error}")
+                    continue
+                measured.add(found)
+                _say(_progress(name, number, options.rounds, found))
+                record |= measured.as_json()
+                if options.json:  # after each turn: a long measurement may be interrupted
+                    options.json.write_text(json.dumps(document, indent=1) + "\n")
+    print(fragment([document]))
+    sys.exit(1 if failed else 0)
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shared", type=Path, default=REPOSITORY.parent / "shared")
-    parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--case", choices=CASES, action="append")
-    arguments = parser.parse_args()
-    shared = arguments.shared.resolve()
-    for case in arguments.case or CASES:
-        with tempfile.TemporaryDirectory() as cache:
-            rows = [ours(shared, case, arguments.epochs, cache, "finetune, empty cache")]
-            if case == "head":
-                sets = ("optimizer.lr=0.02", "seed=1")
-                label = "finetune, warm cache"
-                rows.append(ours(shared, case, arguments.epochs, cache, label, *sets))
-            # Last: the peak of all children so far is theirs only if it is the highest.
-            rows.append(plain(shared, case, arguments.epochs))
-        show(case, arguments.epochs, rows)
+    shared = Path(os.environ.get("FINETUNE_SHARED", REPOSITORY.parent / "shared"))
+    parser.add_argument("--shared", type=Path, default=shared, help="holds data/ and weights/")
+    parser.add_argument("--case", choices=CASES, action="append", help="default: all, in turn")
+    parser.add_argument("--epochs", type=int, help="default: what each case says in cases.py")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs, for trying")
+    parser.add_argument("--rounds", type=int, default=1, help="medians over so many")
+    parser.add_argument("--peers-python", help="interpreter with peers/requirements.txt")
+    parser.add_argument("--json", type=Path, help="file for every raw figure")
+    return parser.parse_args()
 
 
-def show(case: str, epochs: int, rows: list[Measured]) -> None:
-    reference = rows[-1]
-    print(f"\n{case}, {epochs} epochs")
-    print("| | augmentation | best | last | whole process | an epoch after the first | peak |")
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        print(
-            f"| {row.name} | {row.augmentation} | {row.best:.1%} | {row.last:.1%} "
-            f"| {row.whole_s:.1f} s, ratio {reference.whole_s / row.whole_s:.1f} "
-            f"| {row.epoch_s:.2f} s, ratio {reference.epoch_s / row.epoch_s:.1f} "
-            f"| {row.peak_mib:,.0f} MiB |"
-        )
+def _head_of_document(setting: Setting) -> dict[str, Any]:
+    pythons = {"finetune": (sys.executable, OUR_PACKAGES)}
+    if setting.peers_python:
+        pythons["peers"] = (setting.peers_python, PEER_PACKAGES)
+    for python, _ in pythons.values():
+        import_seconds(python, REPOSITORY)  # untimed: nobody pays for reading torch from disk
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": commit(REPOSITORY),
+        "machine": describe_machine(),
+        "versions": {name: versions(*pair) for name, pair in pythons.items()},
+        "num_images": {split: _count(setting.data / split) for split in ("train", "val")},
+        "cases": {},
+    }
+
+
+def _count(folder: Path) -> int:
+    return sum(path.suffix.lower() in _SUFFIXES for path in folder.rglob("*"))
+
+
+def _turns(setting: Setting, case: Case, epochs: int) -> list[tuple[str, Turn]]:
+    turns: list[tuple[str, Turn]] = [
+        (PLAIN, partial(measure_plain, setting, case, epochs)),
+        ("finetune", partial(measure_finetune, setting, case, epochs)),
+    ]
+    if setting.peers_python:
+        turns += [
+            (peer.name, partial(measure_peer, setting, case, epochs, peer)) for peer in case.peers
+        ]
+    return turns
+
+
+def _progress(name: str, number: int, rounds: int, found: Measured) -> str:
+    told = [f"{run.contender} {run.took.wall_s:.1f} s" for run in found.runs]
+    return f"{name}, round {number + 1} of {rounds}: {'; '.join(told)}"
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

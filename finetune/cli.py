@@ -122,6 +122,8 @@ def freeze_report(
 
 cli_results.register(app)
 app.command(name="check-data")(cli_data.check_data)
+app.command()(cli_data.init)
+app.command(name="show-batch")(cli_data.show_batch)
 
 
 @app.command()

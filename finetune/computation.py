@@ -47,8 +47,9 @@ class Computation:
         """Features of uint8 pixels ``(N, 3, H, W)``, as the prefix gives them, on the device."""
         if self.prefix is None or self.device.type != "cpu":
             return self._compute(pixels)
-        with one_thread_a_core() as pool:
-            return _joined(list(pool.map(self._compute, torch.split(pixels, CPU_ROWS))))
+        pieces = torch.split(pixels, CPU_ROWS)
+        with one_thread_a_core(len(pieces)) as pool:
+            return _joined(list(pool.map(self._compute, pieces)))
 
     def in_this_thread(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """As above, for callers that run in several threads themselves."""
@@ -87,9 +88,9 @@ def forward_runner(plain: Computation, pixels: Tensor) -> Runner:
 
     def prepare(form: Form) -> Callable[[], Tensor]:
         assert plain.prefix is not None
-        module = form.compile(form.arrange(copy.deepcopy(plain.prefix), cast=True))
+        module = form.arrange(copy.deepcopy(plain.prefix), cast=True)
         computation = replace(plain, prefix=module, form=form)
-        return lambda: computation(pixels)[-1]
+        return lambda: torch.cat([tensor.flatten(1) for tensor in computation(pixels)], dim=1)
 
     return prepare
 

@@ -20,7 +20,9 @@ from pydantic import (
 )
 
 from finetune.backbones import BUILDERS, BUNDLED_MODEL
+from finetune.config_augment import AugmentConfig as AugmentConfig
 from finetune.config_data import DataConfig as DataConfig
+from finetune.config_data import Fit as Fit
 from finetune.config_section import Section, Text, one_line, tuple_of
 from finetune.errors import did_you_mean
 
@@ -32,13 +34,13 @@ Size = Annotated[int, Field(ge=1, le=4096)]
 RGB = Annotated[tuple[float, float, float], BeforeValidator(tuple_of)]
 
 
-class PreprocessingConfig(Section):
-    """From a decoded photo to the network's input."""
+class GivenPreprocessing(Section):
+    """From a decoded photo to the network's input, as a config gives it."""
 
     resize: Size
-    """The shorter side, in pixels, before the crop."""
+    """The shorter side, in pixels, before the crop; data.fit pad and stretch do without."""
     crop: Size
-    """Side of the central square, in pixels: the network's input size."""
+    """Side of the square, in pixels, that the network takes."""
     mean: RGB = (0.485, 0.456, 0.406)
     """Subtracted from each channel, for pixels in 0..1."""
     std: RGB = (0.229, 0.224, 0.225)
@@ -53,6 +55,13 @@ class PreprocessingConfig(Section):
         return std
 
 
+class PreprocessingConfig(GivenPreprocessing):
+    """The whole way to the network's input, which travels in a checkpoint."""
+
+    fit: Fit = "crop"
+    """From ``data.fit``; checkpoints from before it was there cropped."""
+
+
 def _word_or_section(value: Any) -> str:
     return "word" if isinstance(value, str) else "section"
 
@@ -65,7 +74,7 @@ class ModelConfig(Section):
     weights: Text = "DEFAULT"
     """DEFAULT, an entry such as IMAGENET1K_V2, a path to a state dict, bundled, or none."""
     preprocessing: Annotated[
-        Annotated[str, Tag("word")] | Annotated[PreprocessingConfig, Tag("section")],
+        Annotated[str, Tag("word")] | Annotated[GivenPreprocessing, Tag("section")],
         Discriminator(_word_or_section),
     ] = "auto"
     """auto (the weights' own), the name of an entry, or every value."""
@@ -113,21 +122,6 @@ class FreezeConfig(Section):
                 raise ValueError(f"pattern {position} is empty: {pattern!r}")
             one_line(pattern)
         return patterns
-
-
-class AugmentConfig(Section):
-    """What happens to training images at random."""
-
-    policy: Literal["auto", "none", "flip", "crop_flip"] = "auto"
-    """auto: flip where features are worth keeping, else crop_flip."""
-    views: int = Field(default=0, ge=0, le=1000)
-    """crop_flip only: this many crops of each image, drawn once; 0 draws new ones each epoch."""
-
-    @model_validator(mode="after")
-    def _views_fit(self) -> AugmentConfig:
-        if self.views and self.policy != "crop_flip":
-            raise ValueError("views: has no effect unless policy is crop_flip")
-        return self
 
 
 class TrainConfig(Section):
@@ -235,7 +229,7 @@ class RuntimeConfig(Section):
     live_memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     """Of what trains. auto: as memory_format, or timed as well."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile. auto: on CUDA, where a run is long enough to repay the compilation."""
+    """torch.compile of what trains. auto: on CUDA, where a run is long enough to repay it."""
 
 
 class FeaturesConfig(Section):
@@ -272,6 +266,16 @@ class Config(Section):
             raise ValueError(
                 f"schedule.warmup_epochs: {self.schedule.warmup_epochs:g} is longer than "
                 f"train.epochs, {self.train.epochs}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_photos_are_not_cropped(self) -> Config:
+        fit = self.data.fit
+        if fit != "crop" and self.augment.policy == "crop_flip":
+            raise ValueError(
+                f"augment.policy: crop_flip would cut what data.fit {fit} keeps whole; take flip, "
+                "or trivial, randaugment or autoaugment, which do not crop then"
             )
         return self
 

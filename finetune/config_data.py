@@ -13,6 +13,9 @@ DEMO = "demo"
 TORCHVISION = "torchvision:"
 TABLE_SUFFIXES = (".csv", ".tsv")
 
+Fit = Literal["crop", "pad", "stretch"]
+"""How a photo becomes a square."""
+
 
 def is_table(root: str) -> bool:
     """Whether ``data.root`` is worded as a table."""
@@ -53,6 +56,9 @@ class DataConfig(Section):
     """skip leaves out files that cannot be decoded, and lists them in the run folder."""
     balance: Literal["none", "weights", "sampler"] = "none"
     """weights: rare classes weigh more in the loss; sampler: they are drawn as often as others."""
+    fit: Fit = "crop"
+    """How a photo becomes a square: crop takes its middle, pad shows all of it between bars,
+    stretch distorts it. Random crops are drawn with crop alone."""
     batch_size: int = Field(default=32, ge=1)
     """Images per optimizer step, and per forward pass of an evaluation."""
     workers: Annotated[Any, BeforeValidator(_workers)] = "auto"

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune import __version__, yaml_text
-from finetune.config import FORMAT, Config, DataConfig
+from finetune.config import FORMAT, Config, DataConfig, ModelConfig
 from finetune.config_problems import problems_of
 from finetune.errors import ConfigError, did_you_mean
 from finetune.files import is_folder
@@ -57,11 +57,34 @@ def data_of(root: str) -> DataConfig:
     Raises:
         ConfigError: it cannot be one.
     """
+    if not root.isprintable():
+        raise ConfigError(
+            f"{root!a}: holds a character that cannot be printed or is not UTF-8, so that no "
+            "config can hold it; rename it"
+        )
     try:
         return DataConfig(root=root)
     except ValidationError as error:
         texts = [problem.text for problem in problems_of(error)]
         raise ConfigError(f"{root!a}: {'; '.join(texts)}") from None
+
+
+def model_of(name: str, weights: str) -> ModelConfig:
+    """The section ``model`` for what was given on the command line.
+
+    Raises:
+        ConfigError: it cannot be one.
+    """
+    try:
+        return ModelConfig(name=name, weights=weights)
+    except ValidationError as error:
+        texts = [
+            ": ".join(filter(None, (".".join(map(str, problem.path)), problem.text)))
+            for problem in problems_of(error)
+        ]
+        text = "; ".join(texts).replace("set name: ", "take --model ")
+        option = "--model" if text.startswith("name: ") else "--weights"
+        raise ConfigError(f"{option}: {text.partition(': ')[2]}") from None
 
 
 def to_yaml(config: Config) -> str:

@@ -49,11 +49,13 @@ def _by_images(
     side = weight.shape[-1]
     # What the output's size would be at stride one.
     height, width = (size + 2 * padding - side + 1 for size in images.shape[-2:])
-    spread = gradient.new_empty(
+    last = gradient.is_contiguous(memory_format=torch.channels_last)
+    spread = torch.empty(
         (*gradient.shape[:2], height, width),
+        dtype=gradient.dtype,
+        device=gradient.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
     )
-    if gradient.is_contiguous(memory_format=torch.channels_last):
-        spread = spread.contiguous(memory_format=torch.channels_last)
     spread.zero_()[:, :, ::stride, ::stride] = gradient
     return F.conv2d(spread, weight.flip(2, 3), None, 1, side - 1 - padding, 1, len(weight))
 

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+import hashlib
+import json
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from finetune.computation import CPU_ROWS, Computation, forward_runner, frozen_identity
 from finetune.config import Config, PreprocessingConfig, RuntimeConfig
+from finetune.cost import Cost, measure_cost
 from finetune.data.folders import Images
 from finetune.data.loading import Batches, PhotoDataset
+from finetune.data.mixing import Mixing
 from finetune.data.views import Views
-from finetune.depthwise import straighten
 from finetune.features import (
     CachedFeatures,
     FreshFeatures,
     Source,
-    decide_cache,
     filled_store,
-    layout_of,
 )
-from finetune.form import Choice, Form, Runner, choose_form, lacks
+from finetune.form import Choice, Form, choose_form, lacks
+from finetune.in_form import InForm, training_runner
+from finetune.keeping import decide_cache, layout_of, worth_keeping
 from finetune.progress import Progress
-from finetune.runtime import WORTH_SHARING, available_cores, available_memory_bytes
-from finetune.split import WORTH_KEEPING_BYTES, Features, Split, split_model
+from finetune.runtime import (
+    WORTH_SHARING,
+    available_cores,
+    available_memory_bytes,
+)
+from finetune.split import Split, split_model
 
 _SHARE_OF_MEMORY = 4
 """Decoded images may take this part of what is free."""
@@ -56,10 +61,10 @@ class Engine:
 
     @property
     def worth_keeping(self) -> bool:
-        """Whether there are features, small enough to keep."""
+        """Whether there are features, and reading them repays keeping them."""
         if self.split.prefix is None:
             return False
-        return self.computation.image_bytes <= WORTH_KEEPING_BYTES
+        return worth_keeping(self.computation, self.prefix_seconds)
 
     @property
     def prefix_seconds(self) -> float | None:
@@ -79,36 +84,6 @@ class Engine:
         }
 
 
-class InForm(nn.Module):
-    """A live part that computes in a form; its weights, what it takes and gives are float32."""
-
-    def __init__(self, module: nn.Module, form: Form, device: torch.device) -> None:
-        super().__init__()
-        if form.precision == "bfloat16" and device.type == "cpu":
-            straighten(module)
-        self.module = form.compile(form.arrange(module, cast=False))
-        self.form = form
-        self.device_type = device.type
-
-    def forward(self, features: Features) -> Any:
-        """As the module: logits ``(N, num_classes)``, auxiliary ones after them."""
-        if isinstance(features, Tensor):
-            inputs: Features = self._laid_out(features)
-        else:
-            inputs = tuple(self._laid_out(tensor) for tensor in features)
-        half = self.form.precision == "bfloat16"
-        with torch.autocast(self.device_type, torch.bfloat16, enabled=half):
-            output = self.module(inputs)
-        if isinstance(output, Tensor):
-            return output.float()
-        return tuple(part.float() for part in output if part is not None)
-
-    def _laid_out(self, tensor: Tensor) -> Tensor:
-        if tensor.dim() != 4:
-            return tensor
-        return tensor.contiguous(memory_format=self.form.layout)
-
-
 def build_engine(
     model: nn.Module,
     config: Config,
@@ -119,7 +94,7 @@ def build_engine(
     device: torch.device,
     progress: Progress,
     skeleton: nn.Module | None = None,
-    live_multiply_adds: int | None = None,
+    cost: Cost | None = None,
 ) -> Engine:
     """Split a network whose ``requires_grad`` flags and modes are set for training.
 
@@ -128,8 +103,7 @@ def build_engine(
         images: A few of them are decoded where forms of arithmetic have to be timed.
         frozen: Name and SHA-256 of every frozen tensor.
         skeleton: The same network on the meta device, where there is one already.
-        live_multiply_adds: Of the live part's forward pass, for one image, where they are known: a
-            small one, such as a head alone, computes in float32 without any timing.
+        cost: Of that skeleton, where it was measured already.
     """
     runtime = config.runtime
     for precision in sorted({runtime.precision, runtime.live_precision}):
@@ -138,10 +112,13 @@ def build_engine(
                 f"this {device.type} device has no {precision}: float32 is used, and figures "
                 "may differ in the last digits"
             )
+    skeleton = skeleton or copy.deepcopy(model).to("meta")
     split = split_model(model, crop=preprocessing.crop, skeleton=skeleton)
     identity = frozen_identity(split, frozen)
     plain = Computation(split.prefix, split.crossing, Form(), preprocessing, device, identity)
     cores = available_cores() if split.prefix is not None and device.type == "cpu" else 1
+
+    network = _what_is_timed(model, preprocessing)
 
     @functools.cache
     def pixels() -> Tensor:
@@ -154,28 +131,35 @@ def build_engine(
             lambda form: forward_runner(plain, pixels())(form),
             device=device,
             images=CPU_ROWS * cores,
-            work=len(images),
-            key=identity,
+            key=f"{network} {identity}",
         )
         _say(progress, "the frozen part", prefix_choice)
         form = prefix_choice.form
-        prefix = form.compile(form.arrange(split.prefix, cast=True))
+        prefix = form.arrange(split.prefix, cast=True)
         computation = replace(plain, prefix=prefix, form=form)
-    work = live_multiply_adds
-    small = work is not None and work * config.data.batch_size < WORTH_SHARING
+    work = (cost or measure_cost(skeleton, crop=preprocessing.crop)).forward_live
+    # A head alone, for one: it takes no time in any form, and computes in float32.
+    small = work * config.data.batch_size < WORTH_SHARING
     live_choice = choose_form(
         _small_runtime(runtime) if small else live_runtime(runtime),
-        lambda form: _training_runner(
-            split.live, computation.features(pixels()[:CPU_ROWS]), device
-        )(form),
+        lambda form: training_runner(split.live, computation.features(pixels()[:CPU_ROWS]), device)(
+            form
+        ),
         device=device,
         images=CPU_ROWS,
         work=len(images) * config.train.epochs,
-        key=f"live {identity} {[n for n, p in model.named_parameters() if p.requires_grad]}",
+        key=f"live {network} {identity}",
     )
     _say(progress, "what trains", live_choice)
-    live = InForm(split.live, live_choice.form, device)
+    live = InForm(split.live, live_choice.form, device, large=not small)
     return Engine(split, live, computation, prefix_choice, live_choice)
+
+
+def _what_is_timed(model: nn.Module, preprocessing: PreprocessingConfig) -> str:
+    """Every shape, what of it trains, and the size of its input."""
+    shapes = [(name, list(p.shape), p.requires_grad) for name, p in model.named_parameters()]
+    text = json.dumps([type(model).__name__, shapes, preprocessing.model_dump_json()])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def live_runtime(runtime: RuntimeConfig) -> RuntimeConfig:
@@ -203,29 +187,6 @@ def _say(progress: Progress, what: str, choice: Choice) -> None:
         progress.say(f"fastest form of {what}: {choice.form} (images/s: {timed})")
 
 
-def _training_runner(live: nn.Module, features: Features, device: torch.device) -> Runner:
-    """For `choose_form`: forward and backward of copies of a live part.
-
-    Its result is one row: two logits of one image may both be near zero, and so their distance
-    large for any rounding.
-    """
-
-    def prepare(form: Form) -> Callable[[], Tensor]:
-        module = InForm(copy.deepcopy(live), form, device)
-
-        def step() -> Tensor:
-            torch.manual_seed(0)
-            output = module(features)
-            logits: Tensor = output if isinstance(output, Tensor) else output[0]
-            logits.square().sum().backward()  # type: ignore[no-untyped-call]
-            module.zero_grad(set_to_none=True)
-            return logits.detach().flatten()[None]
-
-        return step
-
-    return prepare
-
-
 def _some_pixels(images: Images, preprocessing: PreprocessingConfig, number: int) -> Tensor:
     """A batch to time with, from all over the images; blank where none can be decoded."""
     dataset = PhotoDataset(images, preprocessing, Views.of("none"))
@@ -247,7 +208,13 @@ def resolve_cache(
     rows_bytes = layout_of(computation, num_val, 1).num_bytes
     if views.count is not None:
         rows_bytes += layout_of(computation, num_train, views.count).num_bytes
-    return decide_cache(config.features, computation, rows_bytes, progress=progress)
+    return decide_cache(
+        config.features,
+        computation,
+        rows_bytes,
+        seconds=engine.prefix_seconds,
+        progress=progress,
+    )
 
 
 def make_source(
@@ -260,12 +227,15 @@ def make_source(
     shuffle: bool,
     what: str,
     progress: Progress,
+    mixing: Mixing | None = None,
 ) -> Source:
     """The batches of one split, in the form that the live part takes.
 
     Args:
         config: Resolved: ``features.cache`` is not auto.
+        mixing: What mixes a batch's images; its views are unbounded then.
     """
+    assert mixing is None or views.count is None
     batch_size = config.data.batch_size
     if config.features.cache != "off" and views.count is not None and engine.split.prefix:
         store = filled_store(
@@ -297,4 +267,4 @@ def make_source(
         shuffle=shuffle,
         keep_bytes=available_memory_bytes() // _SHARE_OF_MEMORY if config.train.epochs > 1 else 0,
     )
-    return FreshFeatures(batches, engine.computation)
+    return FreshFeatures(batches, engine.computation, mixing)

@@ -15,7 +15,10 @@ A message says where, what, and what to do. ``cli.main`` is the one place that c
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+_MOST_LISTED = 20
 
 
 class FinetuneError(Exception):
@@ -34,6 +37,27 @@ class DataError(FinetuneError):
     """The images or their folders are wrong."""
 
     exit_code = 3
+
+
+class UnreadableError(DataError):
+    """Images that turned out to be broken when they were decoded.
+
+    Attributes:
+        found: Path of each, and why.
+        passing: Those among them that another time may bring.
+    """
+
+    def __init__(
+        self, found: Sequence[tuple[Path, str]], *, passing: Collection[Path] = ()
+    ) -> None:
+        listed = [f"{path}: cannot be decoded ({reason})" for path, reason in found[:_MOST_LISTED]]
+        if len(found) > _MOST_LISTED:
+            listed.append(f"and {len(found) - _MOST_LISTED:,} more")
+        super().__init__(
+            "\n".join(listed) + "; repair or remove what is broken, or set data.on_unreadable: skip"
+        )
+        self.found = tuple(found)
+        self.passing = frozenset(passing)
 
 
 class ModelError(FinetuneError):

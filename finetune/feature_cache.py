@@ -15,6 +15,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from finetune.files import write_text
 FORMAT = 1
 ORIGIN = "root"
 """Key of the photos' folder in a description: for people, no part of what a store is."""
+_IN_USE: set[Path] = set()
+"""Folders that this process has opened: a run's training features, while it fills the others."""
+
 _META = "meta.json"
 _LOG = "blocks.log"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -107,7 +111,8 @@ class FeatureStore:
         self.computed += 1
         if self.folder is not None:
             with (self.folder / _LOG).open("a", encoding="ascii") as log:
-                log.write(f"{block} {self._checksum(block):08x}\n")
+                # A line that a kill cut short must not swallow this one.
+                log.write(f"\n{block} {self._checksum(block):08x}\n")
 
     def take(self, rows: Tensor) -> list[Tensor]:
         """Copies of these rows, in this order."""
@@ -126,17 +131,24 @@ class FeatureStore:
             self.damaged = 1
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        # First, so that every list of stores knows of it, whatever becomes of the rest.
+        if _read_meta(folder) is None:
+            write_text(folder / _META, json.dumps(meta))
+        else:
+            (folder / _META).touch()  # the least recently used store is the first to go
+        _IN_USE.add(folder)
         size = _DTYPES[self.layout.dtype].itemsize
         for i, shape in enumerate(self.layout.shapes):
             path = folder / f"{i}.bin"
             path.touch()
             num_bytes = self.layout.rows * torch.Size(shape).numel() * size
             if _allocated(path) < num_bytes or path.stat().st_size != num_bytes:
-                _reserve(path, num_bytes)
-        if not _describes(_read_meta(folder), meta):
-            write_text(folder / _META, json.dumps(meta))
-        else:
-            (folder / _META).touch()  # the least recently used store is the first to go
+                try:
+                    _reserve(path, num_bytes)
+                except OSError:
+                    for other in folder.glob("*.bin"):  # of no use without this one
+                        other.unlink(missing_ok=True)
+                    raise
 
     def _check_blocks(self, folder: Path) -> None:
         log = folder / _LOG
@@ -225,28 +237,35 @@ def stored(root: Path) -> list[StoredFeatures]:
     for meta in root.glob(f"*/{_META}"):
         content = _read_meta(meta.parent)
         if isinstance(content, dict) and isinstance(content.get("description"), dict):
-            num_bytes = sum(f.stat().st_size for f in meta.parent.iterdir() if f.is_file())
-            used_at = meta.stat().st_mtime
+            try:
+                num_bytes = sum(f.stat().st_size for f in meta.parent.iterdir() if f.is_file())
+                used_at = meta.stat().st_mtime
+            except OSError:  # another process has just removed it
+                continue
             found.append(StoredFeatures(meta.parent, content["description"], num_bytes, used_at))
     return sorted(found, key=lambda store: store.used_at)
 
 
 def remove(store: StoredFeatures) -> None:
     """Delete a store: the files it is made of, and the folder if nothing else lies there."""
-    for path in store.folder.iterdir():
-        if path.name in (_META, _LOG) or path.suffix == ".bin":
-            path.unlink(missing_ok=True)
-    if not any(store.folder.iterdir()):
-        store.folder.rmdir()
+    with suppress(FileNotFoundError):  # another process was faster
+        for path in store.folder.iterdir():
+            if path.name in (_META, _LOG) or path.suffix == ".bin":
+                path.unlink(missing_ok=True)
+        if not any(store.folder.iterdir()):
+            store.folder.rmdir()
 
 
-def make_room(root: Path, num_bytes: int, *, limit: int, keep: Path) -> None:
-    """Remove the least recently used stores until ``num_bytes`` more stay below ``limit``."""
-    stores = [store for store in stored(root) if store.folder != keep]
+def make_room(root: Path, num_bytes: int, *, limit: int) -> None:
+    """Remove the least recently used stores until ``num_bytes`` more stay below ``limit``; those
+    that this process has open stay."""
+    stores = stored(root)
     used = sum(store.num_bytes for store in stores)
     for store in stores:
         if used + num_bytes <= limit:
             return
+        if store.folder in _IN_USE:
+            continue
         remove(store)
         used -= store.num_bytes
 

@@ -26,10 +26,12 @@ from finetune.data.loading import (
     Key,
     KeyedBatches,
     PhotoDataset,
+    Unreadable,
     collate,
     photo_loader,
-    readable,
+    unreadable,
 )
+from finetune.data.mixing import Mixing
 from finetune.data.views import Views
 from finetune.errors import OutputError
 from finetune.feature_cache import (
@@ -41,20 +43,18 @@ from finetune.feature_cache import (
     make_room,
 )
 from finetune.files import sha256_of
+from finetune.keeping import layout_of
 from finetune.progress import Progress
 from finetune.runtime import (
     available_cores,
-    available_memory_bytes,
     one_thread_a_core,
     versions,
 )
-from finetune.split import WORTH_KEEPING_BYTES, Features
-
-BLOCK_ROWS = 32
-"""Rows computed together: a value depends on its batch in the last bits, so batches are fixed."""
+from finetune.split import Features
 
 FeatureBatch = tuple[Features, Tensor]
-"""Input of the live part, and labels ``(N,)`` int64, on the device."""
+"""Input of the live part, and labels on the device: ``(N,)`` int64, or each class's share of a
+mixed image, ``(N, num_classes)`` float32."""
 
 
 class Source(Protocol):
@@ -78,18 +78,25 @@ class FreshFeatures:
 
     from_earlier = False
 
-    def __init__(self, batches: Batches, computation: Computation) -> None:
+    def __init__(
+        self, batches: Batches, computation: Computation, mixing: Mixing | None = None
+    ) -> None:
         self.batches = batches
         self.computation = computation
+        self.mixing = mixing
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def epoch(self, epoch: int = 0) -> Iterator[FeatureBatch]:
         """The batches of one epoch."""
-        for pixels, labels in self.batches.epoch(epoch):
-            device = self.computation.device
-            yield self.computation.features(pixels), labels.to(device, non_blocking=True)
+        device = self.computation.device
+        for number, (pixels, labels) in enumerate(self.batches.epoch(epoch)):
+            labels = labels.to(device, non_blocking=True)
+            if self.mixing is not None:
+                pixels = pixels.to(device, non_blocking=True)
+                pixels, labels = self.mixing(pixels, labels, epoch=epoch, number=number)
+            yield self.computation.features(pixels), labels
 
 
 class CachedFeatures:
@@ -132,40 +139,6 @@ class CachedFeatures:
             yield as_features(features), labels.to(self.device)
 
 
-def layout_of(computation: Computation, num_images: int, views: int) -> Layout:
-    """How the features of a split are stored."""
-    return Layout(
-        rows=num_images * views,
-        shapes=computation.crossing,
-        dtype=computation.form.precision,
-        block_rows=max(BLOCK_ROWS // views, 1) * views,
-    )
-
-
-def decide_cache(
-    config: FeaturesConfig, computation: Computation, rows_bytes: int, *, progress: Progress
-) -> str:
-    """What ``auto`` means for so many bytes: disk, memory or off; says why it is off."""
-    if config.cache != "auto":
-        return config.cache
-    size = computation.image_bytes
-    if size > WORTH_KEEPING_BYTES:
-        progress.say(
-            f"features of {size / 2**20:.1f} MiB an image cost more to keep than to compute "
-            "again: not cached"
-        )
-        return "off"
-    if rows_bytes <= disk_limit(cache_root(config.dir)):
-        return "disk"
-    if rows_bytes <= available_memory_bytes() // 4:
-        return "memory"
-    progress.say(
-        f"features would take {rows_bytes / 2**30:.1f} GiB, more than a tenth of the free disk "
-        "and a quarter of the memory: not cached; features.dir may name a larger disk"
-    )
-    return "off"
-
-
 def filled_store(
     config: FeaturesConfig,
     cache: str,
@@ -185,7 +158,7 @@ def filled_store(
 
     Raises:
         OutputError: the disk is full or cannot be written.
-        DataError: an image cannot be decoded.
+        UnreadableError: names every image that cannot be decoded.
     """
     assert views.count is not None
     layout = layout_of(computation, len(images), views.count)
@@ -216,7 +189,7 @@ def _open_store(
     description = {
         "identity": computation.identity,
         "preprocessing": computation.preprocessing.model_dump_json(),
-        "views": f"{views.policy} {views.count}",
+        "views": f"{views.name} {views.count}",
         "seed": str(views.seed) if views.are_random else "",
         "form": f"{computation.form} on {computation.device.type}",
         "files": _files_digest(images, config.known_by),
@@ -225,7 +198,7 @@ def _open_store(
     key = hashlib.sha256(json.dumps([description, asdict(layout)]).encode()).hexdigest()[:32]
     root = cache_root(config.dir)
     if not (root / key).exists():
-        make_room(root, layout.num_bytes, limit=disk_limit(root), keep=root / key)
+        make_room(root, layout.num_bytes, limit=disk_limit(root))
     # For people who read `finetune cache list`; a folder that is moved keeps its features.
     description[ORIGIN] = str(Path(images.paths[0]).parent.parent)
     return FeatureStore(layout, root / key, description)
@@ -273,8 +246,17 @@ def _fill(
         f"{layout.num_bytes / 2**20:,.1f} MiB{known}"
     )
     tracked = progress.track(blocks, f"{what} features", total=len(keys))
+    broken: list[Unreadable] = []
     for block, features in zip(missing, tracked, strict=True):
-        store.put(block, [tensor.cpu() for tensor in features])
+        if isinstance(features, list):
+            broken += features
+        else:
+            store.put(block, [tensor.cpu() for tensor in features])
+    if broken:
+        raise unreadable(broken)
+
+
+_Block = tuple[Tensor, ...] | list[Unreadable]
 
 
 def _computed_here(
@@ -282,24 +264,23 @@ def _computed_here(
     keys: list[list[Key]],
     computation: Computation,
     workers: int,
-) -> Iterator[tuple[Tensor, ...]]:
+) -> Iterator[_Block]:
     """Block by block, in order; worker processes decode ahead."""
-    loader = photo_loader(dataset, keys, min(workers, len(keys)), computation.device)
-    for pixels, _ in readable(loader):
-        yield computation(pixels)
+    for batch in photo_loader(dataset, keys, min(workers, len(keys)), computation.device):
+        yield batch if isinstance(batch, list) else computation(batch[0])
 
 
 def _computed_in_threads(
     dataset: PhotoDataset, keys: list[list[Key]], computation: Computation
-) -> Iterator[tuple[Tensor, ...]]:
+) -> Iterator[_Block]:
     """Block by block, in order; each core decodes and computes a block of its own."""
 
-    def compute(block: list[Key]) -> tuple[Tensor, ...]:
-        ((pixels, _),) = readable([collate(dataset.__getitems__(block))])
-        return computation.in_this_thread(pixels)
+    def compute(block: list[Key]) -> _Block:
+        batch = collate(dataset.__getitems__(block))
+        return batch if isinstance(batch, list) else computation.in_this_thread(batch[0])
 
-    with one_thread_a_core() as pool:
-        waiting: deque[Future[tuple[Tensor, ...]]] = deque()
+    with one_thread_a_core(len(keys)) as pool:
+        waiting: deque[Future[_Block]] = deque()
         try:
             for block in keys:
                 waiting.append(pool.submit(compute, block))

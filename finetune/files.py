@@ -72,6 +72,20 @@ def append_line(path: Path, line: str) -> None:
         raise OutputError(f"{path}: cannot be written: {_reason(error)}") from error
 
 
+def refuse_to_replace(path: Path, *, overwrite: bool) -> None:
+    """Before any work: can a file be written there without losing another?
+
+    Raises:
+        OutputError: there is one already and it is not to be replaced, or there is no such folder.
+    """
+    if is_folder(path):
+        raise OutputError(f"{path}: is a folder; --output takes the name of a file")
+    if exists(path) and not overwrite:
+        raise OutputError(f"{path}: is there already; --overwrite replaces it")
+    if not is_folder(path.parent):
+        raise OutputError(f"{path}: cannot be written: there is no folder {path.parent}")
+
+
 def sha256_of(path: Path) -> str:
     """Of a file's content, read in pieces."""
     digest = hashlib.sha256()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -36,6 +37,7 @@ network is further off by orders of magnitude.
 
 _MORE_ROUNDS = 2
 _CLOSE = 1.5
+_FAR_BEHIND = 4.0
 _NOT_WORTH_TIMING_S = 0.002
 _COMPILING_REPAYS_S = 600.0
 
@@ -109,9 +111,8 @@ def candidates(config: RuntimeConfig, device: torch.device) -> list[Form]:
         if config.memory_format == "auto"
         else [config.memory_format]
     )
-    compiled = config.compile == "on"
-    return [Form(precision, layout, compiled) for precision in able for layout in formats] or [
-        Form("float32", formats[0], compiled)
+    return [Form(precision, layout) for precision in able for layout in formats] or [
+        Form("float32", formats[0])
     ]
 
 
@@ -121,27 +122,41 @@ def choose_form(
     *,
     device: torch.device,
     images: int,
-    work: int,
     key: str,
+    work: int | None = None,
 ) -> Choice:
     """Time the open candidates and take the fastest that is near enough to float32.
 
     Args:
         images: Images in one run of the runner.
-        work: Images that the whole training will compute.
+        work: Images that the whole training will compute; None for what is not compiled.
         key: What the choice depends on beside the machine and versions; it is remembered, so that
             the same training, evaluated or run again, computes in the same form.
     """
+    choice = _fastest(config, run, device, images, key, work)
+    if work is not None and config.compile == "on":
+        return replace(choice, form=replace(choice.form, compiled=True))
+    return choice
+
+
+def _fastest(
+    config: RuntimeConfig,
+    run: Runner,
+    device: torch.device,
+    images: int,
+    key: str,
+    work: int | None,
+) -> Choice:
     forms = candidates(config, device)
-    may_compile = config.compile == "auto" and device.type == "cuda"
+    may_compile = work is not None and config.compile == "auto" and device.type == "cuda"
     if len(forms) == 1 and not may_compile:
         return Choice(forms[0], {})
-    path = _memory(f"{key} {may_compile and work}", forms)
+    path = _memory(f"{key} {device.type} {may_compile and work}", forms)
     remembered = _recall(path, forms)
     if remembered is not None:
         return remembered
-    choice = _time(forms, run, images)
-    if may_compile:
+    choice = _time(forms, run, images, skip_far_behind=device.type == "cpu")
+    if may_compile and work is not None:
         choice = _with_compiled(choice, run, images, work)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,11 +166,12 @@ def choose_form(
     return choice
 
 
-def _time(forms: list[Form], run: Runner, images: int) -> Choice:
-    """Every form once, then those close to the best in turn: a machine's speed changes from one
-    second to the next.
+def _time(forms: list[Form], run: Runner, images: int, *, skip_far_behind: bool) -> Choice:
+    """Every form once, those that may be fast once more, and those close to the best in turn, since
+    a machine's speed changes from one second to the next.
 
-    What a form's first run takes is its kernels' compilation, and counts nothing.
+    A form's first run compiles its kernels and counts only where it is far behind all the same,
+    which on a GPU says nothing.
     """
     plain = Form()
     step = run(plain)
@@ -165,11 +181,18 @@ def _time(forms: list[Form], run: Runner, images: int) -> Choice:
         return Choice(plain, {})
     took = {plain: first} if plain in forms else {}
     steps = {plain: step}
-    for form in forms:
-        if form != plain:
-            step = run(form)
-            if distance(step(), reference) <= TOLERANCE:
-                steps[form], took[form] = step, _timed(step)
+    # From the end: the form that wins most often first, so that the others are soon left.
+    for form in reversed([form for form in forms if form != plain]):
+        step = run(form)
+        start = time.perf_counter()
+        result = step()
+        first = time.perf_counter() - start
+        if distance(result, reference) > TOLERANCE:
+            continue
+        bound = _FAR_BEHIND * min(took.values(), default=math.inf)
+        if first < bound or not skip_far_behind:
+            first = _timed(step)
+        steps[form], took[form] = step, first
     for _ in range(_MORE_ROUNDS):
         bound = _CLOSE * min(took.values(), default=0.0)
         for form in [form for form, seconds in took.items() if seconds <= bound]:
@@ -191,22 +214,34 @@ def _with_compiled(choice: Choice, run: Runner, images: int, work: int) -> Choic
     On two CPU cores torch.compile took 100 s for MobileNetV2's training step and made it slower
     (torch 2.15: 14 against 44 images/s), so that it is tried on CUDA only.
     """
-    seconds = choice.seconds[str(choice.form)]
-    if seconds * work < _COMPILING_REPAYS_S:
+    seconds = choice.seconds.get(str(choice.form))
+    if seconds is None or seconds * work < _COMPILING_REPAYS_S:
         return choice
     form = replace(choice.form, compiled=True)
+    reference = run(Form())()
     step = run(form)
-    _timed(step)
+    try:
+        result = step()
+    except Exception:  # no compiler here, or none that can do this network
+        return choice
+    if distance(result, reference) > TOLERANCE:
+        return choice
     compiled = min(_timed(step) for _ in range(1 + _MORE_ROUNDS)) / images
     timed = choice.seconds | {str(form): compiled}
     return Choice(form if compiled < seconds else choice.form, timed)
 
 
 def _timed(step: Callable[[], Tensor]) -> float:
+    _wait_for_device()
     start = time.perf_counter()
-    if step().is_cuda:
-        torch.cuda.synchronize()
+    step()
+    _wait_for_device()
     return time.perf_counter() - start
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _memory(key: str, forms: list[Form]) -> Path:
@@ -233,4 +268,4 @@ def _recall(path: Path, forms: list[Form]) -> Choice | None:
         seconds = {str(name): float(value) for name, value in content["seconds"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Choice(form, seconds) if replace(form, compiled=forms[0].compiled) in forms else None
+    return Choice(form, seconds) if replace(form, compiled=False) in forms else None

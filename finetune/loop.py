@@ -49,7 +49,8 @@ def train_epochs(
 
     Args:
         batches: The batches of an epoch, by its number from 1: what the model takes (images, or
-            features of the frozen prefix), and labels ``(N,)`` int64.
+            features of the frozen prefix), and labels: ``(N,)`` int64, or each class's share of a
+            mixed image, ``(N, num_classes)``, which counts as its largest in the accuracy.
         set_mode: Puts every module into its mode for training; called at each epoch's start,
             because an evaluation in between changes modes.
         class_weights: Of each class in the loss; 1 on average over the images.
@@ -74,7 +75,7 @@ def train_epochs(
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-            meter.add(logits, labels, loss=loss)
+            meter.add(logits, labels if labels.dim() == 1 else labels.argmax(dim=1), loss=loss)
             step += 1
         elapsed_s = time.perf_counter() - start
         yield EpochResult(epoch, lr, meter.loss, meter.top1, meter.num_images, elapsed_s)

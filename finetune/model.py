@@ -12,7 +12,7 @@ from torchvision import models
 from torchvision.transforms import InterpolationMode
 
 from finetune.backbones import Family, family_of
-from finetune.config import ModelConfig, PreprocessingConfig
+from finetune.config import Fit, GivenPreprocessing, ModelConfig, PreprocessingConfig
 from finetune.errors import ConfigError, ModelError, did_you_mean
 from finetune.keyed import seed_for
 
@@ -56,8 +56,11 @@ def is_entry(weights: str) -> bool:
     return weights.isidentifier() and weights.isupper()
 
 
-def resolve_model(config: ModelConfig) -> ModelSpec:
+def resolve_model(config: ModelConfig, *, fit: Fit = "crop") -> ModelSpec:
     """Settle weights entry, build flags and preprocessing.
+
+    Args:
+        fit: The config's ``data.fit``.
 
     Raises:
         ModelError: no such weights entry.
@@ -75,16 +78,17 @@ def resolve_model(config: ModelConfig) -> ModelSpec:
         )
     first = next(iter(entries.values()))
     entry = entries.get(weights, first)
-    preprocessing = _resolve_preprocessing(config, weights, entry, entries)
+    given = _resolve_preprocessing(config, weights, entry, entries)
+    preprocessing = PreprocessingConfig(**{**given.model_dump(), "fit": fit})
     flags = _build_flags(config, weights, entry, preprocessing)
     return ModelSpec(config.name, weights, flags, preprocessing)
 
 
 def _resolve_preprocessing(
     config: ModelConfig, weights: str, entry: Any, entries: dict[str, Any]
-) -> PreprocessingConfig:
+) -> GivenPreprocessing:
     wanted = config.preprocessing
-    if isinstance(wanted, PreprocessingConfig):
+    if isinstance(wanted, GivenPreprocessing):
         return wanted
     if wanted == "auto":
         return _BUNDLED_PREPROCESSING if weights == "bundled" else preprocessing_of(entry)

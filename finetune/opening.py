@@ -16,7 +16,7 @@ from finetune.model import rebuild
 from finetune.planning import apply_freeze
 from finetune.progress import Progress
 from finetune.proof import take_proof
-from finetune.runtime import make_deterministic, select_device
+from finetune.runtime import make_deterministic, select_device, use_one_heap
 from finetune.train_mode import set_train_mode
 
 
@@ -53,6 +53,7 @@ def open_network(
         CheckpointError: tensors and metadata do not agree.
     """
     make_deterministic()
+    use_one_heap()
     device = _device(metadata, progress)
     model = load_network(path, state, metadata)
     apply_freeze(model, frozenset(metadata.freeze_plan.names))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from finetune.config import PreprocessingConfig
-from finetune.data.transforms import build_transform, normalise
+from finetune.data.transforms import build_fit, normalise
 from finetune.saliency import grad_cam
 
 SIDE = 176
@@ -45,7 +45,7 @@ def looked_at(
         model: Whole, in evaluation mode.
         photos: uint8 ``(3, H, W)`` each.
     """
-    transform = build_transform(preprocessing, random_crop=False)
+    transform = build_fit(preprocessing)
     found: list[str | None] = []
     for at in range(0, len(photos), _AT_ONCE):
         pixels = torch.stack([transform(photo) for photo in photos[at : at + _AT_ONCE]])

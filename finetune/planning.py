@@ -9,7 +9,7 @@ from functools import cached_property
 
 from torch import nn
 
-from finetune.config import Config, OptimizerConfig
+from finetune.config import Config, GivenPreprocessing, OptimizerConfig
 from finetune.cost import Cost, measure_cost
 from finetune.data.views import Views
 from finetune.freeze import FreezePlan, plan_freeze
@@ -54,7 +54,7 @@ def make_plan(config: Config, num_classes: int) -> Plan:
         ConfigError: a pattern matches nothing.
         ModelError: no such weights, or the network cannot be built.
     """
-    spec = resolve_model(config.model)
+    spec = resolve_model(config.model, fit=config.data.fit)
     skeleton = build_skeleton(spec, num_classes)
     names = [name for name, _ in skeleton.named_parameters()]
     freeze = plan_freeze(names, config.freeze.patterns, heads=spec.heads)
@@ -72,12 +72,40 @@ def apply_freeze(model: nn.Module, frozen: Collection[str]) -> None:
 def resolve_policy(config: Config, plan: Plan, *, features_worth_keeping: bool) -> str:
     """What ``augment.policy`` means: two views of each image where they can be kept.
 
-    New random crops in every epoch would run the frozen part in every epoch.
+    New random crops in every epoch would run the frozen part in every epoch; where something else
+    is new in every epoch, they cost nothing more.
     """
-    if config.augment.policy != "auto":
-        return config.augment.policy
+    augment = config.augment
+    if augment.policy != "auto":
+        return augment.policy
+    if config.data.fit != "crop":
+        return "flip"
+    if augment.mixes or (augment.draws and not augment.views):
+        return "crop_flip"
     only_head = all(d.frozen or plan.freeze.is_head(d.name) for d in plan.freeze.decisions)
     return "flip" if only_head or features_worth_keeping else "crop_flip"
+
+
+def policy_before_timing(config: Config, plan: Plan) -> tuple[str, bool]:
+    """What ``augment.policy`` means as far as shapes tell, and whether that is certain.
+
+    Where precision is still to be timed, float32 is assumed; bfloat16 may make features small
+    enough to keep.
+    """
+    found = find_cut(plan.skeleton, crop=plan.spec.preprocessing.crop, skeleton=plan.skeleton)
+    given = config.runtime.precision
+    precisions = ("float32", "bfloat16") if given == "auto" else (given,)
+    sizes = [_bytes_of(found.shapes, precision) for precision in precisions]
+    policies = [
+        resolve_policy(config, plan, features_worth_keeping=0 < size <= WORTH_KEEPING_BYTES)
+        for size in sizes
+    ]
+    return policies[0], len(set(policies)) == 1
+
+
+def _bytes_of(crossing: tuple[tuple[int, ...], ...], precision: str) -> int:
+    numbers = sum(math.prod(shape) for shape in crossing)
+    return numbers * (_BYTES if precision == "float32" else _BYTES // 2)
 
 
 def resolve_config(config: Config, plan: Plan, *, device: str, workers: int, policy: str) -> Config:
@@ -85,7 +113,12 @@ def resolve_config(config: Config, plan: Plan, *, device: str, workers: int, pol
     return config.model_copy(
         update={
             "model": config.model.model_copy(
-                update={"weights": plan.spec.weights, "preprocessing": plan.spec.preprocessing}
+                update={
+                    "weights": plan.spec.weights,
+                    "preprocessing": GivenPreprocessing(
+                        **plan.spec.preprocessing.model_dump(exclude={"fit"})
+                    ),
+                }
             ),
             "data": config.data.model_copy(update={"workers": workers}),
             "augment": config.augment.model_copy(update={"policy": policy}),
@@ -150,10 +183,9 @@ def _cut(
         after, crossing = split.last, split.crossing
     precision = config.runtime.precision
     precision = "float32" if precision == "auto" else precision
-    numbers = sum(math.prod(shape) for shape in crossing)
-    size = numbers * (_BYTES if precision == "float32" else _BYTES // 2)
+    size = _bytes_of(crossing, precision)
     policy = resolve_policy(config, plan, features_worth_keeping=0 < size <= WORTH_KEEPING_BYTES)
-    views = Views.of(policy, crops=config.augment.views).count
+    views = Views.of_training(config.augment.model_copy(update={"policy": policy})).count
     known = num_train is not None and num_val is not None and views is not None
     return Cut(
         after=after,

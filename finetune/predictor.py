@@ -24,11 +24,11 @@ from finetune.computation import as_features
 from finetune.data.decoding import read_photo, upright_rgb
 from finetune.data.images import Images
 from finetune.data.look import look_at
-from finetune.data.transforms import build_transform
+from finetune.data.transforms import build_fit
 from finetune.errors import DataError
 from finetune.eval_results import Prediction, Unreadable
 from finetune.evaluate import eval_mode
-from finetune.features import BLOCK_ROWS
+from finetune.keeping import BLOCK_ROWS
 from finetune.opening import Opened, open_network
 from finetune.predictions import best_classes
 from finetune.progress import Progress, Silent
@@ -78,7 +78,7 @@ class Predictor:
         self.model_name = opened.metadata.model_name
         self._engine = opened.engine
         self._batch_size = batch_size or config.data.batch_size
-        self._transform = build_transform(opened.metadata.preprocessing, random_crop=False)
+        self._transform = build_fit(opened.metadata.preprocessing)
         # A value depends on its batch in the last bits. So blocks are those of ``eval``, which
         # keeps features in blocks of its own where it keeps them.
         kept = opened.engine.split.prefix is not None and config.features.cache != "off"

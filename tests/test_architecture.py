@@ -16,11 +16,12 @@ PACKAGE = Path(finetune.__file__).parent
 # A module imports only from lower lines, or from its own package.
 LINES = [
     {
-        *("errors", "keyed", "progress", "results", "check_results", "eval_results", "terminal"),
+        *("errors", "keyed", "progress", "results", "check_results", "data_results"),
+        *("eval_results", "terminal"),
         "cli_options",
     },
     {"backbones", "files", "yaml_text", "config_section"},
-    {"config_data"},
+    {"config_data", "config_augment"},
     {"config"},
     {
         "config_problems",
@@ -32,10 +33,11 @@ LINES = [
         "depthwise",
     },
     {"data"},
-    {"config_file", "split"},
+    {"config_file", "split", "recipe", "blocks"},
     {"model", "optim", "metrics", "checkpoint", "proof", "cost", "intervals", "temperature"},
     {"weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving", "scoring"},
     {"computation"},
+    {"keeping", "in_form"},
     {"features"},
     {"engine"},
     {"timing", "opening", "predictions"},
@@ -50,10 +52,10 @@ LINES = [
 ]
 NO_TORCH = {
     *("errors", "keyed", "progress", "results", "backbones", "yaml_text", "config"),
-    *("config_section", "config_data", "check_results", "eval_results", "terminal", "cli_options"),
-    *("cli_results", "intervals"),
+    *("config_section", "config_data", "config_augment", "check_results", "terminal"),
+    *("cli_options", "eval_results", "cli_results", "intervals"),
     *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
-    *("cli_support", "cli_data"),
+    *("cli_support", "cli_data", "data_results", "recipe", "blocks"),
 }
 
 

@@ -523,10 +523,18 @@ def test_model_and_root_alone_make_a_run(load: Load) -> None:
             "val_fraction": 0.2,
             "on_unreadable": "fail",
             "balance": "none",
+            "fit": "crop",
             "batch_size": 32,
             "workers": "auto",
         },
-        "augment": {"policy": "auto", "views": 0},
+        "augment": {
+            "policy": "auto",
+            "color_jitter": 0.0,
+            "erasing": 0.0,
+            "mixup": 0.0,
+            "cutmix": 0.0,
+            "views": 0,
+        },
         "train": {"epochs": 25, "label_smoothing": 0.0},
         "optimizer": {"name": "sgd", "lr": 0.01, "weight_decay": 0.0, "momentum": 0.9},
         "schedule": {"name": "cosine", "warmup_epochs": 0.0},
@@ -706,9 +714,30 @@ def test_two_documents_are_refused(file: Path) -> None:
     assert "two documents" in refused_file(file)
 
 
-def test_views_without_crops_are_refused(refuse: Refuse) -> None:
-    message = refuse("augment: {policy: flip, views: 3}\n")
-    assert "augment.views: has no effect unless policy is crop_flip" in message
+@pytest.mark.parametrize("policy", ["auto", "none", "flip"])
+def test_views_are_refused_where_none_is_drawn(refuse: Refuse, policy: str) -> None:
+    message = refuse(f"augment: {{policy: {policy}, views: 3}}\n")
+    assert "augment.views: has no effect unless something is drawn" in message
+
+
+@pytest.mark.parametrize("drawn", ["policy: trivial", "erasing: 0.1", "color_jitter: 0.1"])
+def test_views_bound_whatever_is_drawn(load: Load, drawn: str) -> None:
+    assert load(f"augment: {{{drawn}, views: 3}}\n").augment.views == 3
+
+
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_views_are_refused_where_every_batch_is_mixed_anew(refuse: Refuse, mixing: str) -> None:
+    message = refuse(f"augment: {{policy: trivial, {mixing}: 0.2, views: 3}}\n")
+    assert f"augment.views: has no effect with {mixing}" in message
+
+
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_random_crops_of_photos_that_are_to_stay_whole_are_refused(
+    refuse: Refuse, fit: str
+) -> None:
+    data = f"{{root: photos, fit: {fit}}}"
+    message = refuse("augment: {policy: crop_flip}\n", f"data={data}")
+    assert f"augment.policy: crop_flip would cut what data.fit {fit} keeps whole" in message
 
 
 @pytest.mark.parametrize("word", ["off", "disk", "memory", "auto"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,3 +177,18 @@ def test_pixels_without_a_known_white_are_refused(tmp_path: Path) -> None:
     Image.new("F", (4, 4), 0.5).save(tmp_path / "x.tif")
     with pytest.raises(OSError, match="white"):
         read_photo(tmp_path / "x.tif")
+
+
+def test_sixteen_bits_a_channel_become_eight(tmp_path: Path) -> None:
+    """Pillow calls such a PNG RGB, and torchvision decodes it to 16 bits."""
+    rows = b"".join(b"\0" + bytes([255, 255, 128, 128, 0, 0]) * 4 for _ in range(4))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in chunks:
+        content += struct.pack(">I", len(data)) + kind + data
+        content += struct.pack(">I", zlib.crc32(kind + data))
+    (tmp_path / "x.png").write_bytes(content)
+    pixels = read_photo(tmp_path / "x.png")
+    assert pixels.dtype == torch.uint8
+    assert pixels[:, 0, 0].tolist() == [255, 128, 0]

@@ -1,4 +1,4 @@
-"""``finetune export``: it answers as ``eval`` does, in its own runtime, or it is not kept."""
+"""``finetune export``: what it writes answers as ``eval`` does in its own runtime, or goes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import draw_photos
+from PIL import Image
 from test_all_builders import is_heavy, small_config
 from torch import Tensor
 
@@ -23,10 +24,10 @@ from finetune.commands.export import export
 from finetune.commands.train import train
 from finetune.config import Config, PreprocessingConfig
 from finetune.data.decoding import read_photo
-from finetune.data.transforms import build_transform, normalise
+from finetune.data.transforms import build_fit, normalise
 from finetune.errors import ConfigError, DataError, ResultError
 from finetune.exporting import formats
-from finetune.exporting.describe import describe
+from finetune.exporting.describe import describe, readme
 from finetune.exporting.graph import Exported, Preprocess
 from finetune.model import build_untrained, resolve_model
 
@@ -181,12 +182,14 @@ SHAPES = [(300, 500), (500, 300), (224, 224), (333, 517), (40, 90), (255, 256), 
         {"resize": 36, "crop": 33},
         {"resize": 30, "crop": 33},
         {"resize": 232, "crop": 224, "interpolation": "bicubic"},
+        {"resize": 256, "crop": 224, "fit": "pad"},
+        {"resize": 256, "crop": 65, "fit": "stretch", "mean": [0.1, 0.5, 0.9]},
     ],
     ids=str,
 )
 def test_preprocessing_inside_is_within_two_levels_of_ours(sizes: dict[str, object]) -> None:
-    config = PreprocessingConfig.model_validate(sizes)
-    transform = build_transform(config, random_crop=False)
+    config = PreprocessingConfig.model_validate_json(json.dumps(sizes))
+    transform = build_fit(config)
     generator = torch.Generator().manual_seed(0)
     for height, width in SHAPES:
         coarse = torch.rand(1, 3, height // 7 + 2, width // 7 + 2, generator=generator)
@@ -242,6 +245,45 @@ def test_safetensors_of_every_builder(name: str, tmp_path: Path) -> None:
     images = torch.randn(2, 3, crop, crop, generator=torch.Generator().manual_seed(0))
     found, expected = write_and_answer(name, "safetensors", tmp_path, images, inside=False)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_every_fit_is_traced_with_open_sizes(fit: str) -> None:
+    config = PreprocessingConfig.model_validate({"resize": 40, "crop": 32, "fit": fit})
+    preprocess = Preprocess(config)
+    height, width = torch.export.Dim("height", min=16), torch.export.Dim("width", min=16)
+    program = torch.export.export(
+        preprocess,
+        (torch.zeros(1, 3, 90, 70, dtype=torch.uint8),),
+        dynamic_shapes={"pixels": {2: height, 3: width}},
+    )
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((50, 80), (80, 50), (32, 32), (33, 16)):
+        photo = torch.randint(0, 256, (1, 3, *shape), generator=generator).byte()
+        assert torch.equal(program.module()(photo), preprocess(photo)), shape
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_the_readme_prepares_photos_as_we_do(fit: str, tmp_path: Path) -> None:
+    network, metadata = untrained("shufflenet_v2_x0_5")
+    preprocessing = metadata.preprocessing.model_copy(update={"fit": fit, "resize": 40})
+    metadata = metadata.model_copy(update={"preprocessing": preprocessing})
+    about = describe(metadata, preprocessing=False)
+    answer, _, _ = formats.write(
+        "safetensors", tmp_path, network, metadata, about, preprocessing=False
+    )
+    page = readme(metadata, "model.safetensors", preprocessing=False, agreement="")
+    (tmp_path / "README.md").write_text(page)
+    (draw_photos(tmp_path / "photos", count=1, size=90) / "class_0" / "0.png").rename(
+        tmp_path / "photo.png"
+    )
+    with Image.open(tmp_path / "photo.png") as square:
+        square.resize((120, 77)).save(tmp_path / "lying.png")
+    label, probability = run_the_readme(tmp_path, tmp_path / "lying.png")
+    pixels = build_fit(preprocessing)(read_photo(tmp_path / "lying.png"))
+    (shares,) = answer(normalise(pixels[None], preprocessing))
+    assert label == metadata.class_names[int(shares.argmax())]
+    assert probability == pytest.approx(float(shares.max()), abs=0.02)
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from finetune import feature_cache, features
+from finetune import feature_cache, keeping
 from finetune.backbones import BUNDLED_MODEL
 from finetune.checkpoint import load_checkpoint
 from finetune.commands.cache import clear_cache, list_cache
@@ -18,10 +19,12 @@ from finetune.commands.dry_run import dry_run
 from finetune.commands.evaluate import evaluate_checkpoint
 from finetune.commands.freeze_report import freeze_report
 from finetune.commands.train import train
-from finetune.config import Config, RuntimeConfig
+from finetune.computation import Computation
+from finetune.config import Config, PreprocessingConfig, RuntimeConfig
 from finetune.data.views import Views
 from finetune.errors import OutputError
 from finetune.feature_cache import FeatureStore, Layout, make_room, stored
+from finetune.form import Form
 from finetune.progress import Silent
 from finetune.report.text import render_cache
 from finetune.split import Prefix
@@ -205,7 +208,7 @@ def test_eval_reproduces_cached_figures_and_needs_no_forward(
 def test_an_interrupted_filling_goes_on_where_it_stopped(
     make_config: Make, monkeypatch: pytest.MonkeyPatch, forwards: list[int], photos: Path
 ) -> None:
-    monkeypatch.setattr(features, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(keeping, "BLOCK_ROWS", 4)
     config = make_config(runtime=FIXED)
     real = FeatureStore.put
 
@@ -307,14 +310,51 @@ def test_damage_is_said_and_repaired_in_training(make_config: Make, own_cache: P
     assert again.val == expected.val
 
 
-def test_the_least_recently_used_stores_go_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_stores_go_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for age, name in enumerate(["new", "middle", "old"]):
         filled(tmp_path / name)
         meta = tmp_path / name / "meta.json"
         os.utime(meta, (1000 - age, 1000 - age))
     size = stored(tmp_path)[0].num_bytes
-    make_room(tmp_path, size, limit=2 * size + 5, keep=tmp_path / "other")
+    monkeypatch.setattr(feature_cache, "_IN_USE", set())  # as in a later process
+    make_room(tmp_path, size, limit=2 * size + 5)
     assert [store.folder.name for store in stored(tmp_path)] == ["new"]
+
+
+def test_a_store_that_is_open_stays(tmp_path: Path) -> None:
+    filled(tmp_path / "mine")
+    make_room(tmp_path, 10**9, limit=1)
+    assert [store.folder.name for store in stored(tmp_path)] == ["mine"]
+
+
+def test_a_store_that_another_process_removes_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "gone")
+    real = feature_cache._read_meta
+
+    def removed(folder: Path) -> object:
+        found = real(folder)
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+        return found
+
+    monkeypatch.setattr(feature_cache, "_read_meta", removed)
+    assert stored(tmp_path) == []
+
+
+def test_a_log_line_cut_short_costs_one_block(tmp_path: Path) -> None:
+    filled(tmp_path / "s")
+    log = tmp_path / "s" / "blocks.log"
+    lines = [line for line in log.read_text().splitlines() if line]
+    log.write_text("\n".join(lines[:2]) + "\n" + lines[2][:3])
+    store = FeatureStore(LAYOUT, tmp_path / "s", {})
+    (missing,) = store.missing
+    store.put(missing, [tensor[LAYOUT.rows_of(missing)].clone() for tensor in store.tensors])
+    assert FeatureStore(LAYOUT, tmp_path / "s", {}).missing == []
 
 
 def test_removal_leaves_files_that_are_not_ours(tmp_path: Path) -> None:
@@ -327,7 +367,7 @@ def test_removal_leaves_files_that_are_not_ours(tmp_path: Path) -> None:
 def test_features_too_large_to_keep_are_computed_anew(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "WORTH_KEEPING_BYTES", 10)
+    monkeypatch.setattr(keeping, "WORTH_KEEPING_BYTES", 10)
     config = make_config(runtime=FIXED)
     told = Told()
     train(config, progress=told)
@@ -363,7 +403,9 @@ def test_a_store_has_its_place_on_the_disk_before_it_is_filled(
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
         FeatureStore(layout, tmp_path / "full", {})
-    assert (tmp_path / "full" / "0.bin").stat().st_size == 0
+    assert not list((tmp_path / "full").glob("*.bin"))
+    listed = {store.folder.name: store.num_bytes for store in stored(tmp_path)}
+    assert listed["full"] < 1000 < listed["whole"]  # eviction and `clear` know of both
 
 
 def test_a_run_whose_features_find_no_room_leaves_the_old_run_alone(
@@ -415,3 +457,22 @@ def test_dry_run_predicts_an_epoch_with_and_without_the_cache(make_config: Make)
     assert 0 < predicted.epoch_with_cache_s < predicted.epoch_without_cache_s
     everything = dry_run(make_config(runtime=FIXED, freeze={"patterns": []})).predicted
     assert everything.epoch_with_cache_s is None
+
+
+@pytest.mark.parametrize(
+    ("mib", "seconds", "worth"),
+    [(0.5, None, True), (2, None, False), (2, 0.001, False), (2, 0.01, True), (8, 0.01, False)],
+)
+def test_features_are_kept_where_reading_takes_less_than_computing(
+    mib: float, seconds: float | None, worth: bool
+) -> None:
+    numbers = int(mib * 2**18)
+    computation = Computation(
+        nn.Identity(),
+        ((numbers,),),
+        Form(),
+        PreprocessingConfig(resize=8, crop=8),
+        torch.device("cpu"),
+        "",
+    )
+    assert keeping.worth_keeping(computation, seconds) is worth

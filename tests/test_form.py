@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune import form
-from finetune.config import RuntimeConfig
-from finetune.engine import InForm, live_runtime
+from finetune import form, runtime
+from finetune.config import PreprocessingConfig, RuntimeConfig
+from finetune.engine import _what_is_timed, live_runtime
 from finetune.form import TOLERANCE, Choice, Form, Runner, choose_form, distance
+from finetune.in_form import InForm
+from finetune.runtime import one_thread_a_core
 
 CPU = torch.device("cpu")
 REFERENCE = torch.eye(4)
@@ -20,8 +24,15 @@ REFERENCE = torch.eye(4)
 class Clock:
     """A machine on which each form takes what the test says."""
 
-    def __init__(self, seconds: dict[str, float], *, off: dict[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        seconds: dict[str, float],
+        *,
+        off: dict[str, float] | None = None,
+        first_s: float = 0.0,
+    ) -> None:
         self.now = 0.0
+        self.first_s = first_s
         self.seconds = seconds
         self.off = off or {}
         self.runs: list[str] = []
@@ -33,7 +44,8 @@ class Clock:
         def prepare(candidate: Form) -> Callable[[], Tensor]:
             def step() -> Tensor:
                 self.runs.append(str(candidate))
-                self.now += self.seconds[str(candidate)]
+                first = self.runs.count(str(candidate)) == 1
+                self.now += self.seconds[str(candidate)] + first * self.first_s
                 return REFERENCE * (1 + self.off.get(str(candidate), 0.0))
 
             return step
@@ -56,7 +68,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Choice]:
         config: RuntimeConfig | None = None,
         *,
         device: torch.device = CPU,
-        work: int = 100,
+        work: int | None = 100,
     ) -> Choice:
         monkeypatch.setattr(form.time, "perf_counter", clock.perf_counter)
         return choose_form(
@@ -123,6 +135,49 @@ def test_a_form_is_compiled_on_cuda_where_the_run_repays_it(
     assert choice.form == Form("bfloat16", "channels_last", compiled)
 
 
+def test_what_is_computed_once_is_not_compiled(
+    choose: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert not choose(Clock(SECONDS), device=torch.device("cuda"), work=None).form.compiled
+
+
+def test_compiling_on_request_is_compiling_the_fastest_form(
+    choose: Callable[..., Choice],
+) -> None:
+    choice = choose(Clock(SECONDS), RuntimeConfig(compile="on"))
+    assert choice.form == Form("bfloat16", "channels_last", compiled=True)
+
+
+def test_a_network_too_fast_to_time_on_cuda_is_left_uncompiled(
+    choose: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    clock = Clock(dict.fromkeys(SECONDS, 0.0001))
+    assert choose(clock, device=torch.device("cuda"), work=10**9) == Choice(Form(), {})
+
+
+@pytest.mark.parametrize("off", [0.0, 1.0])
+def test_a_compilation_that_fails_or_computes_something_else_is_not_taken(
+    choose: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch, off: float
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    compiled = "bfloat16, channels_last, compiled"
+    seconds = SECONDS | ({compiled: 0.001} if off else {})  # else it raises KeyError
+    clock = Clock(seconds, off={compiled: off})
+    choice = choose(clock, device=torch.device("cuda"), work=10**6)
+    assert choice.form == Form("bfloat16", "channels_last")
+
+
+def test_a_slow_first_run_on_cuda_costs_no_form_its_chance(
+    choose: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loads kernels there."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    clock = Clock(SECONDS, first_s=5.0)
+    assert choose(clock, device=torch.device("cuda")).form == Form("bfloat16", "channels_last")
+
+
 def test_compiling_is_not_tried_on_a_cpu(choose: Callable[..., Choice]) -> None:
     assert not choose(Clock(SECONDS), work=10**9).form.compiled
 
@@ -149,3 +204,77 @@ def test_weights_and_logits_of_a_half_precision_live_part_are_float32() -> None:
 
 
 HALF = Form("bfloat16", "channels_last")
+
+
+def test_a_large_live_part_evaluates_in_pieces_to_the_same_logits() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Flatten(), nn.Linear(16, 2))
+    whole = InForm(module, Form(), CPU).eval()
+    pieces = InForm(module, Form(), CPU, large=True).eval()
+    images = torch.randn(19, 3, 4, 4)
+    sizes: list[int] = []
+    module[0].register_forward_hook(lambda _m, inputs, _o: sizes.append(len(inputs[0])))
+    with torch.no_grad():
+        logits = pieces(images)
+        assert sorted(sizes) == [3, 8, 8]
+        torch.testing.assert_close(logits, whole(images))
+    assert pieces(images).requires_grad
+    assert sizes[-1] == 19
+
+
+def test_several_tensors_are_split_into_pieces_together() -> None:
+    class Sum(nn.Module):
+        def forward(self, tensors: tuple[Tensor, Tensor]) -> Tensor:
+            return tensors[0] + tensors[1]
+
+    both = torch.randn(10, 3), torch.randn(10, 3)
+    with torch.no_grad():
+        assert torch.equal(InForm(Sum(), Form(), CPU, large=True).eval()(both), sum(both))
+
+
+def test_a_pool_computes_in_one_thread_each_and_leaves_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with one_thread_a_core() as pool:
+            inside = list(pool.map(lambda _: torch.get_num_threads(), range(8)))
+        assert set(inside) == {1}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_pool_has_no_more_threads_than_pieces() -> None:
+    with one_thread_a_core(1) as pool:
+        assert pool._max_workers == 1
+
+
+def test_an_interruption_while_a_pool_starts_does_not_hang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = ThreadPoolExecutor.submit
+    submitted = []
+
+    def interrupted(self: ThreadPoolExecutor, *arguments: Any) -> Any:
+        submitted.append(arguments)
+        if len(submitted) == 2:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(runtime, "available_cores", lambda: 3)
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt), one_thread_a_core():
+        pass
+
+
+def test_networks_that_differ_in_shape_or_input_do_not_share_a_form() -> None:
+    small, large = (
+        PreprocessingConfig(resize=64, crop=64),
+        PreprocessingConfig(resize=256, crop=224),
+    )
+    networks = [
+        (nn.Linear(3, 2), small),
+        (nn.Linear(3, 2), large),
+        (nn.Linear(4, 2), small),
+        (nn.Linear(3, 2).requires_grad_(False), small),
+    ]
+    assert len({_what_is_timed(*network) for network in networks}) == 4

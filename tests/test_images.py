@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from finetune.config import ModelConfig, PreprocessingConfig
 from finetune.data import loading
 from finetune.data.folders import Images
 from finetune.data.loading import Batches, PhotoDataset, batch_sizes, resolve_workers
-from finetune.data.transforms import build_transform, normalise
+from finetune.data.transforms import build_fit, normalise
 from finetune.data.views import Views
 from finetune.model import resolve_model
 
@@ -35,7 +36,7 @@ def test_evaluation_sees_what_the_weights_own_preset_gives(
     """To within a level, since torchvision resizes tensors; see test_decoding.py."""
     photo = noise_photo(size)
     preprocessing = resolve_model(ModelConfig(name=name)).preprocessing
-    transform = build_transform(preprocessing, random_crop=False)
+    transform = build_fit(preprocessing)
     ours = normalise(transform(pil_to_tensor(photo))[None], preprocessing)[0]
     preset = models.get_model_weights(name).DEFAULT.transforms()
     exact = preprocessing.interpolation != "bilinear"
@@ -177,7 +178,7 @@ def test_what_was_decoded_is_kept_while_there_is_room(
 
 
 def test_a_bounded_number_of_crops_gives_the_same_few_views_again(images: Images) -> None:
-    views = Views.of("crop_flip", crops=3)
+    views = Views.of("crop_flip", bound=3)
     assert {views.pick(epoch, 0) for epoch in range(30)} == {0, 1, 2}
     one, other = (PhotoDataset(images, SMALL, views) for _ in range(2))
     assert torch.equal(one[(0, 2)][0], other[(0, 2)][0])
@@ -192,3 +193,29 @@ def test_neighbouring_views_of_an_image_decode_it_once(
     monkeypatch.setattr(loading, "read_photo", lambda path: opened.append(path) or real(path))
     PhotoDataset(images, SMALL, Views.of("flip")).__getitems__([(0, 0), (0, 1), (1, 0)])
     assert len(opened) == 2
+
+
+def test_a_dataset_can_be_sent_to_a_process_that_is_started_afresh(images: Images) -> None:
+    """As workers are on macOS and Windows, and everywhere from Python 3.14."""
+    dataset = pickle.loads(pickle.dumps(PhotoDataset(images, SMALL, Views.of("crop_flip"))))
+    again = PhotoDataset(images, SMALL, Views.of("crop_flip"))
+    assert torch.equal(dataset[(0, 1)][0], again[(0, 1)][0])
+
+
+def test_what_the_system_refuses_for_once_is_no_broken_photo(
+    images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = PhotoDataset(images, SMALL, Views.of("none"))
+
+    def refused(path: Path) -> torch.Tensor:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(loading, "read_photo", refused)
+    (unreadable,) = dataset.views_of(0, [0])
+    assert isinstance(unreadable, loading.Unreadable)
+    assert not unreadable.lasting
+    images.paths[1].write_bytes(b"nothing")
+    monkeypatch.undo()
+    (broken,) = dataset.views_of(1, [0])
+    assert isinstance(broken, loading.Unreadable)
+    assert broken.lasting

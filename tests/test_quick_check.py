@@ -14,11 +14,12 @@ from finetune.commands.check_data import check_data
 from finetune.commands.evaluate import evaluate_checkpoint
 from finetune.commands.train import train
 from finetune.config import Config, DataConfig
+from finetune.data import loading
 from finetune.data import quick_check as module
 from finetune.data.images import Images
 from finetune.data.look import Look, look_at
 from finetune.data.quick_check import Checked, quick_check
-from finetune.errors import DataError
+from finetune.errors import DataError, UnreadableError
 from finetune.progress import Silent
 
 Make = Callable[..., Config]
@@ -216,3 +217,65 @@ def test_check_data_and_a_run_share_what_they_know(make_config: Make, photos: Pa
     progress.say = progress.warn = said.append  # type: ignore[method-assign]
     train(config, overwrite=True, progress=progress)
     assert any("28 images, 0 of them new" in line for line in said)
+
+
+def break_in_the_middle(path: Path) -> None:
+    """Damage that no look at the header and the end finds."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 8] = bytes(8)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("cache", ["memory", "off"])
+def test_images_that_pass_the_check_and_are_broken_are_all_named(
+    make_config: Callable[..., Config], photos: Path, cache: str
+) -> None:
+    for name in ("0.png", "1.png"):
+        break_in_the_middle(photos / "train" / "class_0" / name)
+    config = make_config(features={"cache": cache}, data={"batch_size": 30}, train={"epochs": 1})
+    with pytest.raises(
+        UnreadableError, match=r"(?s)[01]\.png: cannot be decoded.*[01]\.png: cannot"
+    ) as caught:
+        train(config)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("cache", ["memory", "off"])
+def test_such_images_are_skipped_and_listed_where_that_is_wanted(
+    make_config: Callable[..., Config], photos: Path, cache: str
+) -> None:
+    broken = photos / "train" / "class_0" / "0.png"
+    break_in_the_middle(broken)
+    config = make_config(
+        features={"cache": cache}, data={"on_unreadable": "skip"}, train={"epochs": 1}
+    )
+    assert train(config).num_train == 17
+    assert str(broken) in (Path(config.output_dir) / "skipped.csv").read_text()
+
+
+def test_evaluation_skips_such_images_as_well(
+    make_config: Callable[..., Config], photos: Path
+) -> None:
+    config = make_config(data={"on_unreadable": "skip"}, train={"epochs": 1})
+    train(config)
+    break_in_the_middle(photos / "val" / "class_0" / "0.png")
+    assert evaluate_checkpoint(Path(config.output_dir) / "best.pt").num_images == 9
+
+
+def test_a_photo_that_the_system_refuses_for_once_is_not_left_out(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loading.read_photo
+
+    def refused(path: Path) -> object:
+        if path.name == "0.png":
+            raise OSError(24, "Too many open files")
+        return real(path)
+
+    config = make_config(data={"on_unreadable": "skip"}, train={"epochs": 1})
+    monkeypatch.setattr(loading, "read_photo", refused)
+    with pytest.raises(UnreadableError, match="Too many open files"):
+        train(config)
+    monkeypatch.setattr(loading, "read_photo", real)
+    assert train(config).num_train == 18

@@ -17,7 +17,7 @@ from finetune.timing import predict_time
 
 
 def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | None = None) -> DryRun:
-    """Everything that `train` does up to its first step; writes nothing."""
+    """Everything that `train` does up to its first step; writes nothing into ``output_dir``."""
     progress = progress or Silent()
     run_folder.check_usable(Path(config.output_dir), overwrite=overwrite)
     prepared = prepare(config, progress)

@@ -15,7 +15,7 @@ from finetune.config_data import DataConfig
 from finetune.data.holdout import groups_of, keys_of
 from finetune.data.images import Images
 from finetune.data.loading import resolve_workers
-from finetune.data.quick_check import quick_check
+from finetune.data.quick_check import dropping_unreadable, quick_check
 from finetune.data.sources import find_known
 from finetune.data.views import Views
 from finetune.engine import make_source
@@ -98,6 +98,23 @@ def compute(
             "unseen images; use --split val"
         )
     state, metadata = load_checkpoint(path)
+    return dropping_unreadable(
+        lambda: _compute(path, state, metadata, data, split, calibrate, ignore_unknown, progress),
+        on_unreadable=metadata.config.data.on_unreadable,
+        progress=progress,
+    )
+
+
+def _compute(
+    path: Path,
+    state: dict[str, Tensor],
+    metadata: Metadata,
+    data: str | None,
+    split: str,
+    calibrate: bool,
+    ignore_unknown: bool,
+    progress: Progress,
+) -> Evaluated:
     images, ignored = _images(metadata, data, split, ignore_unknown, progress)
     opened = open_network(path, state, metadata, images, known=True, progress=progress)
     start = time.perf_counter()

@@ -62,6 +62,11 @@ def export(
     path = run_folder.checkpoint_of(run)
     folder = path.parent / "export" / file_format if output is None else output
     state, metadata = load_checkpoint(path)
+    if metadata.preprocessing.fit != "crop":
+        raise ConfigError(
+            f"export: {path} was trained with data.fit: {metadata.preprocessing.fit}; what is "
+            "exported prepares photos by data.fit: crop alone, and would answer otherwise"
+        )
     photos = _photos(metadata, data, num_images, progress)
     expected = _expected(path, state, metadata, photos, progress)
     about = describe(metadata, preprocessing=inside)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from finetune.config import Config, DataConfig
+from finetune.config import AugmentConfig, Config, DataConfig
+from finetune.config_augment import DRAWN_POLICIES
 from finetune.data.images import TrainVal
 from finetune.data.loading import batch_sizes, resolve_workers
 from finetune.data.quick_check import Checked, Skipped, quick_check
@@ -17,7 +18,7 @@ from finetune.model import build_untrained, check_input_size
 from finetune.planning import Plan, apply_freeze, make_plan, resolve_config, resolve_policy
 from finetune.progress import Progress
 from finetune.proof import Proof, take_proof
-from finetune.runtime import make_deterministic, select_device
+from finetune.runtime import make_deterministic, select_device, use_one_heap
 from finetune.train_mode import set_train_mode
 from finetune.weights import load_pretrained
 
@@ -41,10 +42,9 @@ class Prepared:
 def prepare(config: Config, progress: Progress) -> Prepared:
     """The cheap checks first: folders, patterns and sizes fail before weights are read."""
     make_deterministic()
+    use_one_heap()
     device = select_device(config.runtime.device)
-    data = find_train_val(config.data, seed=config.seed, progress=progress)
-    for note in data.notes:
-        progress.say(note)
+    data = _found(config, progress)
     num_classes = len(data.train.class_names)
     plan = make_plan(config, num_classes)
     for warning in plan.freeze.warnings:
@@ -74,10 +74,22 @@ def prepare(config: Config, progress: Progress) -> Prepared:
         device=device,
         progress=progress,
         skeleton=plan.skeleton,
-        live_multiply_adds=plan.cost.forward_live,
+        cost=plan.cost,
     )
     resolved = _resolve(config, plan, data, engine, progress)
     return Prepared(resolved, data, plan, model, engine, proof, checked.skipped)
+
+
+def find_data(config: Config, progress: Progress) -> tuple[TrainVal, Checked]:
+    """The images that training would take, without what cannot be read."""
+    return _checked(_found(config, progress), config.data, progress)
+
+
+def _found(config: Config, progress: Progress) -> TrainVal:
+    data = find_train_val(config.data, seed=config.seed, progress=progress)
+    for note in data.notes:
+        progress.say(note)
+    return data
 
 
 def _checked(data: TrainVal, config: DataConfig, progress: Progress) -> tuple[TrainVal, Checked]:
@@ -108,13 +120,10 @@ def _resolve(
     cache = resolve_cache(
         resolved, engine, len(data.train), len(data.val), training_views(resolved), progress
     )
-    if config.augment.policy == "auto" and policy == "flip" and cache != "off":
-        seconds = engine.prefix_seconds
-        more = "" if seconds is None else f", about {seconds * len(data.train):.2g} s more each"
-        progress.say(
-            "augment.policy auto is flip: two views of each image are computed once; crop_flip "
-            f"would run the frozen part in every epoch{more} (augment.views bounds that)"
-        )
+    if cache != "off":
+        said = _augmentation_and_cache(config, resolved, engine, len(data.train))
+        if said:
+            progress.say(said)
     return resolved.model_copy(
         update={
             "features": resolved.features.model_copy(update={"cache": cache}),
@@ -123,9 +132,57 @@ def _resolve(
     )
 
 
+def _augmentation_and_cache(
+    config: Config, resolved: Config, engine: Engine, num_train: int
+) -> str:
+    """What the training images' augmentation means for features that could be kept."""
+    augment, views = resolved.augment, training_views(resolved)
+    seconds = engine.prefix_seconds
+    more = "" if seconds is None else f", about {seconds * num_train:.2g} s more each"
+    if augment.mixes:
+        return (
+            f"{_listed(augment, 'mixup', 'cutmix')}: images of a batch are mixed anew each time, "
+            "so that no features of training images can be kept: the frozen part runs in every "
+            f"epoch{more}"
+        )
+    if augment.draws:
+        drawn = _listed(augment, "policy", "color_jitter", "erasing")
+        if views.count is not None:
+            times = f"{views.count} views" if views.count > 1 else "one view"
+            return (
+                f"{drawn}: {times} of each image, drawn once and kept (augment.views); "
+                "0 draws new ones in every epoch"
+            )
+        return (
+            f"{drawn}: new views in every epoch, so that no features of training images can be "
+            f"kept: the frozen part runs in every epoch{more} (augment.views bounds that)"
+        )
+    if config.augment.policy == "auto" and augment.policy == "flip":
+        other = (
+            f"crop_flip would run the frozen part in every epoch{more} (augment.views bounds that)"
+        )
+        whole = f"data.fit {resolved.data.fit} keeps photos whole"
+        return (
+            "augment.policy auto is flip: two views of each image are computed once; "
+            f"{other if resolved.data.fit == 'crop' else whole}"
+        )
+    return ""
+
+
+def _listed(augment: AugmentConfig, *keys: str) -> str:
+    """Those that are on, with their values."""
+    values = {key: getattr(augment, key) for key in keys}
+    on = [
+        f"augment.{key} {value}"
+        for key, value in values.items()
+        if value and (key != "policy" or value in DRAWN_POLICIES)
+    ]
+    return " and ".join(on)
+
+
 def training_views(config: Config) -> Views:
     """Of the training images."""
-    return Views.of(config.augment.policy, crops=config.augment.views, seed=config.seed)
+    return Views.of_training(config.augment, seed=config.seed)
 
 
 def updates_norm_stats(config: Config) -> bool:

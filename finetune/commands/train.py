@@ -21,6 +21,8 @@ from finetune.config import Config
 from finetune.config_file import to_yaml
 from finetune.data.balance import class_weights
 from finetune.data.images import below
+from finetune.data.mixing import Mixing
+from finetune.data.quick_check import dropping_unreadable
 from finetune.data.views import Views
 from finetune.engine import make_source
 from finetune.errors import ResultError
@@ -53,8 +55,19 @@ def train(
     Raises:
         FinetuneError: any of its kinds.
     """
+    shown = progress or Silent()
+    ours = False
+
+    def attempt() -> TrainSummary:
+        nonlocal ours
+        again, ours = ours, True  # what an attempt before this one began is its own
+        return _train(config, overwrite=overwrite or again, progress=shown)
+
+    return dropping_unreadable(attempt, on_unreadable=config.data.on_unreadable, progress=shown)
+
+
+def _train(config: Config, *, overwrite: bool, progress: Progress) -> TrainSummary:
     start = time.perf_counter()
-    progress = progress or Silent()
     folder = Path(config.output_dir)
     run_folder.check_usable(folder, overwrite=overwrite)
     prepared = prepare(config, progress)
@@ -188,6 +201,9 @@ def _source(prepared: Prepared, progress: Progress, *, training: bool) -> Source
         shuffle=training,
         what="training" if training else "validation",
         progress=progress,
+        mixing=Mixing.of(config.augment, num_classes=prepared.plan.num_classes, seed=config.seed)
+        if training
+        else None,
     )
 
 

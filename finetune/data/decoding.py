@@ -47,7 +47,8 @@ def read_photo(path: str | os.PathLike[str]) -> Tensor:
             try:
                 encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
                 decoded: Tensor = decode_image(encoded, ImageReadMode.RGB)
-                return decoded
+                if decoded.dtype == torch.uint8:  # Pillow calls a PNG of 16 bits a channel RGB too
+                    return decoded
             except RuntimeError:
                 pass
         return upright_rgb(image)

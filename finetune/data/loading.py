@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from finetune.config import PreprocessingConfig
 from finetune.data.decoding import read_photo
+from finetune.data.drawing import drawn_from
 from finetune.data.folders import Images
-from finetune.data.transforms import build_transform
+from finetune.data.transforms import build_draw, build_fit
 from finetune.data.views import Views
-from finetune.errors import DataError
+from finetune.errors import UnreadableError
 from finetune.keyed import seed_for
 from finetune.runtime import available_cores, one_thread_a_core
 
@@ -41,6 +41,14 @@ class Unreadable:
 
     path: Path
     reason: str
+    lasting: bool = True
+    """The same file would fail at another time as well; what the system refuses may pass."""
+
+    @classmethod
+    def because(cls, path: Path, error: Exception) -> Unreadable:
+        """What a decoder raised, put into words."""
+        passing = isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
+        return cls(path, str(error) or type(error).__name__, lasting=not passing)
 
 
 class PhotoDataset(Dataset[Sample | Unreadable]):
@@ -61,10 +69,10 @@ class PhotoDataset(Dataset[Sample | Unreadable]):
     ) -> None:
         self.images = images
         self.views = views
-        self.transform = build_transform(preprocessing, random_crop=views.policy == "crop_flip")
+        self.fit = build_fit(preprocessing)
+        self.draw, self._draws_from_photo = build_draw(preprocessing, views)
         self._kept: dict[int, Tensor] = {}
         self._room = keep_bytes
-        self._drawing = threading.Lock()
 
     def __getitems__(self, keys: list[Key]) -> list[Sample | Unreadable]:
         """The views asked for; one image is decoded once for neighbouring views of it."""
@@ -81,10 +89,10 @@ class PhotoDataset(Dataset[Sample | Unreadable]):
         path, label = self.images.paths[index], self.images.labels[index]
         try:
             pixels = self._before_drawing(index)
+            if self.views.are_random:
+                return [(self._drawn(pixels, index, view), label) for view in views]
         except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-            return [Unreadable(path, str(error) or type(error).__name__)] * len(views)
-        if self.views.are_random:
-            return [(self._drawn(pixels, index, view), label) for view in views]
+            return [Unreadable.because(path, error)] * len(views)
         return [(pixels.flip(2) if view else pixels, label) for view in views]
 
     def _before_drawing(self, index: int) -> Tensor:
@@ -92,24 +100,17 @@ class PhotoDataset(Dataset[Sample | Unreadable]):
         if kept is not None:
             return kept
         pixels = read_photo(self.images.paths[index])
-        if not self.views.are_random:
-            pixels = self.transform(pixels)
+        if not self._draws_from_photo:
+            pixels = self.fit(pixels)
         if pixels.nbytes <= self._room:
             self._room -= pixels.nbytes
             self._kept[index] = pixels
         return pixels
 
-    def _drawn(self, photo: Tensor, index: int, view: int) -> Tensor:
-        # transforms.v2 draws from torch's global generator and takes no other.
-        generator = torch.default_generator
-        with self._drawing:
-            before = generator.get_state()
-            generator.manual_seed(self.views.seed_of(index, view))
-            try:
-                pixels: Tensor = self.transform(photo)
-            finally:
-                generator.set_state(before)
-        return pixels
+    def _drawn(self, pixels: Tensor, index: int, view: int) -> Tensor:
+        with drawn_from(self.views.seed_of(index, view)):
+            drawn: Tensor = self.draw(pixels)
+        return drawn
 
 
 def by_image(keys: list[Key]) -> Iterator[tuple[int, list[int]]]:
@@ -236,11 +237,16 @@ class Batches:
     def __len__(self) -> int:
         return len(self._sampler)
 
+    def keys(self, epoch: int = 0) -> list[list[Key]]:
+        """Images and views of each batch of one epoch."""
+        self._sampler.epoch = epoch
+        return list(self._sampler)
+
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """The batches of one epoch.
 
         Raises:
-            DataError: names an image that cannot be decoded.
+            UnreadableError: names the images of a batch that cannot be decoded.
         """
         self._sampler.epoch = epoch
         yield from readable(self._loader)
@@ -278,7 +284,7 @@ class _InThreads:
 
     def __iter__(self) -> Iterator[Batch | list[Unreadable]]:
         for keys in self.batches:
-            with one_thread_a_core() as pool:
+            with one_thread_a_core(len(keys)) as pool:
                 views = pool.map(lambda image: self.dataset.views_of(*image), by_image(keys))
                 batch = collate([sample for samples in views for sample in samples])
             if self.pinned and isinstance(batch, tuple):
@@ -290,16 +296,21 @@ def readable(batches: Iterable[Batch | list[Unreadable]]) -> Iterator[Batch]:
     """Pass on what was decoded.
 
     Raises:
-        DataError: names an image that cannot be decoded.
+        UnreadableError: names the images of a batch that cannot be decoded.
     """
     for batch in batches:
         if isinstance(batch, list):
-            broken = batch[0]
-            raise DataError(
-                f"{broken.path}: cannot be decoded ({broken.reason}); "
-                "repair it, or move it out of the class folder"
-            )
+            raise unreadable(batch)
         yield batch
+
+
+def unreadable(broken: Iterable[Unreadable]) -> UnreadableError:
+    """The error that names each image once; not raised."""
+    images = list({image.path: image for image in broken}.values())
+    return UnreadableError(
+        [(image.path, image.reason) for image in images],
+        passing={image.path for image in images if not image.lasting},
+    )
 
 
 def resolve_workers(workers: int | str, images: Images, device: torch.device) -> int:

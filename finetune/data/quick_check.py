@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from finetune.data.images import Images, shown, shown_few
 from finetune.data.look import Look, look_at
 from finetune.data.remembered import Remembered, key_of_file
-from finetune.errors import DataError
+from finetune.errors import DataError, UnreadableError
 from finetune.progress import Progress
 
 _MOST_LISTED = 20
 _THREADS = 8  # where files lie on a server, each waits for its own
 _AT_ONCE = 256
+
+T = TypeVar("T")
 
 Skipped = tuple[Path, str]
 """A file that was left out, and why."""
@@ -71,6 +74,40 @@ def quick_check(*parts: Images, on_unreadable: str, base: Path, progress: Progre
     else:
         facts += "all can be read"
     return Checked(kept, tuple(bad), facts + copies[0], bool(bad) or copies[1])
+
+
+def dropping_unreadable(work: Callable[[], T], *, on_unreadable: str, progress: Progress) -> T:
+    """Do work that begins with a check, and once more for each time it meets images that passed
+    the check and are broken all the same: they are remembered, and the check then knows them.
+
+    Raises:
+        UnreadableError: it is not to skip them.
+    """
+    known: set[Path] = set()
+    while True:
+        try:
+            return work()
+        except UnreadableError as error:
+            lasting = [pair for pair in error.found if pair[0] not in error.passing]
+            found = {path: reason for path, reason in lasting if path not in known}
+            with Remembered() as remembered:
+                remembered.keep(
+                    (key_of_file(str(path)), Look(reason=reason, decoded=True))
+                    for path, reason in found.items()
+                )
+            # What the system refused for once is no broken photo, and is not left out.
+            if on_unreadable == "fail" or not found or error.passing:
+                raise
+            known |= found.keys()
+            progress.warn(f"{error.found[0][0]}: turned out to be broken; beginning without it")
+
+
+def sizes_of(images: Images, most: int, progress: Progress) -> list[tuple[int, int]]:
+    """Width and height, as the files state them, of so many images from all over."""
+    number = min(most, len(images))
+    paths = [str(images.paths[i * len(images) // number]) for i in range(number)]
+    looks, _ = _looks(paths, progress)
+    return [(look.width, look.height) for look in looks]
 
 
 def _looks(paths: Sequence[str], progress: Progress) -> tuple[list[Look], int]:

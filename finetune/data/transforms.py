@@ -4,46 +4,124 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from finetune.config import PreprocessingConfig
+from finetune.data.views import Views
 
 _INTERPOLATION = {
     "nearest": InterpolationMode.NEAREST,
     "bilinear": InterpolationMode.BILINEAR,
     "bicubic": InterpolationMode.BICUBIC,
 }
+_POLICIES = {
+    "trivial": v2.TrivialAugmentWide,
+    "randaugment": v2.RandAugment,
+    "autoaugment": v2.AutoAugment,
+}
+_HUE_SHARE = 0.25
+"""Of the strength of colour jitter: Chen et al. 2020 (SimCLR) take 0.2 beside 0.8."""
 
 
-def build_transform(preprocessing: PreprocessingConfig, *, random_crop: bool) -> v2.Transform:
-    """From an RGB photo, uint8 ``(3, H, W)``, to uint8 pixels ``(3, crop, crop)``.
+def build_fit(preprocessing: PreprocessingConfig) -> v2.Transform:
+    """From an RGB photo, uint8 ``(3, H, W)``, to uint8 pixels ``(3, crop, crop)``, nothing drawn.
 
-    Without random crops this is what evaluation does, and what the weights' own preset does before
-    it scales and normalises. With them it is RandomResizedCrop (Szegedy et al. 2014) and a mirror
-    image half of the time.
+    This is what evaluation does. With fit crop it is what the weights' own preset does before it
+    scales and normalises.
     """
     interpolation = _INTERPOLATION[preprocessing.interpolation]
     crop = preprocessing.crop
-    if random_crop:
-        random_resized = v2.RandomResizedCrop(crop, interpolation=interpolation, antialias=True)
-        steps = [random_resized, v2.RandomHorizontalFlip()]
+    if preprocessing.fit == "pad":
+        steps: list[Any] = [_Letterbox(crop, interpolation, mean_colour(preprocessing))]
+    elif preprocessing.fit == "stretch":
+        steps = [v2.Resize((crop, crop), interpolation=interpolation, antialias=True)]
     else:
         resize = v2.Resize(preprocessing.resize, interpolation=interpolation, antialias=True)
         steps = [resize, v2.CenterCrop(crop)]
+    return _pixels_through(steps, preprocessing)
+
+
+def build_draw(preprocessing: PreprocessingConfig, views: Views) -> tuple[v2.Transform, bool]:
+    """What is drawn for each view, on pixels, and whether it takes the whole photo.
+
+    With fit crop, the policies that crop begin with RandomResizedCrop (Szegedy et al. 2014) of the
+    whole photo. Else the photo is fitted first, once, and what is drawn works on the square.
+
+    The order is that of torchvision's training: crop, mirror image, policy, erasing. Erasing blanks
+    with the mean colour, which normalisation makes zero.
+    """
+    interpolation = _INTERPOLATION[preprocessing.interpolation]
+    crops = views.crops and preprocessing.fit == "crop"
+    steps: list[Any] = []
+    if crops:
+        steps.append(
+            v2.RandomResizedCrop(preprocessing.crop, interpolation=interpolation, antialias=True)
+        )
+    if views.policy != "none":
+        steps.append(v2.RandomHorizontalFlip())
+    if views.color_jitter:
+        strength = views.color_jitter
+        steps.append(v2.ColorJitter(strength, strength, strength, strength * _HUE_SHARE))
+    if views.policy in _POLICIES:
+        steps.append(_POLICIES[views.policy](interpolation=interpolation))
+    last = []
+    if views.erasing:
+        value = [float(level) for level in mean_colour(preprocessing)]
+        last = [v2.RandomErasing(views.erasing, value=value)]
+    return _pixels_through(steps, preprocessing, last), crops
+
+
+def _pixels_through(
+    steps: list[Any], preprocessing: PreprocessingConfig, last: list[Any] | None = None
+) -> v2.Transform:
     # torchvision resizes tensors to within one level of Pillow, in a fifth of the time, where it
     # interpolates bilinearly; otherwise it is further off, and Pillow does it (tested).
     through_pillow: list[Any] = []
     if preprocessing.interpolation != "bilinear":
         through_pillow = [v2.ToPILImage()]
-    return v2.Compose([*through_pillow, *steps, v2.ToImage(), v2.ToPureTensor()])
+    return v2.Compose([*through_pillow, *steps, v2.ToImage(), v2.ToPureTensor(), *(last or [])])
+
+
+def mean_colour(preprocessing: PreprocessingConfig) -> list[int]:
+    """The colour that normalisation turns into zero, as near as levels come."""
+    return [min(max(round(255 * mean), 0), 255) for mean in preprocessing.mean]
+
+
+class _Letterbox:
+    """The whole photo, scaled until its longer side fits, between bars of one colour.
+
+    The mean colour, because normalisation turns it into zero, which is also what the network's own
+    convolutions find beyond a picture's edge.
+    """
+
+    def __init__(self, side: int, interpolation: InterpolationMode, colour: list[int]) -> None:
+        self.side = side
+        self.interpolation = interpolation
+        self.colour = colour
+
+    def __call__(self, photo: Any) -> Any:
+        height, width = F.get_size(photo)
+        longer = max(height, width)
+        # Rounded in whole numbers: an exported graph has no others to size itself with.
+        size = [
+            max(1, (2 * length * self.side + longer) // (2 * longer)) for length in (height, width)
+        ]
+        fitted = F.resize(photo, size, interpolation=self.interpolation, antialias=True)
+        top, left = ((self.side - length) // 2 for length in size)
+        bars = [left, top, self.side - size[1] - left, self.side - size[0] - top]
+        return F.pad(fitted, bars, fill=self.colour)
 
 
 def normalise(images: Tensor, preprocessing: PreprocessingConfig) -> Tensor:
-    """uint8 pixels ``(N, 3, H, W)`` to the network's float32 input."""
-    scaled = F.to_dtype(images, scale=True)
+    """Pixels ``(N, 3, H, W)``, uint8 or float32 in 0..1, to the network's float32 input."""
+    scaled = F.to_dtype(images, torch.float32, scale=True)
     normalised: Tensor = F.normalize(
-        scaled, list(preprocessing.mean), list(preprocessing.std), inplace=True
+        scaled,
+        list(preprocessing.mean),
+        list(preprocessing.std),
+        inplace=scaled is not images,
     )
     return normalised

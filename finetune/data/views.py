@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from finetune.config_augment import DRAWN_POLICIES, AugmentConfig
 from finetune.keyed import seed_for
 
 
@@ -12,25 +13,48 @@ class Views:
     """The views of each image under a policy.
 
     Attributes:
-        policy: none (one view), flip (the image and its mirror image) or crop_flip.
+        policy: none (one view), flip (the image and its mirror image) or one that draws.
         count: How many views there are; None where every epoch draws a new one.
         seed: Of the run.
+        color_jitter, erasing: Drawn on top of any policy.
+        are_random: A view is drawn by seed, so that another seed gives other views.
     """
 
     policy: str
     count: int | None
     seed: int
+    color_jitter: float = 0.0
+    erasing: float = 0.0
+    are_random: bool = False
 
     @classmethod
-    def of(cls, policy: str, *, crops: int = 0, seed: int = 0) -> Views:
-        """The views of a policy; ``crops`` bounds those of crop_flip, 0 leaves them unbounded."""
-        counts = {"none": 1, "flip": 2, "crop_flip": crops or None}
-        return cls(policy, counts[policy], seed)
+    def of(cls, policy: str, *, bound: int = 0, seed: int = 0) -> Views:
+        """The views of a policy; ``bound`` bounds random ones, 0 leaves them unbounded."""
+        return cls.of_training(AugmentConfig.model_construct(policy=policy, views=bound), seed=seed)
+
+    @classmethod
+    def of_training(cls, augment: AugmentConfig, *, seed: int = 0) -> Views:
+        """The views of training images; a batch that is mixed makes every one of them new."""
+        random = augment.draws or augment.mixes
+        count = augment.views or None if random else {"none": 1, "flip": 2}[augment.policy]
+        return cls(
+            augment.policy, count, seed, augment.color_jitter, augment.erasing, are_random=random
+        )
 
     @property
-    def are_random(self) -> bool:
-        """Whether a view is drawn by seed, so that another seed gives other views."""
-        return self.policy == "crop_flip"
+    def crops(self) -> bool:
+        """Whether the policy cuts photos at random, where they may be cut."""
+        return self.policy in DRAWN_POLICIES
+
+    @property
+    def name(self) -> str:
+        """What decides a view beside its number and the seed, in words."""
+        extra = [
+            f"{key.replace('_', ' ')} {value:g}"
+            for key, value in (("color_jitter", self.color_jitter), ("erasing", self.erasing))
+            if value
+        ]
+        return ", ".join([self.policy, *extra])
 
     def pick(self, epoch: int, index: int) -> int:
         """The view of image ``index`` in an epoch."""

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from finetune.checkpoint import Metadata
+from finetune.data.transforms import mean_colour
 from finetune.exporting.graph import LARGEST_SIDE, SMALLEST_SIDE
 
 README = "README.md"
@@ -45,8 +46,10 @@ def readme(metadata: Metadata, file: str, *, preprocessing: bool, agreement: str
         "flags": "".join(f", {key}={value!r}" for key, value in metadata.build_flags.items()),
         "temperature": metadata.temperature,
     }
-    photo = _PHOTO_AS_IT_IS if preprocessing else _PHOTO_PREPARED.format_map(_escaped(values))
-    code = kinds[file].replace("PHOTO\n", photo).replace("RETURNS\n", "")
+    fitted = _PHOTO_PREPARED.replace("FIT\n", _FITS[metadata.preprocessing.fit])
+    values["colour"] = tuple(mean_colour(metadata.preprocessing))
+    photo = _PHOTO_AS_IT_IS if preprocessing else fitted.format_map(_in_code(values))
+    code = kinds[file].replace("PHOTO\n", photo)
     for key, value in values.items():
         code = code.replace(f"<{key}>", str(value))
     return (
@@ -56,7 +59,7 @@ def readme(metadata: Metadata, file: str, *, preprocessing: bool, agreement: str
     )
 
 
-def _escaped(values: dict[str, Any]) -> dict[str, Any]:
+def _in_code(values: dict[str, Any]) -> dict[str, Any]:
     sampling = {"bilinear": "BILINEAR", "bicubic": "BICUBIC", "nearest": "NEAREST"}
     return values | {
         "sampling": sampling[values["interpolation"]],
@@ -70,12 +73,28 @@ photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
 pixels = np.array(photo).transpose(2, 0, 1)[None]
 """
 
-_PHOTO_PREPARED = """\
-photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+_FITS = {
+    "crop": """\
 short = min(photo.size)
 photo = photo.resize([side * {resize} // short for side in photo.size], Image.Resampling.{sampling})
 left, top = (round((side - {crop}) / 2) for side in photo.size)
 photo = photo.crop((left, top, left + {crop}, top + {crop}))
+""",
+    "pad": """\
+longer = max(photo.size)
+sizes = [max(1, (2 * side * {crop} + longer) // (2 * longer)) for side in photo.size]
+fitted = photo.resize(sizes, Image.Resampling.{sampling})
+photo = Image.new("RGB", ({crop}, {crop}), {colour})
+photo.paste(fitted, tuple(({crop} - side) // 2 for side in sizes))
+""",
+    "stretch": """\
+photo = photo.resize(({crop}, {crop}), Image.Resampling.{sampling})
+""",
+}
+
+_PHOTO_PREPARED = """\
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+FIT
 pixels = ((np.array(photo) / 255 - {mean}) / {std}).transpose(2, 0, 1)[None].astype(np.float32)
 """
 

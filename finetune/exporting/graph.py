@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.config import PreprocessingConfig
+from finetune.data.transforms import mean_colour
 
 SMALLEST_SIDE, LARGEST_SIDE = 16, 16384
 """Of the photos that an exported graph takes, in pixels."""
@@ -22,27 +23,41 @@ _MODES = {"bilinear": "bilinear", "bicubic": "bicubic", "nearest": "nearest-exac
 
 class Preprocess(nn.Module):
     """uint8 pixels ``(N, 3, H, W)`` to the network's input ``(N, 3, crop, crop)``, as in training:
-    the shorter side to ``resize``, the central square of ``crop``, then mean and deviation."""
+    cropped, padded or stretched to the square, then mean and deviation."""
 
     def __init__(self, config: PreprocessingConfig) -> None:
         super().__init__()
-        self.resize, self.crop, self.mode = config.resize, config.crop, _MODES[config.interpolation]
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1))
+        self.fit, self.resize, self.crop = config.fit, config.resize, config.crop
+        self.mode = _MODES[config.interpolation]
+        for name, values in (
+            ("mean", config.mean),
+            ("std", config.std),
+            ("colour", mean_colour(config)),
+        ):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised float32 ``(N, 3, crop, crop)``."""
         height, width = pixels.shape[2], pixels.shape[3]
-        shorter = torch.sym_min(height, width)
-        # The longer side is rounded down, as torchvision does.
-        new_height = self.resize * height // shorter
-        new_width = self.resize * width // shorter
+        new_height, new_width = self._sizes(height, width)
         # Two passes with whole levels between them, width first, as torchvision and Pillow resize.
         levels = self._resized(pixels.float(), height, new_width)
         levels = self._resized(levels, new_height, new_width)
-        square = self._cropped(levels, new_height, new_width)
-        mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        return (square / 255 - mean) / std
+        square = levels if self.fit == "stretch" else self._placed(levels, new_height, new_width)
+        return (square / 255 - self.get_buffer("mean")) / self.get_buffer("std")
+
+    def _sizes(self, height: Any, width: Any) -> tuple[Any, Any]:
+        if self.fit == "stretch":
+            return self.crop, self.crop
+        if self.fit == "pad":  # the longer side fills the square; the other one is rounded
+            longer = torch.sym_max(height, width)
+            return tuple(
+                torch.sym_max(1, (2 * side * self.crop + longer) // (2 * longer))
+                for side in (height, width)
+            )
+        # The longer side is rounded down, as torchvision does.
+        shorter = torch.sym_min(height, width)
+        return self.resize * height // shorter, self.resize * width // shorter
 
     def _resized(self, levels: Tensor, height: Any, width: Any) -> Tensor:
         if self.mode == "nearest-exact":
@@ -50,11 +65,16 @@ class Preprocess(nn.Module):
         resized = F.interpolate(levels, size=(height, width), mode=self.mode, antialias=True)
         return resized.round().clamp(0, 255)
 
-    def _cropped(self, levels: Tensor, height: Any, width: Any) -> Tensor:
+    def _placed(self, levels: Tensor, height: Any, width: Any) -> Tensor:
+        """The central square of ``crop``, with bars where the picture is smaller."""
         crop = self.crop
-        margin = max(crop - self.resize, 0)
-        if margin:  # what is smaller than the crop stands in black, as torchvision pads it
-            levels = F.pad(levels, [margin] * 4)
+        if self.fit == "pad":
+            margin = crop
+            colour = self.get_buffer("colour")
+            levels = F.pad(levels - colour, [margin] * 4) + colour
+        else:  # what is smaller than the crop stands in black, as torchvision pads it
+            margin = max(crop - self.resize, 0)
+            levels = F.pad(levels, [margin] * 4) if margin else levels
         # By index: a slice that happens to be the whole side would leave another graph behind, and
         # the size of the crop has to be a plain number for networks that check it.
         steps = torch.arange(crop, device=levels.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from finetune.config import PreprocessingConfig
-from finetune.data.transforms import build_transform, normalise
+from finetune.data.transforms import build_fit, normalise
 from finetune.errors import ResultError
 from finetune.eval_results import Agreement
 from finetune.exporting.formats import Answer
@@ -53,7 +53,7 @@ def answers_of(
         photos: uint8 ``(3, H, W)`` each.
         inside: Preprocessing is part of the export; else it is done here.
     """
-    transform = build_transform(preprocessing, random_crop=False)
+    transform = build_fit(preprocessing)
 
     def prepared(photo: Tensor) -> Tensor:
         return photo[None] if inside else normalise(transform(photo)[None], preprocessing)

@@ -1,0 +1,114 @@
+"""What is measured: which parameters train, on which network, for how long, beside whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PLAIN = "plain loop"
+COLD = "finetune, empty cache"
+WARM = "finetune, warm cache"
+EVAL_EPOCHS = "finetune, nothing kept, an epoch's evaluation"
+EVAL_COMMAND = "`finetune eval`, empty cache, as it says"
+EVAL_COMPUTED = "`finetune eval`, nothing kept, as it says"
+TIMM_BF16 = "timm, bfloat16, channels_last"
+FEATURES = "features, then logistic regression"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A program in ``peers/`` and the options that are its own."""
+
+    name: str
+    program: str
+    options: tuple[str, ...] = ()
+
+
+LIGHTNING = Peer("Lightning, BackboneFinetuning", "lightning_backbone.py")
+LIGHTNING_FROZEN = Peer(
+    "Lightning, norm layers frozen too", "lightning_backbone.py", ("--freeze-norms",)
+)
+TRANSFORMERS = Peer("Transformers, Trainer", "transformers_trainer.py")
+FASTAI = Peer("fastai, Learner", "fastai_learner.py")
+FASTAI_FROZEN = Peer("fastai, norm layers frozen too", "fastai_learner.py", ("--freeze-norms",))
+LOGISTIC = Peer(FEATURES, "features_logistic.py")
+TIMM = Peer("timm, float32", "timm_script.py")
+TIMM_AMP = Peer(TIMM_BF16, "timm_script.py", ("--amp",))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work, given to every contender alike.
+
+    Attributes:
+        patterns: `finetune`'s, and ``globs`` the same in the plain loop's words: what trains.
+        augment: Of the plain loop.
+        sets: What `finetune` is told beside patterns, epochs, learning rate and data.
+        warm: Measure a second run as well, which finds the features that the first one kept.
+    """
+
+    title: str
+    epochs: int
+    lr: str
+    patterns: tuple[str, ...]
+    globs: tuple[str, ...]
+    peers: tuple[Peer, ...] = ()
+    augment: str = "crop_flip"
+    model: str = "mobilenet_v2"
+    pretrained: bool = True
+    sets: tuple[str, ...] = ()
+    warm: bool = False
+
+
+ALL_FROZEN = ("*",)
+
+CASES = {
+    "head": Case(
+        "Only the new head trains",
+        25,
+        "0.01",
+        ALL_FROZEN,
+        (),
+        peers=(LOGISTIC,),
+        warm=True,
+    ),
+    "head_libraries": Case(
+        "Only the new head trains, beside the libraries",
+        5,
+        "0.01",
+        ALL_FROZEN,
+        (),
+        peers=(LIGHTNING, LIGHTNING_FROZEN, TRANSFORMERS, FASTAI, FASTAI_FROZEN),
+    ),
+    "last_block": Case(
+        "The last block and the head train",
+        5,
+        "0.005",
+        (*ALL_FROZEN, "!features.18.*"),
+        ("features.18.*",),
+    ),
+    "last_two_blocks": Case(
+        "The last two blocks and the head train",
+        5,
+        "0.005",
+        (*ALL_FROZEN, "!features.17.*", "!features.18.*"),
+        ("features.17.*", "features.18.*"),
+    ),
+    "everything": Case("Everything trains", 4, "0.002", (), ("*",), peers=(TIMM, TIMM_AMP)),
+    "head_same_augmentation": Case(
+        "Only the head trains, crops newly drawn in every epoch on both sides",
+        3,
+        "0.01",
+        ALL_FROZEN,
+        (),
+        sets=("augment.policy=crop_flip",),
+    ),
+    "random_weights": Case(
+        "ResNet-18 with random weights, only the head trains",
+        3,
+        "0.01",
+        ALL_FROZEN,
+        (),
+        model="resnet18",
+        pretrained=False,
+    ),
+}

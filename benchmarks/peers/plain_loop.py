@@ -1,0 +1,77 @@
+"""The transfer-learning loop as people write it: what every ratio is a ratio to.
+
+ImageFolder, a DataLoader with two workers, RandomResizedCrop and flip, float32, the whole network
+in every epoch. It freezes by ``requires_grad`` alone and calls ``model.train()``, so that frozen
+norm statistics drift, as in most scripts.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import torch
+from common import (
+    BATCH_SIZE,
+    WORKERS,
+    Epochs,
+    arguments,
+    best_device,
+    image_folders,
+    network,
+    new_head,
+    report,
+)
+from torch import nn
+from torch.utils.data import DataLoader
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        train={"nargs": "*", "default": [], "help": "globs of parameters that train"},
+        augment={"choices": ["crop_flip", "flip", "none"], "default": "crop_flip"},
+        model={"default": "mobilenet_v2"},
+    )
+
+    def train(epochs: Epochs) -> str:
+        torch.manual_seed(0)
+        device = best_device()
+        folders = image_folders(options.data, options.augment)
+        loaders = {
+            "train": DataLoader(
+                folders["train"], batch_size=BATCH_SIZE, shuffle=True, num_workers=WORKERS
+            ),
+            "val": DataLoader(folders["val"], batch_size=BATCH_SIZE, num_workers=WORKERS),
+        }
+        model = network(options.weights, options.model)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = any(fnmatchcase(name, glob) for glob in options.train)
+        new_head(model, len(folders["train"].classes))
+        model.to(device)
+        optimizer = torch.optim.SGD(
+            [p for p in model.parameters() if p.requires_grad], lr=options.lr, momentum=0.9
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs)
+        for _ in range(options.epochs):
+            model.train()
+            for images, labels in loaders["train"]:
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(images.to(device)), labels.to(device))
+                loss.backward()
+                optimizer.step()
+            schedule.step()
+            epochs.trained()
+            model.eval()
+            correct = 0
+            with torch.no_grad():
+                for images, labels in loaders["val"]:
+                    predicted = model(images.to(device)).argmax(1)
+                    correct += int((predicted == labels.to(device)).sum())
+            epochs.evaluated(correct / len(folders["val"]))
+        return options.augment
+
+    report(train)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""timm's parts with the defaults of its training script: every parameter trains.
+
+The script itself is not in timm's package. Its defaults here: RandomResizedCrop with a random
+interpolation, flip, color jitter 0.4, label smoothing 0.1, weight decay 2e-5, the last incomplete
+batch dropped. Its five epochs of warmup are left out, as every contender is without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from common import (
+    BATCH_SIZE,
+    MEAN,
+    STD,
+    WORKERS,
+    Epochs,
+    arguments,
+    best_device,
+    network,
+    new_head,
+    report,
+)
+from timm.data import create_dataset, create_loader
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import AverageMeter, accuracy
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        amp={"action": "store_true", "help": "bfloat16 and channels_last"},
+    )
+    device = best_device()
+    layout = torch.channels_last if options.amp else torch.contiguous_format
+
+    def autocast() -> contextlib.AbstractContextManager[object]:
+        if not options.amp:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+
+    def train(epochs: Epochs) -> str:
+        torch.manual_seed(0)
+        loaders = {
+            split: create_loader(
+                create_dataset("", root=str(options.data), split=split),
+                input_size=(3, 224, 224),
+                batch_size=BATCH_SIZE,
+                is_training=split == "train",
+                interpolation="random" if split == "train" else "bilinear",
+                crop_pct=0.875,
+                mean=MEAN,
+                std=STD,
+                num_workers=WORKERS,
+                device=device,
+            )
+            for split in ("train", "val")
+        }
+        model = network(options.weights)
+        new_head(model, len(loaders["train"].dataset.reader.class_to_idx))
+        model.to(device=device, memory_format=layout)
+        optimizer = create_optimizer_v2(
+            model, opt="sgd", lr=options.lr, momentum=0.9, weight_decay=2e-5
+        )
+        schedule, _ = create_scheduler_v2(optimizer, "cosine", num_epochs=options.epochs)
+        loss_of = LabelSmoothingCrossEntropy(smoothing=0.1)
+        for epoch in range(options.epochs):
+            model.train()
+            for images, labels in loaders["train"]:
+                with autocast():
+                    loss = loss_of(model(images.contiguous(memory_format=layout)), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            schedule.step(epoch + 1)
+            epochs.trained()
+            model.eval()
+            meter = AverageMeter()
+            with torch.no_grad():
+                for images, labels in loaders["val"]:
+                    with autocast():
+                        logits = model(images.contiguous(memory_format=layout))
+                    meter.update(accuracy(logits, labels)[0].item(), len(labels))
+            epochs.evaluated(meter.avg / 100)
+        return "crop_flip, color jitter"
+
+    report(train)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A network's blocks, read off its parameter names: what freeze patterns can take; no torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_OPENED_ABOVE = 0.5
+_WORTH_TRAINING = 0.05
+_MOST_LISTED = 24
+
+
+@dataclass(frozen=True)
+class Block:
+    """A module, or a parameter that stands alone.
+
+    Attributes:
+        parameters: How many numbers it holds.
+    """
+
+    name: str
+    parameters: int
+    alone: bool
+
+    @property
+    def pattern(self) -> str:
+        """What takes all of it, and nothing else."""
+        return self.name if self.alone else f"{self.name}.*"
+
+
+def blocks_of(parameters: Sequence[tuple[str, int]]) -> list[Block]:
+    """The blocks of a backbone, first to last.
+
+    Args:
+        parameters: Name and size of each, in the network's order, the new head left out.
+
+    What holds more than half of all parameters is opened, level by level, as long as it holds
+    modules: ``features`` becomes ``features.0`` and so on.
+    """
+    most = sum(size for _, size in parameters) * _OPENED_ABOVE
+    return _opened("", parameters, most)
+
+
+def _opened(prefix: str, parameters: Sequence[tuple[str, int]], most: float) -> list[Block]:
+    found: list[Block] = []
+
+    def key_of(parameter: tuple[str, int]) -> str:
+        return prefix + parameter[0][len(prefix) :].partition(".")[0]
+
+    for name, group in itertools.groupby(parameters, key=key_of):
+        members = list(group)
+        size = sum(number for _, number in members)
+        alone = members[0][0] == name
+        holds_modules = any("." in inner[len(name) + 1 :] for inner, _ in members)
+        if size > most and holds_modules:
+            found += _opened(f"{name}.", members, most)
+        else:
+            found.append(Block(name, size, alone))
+    return found
+
+
+def last_block(blocks: Sequence[Block]) -> list[Block]:
+    """The shortest end that holds a twentieth of a backbone: a last norm alone is no block."""
+    total = sum(block.parameters for block in blocks)
+    taken: list[Block] = []
+    for block in reversed(blocks):
+        taken.insert(0, block)
+        if sum(one.parameters for one in taken) >= _WORTH_TRAINING * total:
+            break
+    return taken
+
+
+def listed(blocks: Sequence[Block]) -> list[tuple[str, int]]:
+    """Patterns with their parameters; of very many blocks, neighbours share a line."""
+    if len(blocks) <= _MOST_LISTED:
+        return [(block.pattern, block.parameters) for block in blocks]
+    rows = []
+    for _, group in itertools.groupby(blocks, key=lambda block: block.name.rpartition(".")[0]):
+        members = list(group)
+        if len(members) <= 4 or "." not in members[0].name:
+            rows += [(block.pattern, block.parameters) for block in members]
+            continue
+        middle = members[1:-1]
+        between = f"{middle[0].pattern} … {middle[-1].pattern}"
+        rows.append((members[0].pattern, members[0].parameters))
+        rows.append((between, sum(block.parameters for block in middle)))
+        rows.append((members[-1].pattern, members[-1].parameters))
+    return rows

@@ -1,0 +1,196 @@
+"""``finetune show-batch``: what the network really sees, as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from finetune.commands.preparation import find_data
+from finetune.config import AugmentConfig, Config, PreprocessingConfig
+from finetune.data.images import Images
+from finetune.data.loading import Batches
+from finetune.data.mixing import Mixing
+from finetune.data.views import Views
+from finetune.data_results import ShownBatch, ShownImage
+from finetune.errors import ConfigError
+from finetune.planning import Plan, make_plan, policy_before_timing
+from finetune.progress import Progress, Silent
+from finetune.report.contact_sheet import (
+    Cell,
+    Section,
+    check_output,
+    draw_sheet,
+    save_sheet,
+    scale_of,
+    stand_ins,
+)
+
+Shown = tuple[Tensor, ShownImage]
+"""Pixels as the network's normalisation takes them, and what they are."""
+
+
+def show_batch(
+    config: Config,
+    output: Path,
+    *,
+    epoch: int = 1,
+    count: int = 12,
+    progress: Progress | None = None,
+) -> ShownBatch:
+    """Write a contact sheet of the first training images of an epoch, and of validation images.
+
+    Args:
+        epoch: Which one, from 1: order, views and mixtures are those that training draws for it.
+        count: Images of each split.
+
+    Raises:
+        FinetuneError: the data, the config or the file is not in order.
+    """
+    progress = progress or Silent()
+    if epoch > config.train.epochs:
+        raise ConfigError(f"--epoch: {epoch} is past the last, train.epochs {config.train.epochs}")
+    check_output(output)
+    data, checked = find_data(config, progress)
+    if checked.worrying:
+        progress.warn(checked.verdict)
+    names = data.train.class_names
+    plan = make_plan(config, len(names))
+    augment, notes = _augment(config, plan)
+    preprocessing = plan.spec.preprocessing
+    training = list(_training(data.train, preprocessing, augment, config, epoch, count))
+    validation = list(_validation(data.val, preprocessing, count))
+    written = stand_ins(names)
+    words = augmentation_in_words(augment)
+    sheet = draw_sheet(
+        [
+            Section(
+                f"Training, epoch {epoch}: {words}",
+                f"{plan.spec.name} sees {preprocessing.crop} x {preprocessing.crop} pixels "
+                f"(data.fit {preprocessing.fit}). The first {len(training):,} of "
+                f"{len(data.train):,} images in the order of this epoch.",
+                _cells(training, written),
+            ),
+            Section(
+                "Validation: no augmentation",
+                f"{len(validation):,} of {len(data.val):,} images, evenly spaced.",
+                _cells(validation, written),
+            ),
+        ]
+    )
+    save_sheet(sheet, output)
+    return ShownBatch(
+        file=str(output),
+        width=sheet.width,
+        height=sheet.height,
+        model=plan.spec.name,
+        input_size=preprocessing.crop,
+        fit=preprocessing.fit,
+        augmentation=words,
+        epoch=epoch,
+        pixels_each=scale_of(preprocessing.crop),
+        num_train=len(data.train),
+        num_val=len(data.val),
+        training=tuple(image for _, image in training),
+        validation=tuple(image for _, image in validation),
+        stand_ins={shown: name for name, shown in written.items()},
+        notes=notes,
+    )
+
+
+def _augment(config: Config, plan: Plan) -> tuple[AugmentConfig, tuple[str, ...]]:
+    """The section with what auto means, and a doubt about that."""
+    policy, certain = policy_before_timing(config, plan)
+    augment = config.augment.model_copy(update={"policy": policy})
+    if certain:
+        return augment, ()
+    return augment, (
+        f"augment.policy auto is taken for {policy}; training may decide otherwise once it has "
+        "timed the precision of the frozen part",
+    )
+
+
+def augmentation_in_words(augment: AugmentConfig) -> str:
+    """Every random step by name, in its order."""
+    steps: list[str] = [augment.policy if augment.policy != "none" else ""]
+    for key in ("color_jitter", "erasing", "mixup", "cutmix"):
+        if value := getattr(augment, key):
+            steps.append(f"{key.replace('_', ' ')} {value:g}")
+    if augment.views:
+        steps.append(f"{augment.views} views of each image")
+    return ", ".join(step for step in steps if step) or "no augmentation"
+
+
+def _training(
+    images: Images,
+    preprocessing: PreprocessingConfig,
+    augment: AugmentConfig,
+    config: Config,
+    epoch: int,
+    count: int,
+) -> Iterator[Shown]:
+    """The first images of an epoch, batch by batch: mixing needs the whole of each."""
+    batches = Batches(
+        images,
+        preprocessing,
+        batch_size=config.data.batch_size,
+        workers=0,
+        device=torch.device("cpu"),
+        views=Views.of_training(augment, seed=config.seed),
+        shuffle=True,
+    )
+    mixing = Mixing.of(augment, num_classes=len(images.class_names), seed=config.seed)
+    both = zip(batches.keys(epoch), batches.epoch(epoch), strict=True)
+    for number, (keys, (pixels, labels)) in enumerate(both):
+        if mixing is not None:
+            pixels, labels = mixing(pixels, labels, epoch=epoch, number=number)
+        for (index, _), one, label in zip(keys, pixels, labels, strict=True):
+            if not count:
+                return
+            count -= 1
+            yield one, ShownImage(str(images.paths[index]), _shares(label, images.class_names))
+
+
+def _validation(images: Images, preprocessing: PreprocessingConfig, count: int) -> Iterator[Shown]:
+    """From all over the split, which lies in the order of its classes."""
+    number = min(count, len(images))
+    some = images.subset([i * len(images) // number for i in range(number)])
+    batches = Batches(
+        some,
+        preprocessing,
+        batch_size=number,
+        workers=0,
+        device=torch.device("cpu"),
+        views=Views.of("none"),
+    )
+    for pixels, labels in batches.epoch():
+        for path, one, label in zip(some.paths, pixels, labels, strict=True):
+            yield one, ShownImage(str(path), _shares(label, some.class_names))
+
+
+def _shares(label: Tensor, names: Sequence[str]) -> dict[str, float]:
+    if label.dim() == 0:
+        return {names[int(label)]: 1.0}
+    order = label.argsort(descending=True).tolist()
+    return {names[i]: float(label[i]) for i in order if label[i] > 0}
+
+
+def _cells(shown: Sequence[Shown], written: dict[str, str]) -> tuple[Cell, ...]:
+    return tuple(Cell(_image(pixels), _caption(what, written)) for pixels, what in shown)
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    """The very pixels; mixed ones are rounded to levels."""
+    if pixels.is_floating_point():
+        pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def _caption(image: ShownImage, written: dict[str, str]) -> tuple[str, ...]:
+    names = [(written.get(name, name), share) for name, share in image.classes.items()]
+    if len(names) == 1:
+        return (names[0][0],)
+    return tuple(f"{share:.0%} {name}" for name, share in names)
