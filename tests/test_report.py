@@ -19,7 +19,7 @@ from torch import nn
 
 from finetune.commands.report import evaluate_and_report, report
 from finetune.commands.train import train
-from finetune.config import Config
+from finetune.config import Config, PreprocessingConfig
 from finetune.eval_results import EvalResult
 from finetune.pictures import data_url, looked_at
 from finetune.planning import make_freeze_report, make_plan
@@ -365,10 +365,10 @@ def test_a_network_without_a_spatial_feature_has_no_heat() -> None:
     assert grad_cam(model, torch.rand(1, 3, 2, 2), torch.tensor([0])) is None
 
 
-def test_heat_is_drawn_over_what_the_network_sees(make_config: Make) -> None:
-    preprocessing = make_config().model.preprocessing
+def test_heat_is_drawn_over_what_the_network_sees() -> None:
+    preprocessing = PreprocessingConfig(resize=36, crop=32)
     photo = torch.randint(0, 256, (3, 50, 70)).byte()
-    (url,) = looked_at(Corner(), [photo], [1], preprocessing)  # type: ignore[arg-type]
+    (url,) = looked_at(Corner(), [photo], [1], preprocessing)
     assert url is not None
     with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
         assert image.size == (32, 32)
