@@ -25,10 +25,24 @@ SKIPPED = "skipped.csv"
 PREDICTIONS = "predictions.csv"
 EVALUATION = "metrics.json"
 REPORT = "report.html"
+CURVES, CONFUSION = "report-curves.png", "report-confusion.png"
+EXPORT = "export"
+EXPORTED = {
+    "onnx": "model.onnx",
+    "exported-program": "model.pt2",
+    "safetensors": "model.safetensors",
+}
+"""File of each format, in a folder of its name below ``export``."""
+EXPORT_README = "README.md"
 
 _OWN = (
     *(BEST, LAST, CONFIG, METRICS, SUMMARY, FREEZE_TEXT, FREEZE_JSON, SPLIT, SKIPPED),
-    *(PREDICTIONS, EVALUATION, REPORT),
+    *(PREDICTIONS, EVALUATION, REPORT, CURVES, CONFUSION),
+    *(
+        f"{EXPORT}/{kind}/{name}"
+        for kind, file in EXPORTED.items()
+        for name in (file, f"{file}.data", EXPORT_README)
+    ),
 )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import finetune
 from finetune.backbones import BUILDERS, FAMILIES
-from finetune.checkpoint import Frozen, Metadata, load_checkpoint
+from finetune.checkpoint import Frozen, Metadata, load_checkpoint, save_checkpoint
 from finetune.commands.export import export
 from finetune.commands.train import train
 from finetune.config import Config, PreprocessingConfig
@@ -114,6 +114,16 @@ def test_an_exported_program_takes_photos_of_any_size(run: str, inside: bool) ->
     assert_readme_answers_as_we_do(run, output)
 
 
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_a_run_that_keeps_photos_whole_is_exported_so(run: str, tmp_path: Path, fit: str) -> None:
+    state, metadata = load_checkpoint(Path(run) / "best.pt")
+    fitted = metadata.preprocessing.model_copy(update={"fit": fit})
+    save_checkpoint(tmp_path / "x.pt", state, metadata.model_copy(update={"preprocessing": fitted}))
+    result = export(str(tmp_path / "x.pt"), file_format="exported-program", num_images=4)
+    assert result.in_float32 is not None
+    assert result.in_float32.max_difference < 0.02
+
+
 def test_safetensors_fill_torchvisions_own_network(run: str) -> None:
     result = export(run, file_format="safetensors")
     folder = Path(run) / "export" / "safetensors"
@@ -126,8 +136,6 @@ def test_safetensors_fill_torchvisions_own_network(run: str) -> None:
 
 def test_a_fitted_temperature_is_inside(run: str, tmp_path: Path) -> None:
     state, metadata = load_checkpoint(Path(run) / "best.pt")
-    from finetune.checkpoint import save_checkpoint
-
     cooled = tmp_path / "cooled.pt"
     save_checkpoint(cooled, state, metadata.model_copy(update={"temperature": 3.0}))
     export(str(cooled), file_format="safetensors")
@@ -303,3 +311,13 @@ def test_a_photo_of_the_run_is_read_as_eval_reads_it(run: str) -> None:
     photo = read_photo(photo_of(run))
     by_path, by_pixels = finetune.load(run).predict([photo_of(run), photo])
     assert by_path.top == by_pixels.top
+
+
+def test_replacing_a_run_removes_what_was_made_of_it(make_config: Make) -> None:
+    config = make_config(train={"epochs": 1})
+    train(config)
+    export(config.output_dir, file_format="safetensors")
+    foreign = Path(config.output_dir) / "export" / "safetensors" / "mine.txt"
+    foreign.write_text("not ours")
+    train(config, overwrite=True)
+    assert list(foreign.parent.iterdir()) == [foreign]

@@ -19,7 +19,7 @@ from finetune.data.images import Images
 from finetune.data.sources import find_split
 from finetune.errors import ConfigError, DataError, FinetuneError, OutputError
 from finetune.eval_results import ExportResult
-from finetune.exporting.describe import README, describe, readme
+from finetune.exporting.describe import describe, readme
 from finetune.exporting.formats import check_packages, write
 from finetune.exporting.verify import answers_of, in_words, judge, shapes_of_all_kinds
 from finetune.opening import load_network, open_network
@@ -60,13 +60,8 @@ def export(
     inside = preprocessing and file_format != "safetensors"
     check_packages(file_format)
     path = run_folder.checkpoint_of(run)
-    folder = path.parent / "export" / file_format if output is None else output
+    folder = path.parent / run_folder.EXPORT / file_format if output is None else output
     state, metadata = load_checkpoint(path)
-    if metadata.preprocessing.fit != "crop":
-        raise ConfigError(
-            f"export: {path} was trained with data.fit: {metadata.preprocessing.fit}; what is "
-            "exported prepares photos by data.fit: crop alone, and would answer otherwise"
-        )
     photos = _photos(metadata, data, num_images, progress)
     expected = _expected(path, state, metadata, photos, progress)
     about = describe(metadata, preprocessing=inside)
@@ -81,10 +76,10 @@ def export(
             judge(found, expected[precision], photos, runtime=runtime, precision=precision)
             for precision in expected
         ]
-        (model_file,) = [file.name for file in scratch.iterdir() if file.suffix != ".data"]
+        model_file = run_folder.EXPORTED[file_format]
         checked = "; ".join(map(in_words, agreements))
         page = readme(metadata, model_file, preprocessing=inside, agreement=checked)
-        (scratch / README).write_text(page, encoding="utf-8")
+        (scratch / run_folder.EXPORT_README).write_text(page, encoding="utf-8")
         files = _move(scratch, folder)
     return ExportResult(
         checkpoint=str(path),

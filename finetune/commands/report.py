@@ -37,8 +37,6 @@ from finetune.runtime import versions
 MISTAKES, WITH_HEAT, UNCERTAIN = 96, 16, 24
 """Pictures on a page: some five to ten kilobytes each, two where heat stands beside."""
 
-CURVES, CONFUSION = "report-curves.png", "report-confusion.png"
-
 
 def report(
     run: str,
@@ -65,7 +63,7 @@ def report(
     start = time.perf_counter()
     progress = progress or Silent()
     if as_pictures:
-        load_matplotlib(Path(CURVES))
+        load_matplotlib(Path(run_folder.CURVES))
     path = run_folder.checkpoint_of(run)
     evaluated = compute(path, data=data, split=split, progress=progress)
     if as_pictures:
@@ -115,10 +113,12 @@ def _pictures(evaluated: Evaluated, run: str, path: Path, folder: Path) -> list[
     files = []
     records = run_folder.records_of(path)
     if records:
-        draw_curves([Curve.of(run, records)], folder / CURVES)
-        files.append(folder / CURVES)
-    draw_confusion(evaluated.result.per_class, evaluated.result.confused, folder / CONFUSION)
-    return [*files, folder / CONFUSION]
+        draw_curves([Curve.of(run, records)], folder / run_folder.CURVES)
+        files.append(folder / run_folder.CURVES)
+    draw_confusion(
+        evaluated.result.per_class, evaluated.result.confused, folder / run_folder.CONFUSION
+    )
+    return [*files, folder / run_folder.CONFUSION]
 
 
 def _page(evaluated: Evaluated, run: str, path: Path, target: Path, progress: Progress) -> Path:

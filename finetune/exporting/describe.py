@@ -9,8 +9,6 @@ from finetune.checkpoint import Metadata
 from finetune.data.transforms import mean_colour
 from finetune.exporting.graph import LARGEST_SIDE, SMALLEST_SIDE
 
-README = "README.md"
-
 
 def describe(metadata: Metadata, *, preprocessing: bool) -> dict[str, str]:
     """Key by key as text, the form that every format can carry; values are JSON but for words."""

@@ -21,16 +21,12 @@ from finetune.checkpoint import Metadata
 from finetune.errors import ConfigError, ModelError
 from finetune.exporting.graph import LARGEST_SIDE, SMALLEST_SIDE, Exported, Preprocess
 from finetune.model import rebuild
+from finetune.run_folder import EXPORTED
 from finetune.temperature import probabilities
 
 Answer = Callable[[Tensor], Tensor]
 """Input of the export to probabilities ``(N, classes)``, as its own runtime computes them."""
 
-FILES = {
-    "onnx": "model.onnx",
-    "exported-program": "model.pt2",
-    "safetensors": "model.safetensors",
-}
 _OPSET = 20
 _MOST_IN_ONE_FILE = 1_800_000_000
 """Bytes of weights: an ONNX file, a single protobuf message, ends at 2 GiB."""
@@ -73,7 +69,7 @@ def write(
     Raises:
         ModelError: the network cannot be exported in this format.
     """
-    path = folder / FILES[file_format]
+    path = folder / EXPORTED[file_format]
     if file_format == "safetensors":
         state = OrderedDict((k, v.contiguous()) for k, v in network.state_dict().items())
         save_file(state, path, metadata=dict(about))
