@@ -115,10 +115,9 @@ def _pictures(evaluated: Evaluated, run: str, path: Path, folder: Path) -> list[
     if records:
         draw_curves([Curve.of(run, records)], folder / run_folder.CURVES)
         files.append(folder / run_folder.CURVES)
-    draw_confusion(
-        evaluated.result.per_class, evaluated.result.confused, folder / run_folder.CONFUSION
-    )
-    return [*files, folder / run_folder.CONFUSION]
+    result, confusion = evaluated.result, folder / run_folder.CONFUSION
+    draw_confusion(result.per_class, result.confused, confusion)
+    return [*files, confusion]
 
 
 def _page(evaluated: Evaluated, run: str, path: Path, target: Path, progress: Progress) -> Path:
