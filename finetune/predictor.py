@@ -95,7 +95,8 @@ class Predictor:
 
         Args:
             images: Paths; Pillow images; uint8 pixels as tensors ``(3, H, W)``, RGB, or as arrays
-                ``(H, W, 3)``. Of any size: each is resized and cropped as in training.
+                ``(H, W, 3)``; a stack of such is several. Of any size: each is resized and cropped
+                as in training.
             top: So many classes are given for each image.
             threshold: Below this probability a prediction is ``unsure``.
 
@@ -105,7 +106,9 @@ class Predictor:
         Raises:
             DataError: names an image that cannot be decoded.
         """
-        alone = isinstance(images, str | os.PathLike | Image.Image | Tensor) or _is_array(images)
+        alone = isinstance(images, str | os.PathLike | Image.Image) or (
+            (isinstance(images, Tensor) or _is_array(images)) and images.ndim < 4  # type: ignore[union-attr]
+        )
         several: list[ImageLike] = [images] if alone else list(images)  # type: ignore[list-item, arg-type]
         found = []
         for prediction in self.stream(several, top=top, threshold=threshold):

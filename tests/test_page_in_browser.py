@@ -116,6 +116,7 @@ def test_a_click_on_a_cell_shows_its_pictures_and_can_be_taken_back(open_page: O
     words = shown.evaluate_all("all => all.map(f => f.querySelector('figcaption b').textContent)")
     assert set(words) == {"ants"}
     assert page.locator("#chosen-text").inner_text().startswith("ants taken for bees: ")
+    assert page.locator("#tip").is_hidden()
     page.locator("#clear").click()
     assert shown.count() == every
     assert page.locator("#chosen").is_hidden()

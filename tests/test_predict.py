@@ -95,6 +95,9 @@ def test_images_in_any_form_give_one_answer(run: str, photos: Path) -> None:
     assert [answer.path for answer in answers] == [str(path), str(path), None, None, None]
     for form in forms:
         assert model.predict(form)[0].label == answers[0].label
+    stacks = [torch.stack([pixels] * 3), torch.stack([pixels.permute(1, 2, 0)] * 3).numpy()]
+    for stack in stacks:
+        assert [answer.label for answer in model.predict(stack)] == [answers[0].label] * 3
     assert sum(share for _, share in answers[0].top) == pytest.approx(1.0)
 
 

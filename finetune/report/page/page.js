@@ -58,6 +58,7 @@
   const choose = (mark) => {
     cell = mark.dataset.t === mark.dataset.p ? null : { ...mark.dataset };
     update();
+    tip.hidden = true;
     if (cell) one("#mistakes").scrollIntoView({ behavior: "smooth", block: "start" });
   };
   if (word) word.addEventListener("input", update);
