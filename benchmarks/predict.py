@@ -75,7 +75,7 @@ def run(command: list[str]) -> tuple[dict, float]:
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stderr}")
+        sys.exit(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stderr}")
     return json.loads(done.stdout), time.perf_counter() - start
 
 
