@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,9 @@ def prepare(folder: Path, *, overwrite: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in _OWN:
             (folder / name).unlink(missing_ok=True)
+        for below in (*(f"{EXPORT}/{kind}" for kind in EXPORTED), EXPORT):
+            with suppress(OSError):  # absent, or it holds something of the user's
+                (folder / below).rmdir()
     except OSError as error:
         raise OutputError(f"output_dir: {folder}: {error.strerror or error}") from error
     write_text(folder / MARKER, "The other files here were written by finetune.\n")

@@ -391,6 +391,7 @@ def used(tmp_path: Path) -> Path:
     folder = tmp_path / "used"
     run_folder.prepare(folder, overwrite=False)
     for name in run_folder._OWN:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("ours", encoding="utf-8")
     (folder / "notes.txt").write_text("mine", encoding="utf-8")
     (folder / "plots").mkdir()
