@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from finetune.config import PreprocessingConfig
 from finetune.data.transforms import normalise
 from finetune.form import Form, Runner
-from finetune.runtime import one_thread_a_core
+from finetune.runtime import on_cores
 from finetune.split import Features, Split
 
 CPU_ROWS = 8
@@ -47,9 +47,7 @@ class Computation:
         """Features of uint8 pixels ``(N, 3, H, W)``, as the prefix gives them, on the device."""
         if self.prefix is None or self.device.type != "cpu":
             return self._compute(pixels)
-        pieces = torch.split(pixels, CPU_ROWS)
-        with one_thread_a_core(len(pieces)) as pool:
-            return _joined(list(pool.map(self._compute, pieces)))
+        return _joined(on_cores(self._compute, list(torch.split(pixels, CPU_ROWS))))
 
     def in_this_thread(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """As above, for callers that run in several threads themselves."""

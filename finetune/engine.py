@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from finetune.computation import CPU_ROWS, Computation, forward_runner, frozen_identity
 from finetune.config import Config, PreprocessingConfig, RuntimeConfig
 from finetune.cost import Cost, measure_cost
-from finetune.data.folders import Images
+from finetune.data.images import Images
 from finetune.data.loading import Batches, PhotoDataset
 from finetune.data.mixing import Mixing
 from finetune.data.views import Views
@@ -31,12 +31,9 @@ from finetune.progress import Progress
 from finetune.runtime import (
     WORTH_SHARING,
     available_cores,
-    available_memory_bytes,
+    spare_memory_bytes,
 )
 from finetune.split import Split, split_model
-
-_SHARE_OF_MEMORY = 4
-"""Decoded images may take this part of what is free."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +262,6 @@ def make_source(
         device=engine.device,
         views=views,
         shuffle=shuffle,
-        keep_bytes=available_memory_bytes() // _SHARE_OF_MEMORY if config.train.epochs > 1 else 0,
+        keep_bytes=spare_memory_bytes() if config.train.epochs > 1 else 0,
     )
     return FreshFeatures(batches, engine.computation, mixing)

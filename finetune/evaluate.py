@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ class Evaluation:
     loss: float
     per_class: tuple[tuple[int, int], ...]
     """Correct and counted samples, by class index."""
-    images_per_s: float
 
 
 @torch.no_grad()
@@ -48,7 +46,6 @@ def evaluate(
     Raises:
         DataError: no sample was seen.
     """
-    start = time.perf_counter()
     meter = Meter(num_classes, next(model.parameters()).device)
     with eval_mode(model):
         for inputs, labels in batches:
@@ -65,7 +62,6 @@ def evaluate(
         top5=meter.top5,
         loss=meter.loss,
         per_class=tuple(meter.per_class()),
-        images_per_s=meter.num_images / (time.perf_counter() - start),
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from finetune.computation import Computation, as_features
 from finetune.config import FeaturesConfig
-from finetune.data.folders import Images
+from finetune.data.images import Images
 from finetune.data.loading import (
     Batches,
     Key,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from finetune.computation import CPU_ROWS
 from finetune.depthwise import straighten
 from finetune.form import Form, Runner
-from finetune.runtime import one_thread_a_core
+from finetune.runtime import on_cores
 from finetune.split import Features
 
 
@@ -37,9 +37,7 @@ class InForm(nn.Module):
     def forward(self, features: Features) -> Any:
         """As the module: logits ``(N, num_classes)``, auxiliary ones after them."""
         if self.in_pieces and not self.training and not torch.is_grad_enabled():
-            pieces = list(_pieces(features))
-            with one_thread_a_core(len(pieces)) as pool:
-                return torch.cat(list(pool.map(self._piece, pieces)))
+            return torch.cat(on_cores(self._piece, list(_pieces(features))))
         return self._compute(features)
 
     @torch.no_grad()  # a thread has a grad mode of its own

@@ -6,7 +6,7 @@ from finetune.computation import Computation
 from finetune.config import FeaturesConfig
 from finetune.feature_cache import Layout, cache_root, disk_limit
 from finetune.progress import Progress
-from finetune.runtime import available_memory_bytes
+from finetune.runtime import spare_memory_bytes
 from finetune.split import WORTH_KEEPING_BYTES
 
 BLOCK_ROWS = 32
@@ -59,7 +59,7 @@ def decide_cache(
         return "off"
     if rows_bytes <= disk_limit(cache_root(config.dir)):
         return "disk"
-    if rows_bytes <= available_memory_bytes() // 4:
+    if rows_bytes <= spare_memory_bytes():
         return "memory"
     progress.say(
         f"features would take {rows_bytes / 2**30:.1f} GiB, more than a tenth of the free disk "

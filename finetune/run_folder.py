@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,26 @@ def checkpoint_of(run: str) -> Path:
 def run_of(checkpoint: Path) -> str:
     """What names the run of a checkpoint: the inverse of `checkpoint_of`."""
     return str(checkpoint.parent if checkpoint.name == BEST else checkpoint)
+
+
+def make_output(folder: Path) -> None:
+    """The folder that ``--output`` names.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"--output: {folder}: {error.strerror or error}") from error
+
+
+def rerun_command(config: Path, output_dir: str) -> str:
+    """What a shell is told to train a saved config again, beside the run in ``output_dir``."""
+    return (
+        f"finetune train --config {shlex.quote(str(config))} "
+        f"--set {shlex.quote(f'output_dir={output_dir}-rerun')}"
+    )
 
 
 def records_of(checkpoint: Path) -> list[dict[str, Any]]:

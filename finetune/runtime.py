@@ -9,10 +9,11 @@ import platform
 import resource
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import PIL
 import torch
@@ -26,6 +27,12 @@ _M_ARENA_MAX = -8
 
 WORTH_SHARING = 20_000_000
 """Multiply-adds of a step's forward pass: about a millisecond of one core."""
+
+_SHARE_OF_MEMORY = 4
+"""Decoded images, or features that find no disk, may take this part of what is free."""
+
+_Piece = TypeVar("_Piece")
+_Result = TypeVar("_Result")
 
 
 def select_device(wanted: str) -> torch.device:
@@ -94,6 +101,12 @@ def one_thread_a_core(pieces: int | None = None) -> Iterator[ThreadPoolExecutor]
         torch.set_num_threads(before)
 
 
+def on_cores(work: Callable[[_Piece], _Result], pieces: list[_Piece]) -> list[_Result]:
+    """The result of each piece of work, in order: a core for each, as `one_thread_a_core` says."""
+    with one_thread_a_core(len(pieces)) as pool:
+        return list(pool.map(work, pieces))
+
+
 @contextmanager
 def threads_for(multiply_adds: int) -> Iterator[None]:
     """Compute in one thread where a step is too small to be worth sharing among cores.
@@ -158,6 +171,11 @@ def available_memory_bytes() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return 2 * 2**30
+
+
+def spare_memory_bytes() -> int:
+    """What a run may take to keep at hand what it could compute again."""
+    return available_memory_bytes() // _SHARE_OF_MEMORY
 
 
 def peak_memory_mib() -> int:

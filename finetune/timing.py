@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune.config import Config
-from finetune.data.folders import TrainVal
+from finetune.data.images import TrainVal
 from finetune.data.loading import PhotoDataset
 from finetune.data.views import Views
 from finetune.engine import Engine

@@ -16,7 +16,7 @@ from finetune.checkpoint import load_checkpoint, save_checkpoint
 from finetune.commands.preparation import Prepared
 from finetune.commands.train import _Epoch, _metadata  # the real metadata
 from finetune.config import Config
-from finetune.data.folders import Images, TrainVal
+from finetune.data.images import Images, TrainVal
 from finetune.evaluate import evaluate
 from finetune.loop import train_epochs
 from finetune.model import build_skeleton, build_untrained, check_input_size, resolve_model

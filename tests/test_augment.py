@@ -14,7 +14,7 @@ from torch import Tensor
 from finetune.commands.dry_run import dry_run
 from finetune.commands.train import train
 from finetune.config import AugmentConfig, Config, PreprocessingConfig
-from finetune.data.folders import Images
+from finetune.data.images import Images
 from finetune.data.loading import Batches, PhotoDataset
 from finetune.data.mixing import Mixing
 from finetune.data.transforms import mean_colour, normalise

@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from finetune.config import ModelConfig, PreprocessingConfig
 from finetune.data import loading
-from finetune.data.folders import Images
+from finetune.data.images import Images
 from finetune.data.loading import Batches, PhotoDataset, batch_sizes, resolve_workers
 from finetune.data.transforms import build_fit, normalise
 from finetune.data.views import Views

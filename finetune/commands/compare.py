@@ -85,7 +85,7 @@ def compare(
 
 def _keep(name: str, path: Path, evaluated: Evaluated) -> _Run:
     result, images = evaluated.result, evaluated.images
-    right = (evaluated.logits.argmax(dim=1) == _labels(evaluated)).tolist()
+    right = (evaluated.predicted == evaluated.labels).tolist()
     return _Run(
         name=name,
         config=evaluated.opened.metadata.config,
@@ -108,10 +108,6 @@ def _keep(name: str, path: Path, evaluated: Evaluated) -> _Run:
             for image, label, hit in zip(images.paths, images.labels, right, strict=True)
         },
     )
-
-
-def _labels(evaluated: Evaluated) -> Any:
-    return evaluated.logits.new_tensor(evaluated.images.labels).long()
 
 
 def differing(configs: Sequence[Config]) -> tuple[ConfigRow, ...]:

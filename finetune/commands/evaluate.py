@@ -21,7 +21,7 @@ from finetune.data.views import Views
 from finetune.engine import make_source
 from finetune.errors import ConfigError, OutputError
 from finetune.eval_results import EvalResult
-from finetune.evaluate import Evaluation, evaluate
+from finetune.evaluate import evaluate
 from finetune.files import write_csv, write_text
 from finetune.opening import Opened, open_network
 from finetune.predictions import HEADER, rows
@@ -46,6 +46,16 @@ class Evaluated:
     logits: Tensor
     scored: Scored
     result: EvalResult
+
+    @property
+    def labels(self) -> Tensor:
+        """``(N,)`` int64."""
+        return torch.tensor(self.images.labels, dtype=torch.int64)
+
+    @property
+    def predicted(self) -> Tensor:
+        """``(N,)`` int64."""
+        return self.logits.argmax(dim=1)
 
 
 def evaluate_checkpoint(
@@ -149,20 +159,32 @@ def _compute(
         fitted=calibrate,
         groups=_groups(images, metadata.config.data, data),
     )
-    result = _result(path, metadata, evaluation, scored, data, split)
-    return Evaluated(
-        replace(opened, metadata=metadata),
-        images,
-        Path(data or metadata.config.data.root),
-        logits,
-        scored,
-        replace(
-            result,
-            images_per_s=images_per_s,
-            features_from_earlier_run=source.from_earlier,
-            ignored=ignored,
-        ),
+    base = data or metadata.config.data.root
+    result = EvalResult(
+        checkpoint=str(path),
+        model=metadata.model_name,
+        data=base,
+        split=split,
+        num_images=evaluation.num_images,
+        top1=evaluation.top1,
+        balanced_accuracy=evaluation.balanced_accuracy,
+        top5=evaluation.top5,
+        loss=evaluation.loss,
+        macro=scored.macro,
+        auroc=scored.auroc,
+        intervals=scored.intervals,
+        interval_method=scored.interval_method,
+        calibration=scored.calibration,
+        per_class=scored.per_class,
+        confused=scored.confused,
+        confusion=scored.confusion,
+        images_per_s=images_per_s,
+        features_from_earlier_run=source.from_earlier,
+        ignored=ignored,
+        files=(),
     )
+    opened = replace(opened, metadata=metadata)
+    return Evaluated(opened, images, Path(base), logits, scored, result)
 
 
 def _images(
@@ -213,10 +235,7 @@ def write_files(
     predictions, metrics = folder / run_folder.PREDICTIONS, folder / run_folder.EVALUATION
     result = replace(evaluated.result, files=(str(predictions), str(metrics)))
     try:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"--output: {folder}: {error.strerror or error}") from error
+        run_folder.make_output(folder)
         table = rows(evaluated.images, evaluated.logits, evaluated.scored, base=evaluated.base)
         write_csv(predictions, HEADER, table)
         write_text(metrics, to_json(result) + "\n")
@@ -226,36 +245,3 @@ def write_files(
         progress.warn(f"{error}; --output DIR names another place")
         return evaluated.result
     return result
-
-
-def _result(
-    path: Path,
-    metadata: Metadata,
-    evaluation: Evaluation,
-    scored: Scored,
-    data: str | None,
-    split: str,
-) -> EvalResult:
-    return EvalResult(
-        checkpoint=str(path),
-        model=metadata.model_name,
-        data=data or metadata.config.data.root,
-        split=split,
-        num_images=evaluation.num_images,
-        top1=evaluation.top1,
-        balanced_accuracy=evaluation.balanced_accuracy,
-        top5=evaluation.top5,
-        loss=evaluation.loss,
-        macro=scored.macro,
-        auroc=scored.auroc,
-        intervals=scored.intervals,
-        interval_method=scored.interval_method,
-        calibration=scored.calibration,
-        per_class=scored.per_class,
-        confused=scored.confused,
-        confusion=scored.confusion,
-        images_per_s=evaluation.images_per_s,
-        features_from_earlier_run=False,
-        ignored=0,
-        files=(),
-    )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from finetune import run_folder
@@ -18,7 +16,7 @@ from finetune.data.decoding import read_photo
 from finetune.data.images import below
 from finetune.data.quick_check import quick_check
 from finetune.data.sources import find_train_val
-from finetune.errors import FinetuneError, OutputError
+from finetune.errors import FinetuneError
 from finetune.eval_results import EvalResult, PageResult
 from finetune.evaluate import eval_mode
 from finetune.files import write_text
@@ -106,10 +104,7 @@ def evaluate_and_report(
 
 
 def _pictures(evaluated: Evaluated, run: str, path: Path, folder: Path) -> list[Path]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"--output: {folder}: {error.strerror or error}") from error
+    run_folder.make_output(folder)
     files = []
     records = run_folder.records_of(path)
     if records:
@@ -127,7 +122,6 @@ def _page(evaluated: Evaluated, run: str, path: Path, target: Path, progress: Pr
     freeze = make_freeze_report(plan, config, split=evaluated.opened.engine.split)
     wrong = _mistakes(evaluated)
     verdict, notes = _verdict(evaluated, progress)
-    saved_config = path.parent / run_folder.CONFIG
     facts = Facts(
         run=run,
         result=replace(result, checkpoint=path.name),
@@ -140,10 +134,7 @@ def _page(evaluated: Evaluated, run: str, path: Path, target: Path, progress: Pr
         verdict=verdict,
         notes=notes,
         config=to_yaml(config),
-        rerun=(
-            f"finetune train --config {shlex.quote(str(saved_config))} "
-            f"--set {shlex.quote(f'output_dir={config.output_dir}-rerun')}"
-        ),
+        rerun=run_folder.rerun_command(path.parent / run_folder.CONFIG, config.output_dir),
         versions=metadata.versions | {"page": versions()["finetune"]},
     )
     write_text(target, render_page(facts))
@@ -152,8 +143,7 @@ def _page(evaluated: Evaluated, run: str, path: Path, target: Path, progress: Pr
 
 def _mistakes(evaluated: Evaluated) -> list[int]:
     """Positions: the highest loss first, then one of each confused pair in turn."""
-    labels = torch.tensor(evaluated.images.labels)
-    predicted = evaluated.logits.argmax(dim=1)
+    labels, predicted = evaluated.labels, evaluated.predicted
     losses = evaluated.scored.losses
     wrong = (predicted != labels).nonzero()[:, 0]
     order: list[int] = wrong[losses[wrong].argsort(descending=True, stable=True)].tolist()
@@ -184,7 +174,7 @@ def _drawn(
     """Photos as small pictures; with the first of them, where the network looks."""
     images = evaluated.images
     photos = list(_photos(evaluated, positions, progress))
-    predicted = evaluated.logits[list(positions)].argmax(dim=1).tolist() if positions else []
+    predicted = evaluated.predicted[list(positions)].tolist()
     heats: list[str | None] = [None] * len(photos)
     if heat and photos:
         model = evaluated.opened.model

@@ -283,10 +283,7 @@ def _summary(
         exempt=prepared.proof.exempt,
         elapsed_s=elapsed_s,
         peak_memory_mib=peak_memory_mib(),
-        rerun=(
-            f"finetune train --config {saved_config} "
-            f"--set {shlex.quote(f'output_dir={folder}-rerun')}"
-        ),
+        rerun=run_folder.rerun_command(Path(folder) / run_folder.CONFIG, folder),
         next=(
             f"finetune eval --checkpoint {checkpoint}",
             f"finetune report {shlex.quote(folder)}",

@@ -20,6 +20,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
 from finetune.data.images import PIL_FORMATS
+from finetune.data.opaque import over_white
 
 SAME_PIXELS = frozenset({("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L")})
 """Format and mode that torchvision decodes to Pillow's pixels; upright and opaque ones only."""
@@ -77,7 +78,6 @@ def _opaque_rgb(image: Image.Image) -> Tensor:
     if image.mode == "F":
         raise OSError("floating point pixels have no known white")
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        image = over_white(image)
     pixels: Tensor = F.pil_to_tensor(image.convert("RGB"))
     return pixels

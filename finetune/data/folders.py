@@ -11,14 +11,11 @@ from pathlib import Path
 from finetune.data.images import (
     IMAGE_SUFFIXES,
     Images,
-    TrainVal,
     refuse_unknown_classes,
     shown,
     split_named,
 )
 from finetune.errors import DataError
-
-__all__ = ["Images", "TrainVal"]  # where the batches look for them
 
 
 @dataclass

@@ -21,6 +21,14 @@ SPLITS = {
 }
 
 
+def lasts(error: BaseException) -> bool:
+    """Whether the same file would fail to decode at another time as well.
+
+    Pillow's own complaints carry no number; what the system refuses, or memory, may pass.
+    """
+    return not isinstance(error, MemoryError) and getattr(error, "errno", None) is None
+
+
 @dataclass(frozen=True)
 class Images:
     """Images of one split with their labels.

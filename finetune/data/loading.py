@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from finetune.config import PreprocessingConfig
 from finetune.data.decoding import read_photo
 from finetune.data.drawing import drawn_from
-from finetune.data.folders import Images
+from finetune.data.images import Images, lasts
 from finetune.data.transforms import build_draw, build_fit
 from finetune.data.views import Views
 from finetune.errors import UnreadableError
 from finetune.keyed import seed_for
-from finetune.runtime import available_cores, one_thread_a_core
+from finetune.runtime import available_cores, on_cores
 
 Batch = tuple[Tensor, Tensor]
 """Pixels ``(N, 3, crop, crop)`` uint8, labels ``(N,)`` int64, on the CPU."""
@@ -47,8 +47,7 @@ class Unreadable:
     @classmethod
     def because(cls, path: Path, error: Exception) -> Unreadable:
         """What a decoder raised, put into words."""
-        passing = isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
-        return cls(path, str(error) or type(error).__name__, lasting=not passing)
+        return cls(path, str(error) or type(error).__name__, lasting=lasts(error))
 
 
 class PhotoDataset(Dataset[Sample | Unreadable]):
@@ -284,9 +283,8 @@ class _InThreads:
 
     def __iter__(self) -> Iterator[Batch | list[Unreadable]]:
         for keys in self.batches:
-            with one_thread_a_core(len(keys)) as pool:
-                views = pool.map(lambda image: self.dataset.views_of(*image), by_image(keys))
-                batch = collate([sample for samples in views for sample in samples])
+            views = on_cores(lambda image: self.dataset.views_of(*image), list(by_image(keys)))
+            batch = collate([sample for samples in views for sample in samples])
             if self.pinned and isinstance(batch, tuple):
                 batch = batch[0].pin_memory(), batch[1].pin_memory()
             yield batch

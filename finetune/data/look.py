@@ -19,7 +19,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from finetune.data.images import PIL_FORMATS
+from finetune.data.images import PIL_FORMATS, lasts
+from finetune.data.opaque import over_white
 
 _STRIP_BYTES = 2**24
 _PLAIN_BITS = range(16, 49)
@@ -84,11 +85,8 @@ def look_at(path: str, *, full: bool) -> Look:
         return Look(reason=str(error), decoded=full, lasting=error.lasting)
     except MemoryError:
         return Look(reason="needs more memory than there is", lasting=False)
-    except OSError as error:
-        # Pillow's own complaints carry no number; the system's may pass.
-        return Look(reason=_words(error), decoded=full, lasting=error.errno is None)
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-        return Look(reason=_words(error), decoded=full)
+        return Look(reason=_words(error), decoded=full, lasting=lasts(error))
 
 
 def without_warnings() -> None:
@@ -255,8 +253,7 @@ def _grey(image: Image.Image) -> Image.Image:
         low, high = float(values.min()), float(values.max())
         return Image.fromarray(((values - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA", "P"):
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("L")
+        return over_white(image).convert("L")
     return image.convert("L")
 
 
