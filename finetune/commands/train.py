@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from finetune import run_folder
-from finetune.checkpoint import Frozen, Metadata, load_checkpoint
+from finetune.checkpoint import load_checkpoint
+from finetune.commands.epochs import Epoch, run_epochs
 from finetune.commands.preparation import (
     Prepared,
     prepare,
     training_views,
-    updates_norm_stats,
 )
 from finetune.config import Config
 from finetune.config_file import to_yaml
-from finetune.data.balance import class_weights
 from finetune.data.images import below
 from finetune.data.mixing import Mixing
 from finetune.data.quick_check import dropping_unreadable
 from finetune.data.views import Views
 from finetune.engine import make_source
-from finetune.errors import ResultError
-from finetune.evaluate import Evaluation, evaluate
+from finetune.evaluate import Evaluation
 from finetune.features import Source
-from finetune.files import append_line, write_csv, write_text
-from finetune.loop import EpochResult, train_epochs
-from finetune.optim import build_optimizer, build_schedule
+from finetune.files import write_csv, write_text
 from finetune.planning import (
     make_freeze_report,
 )
@@ -39,9 +32,8 @@ from finetune.proof import Proof
 from finetune.report.json_text import to_json
 from finetune.report.text import render_freeze_report
 from finetune.results import FreezeReport, Scores, TrainSummary
-from finetune.runtime import peak_memory_mib, threads_for, versions
+from finetune.runtime import peak_memory_mib, threads_for
 from finetune.saving import Saver
-from finetune.train_mode import set_train_mode
 
 
 def train(
@@ -88,7 +80,7 @@ def _train(config: Config, *, overwrite: bool, progress: Progress) -> TrainSumma
     _write_tables(prepared, folder)
     work = prepared.plan.cost.forward_live * prepared.config.data.batch_size
     with threads_for(work), Saver(folder, prepared.model, prepared.proof.sha256) as saver:
-        best, last = _run_epochs(prepared, training, validation, folder, saver, progress)
+        best, last = run_epochs(prepared, training, validation, folder, saver, progress)
     verified = _verify_saved(prepared.proof, folder)
     summary = _summary(prepared, report, best, last, verified, time.perf_counter() - start)
     write_text(folder / run_folder.SUMMARY, to_json(summary))
@@ -108,86 +100,6 @@ def _write_tables(prepared: Prepared, folder: Path) -> None:
     if prepared.skipped:
         left_out = ((str(path), reason) for path, reason in prepared.skipped)
         write_csv(folder / run_folder.SKIPPED, ("path", "reason"), left_out)
-
-
-def _run_epochs(
-    prepared: Prepared,
-    training: Source,
-    validation: Source,
-    folder: Path,
-    saver: Saver,
-    progress: Progress,
-) -> tuple[_Epoch, _Epoch]:
-    """Train, and after each epoch evaluate, record and keep; returns the best and the last."""
-    config, model, live = prepared.config, prepared.model, prepared.engine.live
-    num_classes = prepared.plan.num_classes
-    optimizer = build_optimizer(live.parameters(), config.optimizer)
-    schedule = build_schedule(
-        optimizer, config.schedule, epochs=config.train.epochs, steps_per_epoch=len(training)
-    )
-    total = config.train.epochs
-    best: _Epoch | None = None
-    for trained in train_epochs(
-        live,
-        batches=lambda epoch: progress.track(
-            training.epoch(epoch), f"epoch {epoch}/{total}", total=len(training)
-        ),
-        optimizer=optimizer,
-        schedule=schedule,
-        set_mode=lambda: set_train_mode(model, update_norm_stats=updates_norm_stats(config)),
-        epochs=total,
-        num_classes=num_classes,
-        seed=config.seed,
-        label_smoothing=config.train.label_smoothing,
-        class_weights=class_weights(prepared.data.train.counts())
-        if config.data.balance == "weights"
-        else None,
-        aux_weight=prepared.plan.spec.family.aux_weight,
-    ):
-        tracked = progress.track(validation.epoch(), "evaluate", total=len(validation))
-        start = time.perf_counter()
-        val = evaluate(live, tracked, num_classes=num_classes)
-        epoch = _Epoch(trained, val, time.perf_counter() - start)
-        _refuse_not_a_number(epoch, config)
-        append_line(folder / run_folder.METRICS, json.dumps(epoch.record()))
-        if best is None or epoch.rank > best.rank:
-            best = epoch
-        saver.keep(_metadata(prepared, epoch), is_best=best is epoch)
-        progress.say(epoch.line(total, is_best=best is epoch))
-    assert best is not None  # train.epochs is at least 1
-    return best, epoch
-
-
-_VAL_FIGURES = ("num_images", "top1", "balanced_accuracy", "top5", "loss")
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    """One epoch's training and the evaluation after it."""
-
-    trained: EpochResult
-    val: Evaluation
-    eval_s: float
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Highest top-1, then lower loss; an equal later epoch does not replace an earlier."""
-        return self.val.top1, -self.val.loss
-
-    def record(self) -> dict[str, object]:
-        """The epoch's line of ``metrics.jsonl``."""
-        val = {key: getattr(self.val, key) for key in _VAL_FIGURES}
-        return asdict(self.trained) | {"val": val, "eval_s": self.eval_s}
-
-    def line(self, total: int, *, is_best: bool) -> str:
-        """The epoch in one line, for people."""
-        return (
-            f"epoch {self.trained.epoch:>{len(str(total))}}/{total}"
-            f"  lr {self.trained.lr:.2g}  loss {self.trained.loss:.4f}"
-            f"  val loss {self.val.loss:.4f}  val top-1 {self.val.top1:.2%}"
-            f"  balanced {self.val.balanced_accuracy:.2%}"
-            f"{'  best' if is_best else ''}"
-        )
 
 
 def _source(prepared: Prepared, progress: Progress, *, training: bool) -> Source:
@@ -211,39 +123,6 @@ def _scores(val: Evaluation) -> Scores:
     return Scores(val.top1, val.loss, val.balanced_accuracy)
 
 
-def _refuse_not_a_number(epoch: _Epoch, config: Config) -> None:
-    for what, loss in (("training", epoch.trained.loss), ("validation", epoch.val.loss)):
-        if not math.isfinite(loss):
-            raise ResultError(
-                f"epoch {epoch.trained.epoch}: the {what} loss is not a finite number; nothing "
-                f"of this epoch was saved. Try a lower optimizer.lr than {config.optimizer.lr:g}."
-            )
-
-
-def _metadata(prepared: Prepared, epoch: _Epoch) -> Metadata:
-    spec, freeze = prepared.plan.spec, prepared.plan.freeze
-    return Metadata(
-        model_name=spec.name,
-        build_flags=spec.build_flags,
-        class_names=prepared.data.train.class_names,
-        preprocessing=spec.preprocessing,
-        config=prepared.config,
-        freeze_plan=Frozen(
-            patterns=prepared.config.freeze.patterns,
-            names=tuple(d.name for d in freeze.decisions if d.frozen),
-        ),
-        epoch=epoch.trained.epoch,
-        metrics={
-            "top1": epoch.val.top1,
-            "balanced_accuracy": epoch.val.balanced_accuracy,
-            "top5": epoch.val.top5,
-            "loss": epoch.val.loss,
-            "num_images": epoch.val.num_images,
-        },
-        versions=versions(),
-    )
-
-
 def _verify_saved(proof: Proof, folder: Path) -> int:
     """Compare what lies on disk, not what is in memory, with the hashes taken at load."""
     for name in (run_folder.BEST, run_folder.LAST):
@@ -255,8 +134,8 @@ def _verify_saved(proof: Proof, folder: Path) -> int:
 def _summary(
     prepared: Prepared,
     report: FreezeReport,
-    best: _Epoch,
-    last: _Epoch,
+    best: Epoch,
+    last: Epoch,
     verified: int,
     elapsed_s: float,
 ) -> TrainSummary:

@@ -1,0 +1,136 @@
+"""The epochs of a run: train, evaluate, record, keep, show."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from finetune import run_folder
+from finetune.checkpoint import Frozen, Metadata
+from finetune.commands.preparation import Prepared, updates_norm_stats
+from finetune.config import Config
+from finetune.data.balance import class_weights
+from finetune.evaluate import Evaluation, evaluate
+from finetune.features import Source
+from finetune.files import append_line
+from finetune.loop import EpochResult, train_epochs
+from finetune.optim import build_optimizer, build_schedule
+from finetune.progress import Progress
+from finetune.runtime import versions
+from finetune.saving import Saver
+from finetune.train_mode import set_train_mode
+
+_VAL_FIGURES = ("num_images", "top1", "balanced_accuracy", "top5", "loss")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch's training and the evaluation after it."""
+
+    trained: EpochResult
+    val: Evaluation
+    eval_s: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Highest top-1, then lower loss; an equal later epoch does not replace an earlier."""
+        return self.val.top1, -self.val.loss
+
+    def record(self) -> dict[str, object]:
+        """The epoch's line of ``metrics.jsonl``."""
+        val = {key: getattr(self.val, key) for key in _VAL_FIGURES}
+        return asdict(self.trained) | {"val": val, "eval_s": self.eval_s}
+
+    def line(self, total: int, *, is_best: bool) -> str:
+        """The epoch in one line, for people."""
+        return (
+            f"epoch {self.trained.epoch:>{len(str(total))}}/{total}"
+            f"  lr {self.trained.lr:.2g}  loss {self.trained.loss:.4f}"
+            f"  val loss {self.val.loss:.4f}  val top-1 {self.val.top1:.2%}"
+            f"  balanced {self.val.balanced_accuracy:.2%}"
+            f"{'  best' if is_best else ''}"
+        )
+
+
+def run_epochs(
+    prepared: Prepared,
+    training: Source,
+    validation: Source,
+    folder: Path,
+    saver: Saver,
+    progress: Progress,
+) -> tuple[Epoch, Epoch]:
+    """Train, and after each epoch evaluate, record and keep; returns the best and the last."""
+    config, model, live = prepared.config, prepared.model, prepared.engine.live
+    num_classes = prepared.plan.num_classes
+    optimizer = build_optimizer(live.parameters(), config.optimizer)
+    schedule = build_schedule(
+        optimizer, config.schedule, epochs=config.train.epochs, steps_per_epoch=len(training)
+    )
+    total = config.train.epochs
+    best: Epoch | None = None
+    for trained in train_epochs(
+        live,
+        batches=lambda epoch: progress.track(
+            training.epoch(epoch), f"epoch {epoch}/{total}", total=len(training)
+        ),
+        optimizer=optimizer,
+        schedule=schedule,
+        set_mode=lambda: set_train_mode(model, update_norm_stats=updates_norm_stats(config)),
+        epochs=total,
+        num_classes=num_classes,
+        seed=config.seed,
+        label_smoothing=config.train.label_smoothing,
+        class_weights=class_weights(prepared.data.train.counts())
+        if config.data.balance == "weights"
+        else None,
+        aux_weight=prepared.plan.spec.family.aux_weight,
+    ):
+        tracked = progress.track(validation.epoch(), "evaluate", total=len(validation))
+        start = time.perf_counter()
+        val = evaluate(live, tracked, num_classes=num_classes)
+        epoch = Epoch(trained, val, time.perf_counter() - start)
+        _refuse_not_a_number(epoch, config)
+        append_line(folder / run_folder.METRICS, json.dumps(epoch.record()))
+        if best is None or epoch.rank > best.rank:
+            best = epoch
+        saver.keep(_metadata(prepared, epoch), is_best=best is epoch)
+        progress.say(epoch.line(total, is_best=best is epoch))
+    assert best is not None  # train.epochs is at least 1
+    return best, epoch
+
+
+def _refuse_not_a_number(epoch: Epoch, config: Config) -> None:
+    for what, loss in (("training", epoch.trained.loss), ("validation", epoch.val.loss)):
+        if not math.isfinite(loss):
+            raise ResultError(
+                f"epoch {epoch.trained.epoch}: the {what} loss is not a finite number; nothing "
+                f"of this epoch was saved. Try a lower optimizer.lr than {config.optimizer.lr:g}."
+            )
+
+
+def _metadata(prepared: Prepared, epoch: Epoch) -> Metadata:
+    spec, freeze = prepared.plan.spec, prepared.plan.freeze
+    return Metadata(
+        model_name=spec.name,
+        build_flags=spec.build_flags,
+        class_names=prepared.data.train.class_names,
+        preprocessing=spec.preprocessing,
+        config=prepared.config,
+        freeze_plan=Frozen(
+            patterns=prepared.config.freeze.patterns,
+            names=tuple(d.name for d in freeze.decisions if d.frozen),
+        ),
+        epoch=epoch.trained.epoch,
+        metrics={
+            "top1": epoch.val.top1,
+            "balanced_accuracy": epoch.val.balanced_accuracy,
+            "top5": epoch.val.top5,
+            "loss": epoch.val.loss,
+            "num_images": epoch.val.num_images,
+        },
+        versions=versions(),
+    )
