@@ -13,6 +13,7 @@ from finetune.checkpoint import Frozen, Metadata
 from finetune.commands.preparation import Prepared, updates_norm_stats
 from finetune.config import Config
 from finetune.data.balance import class_weights
+from finetune.errors import ResultError
 from finetune.evaluate import Evaluation, evaluate
 from finetune.features import Source
 from finetune.files import append_line
