@@ -112,14 +112,16 @@ def build_engine(
     skeleton = skeleton or copy.deepcopy(model).to("meta")
     split = split_model(model, crop=preprocessing.crop, skeleton=skeleton)
     identity = frozen_identity(split, frozen)
-    plain = Computation(split.prefix, split.crossing, Form(), preprocessing, device, identity)
+    plain = Computation(
+        split.prefix, split.crossing, Form(), preprocessing, device, identity, split.widest
+    )
     cores = available_cores() if split.prefix is not None and device.type == "cpu" else 1
 
     network = _what_is_timed(model, preprocessing)
 
     @functools.cache
     def pixels() -> Tensor:
-        return _some_pixels(images, preprocessing, CPU_ROWS * cores)
+        return _some_pixels(images, preprocessing, CPU_ROWS)
 
     prefix_choice, computation = Choice(Form(), {}), plain
     if split.prefix is not None:
@@ -127,7 +129,7 @@ def build_engine(
             runtime,
             lambda form: forward_runner(plain, pixels())(form),
             device=device,
-            images=CPU_ROWS * cores,
+            images=CPU_ROWS * cores,  # the others compute as many at the same time
             key=f"{network} {identity}",
         )
         _say(progress, "the frozen part", prefix_choice)
@@ -139,9 +141,7 @@ def build_engine(
     small = work * config.data.batch_size < WORTH_SHARING
     live_choice = choose_form(
         _small_runtime(runtime) if small else live_runtime(runtime),
-        lambda form: training_runner(split.live, computation.features(pixels()[:CPU_ROWS]), device)(
-            form
-        ),
+        lambda form: training_runner(split.live, computation.features(pixels()), device)(form),
         device=device,
         images=CPU_ROWS,
         work=len(images) * config.train.epochs,

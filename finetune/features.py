@@ -191,7 +191,7 @@ def _open_store(
         "preprocessing": computation.preprocessing.model_dump_json(),
         "views": f"{views.name} {views.count}",
         "seed": str(views.seed) if views.are_random else "",
-        "form": f"{computation.form} on {computation.device.type}",
+        "form": f"{computation.form} on {computation.device.type} by {computation.rows}",
         "files": _files_digest(images, config.known_by),
         "versions": json.dumps(versions()),
     }

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from finetune.config import RuntimeConfig
 from finetune.errors import OutputError
 from finetune.files import write_text
-from finetune.runtime import versions
+from finetune.runtime import release_memory, versions
 
 TOLERANCE = 0.05
 """Largest distance of one image's result from float32's, relative to its norm.
@@ -193,10 +193,15 @@ def _time(forms: list[Form], run: Runner, images: int, *, skip_far_behind: bool)
         if first < bound or not skip_far_behind:
             first = _timed(step)
         steps[form], took[form] = step, first
+        close = _CLOSE * min(took.values())
+        steps = {form: step for form, step in steps.items() if took.get(form, math.inf) <= close}
+        del step
+        release_memory()
     for _ in range(_MORE_ROUNDS):
         bound = _CLOSE * min(took.values(), default=0.0)
-        for form in [form for form, seconds in took.items() if seconds <= bound]:
+        for form in [form for form in steps if took[form] <= bound]:
             took[form] = min(took[form], _timed(steps[form]))
+    release_memory()
     fastest = min(took, key=lambda form: took[form], default=plain)
     return Choice(fastest, {str(form): seconds / images for form, seconds in took.items()})
 

@@ -13,6 +13,7 @@ convolutions folded with their batch norms.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -52,12 +53,14 @@ class Split:
         live: Features (or images, without a prefix) to logits, in the modules' own modes.
         last: Name of the last node of the prefix.
         crossing: Shape of each tensor that crosses, for one image.
+        widest: Numbers in the largest tensor within the prefix, for one image.
     """
 
     prefix: nn.Module | None
     live: nn.Module
     last: str | None
     crossing: tuple[tuple[int, ...], ...]
+    widest: int = 0
 
 
 class Live(nn.Module):
@@ -100,12 +103,14 @@ class Cut:
     Attributes:
         crossing: Nodes whose values cross; none where there is no prefix.
         kept: Nodes that the live part computes itself.
+        widest: As in `Split`.
     """
 
     graph: fx.Graph
     crossing: tuple[fx.Node, ...]
     kept: frozenset[fx.Node]
     shapes: tuple[tuple[int, ...], ...]
+    widest: int = 0
 
     @property
     def after(self) -> str | None:
@@ -133,7 +138,13 @@ def find_cut(model: nn.Module, *, crop: int, skeleton: nn.Module | None = None) 
     crossing = tuple(node for node in graph.nodes if node in wanted.crossing)
     if any(node.op == "placeholder" for node in crossing):
         return none
-    return Cut(graph, crossing, frozenset(wanted.kept), tuple(shapes[node] for node in crossing))
+    return Cut(
+        graph,
+        crossing,
+        frozenset(wanted.kept),
+        tuple(shapes[node] for node in crossing),
+        max(math.prod(shape) for node, shape in shapes.items() if node not in live),
+    )
 
 
 def split_model(model: nn.Module, *, crop: int, skeleton: nn.Module | None = None) -> Split:
@@ -146,6 +157,7 @@ def split_model(model: nn.Module, *, crop: int, skeleton: nn.Module | None = Non
         live=Live(_live_module(model, cut)),
         last=cut.after,
         crossing=cut.shapes,
+        widest=cut.widest,
     )
 
 

@@ -13,8 +13,8 @@ from torchvision import models
 
 from finetune.backbones import BUILDERS, family_of
 from finetune.checkpoint import load_checkpoint, save_checkpoint
+from finetune.commands.epochs import Epoch, _metadata  # the real metadata
 from finetune.commands.preparation import Prepared
-from finetune.commands.train import _Epoch, _metadata  # the real metadata
 from finetune.config import Config
 from finetune.data.images import Images, TrainVal
 from finetune.evaluate import evaluate
@@ -123,7 +123,7 @@ def test_freeze_step_save_load_evaluate(name: str, tmp_path: Path) -> None:
     engine: Any = None  # the checkpoint does not depend on it
     prepared = Prepared(resolved, TrainVal(images, images, ()), plan, model, engine, proof)
     path = tmp_path / "best.pt"
-    save_checkpoint(path, model.state_dict(), _metadata(prepared, _Epoch(trained, evaluation, 1.0)))
+    save_checkpoint(path, model.state_dict(), _metadata(prepared, Epoch(trained, evaluation, 1.0)))
 
     state, metadata = load_checkpoint(path)
     path.unlink()

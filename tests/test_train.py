@@ -13,13 +13,14 @@ from PIL import Image
 
 from finetune import saving
 from finetune.checkpoint import Metadata, load_checkpoint
-from finetune.commands import train as command
 from finetune.commands.dry_run import dry_run
+from finetune.commands.epochs import Epoch
 from finetune.commands.evaluate import evaluate_checkpoint
 from finetune.commands.train import train
 from finetune.config import Config
 from finetune.config_file import load_config, to_yaml
 from finetune.errors import DataError, ModelError, OutputError, ResultError
+from finetune.evaluate import Evaluation
 from finetune.loop import EpochResult
 
 Make = Callable[..., Config]
@@ -116,9 +117,9 @@ def test_eval_reproduces_a_held_out_split(make_config: Make, photos: Path) -> No
 
 
 def test_best_is_highest_top1_then_lower_loss_then_earlier() -> None:
-    def epoch(number: int, top1: float, loss: float) -> command._Epoch:
-        val = command.Evaluation(10, top1, top1, None, loss, (), 1.0)
-        return command._Epoch(EpochResult(number, 0.1, 0.0, 0.0, 10, 1.0), val, 1.0)
+    def epoch(number: int, top1: float, loss: float) -> Epoch:
+        val = Evaluation(10, top1, top1, None, loss, ())
+        return Epoch(EpochResult(number, 0.1, 0.0, 0.0, 10, 1.0), val, 1.0)
 
     epochs = [
         epoch(1, 0.8, 0.5),
