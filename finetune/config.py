@@ -23,7 +23,9 @@ from finetune.backbones import BUILDERS, BUNDLED_MODEL
 from finetune.config_augment import AugmentConfig as AugmentConfig
 from finetune.config_data import DataConfig as DataConfig
 from finetune.config_data import Fit as Fit
-from finetune.config_section import Section, Text, one_line, tuple_of
+from finetune.config_optimizer import OptimizerConfig as OptimizerConfig
+from finetune.config_optimizer import ScheduleConfig as ScheduleConfig
+from finetune.config_section import AUTO, CountOrAuto, Section, Text, one_line, tuple_of
 from finetune.errors import did_you_mean
 
 FORMAT = 1
@@ -124,90 +126,26 @@ class FreezeConfig(Section):
         return patterns
 
 
+class EarlyStoppingConfig(Section):
+    """When training ends before its last epoch."""
+
+    patience: int = Field(ge=1)
+    """Epochs without a better train.monitor after which it ends."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """What counts as better: by more than this (accuracies are fractions)."""
+
+
 class TrainConfig(Section):
     """The length and the aim of training."""
 
-    epochs: int = Field(default=25, ge=1)
-    """Passes over the training images."""
+    epochs: CountOrAuto = 25
+    """Passes over the training images; auto: by their number."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target spread over all classes (Szegedy et al. 2015)."""
-
-
-def _with_defaults_of(defaults: dict[str, dict[str, Any]], default_name: str, value: Any) -> Any:
-    """Fill in what the section's ``name`` implies, so that a resolved config states it."""
-    if not isinstance(value, dict):
-        return value
-    name = value.get("name", default_name)
-    # Where the name itself is wrong, that alone is to be reported.
-    known = isinstance(name, str) and name in defaults
-    implied = defaults[name if known else default_name]
-    return {"name": default_name} | implied | value
-
-
-def _refuse_foreign(section: Section, name: str, own: dict[str, dict[str, Any]]) -> None:
-    """An option that cannot take effect is refused, not ignored."""
-    optional = {key for options in own.values() for key in options}
-    for key in sorted(optional - own[name].keys()):
-        if getattr(section, key) is not None:
-            owners = " and ".join(other for other, options in own.items() if key in options)
-            raise ValueError(f"{key}: has no effect on {name}; it belongs to {owners}")
-
-
-class OptimizerConfig(Section):
-    """How the trainable parameters move."""
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(gt=0)
-    """Peak learning rate, per optimizer step; default 0.01 for sgd, 0.001 for adamw."""
-    weight_decay: float = Field(ge=0)
-    """Default 0 for sgd, 0.01 for adamw."""
-    momentum: float | None = Field(default=None, ge=0, lt=1)
-    """sgd only; default 0.9."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults(cls, value: Any) -> Any:
-        return _with_defaults_of(_OPTIMIZERS, "sgd", value)
-
-    @model_validator(mode="after")
-    def _only_own_options(self) -> OptimizerConfig:
-        _refuse_foreign(self, self.name, _OPTIMIZERS)
-        return self
-
-
-_OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "sgd": {"lr": 0.01, "weight_decay": 0.0, "momentum": 0.9},
-    "adamw": {"lr": 0.001, "weight_decay": 0.01},
-}
-
-
-class ScheduleConfig(Section):
-    """How the learning rate changes, step by step."""
-
-    name: Literal["constant", "cosine", "step"] = "cosine"
-    warmup_epochs: float = Field(default=0.0, ge=0)
-    """Linear rise from a hundredth of the peak, in epochs."""
-    step_epochs: int | None = Field(default=None, ge=1)
-    """step only: epochs between drops; default 7."""
-    gamma: float | None = Field(default=None, gt=0, le=1)
-    """step only: factor of each drop; default 0.1."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults(cls, value: Any) -> Any:
-        return _with_defaults_of(_SCHEDULES, "cosine", value)
-
-    @model_validator(mode="after")
-    def _only_own_options(self) -> ScheduleConfig:
-        _refuse_foreign(self, self.name, _SCHEDULES)
-        return self
-
-
-_SCHEDULES: dict[str, dict[str, Any]] = {
-    "constant": {},
-    "cosine": {},
-    "step": {"step_epochs": 7, "gamma": 0.1},
-}
+    monitor: Literal["top1", "balanced_accuracy", "macro_f1", "loss"] = "top1"
+    """Which validation figure chooses the best epoch."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """End early by that figure."""
 
 
 def _is_this_format(given: int) -> int:
@@ -262,10 +200,19 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Config:
-        if self.schedule.warmup_epochs > self.train.epochs:
+        if self.train.epochs != AUTO:
+            problem = self.schedule.warmup_problem(self.train.epochs)
+            if problem:
+                raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _plateau_comes_before_the_end(self) -> Config:
+        stopping, patience = self.train.early_stopping, self.schedule.patience
+        if stopping and patience and stopping.patience <= patience:
             raise ValueError(
-                f"schedule.warmup_epochs: {self.schedule.warmup_epochs:g} is longer than "
-                f"train.epochs, {self.train.epochs}"
+                f"schedule.patience: {patience} has no effect, since train.early_stopping ends "
+                f"training after {stopping.patience} epochs without a better figure"
             )
         return self
 

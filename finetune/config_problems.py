@@ -11,7 +11,7 @@ from finetune.config import Config
 from finetune.errors import did_you_mean, nearest
 from finetune.yaml_text import Path, Problem
 
-_UNION_TAGS = frozenset({"word", "section"})
+_UNION_TAGS = frozenset({"word", "section", "number"})
 
 
 def problems_of(error: ValidationError) -> Iterator[Problem]:
@@ -103,6 +103,8 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 def _section_at(path: Path) -> type[BaseModel] | None:
     section: type[BaseModel] | None = Config
     for part in path:
+        if isinstance(part, int):  # of a list of sections
+            continue
         field = section.model_fields.get(str(part)) if section else None
         section = _section_in(field.annotation) if field else None
     return section
@@ -125,7 +127,7 @@ def _dotted_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[st
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
         inner = _section_in(field.annotation)
-        if inner:
+        if inner and get_origin(field.annotation) is not tuple:
             keys += _dotted_keys(inner, f"{prefix}{name}.")
     return keys
 

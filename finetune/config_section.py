@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+
+AUTO = "auto"
 
 
 class Section(BaseModel):
@@ -32,3 +34,21 @@ def one_line(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(one_line)]
+
+if TYPE_CHECKING:
+    # A number by the time that anything computes with it: `finetune.defaults` resolves the word.
+    CountOrAuto = Any
+    RateOrAuto = Any
+    ShareOrAuto = Any
+else:
+
+    def _or_auto(kind: Any) -> Any:
+        tagged = Annotated[Literal["auto"], Tag("auto")] | Annotated[kind, Tag("number")]
+        return Annotated[tagged, Discriminator(lambda v: "auto" if v == AUTO else "number")]
+
+    CountOrAuto = _or_auto(Annotated[int, Field(ge=1)])
+    """A whole number from 1, or auto."""
+    RateOrAuto = _or_auto(Annotated[float, Field(gt=0)])
+    """A number above 0, or auto."""
+    ShareOrAuto = _or_auto(Annotated[float, Field(ge=0)])
+    """A number from 0, or auto."""

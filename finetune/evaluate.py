@@ -22,6 +22,7 @@ class Evaluation:
     top1: float
     balanced_accuracy: float
     """Mean of the classes' own accuracies, so that each counts the same."""
+    macro_f1: float
     top5: float | None
     loss: float
     per_class: tuple[tuple[int, int], ...]
@@ -59,6 +60,7 @@ def evaluate(
         num_images=meter.num_images,
         top1=meter.top1,
         balanced_accuracy=meter.balanced_accuracy,
+        macro_f1=meter.macro_f1,
         top5=meter.top5,
         loss=meter.loss,
         per_class=tuple(meter.per_class()),

@@ -83,7 +83,10 @@ def plan_freeze(
             decided_by[name] = index
     idle = [pattern for pattern, hits in zip(patterns, matched, strict=True) if not hits]
     if idle:
-        raise ConfigError("\n".join(_idle_message(pattern, names) for pattern in idle))
+        key = "freeze.patterns"
+        raise ConfigError(
+            "\n".join(f"{key}: {idle_message(pattern, names, key=key)}" for pattern in idle)
+        )
     decisions = tuple(
         Decision(
             name,
@@ -125,15 +128,20 @@ def _warning(match: PatternMatch, before: dict[str, bool], heads: tuple[str, ...
     return None
 
 
-def _idle_message(pattern: str, names: Sequence[str]) -> str:
+def idle_message(pattern: str, names: Sequence[str], *, key: str) -> str:
+    """What is said of a pattern that matches nothing, with what was probably meant.
+
+    Args:
+        key: The list in the config that it stands in.
+    """
     glob = pattern.removeprefix("!")
     mark = pattern[: len(pattern) - len(glob)]
     near = [f"{mark}{choice}" for choice in _suggestions(glob, names)]
     hint = f" Did you mean {' or '.join(repr(choice) for choice in near)}?" if near else ""
     return (
-        f"freeze.patterns: {pattern!r} matches no parameter.{hint} "
+        f"{pattern!r} matches no parameter.{hint} "
         f"Top-level modules here: {', '.join(top_level(names))}. "
-        "`finetune freeze-report --set freeze.patterns=[] --verbose --config FILE` lists all names."
+        f"`finetune freeze-report --set {key}=[] --verbose --config FILE` lists all names."
     )
 
 

@@ -21,6 +21,7 @@ class Meter:
         self._top5 = torch.zeros((), dtype=torch.int64, device=device)
         self._correct = torch.zeros(num_classes, dtype=torch.int64, device=device)
         self._count = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self._answered = torch.zeros(num_classes, dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, *, loss: Tensor | None = None) -> None:
@@ -37,9 +38,11 @@ class Meter:
         else:
             loss_sum = loss.detach() * len(labels)
         self._loss += loss_sum.to(self._loss.dtype)
-        hit = logits.argmax(dim=1) == labels
+        answers = logits.argmax(dim=1)
+        hit = answers == labels
         self._count += torch.bincount(labels, minlength=self.num_classes)
         self._correct += torch.bincount(labels[hit], minlength=self.num_classes)
+        self._answered += torch.bincount(answers, minlength=self.num_classes)
         if self.num_classes >= TOP5_FROM:
             self._top5 += (logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1).sum()
 
@@ -70,6 +73,18 @@ class Meter:
         """Mean over classes of the share recognised; of the classes that have samples."""
         shares = [correct / count for correct, count in self.per_class() if count]
         return sum(shares) / len(shares)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean over classes of 2 TP / (2 TP + FP + FN); of those that occur or were answered, as
+        torchmetrics counts them."""
+        answered: list[int] = self._answered.tolist()
+        pairs = [
+            (2 * correct, count + named)
+            for (correct, count), named in zip(self.per_class(), answered, strict=True)
+            if count + named
+        ]
+        return sum(twice / both for twice, both in pairs) / len(pairs)
 
     def per_class(self) -> list[tuple[int, int]]:
         """Correct and counted samples of each class."""

@@ -1,68 +1,151 @@
-"""Optimizer and schedule from torch, over trainable parameters only."""
+"""An optimizer from ``torch.optim``, over trainable parameters only."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
+import torch.optim
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import (
-    ConstantLR,
-    CosineAnnealingLR,
-    LinearLR,
-    LRScheduler,
-    SequentialLR,
-    StepLR,
-)
+from torch.optim import Optimizer
 
-from finetune.config import OptimizerConfig, ScheduleConfig
+from finetune.config import OptimizerConfig
+from finetune.config_optimizer import OPTIMIZERS
+from finetune.config_section import AUTO
+from finetune.errors import ConfigError, did_you_mean
+from finetune.param_groups import plan_groups
+from finetune.schedules import build_schedule as build_schedule
 
-STATE_TENSORS = {"sgd": 1, "adamw": 2}
-"""Tensors of a parameter's size that each optimizer keeps (momentum; first and second moment)."""
-
-_WARMUP_START = 0.01
+_FUSED = frozenset({"sgd", "adam", "adamw"})
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Optimizer:
+def build_optimizer(
+    parameters: Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]],
+    config: OptimizerConfig,
+    *,
+    depths: Mapping[str, int] | None = None,
+) -> Optimizer:
     """An optimizer that has never seen a frozen parameter: weight decay and momentum move those
-    that it holds, gradient or not."""
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    that it holds, gradient or not.
+
+    Args:
+        parameters: As ``torch.optim`` takes them; with their names in the whole model where the
+            config goes by names.
+        config: With no ``auto`` left.
+        depths: From `finetune.layers`, for ``layer_decay``.
+    """
+    named = {
+        name: parameter
+        for name, parameter in _with_names(parameters, needed=bool(config.groups))
+        if parameter.requires_grad
+    }
+    arguments = _arguments(config)
     # One kernel for all parameters; on a CPU the loop over them was the faster.
-    fused = True if trainable and all(p.is_cuda for p in trainable) else None
-    if config.name == "adamw":
-        return AdamW(trainable, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
-    return SGD(
-        trainable,
-        lr=config.lr,
-        momentum=config.momentum or 0.0,
-        weight_decay=config.weight_decay,
-        fused=fused,
+    if config.name in _FUSED and all(parameter.is_cuda for parameter in named.values()):
+        arguments = {"fused": True} | arguments
+    groups = plan_groups(config, {name: p.shape for name, p in named.items()}, depths=depths)
+    own = {"lr", "weight_decay"} & arguments.keys()
+    return cast(
+        Optimizer,
+        _class_of(config)(
+            [
+                {"params": [(name, named[name]) for name in group.names]}
+                | {key: getattr(group, key) for key in own}
+                for group in groups
+            ],
+            **arguments,
+        ),
     )
 
 
-def build_schedule(
-    optimizer: Optimizer, config: ScheduleConfig, *, epochs: int, steps_per_epoch: int
-) -> LRScheduler:
-    """A schedule that is advanced once per optimizer step."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    rest = epochs * steps_per_epoch - warmup
-    main = _main_schedule(optimizer, config, steps=max(rest, 1), steps_per_epoch=steps_per_epoch)
-    if not warmup:
-        return main
-    rise = LinearLR(optimizer, start_factor=_WARMUP_START, total_iters=warmup)
-    with warnings.catch_warnings():  # SequentialLR steps its parts while it is built
-        warnings.simplefilter("ignore")
-        return SequentialLR(optimizer, [rise, main], milestones=[warmup])
+def _with_names(
+    parameters: Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]], *, needed: bool
+) -> Iterator[tuple[str, nn.Parameter]]:
+    for at, given in enumerate(parameters):
+        assert isinstance(given, tuple) or not needed
+        yield given if isinstance(given, tuple) else (str(at), given)
 
 
-def _main_schedule(
-    optimizer: Optimizer, config: ScheduleConfig, *, steps: int, steps_per_epoch: int
-) -> LRScheduler:
-    if config.name == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=steps)
-    if config.name == "step":
-        assert config.step_epochs is not None
-        assert config.gamma is not None
-        return StepLR(optimizer, config.step_epochs * steps_per_epoch, gamma=config.gamma)
-    return ConstantLR(optimizer, factor=1.0, total_iters=1)
+def check_optimizer(config: OptimizerConfig, trainable: Mapping[str, nn.Parameter]) -> None:
+    """Refuse before training what the class would refuse at its first step.
+
+    Args:
+        trainable: Shapes are enough.
+
+    Raises:
+        ConfigError: an option that the class does not take, or a value that it does not; or
+            parameters that it cannot move.
+    """
+    if config.name == AUTO:
+        return
+    _check_options(config)
+    name = OPTIMIZERS[config.name].name
+    others = {key: p for key, p in trainable.items() if p.dim() != 2}
+    if name == "Muon" and others:
+        key, parameter = next(iter(others.items()))
+        raise ConfigError(
+            f"optimizer.name: Muon moves matrices alone, and {len(others)} of the "
+            f"{len(trainable)} trainable parameters are none, {key} "
+            f"({'x'.join(map(str, parameter.shape))}) among them; take adamw"
+        )
+
+
+def _check_options(config: OptimizerConfig) -> None:
+    if not config.options:
+        return
+    name = OPTIMIZERS[config.name].name
+    taken = inspect.signature(_class_of(config)).parameters
+    problems = []
+    for key, value in config.options.items():
+        if key not in taken:
+            own = [one for one in taken if one not in ("params", "lr", "weight_decay", "momentum")]
+            problems.append(
+                f"optimizer.options.{key}: {name} has no such argument."
+                f"{did_you_mean(key, own)} It has {', '.join(own)}."
+            )
+            continue
+        whole = taken[key].annotation in (int, "int")
+        expected = _expected(value, taken[key].default, whole=whole)
+        if expected:
+            problems.append(f"optimizer.options.{key}: must be {expected}, not {value!r}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    parameter = nn.Parameter(torch.ones(2, 2))
+    parameter.grad = torch.ones(2, 2)
+    numbers = {"lr": OPTIMIZERS[config.name].defaults["lr"], "weight_decay": 0.0}
+    try:
+        _class_of(config)([parameter], **_arguments(config.model_copy(update=numbers))).step()
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        raise ConfigError(f"optimizer.options: {name} refuses them: {error}") from error
+
+
+def _expected(value: Any, default: Any, *, whole: bool = False) -> str:
+    """What a value should be, in words, to stand for a default; nothing where it may."""
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(default, int | float):
+        kinds = int if whole else (int, float)
+        fits = isinstance(value, kinds) and not isinstance(value, bool)
+        return "" if fits else f"a {'whole ' if whole else ''}number"
+    if isinstance(default, tuple):
+        fits = isinstance(value, list) and len(value) == len(default)
+        if fits and not any(map(_expected, value, default)):
+            return ""
+        return f"a list of {len(default)} numbers"
+    return ""
+
+
+def _class_of(config: OptimizerConfig) -> Any:
+    return getattr(torch.optim, OPTIMIZERS[config.name].name)
+
+
+def _arguments(config: OptimizerConfig) -> dict[str, Any]:
+    """Keyword arguments of the class; groups override the first two."""
+    given = {"lr": config.lr, "weight_decay": config.weight_decay, "momentum": config.momentum}
+    taken = inspect.signature(_class_of(config)).parameters
+    own = {key: value for key, value in given.items() if key in taken and value is not None}
+    options = config.options or {}
+    return own | {
+        key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
+    }

@@ -13,12 +13,15 @@ from finetune.config import Config, GivenPreprocessing, OptimizerConfig
 from finetune.cost import Cost, measure_cost
 from finetune.data.views import Views
 from finetune.freeze import FreezePlan, plan_freeze
+from finetune.layers import depths_of
 from finetune.model import ModelSpec, build_skeleton, resolve_model
-from finetune.optim import STATE_TENSORS
+from finetune.optim import check_optimizer
+from finetune.param_groups import check_groups, plan_groups
 from finetune.results import (
     Boundary,
     Cut,
     FreezeReport,
+    GroupRow,
     Memory,
     NormRow,
     Operations,
@@ -46,12 +49,17 @@ class Plan:
         """Multiply-adds, and where the backward pass ends."""
         return measure_cost(self.skeleton, crop=self.spec.preprocessing.crop)
 
+    @cached_property
+    def depths(self) -> dict[str, int]:
+        """Layers between each parameter and the head's."""
+        return depths_of(self.skeleton, self.spec.family)
+
 
 def make_plan(config: Config, num_classes: int) -> Plan:
     """Settle the network and what of it is frozen; reads no weights.
 
     Raises:
-        ConfigError: a pattern matches nothing.
+        ConfigError: a pattern or an optimizer's glob matches nothing, or the optimizer cannot be.
         ModelError: no such weights, or the network cannot be built.
     """
     spec = resolve_model(config.model, fit=config.data.fit)
@@ -60,7 +68,12 @@ def make_plan(config: Config, num_classes: int) -> Plan:
     freeze = plan_freeze(names, config.freeze.patterns, heads=spec.heads)
     apply_freeze(skeleton, freeze.frozen)
     set_train_mode(skeleton, update_norm_stats=config.freeze.norm_stats == "update")
-    return Plan(spec, freeze, skeleton, num_classes)
+    plan = Plan(spec, freeze, skeleton, num_classes)
+    check_groups(config.optimizer, names, freeze.frozen, depths=plan.depths)
+    check_optimizer(
+        config.optimizer, {n: p for n, p in skeleton.named_parameters() if p.requires_grad}
+    )
+    return plan
 
 
 def apply_freeze(model: nn.Module, frozen: Collection[str]) -> None:
@@ -155,6 +168,7 @@ def make_freeze_report(
         backward_boundary=Boundary(cost.last_without_backward, cost.first_with_backward),
         cut=_cut(plan, config, cost, split, num_train, num_val),
         memory=_memory(totals, config.optimizer),
+        groups=group_rows(plan, config.optimizer),
         operations=Operations(
             input_size=plan.spec.preprocessing.crop,
             forward=cost.forward_frozen + cost.forward_live,
@@ -269,8 +283,24 @@ def _norm_rows(skeleton: nn.Module) -> tuple[NormRow, ...]:
     return tuple(rows)
 
 
+def group_rows(plan: Plan, optimizer: OptimizerConfig) -> tuple[GroupRow, ...]:
+    """The optimizer's groups, the head's first."""
+    sizes = {n: p.numel() for n, p in plan.skeleton.named_parameters()}
+    shapes = {n: p.shape for n, p in plan.skeleton.named_parameters() if p.requires_grad}
+    return tuple(
+        GroupRow(
+            lr=group.lr,
+            weight_decay=group.weight_decay,
+            tensors=len(group.names),
+            parameters=sum(sizes[name] for name in group.names),
+            names=group.names,
+        )
+        for group in plan_groups(optimizer, shapes, depths=plan.depths)
+    )
+
+
 def _memory(totals: Totals, optimizer: OptimizerConfig) -> Memory:
-    states = STATE_TENSORS[optimizer.name] if optimizer.momentum != 0 else 0
+    states = optimizer.state_tensors
     return Memory(
         optimizer=optimizer.name,
         gradient_bytes=totals.trainable * _BYTES,

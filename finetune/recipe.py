@@ -1,6 +1,7 @@
-"""Rules for a first config, from what was seen of the data; no torch.
+"""Rules for a config, from what was seen of the data and what trains; no torch.
 
-Each rule is one function, and says where it comes from.
+`init` writes down what they give, and `auto` goes by them. Each is one function, and says where it
+comes from.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from finetune.backbones import BUILDERS, BUNDLED_MODEL, family_of
 from finetune.config import GivenPreprocessing
+from finetune.config_section import AUTO
 from finetune.data.glance import Glance
 
 FEW_PHOTOS = 5_000
@@ -22,15 +24,22 @@ _IMBALANCED_FROM = 5.0
 _WITHOUT_NORM = frozenset({"alexnet", "vgg", "squeezenet"})
 _TRAINED_BY_ADAMW = frozenset({"convnext", "vit", "swin", "swin_v2", "maxvit"})
 
+_MOST_TRAINS = 0.5
+_MEASURED_AT = 32
+"""Images a batch."""
+RATED = frozenset({"sgd", "adam", "adamw", "adamax", "nadam", "radam"})
+"""Optimizers whose learning rate there is a rule for."""
+
 HEAD, BLOCK, EVERYTHING = "head", "block", "everything"
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The optimizer's name and learning rate, and the warm-up in epochs."""
+    """The optimizer with its values, and the warm-up in epochs."""
 
     name: str
     lr: float
+    weight_decay: float
     warmup_epochs: int
 
 
@@ -80,20 +89,44 @@ def epochs_for(num_train: int) -> int:
     return min(max(epochs, _FEWEST_EPOCHS), _MOST_EPOCHS)
 
 
-def optimizer_for(model: str, weights: str, trains: str) -> Optimizer:
+def trains_of(training: int, layers: int) -> str:
+    """head, block or everything: what trains where so many layers of a backbone do."""
+    if not training:
+        return HEAD
+    return EVERYTHING if training >= _MOST_TRAINS * layers else BLOCK
+
+
+def optimizer_for(
+    model: str, weights: str, trains: str, *, name: str = AUTO, batch_size: int = _MEASURED_AT
+) -> Optimizer:
     """The measured recipes' values (configs/); lower where there is no norm layer to hold steps.
 
     AdamW for the families that were themselves trained by it, at its usual tenth for pretrained
-    parameters.
+    parameters. Learning rates go with the batch: in proportion for SGD (Goyal et al. 2017), with
+    its root for Adam's kind (Malladi et al. 2022). No weight decay with SGD, as BiT fine-tunes
+    (Kolesnikov et al. 2020); AdamW's own (Loshchilov and Hutter 2019).
+
+    Args:
+        name: auto, or one of `RATED`.
     """
     family = family_of(model).name
+    if name == AUTO:
+        name = "adamw" if family in _TRAINED_BY_ADAMW else "sgd"
     warmup = {HEAD: 0, BLOCK: 1, EVERYTHING: 2}[trains]
-    if family in _TRAINED_BY_ADAMW:
-        return Optimizer("adamw", {HEAD: 1e-3, BLOCK: 1e-4, EVERYTHING: 5e-5}[trains], warmup)
+    larger = batch_size / _MEASURED_AT
+    if name != "sgd":
+        lr = {HEAD: 1e-3, BLOCK: 1e-4, EVERYTHING: 5e-5}[trains]
+        return Optimizer(name, _short(lr * larger**0.5), 0.01 if name == "adamw" else 0.0, warmup)
     if weights == "bundled" and trains == HEAD:
-        return Optimizer("sgd", 0.1, warmup)  # configs/quickstart.yaml
+        return Optimizer(name, _short(0.1 * larger), 0.0, warmup)  # configs/quickstart.yaml
     block = 0.002 if family in _WITHOUT_NORM else 0.005
-    return Optimizer("sgd", {HEAD: 0.01, BLOCK: block, EVERYTHING: 0.002}[trains], warmup)
+    lr = {HEAD: 0.01, BLOCK: block, EVERYTHING: 0.002}[trains]
+    return Optimizer(name, _short(lr * larger), 0.0, warmup)
+
+
+def _short(value: float) -> float:
+    """To three digits: a rule is no more exact."""
+    return float(f"{value:.3g}")
 
 
 def preprocessing_for(

@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+MONITORED = {
+    "top1": "top-1",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "loss": "loss",
+}
+"""What ``train.monitor`` may be, in words."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -13,6 +21,7 @@ class Scores:
     top1: float
     loss: float
     balanced_accuracy: float
+    macro_f1: float
 
 
 @dataclass(frozen=True)
@@ -20,8 +29,11 @@ class TrainSummary:
     """The end of a training run.
 
     Attributes:
-        val: Of the best epoch: highest top-1, then lower loss, then earlier.
+        monitor: Which figure chose the best epoch; of equal ones the lower loss did, then the
+            earlier.
+        val: Of the best epoch.
         last: Of the last epoch.
+        stopped: Why training ended before ``epochs``, if it did.
         frozen_verified: Tensors and buffers whose SHA-256 in the saved checkpoints is the one
             taken before the first forward pass.
         exempt: Buffers that ``freeze.norm_stats: update`` allowed to move.
@@ -35,6 +47,9 @@ class TrainSummary:
     num_train: int
     num_val: int
     epochs: int
+    last_epoch: int
+    stopped: str | None
+    monitor: str
     best_epoch: int
     val: Scores
     last: Scores
@@ -84,6 +99,8 @@ class DryRun:
     predicted: PredictedTime
     class_weights: dict[str, float] | None
     """By class, where ``data.balance`` is weights."""
+    groups: tuple[GroupRow, ...]
+    """Of the optimizer, the head's first."""
     config: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -197,6 +214,18 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class GroupRow:
+    """Parameters that the optimizer moves alike."""
+
+    lr: float
+    """At its peak."""
+    weight_decay: float
+    tensors: int
+    parameters: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class FreezeReport:
     """What is frozen, by which pattern, and what that saves."""
 
@@ -210,6 +239,8 @@ class FreezeReport:
     backward_boundary: Boundary
     cut: Cut
     memory: Memory
+    groups: tuple[GroupRow, ...]
+    """Of the optimizer, the head's first."""
     operations: Operations
     warnings: tuple[str, ...]
 

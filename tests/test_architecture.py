@@ -21,7 +21,7 @@ LINES = [
         "cli_options",
     },
     {"backbones", "files", "yaml_text", "config_section"},
-    {"config_data", "config_augment"},
+    {"config_data", "config_augment", "config_optimizer"},
     {"config"},
     {
         "config_problems",
@@ -33,10 +33,10 @@ LINES = [
         "depthwise",
     },
     {"data"},
-    {"config_file", "split", "recipe", "blocks"},
+    {"config_file", "split", "recipe", "blocks", "param_groups", "layers", "schedules"},
     {"model", "optim", "metrics", "checkpoint", "proof", "cost", "intervals", "temperature"},
     {"weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving", "scoring"},
-    {"computation"},
+    {"computation", "monitor", "defaults"},
     {"keeping", "in_form"},
     {"features"},
     {"engine"},
@@ -52,10 +52,17 @@ LINES = [
 ]
 NO_TORCH = {
     *("errors", "keyed", "progress", "results", "backbones", "yaml_text", "config"),
-    *("config_section", "config_data", "config_augment", "check_results", "terminal"),
+    *(
+        "config_section",
+        "config_data",
+        "config_augment",
+        "config_optimizer",
+        "check_results",
+        "terminal",
+    ),
     *("cli_options", "eval_results", "cli_results", "intervals"),
     *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
-    *("cli_support", "cli_data", "data_results", "recipe", "blocks"),
+    *("cli_support", "cli_data", "data_results", "recipe", "blocks", "param_groups"),
 }
 
 

@@ -14,14 +14,11 @@ from PIL import Image
 from finetune import saving
 from finetune.checkpoint import Metadata, load_checkpoint
 from finetune.commands.dry_run import dry_run
-from finetune.commands.epochs import Epoch
 from finetune.commands.evaluate import evaluate_checkpoint
 from finetune.commands.train import train
 from finetune.config import Config
 from finetune.config_file import load_config, to_yaml
 from finetune.errors import DataError, ModelError, OutputError, ResultError
-from finetune.evaluate import Evaluation
-from finetune.loop import EpochResult
 
 Make = Callable[..., Config]
 
@@ -114,24 +111,6 @@ def test_eval_reproduces_a_held_out_split(make_config: Make, photos: Path) -> No
     result = evaluate_checkpoint(Path(config.output_dir) / "best.pt")
     assert result.num_images == summary.num_val == 6
     assert (result.top1, result.loss) == (summary.val.top1, summary.val.loss)
-
-
-def test_best_is_highest_top1_then_lower_loss_then_earlier() -> None:
-    def epoch(number: int, top1: float, loss: float) -> Epoch:
-        val = Evaluation(10, top1, top1, None, loss, ())
-        return Epoch(EpochResult(number, 0.1, 0.0, 0.0, 10, 1.0), val, 1.0)
-
-    epochs = [
-        epoch(1, 0.8, 0.5),
-        epoch(2, 0.9, 0.5),
-        epoch(3, 0.9, 0.4),
-        epoch(4, 0.9, 0.4),
-        epoch(5, 0.85, 0.1),
-    ]
-    best = epochs[0]
-    for later in epochs[1:]:
-        best = later if later.rank > best.rank else best
-    assert best.trained.epoch == 3
 
 
 def test_frozen_tensor_that_changed_is_refused(

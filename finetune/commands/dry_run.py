@@ -22,7 +22,8 @@ def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | Non
     run_folder.check_usable(Path(config.output_dir), overwrite=overwrite)
     prepared = prepare(config, progress)
     plan, data, resolved = prepared.plan, prepared.data, prepared.config
-    totals = make_freeze_report(plan, resolved, split=prepared.engine.split).totals
+    report = make_freeze_report(plan, resolved, split=prepared.engine.split)
+    totals = report.totals
     with threads_for(plan.cost.forward_live * resolved.data.batch_size):
         predicted = predict_time(prepared.engine, resolved, data, training_views(resolved))
     sizes = batch_sizes(len(data.train), resolved.data.batch_size, join_last_of_one=True)
@@ -48,6 +49,7 @@ def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | Non
         )
         if resolved.data.balance == "weights"
         else None,
+        groups=report.groups,
         config=resolved.plain(),
         notes=(*data.notes, *plan.freeze.warnings),
     )

@@ -18,13 +18,15 @@ from finetune.evaluate import Evaluation, evaluate
 from finetune.features import Source
 from finetune.files import append_line
 from finetune.loop import EpochResult, train_epochs
+from finetune.monitor import Monitor
 from finetune.optim import build_optimizer, build_schedule
 from finetune.progress import Progress
 from finetune.runtime import versions
 from finetune.saving import Saver
+from finetune.schedules import end_epoch
 from finetune.train_mode import set_train_mode
 
-_VAL_FIGURES = ("num_images", "top1", "balanced_accuracy", "top5", "loss")
+_VAL_FIGURES = ("num_images", "top1", "balanced_accuracy", "macro_f1", "top5", "loss")
 
 
 @dataclass(frozen=True)
@@ -35,23 +37,19 @@ class Epoch:
     val: Evaluation
     eval_s: float
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Highest top-1, then lower loss; an equal later epoch does not replace an earlier."""
-        return self.val.top1, -self.val.loss
-
     def record(self) -> dict[str, object]:
         """The epoch's line of ``metrics.jsonl``."""
         val = {key: getattr(self.val, key) for key in _VAL_FIGURES}
         return asdict(self.trained) | {"val": val, "eval_s": self.eval_s}
 
-    def line(self, total: int, *, is_best: bool) -> str:
+    def line(self, total: int, *, monitor: str, is_best: bool) -> str:
         """The epoch in one line, for people."""
+        macro_f1 = f"  macro F1 {self.val.macro_f1:.2%}" if monitor == "macro_f1" else ""
         return (
             f"epoch {self.trained.epoch:>{len(str(total))}}/{total}"
             f"  lr {self.trained.lr:.2g}  loss {self.trained.loss:.4f}"
             f"  val loss {self.val.loss:.4f}  val top-1 {self.val.top1:.2%}"
-            f"  balanced {self.val.balanced_accuracy:.2%}"
+            f"  balanced {self.val.balanced_accuracy:.2%}{macro_f1}"
             f"{'  best' if is_best else ''}"
         )
 
@@ -67,11 +65,14 @@ def run_epochs(
     """Train, and after each epoch evaluate, record and keep; returns the best and the last."""
     config, model, live = prepared.config, prepared.model, prepared.engine.live
     num_classes = prepared.plan.num_classes
-    optimizer = build_optimizer(live.parameters(), config.optimizer)
+    optimizer = build_optimizer(
+        model.named_parameters(), config.optimizer, depths=prepared.plan.depths
+    )
     schedule = build_schedule(
         optimizer, config.schedule, epochs=config.train.epochs, steps_per_epoch=len(training)
     )
     total = config.train.epochs
+    monitor = Monitor(config.train)
     best: Epoch | None = None
     for trained in train_epochs(
         live,
@@ -96,10 +97,13 @@ def run_epochs(
         epoch = Epoch(trained, val, time.perf_counter() - start)
         _refuse_not_a_number(epoch, config)
         append_line(folder / run_folder.METRICS, json.dumps(epoch.record()))
-        if best is None or epoch.rank > best.rank:
+        if monitor.see(val):
             best = epoch
+        end_epoch(schedule, monitor.figure(val))
         saver.keep(_metadata(prepared, epoch), is_best=best is epoch)
-        progress.say(epoch.line(total, is_best=best is epoch))
+        progress.say(epoch.line(total, monitor=monitor.name, is_best=best is epoch))
+        if monitor.stop:
+            break
     assert best is not None  # train.epochs is at least 1
     return best, epoch
 
@@ -129,6 +133,7 @@ def _metadata(prepared: Prepared, epoch: Epoch) -> Metadata:
         metrics={
             "top1": epoch.val.top1,
             "balanced_accuracy": epoch.val.balanced_accuracy,
+            "macro_f1": epoch.val.macro_f1,
             "top5": epoch.val.top5,
             "loss": epoch.val.loss,
             "num_images": epoch.val.num_images,

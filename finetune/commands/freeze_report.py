@@ -5,6 +5,7 @@ from __future__ import annotations
 from finetune.config import Config
 from finetune.data.images import TrainVal
 from finetune.data.sources import find_train_val
+from finetune.defaults import resolve_defaults
 from finetune.errors import ConfigError, DataError
 from finetune.planning import make_freeze_report, make_plan
 from finetune.progress import Progress
@@ -24,10 +25,13 @@ def freeze_report(
         ModelError: no such weights, or the network cannot be built.
     """
     if num_classes is not None:
-        return make_freeze_report(make_plan(config, num_classes), config)
+        plan = make_plan(config, num_classes)
+        return make_freeze_report(plan, resolve_defaults(config, plan, num_train=None))
     data = _find(config, progress)
-    plan = make_plan(config, len(data.train.class_names))
-    return make_freeze_report(plan, config, num_train=len(data.train), num_val=len(data.val))
+    names, number = data.train.class_names, len(data.train)
+    plan = make_plan(config, len(names))
+    resolved = resolve_defaults(config, plan, num_train=number, class_names=names)
+    return make_freeze_report(plan, resolved, num_train=number, num_val=len(data.val))
 
 
 def _find(config: Config, progress: Progress | None) -> TrainVal:

@@ -13,6 +13,7 @@ from finetune.data.loading import batch_sizes, resolve_workers
 from finetune.data.quick_check import Checked, Skipped, quick_check
 from finetune.data.sources import find_train_val
 from finetune.data.views import Views
+from finetune.defaults import in_words, resolve_defaults
 from finetune.engine import Engine, build_engine, resolve_cache
 from finetune.model import build_untrained, check_input_size
 from finetune.planning import Plan, apply_freeze, make_plan, resolve_config, resolve_policy
@@ -50,6 +51,7 @@ def prepare(config: Config, progress: Progress) -> Prepared:
     for warning in plan.freeze.warnings:
         progress.warn(warning)
     data, checked = _checked(data, config.data, progress)
+    config = _resolve_defaults(config, plan, data, progress)
     sizes = batch_sizes(len(data.train), config.data.batch_size, join_last_of_one=True)
     check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
     model = build_untrained(plan.spec, num_classes, seed=config.seed)
@@ -78,6 +80,14 @@ def prepare(config: Config, progress: Progress) -> Prepared:
     )
     resolved = _resolve(config, plan, data, engine, progress)
     return Prepared(resolved, data, plan, model, engine, proof, checked.skipped)
+
+
+def _resolve_defaults(config: Config, plan: Plan, data: TrainVal, progress: Progress) -> Config:
+    number = len(data.train)
+    resolved = resolve_defaults(config, plan, num_train=number, class_names=data.train.class_names)
+    for line in in_words(config, resolved, plan, number):
+        progress.say(line)
+    return resolved
 
 
 def find_data(config: Config, progress: Progress) -> tuple[TrainVal, Checked]:

@@ -127,6 +127,7 @@ def _page(evaluated: Evaluated, run: str, path: Path, target: Path, progress: Pr
         result=replace(result, checkpoint=path.name),
         freeze=freeze,
         epoch=metadata.epoch,
+        monitor=config.train.monitor,
         records=run_folder.records_of(path),
         mistakes=_drawn(evaluated, wrong, progress, heat=WITH_HEAT),
         uncertain=_drawn(evaluated, _least_certain(evaluated), progress, heat=0),

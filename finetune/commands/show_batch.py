@@ -11,11 +11,13 @@ from torch import Tensor
 
 from finetune.commands.preparation import find_data
 from finetune.config import AugmentConfig, Config, PreprocessingConfig
+from finetune.config_section import AUTO
 from finetune.data.images import Images
 from finetune.data.loading import Batches
 from finetune.data.mixing import Mixing
 from finetune.data.views import Views
 from finetune.data_results import ShownBatch, ShownImage
+from finetune.defaults import resolve_defaults
 from finetune.errors import ConfigError
 from finetune.planning import Plan, make_plan, policy_before_timing
 from finetune.progress import Progress, Silent
@@ -51,14 +53,15 @@ def show_batch(
         FinetuneError: the data, the config or the file is not in order.
     """
     progress = progress or Silent()
-    if epoch > config.train.epochs:
-        raise ConfigError(f"--epoch: {epoch} is past the last, train.epochs {config.train.epochs}")
+    _refuse_untrained(epoch, config)
     check_output(output)
     data, checked = find_data(config, progress)
     if checked.worrying:
         progress.warn(checked.verdict)
     names = data.train.class_names
     plan = make_plan(config, len(names))
+    config = resolve_defaults(config, plan, num_train=len(data.train), class_names=names)
+    _refuse_untrained(epoch, config)
     augment, notes = _augment(config, plan)
     preprocessing = plan.spec.preprocessing
     training = list(_training(data.train, preprocessing, augment, config, epoch, count))
@@ -99,6 +102,12 @@ def show_batch(
         stand_ins={shown: name for name, shown in written.items()},
         notes=notes,
     )
+
+
+def _refuse_untrained(epoch: int, config: Config) -> None:
+    epochs = config.train.epochs
+    if epochs != AUTO and epoch > epochs:
+        raise ConfigError(f"--epoch: {epoch} is past the last, train.epochs {epochs}")
 
 
 def _augment(config: Config, plan: Plan) -> tuple[AugmentConfig, tuple[str, ...]]:

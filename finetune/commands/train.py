@@ -24,6 +24,7 @@ from finetune.engine import make_source
 from finetune.evaluate import Evaluation
 from finetune.features import Source
 from finetune.files import write_csv, write_text
+from finetune.monitor import why_stopped
 from finetune.planning import (
     make_freeze_report,
 )
@@ -120,7 +121,7 @@ def _source(prepared: Prepared, progress: Progress, *, training: bool) -> Source
 
 
 def _scores(val: Evaluation) -> Scores:
-    return Scores(val.top1, val.loss, val.balanced_accuracy)
+    return Scores(val.top1, val.loss, val.balanced_accuracy, val.macro_f1)
 
 
 def _verify_saved(proof: Proof, folder: Path) -> int:
@@ -151,6 +152,9 @@ def _summary(
         num_train=len(prepared.data.train),
         num_val=len(prepared.data.val),
         epochs=prepared.config.train.epochs,
+        last_epoch=last.trained.epoch,
+        stopped=why_stopped(prepared.config.train, last.trained.epoch),
+        monitor=prepared.config.train.monitor,
         best_epoch=best.trained.epoch,
         val=_scores(best.val),
         last=_scores(last.val),

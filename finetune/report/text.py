@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 
 from finetune import yaml_text
+from finetune.report.groups import render_groups
 from finetune.report.module_tree import render_module_tree
 from finetune.report.tables import count, mib, plural, table
 from finetune.results import (
+    MONITORED,
     CacheList,
     Cut,
     DryRun,
@@ -28,7 +30,8 @@ def render_train(summary: TrainSummary) -> str:
         (
             "Accuracy",
             f"val top-1 {summary.val.top1:.2%} ({correct} of {summary.num_val:,}), loss "
-            f"{summary.val.loss:.4f} in epoch {summary.best_epoch} of {summary.epochs}, the best; "
+            f"{summary.val.loss:.4f} in epoch {summary.best_epoch} of {summary.epochs}, "
+            f"{_best(summary)}; "
             f"last epoch {summary.last.top1:.2%}",
         ),
         (
@@ -36,11 +39,25 @@ def render_train(summary: TrainSummary) -> str:
             f"val {summary.val.balanced_accuracy:.2%}, every class counting the same; last epoch "
             f"{summary.last.balanced_accuracy:.2%}",
         ),
+        *_stopped(summary),
         ("Saved", f"{summary.run_dir}: best.pt, last.pt, metrics.jsonl, config.yaml, …"),
         *zip(("Next", *[""] * len(summary.next)), summary.next, strict=False),
         ("Rerun", summary.rerun),
     ]
     return table(("", ""), facts)
+
+
+def _stopped(summary: TrainSummary) -> list[tuple[str, str]]:
+    if summary.stopped is None:
+        return []
+    return [("Stopped", f"after epoch {summary.last_epoch}: {summary.stopped}")]
+
+
+def _best(summary: TrainSummary) -> str:
+    if summary.monitor == "top1":
+        return "the best"
+    figure = f" ({summary.val.macro_f1:.2%})" if summary.monitor == "macro_f1" else ""
+    return f"the best by {MONITORED[summary.monitor]}{figure}"
 
 
 def _trained(summary: TrainSummary) -> str:
@@ -91,8 +108,9 @@ def render_dry_run(result: DryRun) -> str:
         ("Output", result.run_dir),
     ]
     config = "\n".join(f"    {line}" for line in yaml_text.dump(result.config).splitlines())
+    groups = f"{render_groups(result.groups)}\n\n" if len(result.groups) > 1 else ""
     return (
-        f"{table(('', ''), facts)}\n\n  Resolved config:\n{config}\n\n"
+        f"{table(('', ''), facts)}\n\n{groups}  Resolved config:\n{config}\n\n"
         "  Dry run: nothing was trained or written."
     )
 
@@ -127,6 +145,7 @@ def render_freeze_report(report: FreezeReport, *, verbose: bool = False) -> str:
         f"{totals.trainable:,} train",
         _patterns(report),
         render_module_tree(report.parameters),
+        render_groups(report.groups, verbose=verbose),
         table(("", ""), [*_norm_facts(report.norm_layers), *_saving_facts(report)]),
     ]
     if report.warnings:

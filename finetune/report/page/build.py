@@ -11,7 +11,7 @@ from finetune.report.charts import Chart, Column, line_chart, reliability
 from finetune.report.network import STEP, TALLEST, strip_of
 from finetune.report.page.matrix import MOST_CLASSES, Matrix, matrix_of, shown_classes
 from finetune.report.tables import count, plural
-from finetune.results import FreezeReport
+from finetune.results import MONITORED, FreezeReport
 
 MOST_CLASS_ROWS = 300
 _MOST_PAIRS = 10
@@ -39,6 +39,7 @@ class Facts:
     """Everything that a page is made of.
 
     Attributes:
+        monitor: The config's ``train.monitor``.
         records: Lines of ``metrics.jsonl``; none where a checkpoint stands alone.
         num_mistakes: All of them, of which ``mistakes`` shows some.
         verdict: On the data, in a line.
@@ -58,6 +59,7 @@ class Facts:
     config: str
     rerun: str
     versions: Mapping[str, str]
+    monitor: str = "top1"
 
 
 @dataclass(frozen=True)
@@ -237,10 +239,14 @@ def _charts(facts: Facts) -> tuple[list[Chart], str]:
         ],
         percent=True,
     )
-    best = max(val, key=lambda one: (one["top1"], -one["loss"]))
+    if facts.monitor == "loss":
+        best, which = min(val, key=lambda one: one["loss"]), "lowest loss"
+    else:
+        best = max(val, key=lambda one: (one[facts.monitor], -one["loss"]))
+        which = f"highest {MONITORED[facts.monitor]}, then lower loss"
     text = (
-        f"The best epoch is {epochs[val.index(best)]} of {len(epochs)}: highest top-1, then lower "
-        "loss. It was chosen on these validation images, which flatters its figures a little."
+        f"The best epoch is {epochs[val.index(best)]} of {len(epochs)}: {which}. It was chosen on "
+        "these validation images, which flatters its figures a little."
     )
     return [losses, accuracies], text
 

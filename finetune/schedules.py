@@ -1,0 +1,129 @@
+"""How the learning rates change, through ``torch.optim.lr_scheduler``."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, SupportsFloat
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
+
+from finetune.config import ScheduleConfig
+
+_WARMUP_START = 0.01
+
+
+def build_schedule(
+    optimizer: Optimizer, config: ScheduleConfig, *, epochs: int, steps_per_epoch: int
+) -> LRScheduler:
+    """A schedule that is advanced once per optimizer step, and by `end_epoch` after each epoch.
+
+    All but plateau follow from the number of steps alone. Groups keep the ratio of their rates.
+
+    Args:
+        config: With no ``auto`` left.
+    """
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if config.name == "plateau":
+        return Plateau(optimizer, config, warmup_steps=warmup)
+    rest = max(epochs * steps_per_epoch - warmup, 1)
+    main = _main_schedule(optimizer, config, steps=rest, steps_per_epoch=steps_per_epoch)
+    if not warmup:
+        return main
+    rise = LinearLR(optimizer, start_factor=_WARMUP_START, total_iters=warmup)
+    with warnings.catch_warnings():  # SequentialLR steps its parts while it is built
+        warnings.simplefilter("ignore")
+        return SequentialLR(optimizer, [rise, main], milestones=[warmup])
+
+
+def end_epoch(schedule: LRScheduler, figure: float) -> None:
+    """Tell a schedule how good an epoch was, by a figure of which more is better."""
+    if isinstance(schedule, Plateau):
+        schedule.step(figure)
+
+
+def _main_schedule(
+    optimizer: Optimizer, config: ScheduleConfig, *, steps: int, steps_per_epoch: int
+) -> LRScheduler:
+    if config.name == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=steps)
+    if config.name == "step":
+        assert config.step_epochs is not None
+        assert config.gamma is not None
+        return StepLR(optimizer, config.step_epochs * steps_per_epoch, gamma=config.gamma)
+    if config.name == "one_cycle":
+        assert config.rise is not None
+        # Phases of less than a step each would divide by zero.
+        total = max(steps, 4)
+        rise = min(max(round(config.rise * total), 2), total - 1)
+        return OneCycleLR(
+            optimizer,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
+            total_steps=total,
+            pct_start=rise / total,
+            cycle_momentum=False,  # the config's momentum holds
+        )
+    return ConstantLR(optimizer, factor=1.0, total_iters=1)
+
+
+class Plateau(ReduceLROnPlateau):
+    """Drops the learning rates when epochs stop getting better; until then, the warm-up's steps.
+
+    ``step()`` counts an optimizer step, ``step(figure)`` an epoch; an epoch in
+    which the warm-up still rose is not judged.
+    """
+
+    def __init__(self, optimizer: Optimizer, config: ScheduleConfig, *, warmup_steps: int) -> None:
+        assert config.gamma is not None
+        assert config.patience is not None
+        self.warmup: LinearLR | None = None
+        self.warmup_left = warmup_steps
+        self.rose = False
+        if warmup_steps:
+            self.warmup = LinearLR(optimizer, start_factor=_WARMUP_START, total_iters=warmup_steps)
+        super().__init__(
+            optimizer,
+            mode="max",
+            factor=config.gamma,
+            # torch counts those that it lets pass; the drop comes with the one after them.
+            patience=config.patience - 1,
+            threshold=0.0,
+            threshold_mode="abs",
+            eps=0.0,
+        )
+
+    def step(  # type: ignore[override]
+        self, metrics: SupportsFloat | None = None, epoch: int | None = None
+    ) -> None:
+        """After an optimizer step; with a figure of which more is better, after an epoch."""
+        if metrics is None:
+            if self.warmup is not None and self.warmup_left:
+                self.warmup.step()
+                self.warmup_left -= 1
+                self.rose = True
+        elif self.rose:
+            self.rose = False
+        else:
+            super().step(metrics, epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists."""
+        state = super().state_dict()
+        state["warmup"] = None if self.warmup is None else self.warmup.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where another one was."""
+        warmup = self.warmup
+        if warmup is not None:
+            warmup.load_state_dict(state_dict["warmup"])
+        super().load_state_dict({**state_dict, "warmup": warmup})
