@@ -131,6 +131,14 @@ class TrainConfig(Section):
     """Passes over the training images."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target spread over all classes (Szegedy et al. 2015)."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients make one optimizer step."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Longest gradient, over all parameters together; a longer one is scaled down."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay, per step, of a moving average of the weights, which is evaluated and saved."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """After so long a checkpoint is written whatever it costs, also in the middle of an epoch."""
 
 
 def _with_defaults_of(defaults: dict[str, dict[str, Any]], default_name: str, value: Any) -> Any:

@@ -25,6 +25,8 @@ class TrainSummary:
         frozen_verified: Tensors and buffers whose SHA-256 in the saved checkpoints is the one
             taken before the first forward pass.
         exempt: Buffers that ``freeze.norm_stats: update`` allowed to move.
+        resumed_at: Where the run was stopped, and went on later.
+        elapsed_s: Of all processes that took part.
     """
 
     run_dir: str
@@ -44,6 +46,7 @@ class TrainSummary:
     frozen_tensors: int
     frozen_verified: int
     exempt: tuple[str, ...]
+    resumed_at: tuple[str, ...]
     elapsed_s: float
     peak_memory_mib: int | None
     rerun: str

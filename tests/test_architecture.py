@@ -17,9 +17,10 @@ PACKAGE = Path(finetune.__file__).parent
 LINES = [
     {
         *("errors", "keyed", "progress", "results", "check_results", "data_results"),
-        *("eval_results", "terminal"),
+        *("eval_results", "terminal", "position"),
         "cli_options",
     },
+    {"stopping"},
     {"backbones", "files", "yaml_text", "config_section"},
     {"config_data", "config_augment"},
     {"config"},
@@ -31,10 +32,12 @@ LINES = [
         "runtime",
         "train_mode",
         "depthwise",
+        *("sealed", "averaging", "optimizer_state"),
     },
     {"data"},
     {"config_file", "split", "recipe", "blocks"},
     {"model", "optim", "metrics", "checkpoint", "proof", "cost", "intervals", "temperature"},
+    {"step"},
     {"weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving", "scoring"},
     {"computation"},
     {"keeping", "in_form"},
@@ -55,6 +58,7 @@ NO_TORCH = {
     *("config_section", "config_data", "config_augment", "check_results", "terminal"),
     *("cli_options", "eval_results", "cli_results", "intervals"),
     *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
+    *("position", "stopping"),
     *("cli_support", "cli_data", "data_results", "recipe", "blocks"),
 }
 

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +14,14 @@ from PIL import Image
 
 from finetune import saving
 from finetune.checkpoint import Metadata, load_checkpoint
-from finetune.commands import train as command
 from finetune.commands.dry_run import dry_run
+from finetune.commands.epochs import Epoch
 from finetune.commands.evaluate import evaluate_checkpoint
 from finetune.commands.train import train
 from finetune.config import Config
 from finetune.config_file import load_config, to_yaml
 from finetune.errors import DataError, ModelError, OutputError, ResultError
+from finetune.evaluate import Evaluation
 from finetune.loop import EpochResult
 
 Make = Callable[..., Config]
@@ -38,7 +40,7 @@ def test_the_run_folder_holds_everything(make_config: Make) -> None:
     summary = train(config)
     names = {path.name for path in Path(config.output_dir).iterdir()}
     assert names == {
-        *(".finetune-run", "best.pt", "last.pt", "config.yaml", "metrics.jsonl"),
+        *(".finetune-run", "best.pt", "last.pt", "previous.pt", "config.yaml", "metrics.jsonl"),
         *("summary.json", "freeze-report.json", "freeze-report.txt"),
     }
     lines = Path(config.output_dir, "metrics.jsonl").read_text().splitlines()
@@ -116,9 +118,9 @@ def test_eval_reproduces_a_held_out_split(make_config: Make, photos: Path) -> No
 
 
 def test_best_is_highest_top1_then_lower_loss_then_earlier() -> None:
-    def epoch(number: int, top1: float, loss: float) -> command._Epoch:
-        val = command.Evaluation(10, top1, top1, None, loss, (), 1.0)
-        return command._Epoch(EpochResult(number, 0.1, 0.0, 0.0, 10, 1.0), val, 1.0)
+    def epoch(number: int, top1: float, loss: float) -> Epoch:
+        val = Evaluation(10, top1, top1, None, loss, ())
+        return Epoch(EpochResult(number, 0.1, 0.0, 0.0, 10, 1.0), val, 1.0)
 
     epochs = [
         epoch(1, 0.8, 0.5),
@@ -138,9 +140,11 @@ def test_frozen_tensor_that_changed_is_refused(
 ) -> None:
     real = saving.save_checkpoint
 
-    def careless(path: Path, state: dict[str, torch.Tensor], metadata: Metadata) -> None:
+    def careless(
+        path: Path, state: dict[str, torch.Tensor], metadata: Metadata, **others: Any
+    ) -> None:
         state["conv1.1.running_mean"] = state["conv1.1.running_mean"] + 1e-6
-        real(path, state, metadata)
+        real(path, state, metadata, **others)
 
     monkeypatch.setattr(saving, "save_checkpoint", careless)
     with pytest.raises(ResultError, match=r"conv1.1.running_mean"):
@@ -158,7 +162,7 @@ def test_a_loss_that_is_no_number_is_refused_and_not_saved(make_config: Make) ->
     config = make_config(
         optimizer={"lr": 1e30, "momentum": 0.0}, freeze={"patterns": []}, train={"epochs": 3}
     )
-    with pytest.raises(ResultError, match=r"epoch \d: the \w+ loss is not a finite number"):
+    with pytest.raises(ResultError, match=r"epoch \d, batch \d: the training loss is not a finite"):
         train(config)
     for path in Path(config.output_dir).glob("*.pt"):
         assert all(bool(torch.isfinite(t).all()) for t in load_checkpoint(path)[0].values())

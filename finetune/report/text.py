@@ -36,11 +36,19 @@ def render_train(summary: TrainSummary) -> str:
             f"val {summary.val.balanced_accuracy:.2%}, every class counting the same; last epoch "
             f"{summary.last.balanced_accuracy:.2%}",
         ),
+        *_resumed(summary),
         ("Saved", f"{summary.run_dir}: best.pt, last.pt, metrics.jsonl, config.yaml, …"),
         *zip(("Next", *[""] * len(summary.next)), summary.next, strict=False),
         ("Rerun", summary.rerun),
     ]
     return table(("", ""), facts)
+
+
+def _resumed(summary: TrainSummary) -> list[tuple[str, str]]:
+    if not summary.resumed_at:
+        return []
+    times = plural(len(summary.resumed_at), "time")
+    return [("Resumed", f"{times}, the last time at {summary.resumed_at[-1]}")]
 
 
 def _trained(summary: TrainSummary) -> str:
