@@ -187,6 +187,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(content["model"], metadata, training)
 
 
+def replace_metadata(path: Path, metadata: Metadata) -> None:
+    """Write a checkpoint again with another description of the same tensors.
+
+    Raises:
+        CheckpointError, OutputError.
+    """
+    found = read_checkpoint(path)
+    save_checkpoint(path, found.model, metadata, training=found.training)
+
+
 def _is_ours(content: Any) -> bool:
     """Whether every part is there and of its kind."""
     if not isinstance(content, dict) or content.keys() - {"training"} != {"model", "metadata"}:

@@ -42,9 +42,12 @@ def listen() -> None:
 
 
 def leave_to_the_parent(_worker: int = 0) -> None:
-    """In a worker process: Ctrl-C reaches it too, and its parent still needs what it works on."""
-    for number in _WORDS:
-        signal.signal(number, signal.SIG_IGN)
+    """In a worker process: what is sent to all of a job, such as Ctrl-C, is the parent's to handle,
+    which still needs what its workers are at; SIGTERM alone is how it ends them."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def asked() -> bool:
@@ -103,6 +106,10 @@ def _handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     _Signals.asked = number
     if not _Signals.patient:
         raise interrupted()
+    if hasattr(signal, "SIGCHLD"):
+        # torch's own handler raises, in the middle of a step, when a worker dies. One that was
+        # sent the same signal does, and that can wait.
+        signal.signal(signal.SIGCHLD, lambda *_: None)
 
 
 def _leave(number: int) -> None:

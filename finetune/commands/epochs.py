@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from finetune.data.balance import class_weights
 from finetune.data.images import shown_few
 from finetune.errors import CheckpointError, Interrupted, NotFiniteError, ResultError
 from finetune.evaluate import Evaluation, evaluate
-from finetune.features import Source
+from finetune.features import FeatureBatch, Source
 from finetune.files import append_line, write_text
 from finetune.loop import EpochResult, train_epochs
 from finetune.progress import Progress
@@ -72,13 +72,11 @@ class Trained:
 
     Attributes:
         resumed_at: Where it was stopped, and went on later.
-        elapsed_s: Of its training and evaluation, in all processes.
     """
 
     best: Epoch
     last: Epoch
     resumed_at: tuple[str, ...]
-    elapsed_s: float
 
 
 def run_epochs(
@@ -88,9 +86,14 @@ def run_epochs(
     folder: Path,
     saver: Saver,
     progress: Progress,
+    *,
+    start: float,
     resumed: Resumed | None = None,
 ) -> Trained:
     """Train, and after each epoch evaluate, record and keep.
+
+    Args:
+        start: Of the run, by this process's clock, earlier processes counted in.
 
     Raises:
         Interrupted: a signal asked for it; what was done is saved.
@@ -99,7 +102,7 @@ def run_epochs(
     config, model, live = prepared.config, prepared.model, prepared.engine.live
     num_classes, total = prepared.plan.num_classes, config.train.epochs
     steps = -(-len(training) // config.train.accumulate)
-    run = Underway(prepared, steps_per_epoch=steps, resumed=resumed)
+    run = Underway(prepared, steps_per_epoch=steps, start=start, resumed=resumed)
     position = run.position
     epochs = _recorded(run, folder)
     best = None if resumed is None else _best_on_disk(epochs, resumed, folder, progress)
@@ -111,14 +114,20 @@ def run_epochs(
         if saver.is_due:
             saver.keep_now(run.checkpoint(evaluated=False))
 
+    def batches(epoch: int) -> Iterator[FeatureBatch]:
+        left = training.epoch(epoch, position.batch)
+        number = len(training) - position.batch
+        try:
+            yield from progress.track(left, f"epoch {epoch}/{total}", total=number)
+        except RuntimeError:
+            if stopping.asked():  # worker processes died of the signal that we were sent
+                save_between_steps()
+            raise
+
     try:
         for trained in train_epochs(
             live,
-            batches=lambda epoch: progress.track(
-                training.epoch(epoch, position.batch),
-                f"epoch {epoch}/{total}",
-                total=len(training) - position.batch,
-            ),
+            batches=batches,
             optimizer=run.optimizer,
             schedule=run.schedule,
             set_mode=lambda: set_train_mode(model, update_norm_stats=updates_norm_stats(config)),
@@ -152,12 +161,11 @@ def run_epochs(
     except NotFiniteError as error:
         raise _with_files(error, training, config) from error
     except RuntimeError as error:
-        # A worker process that died of the signal that we were sent as well.
-        if stopping.asked():
+        if stopping.asked():  # as above, but in the middle of a step
             raise _stopped(f"in {position}, not all of it saved", folder) from error
         raise
     assert best is not None  # train.epochs is at least 1
-    return Trained(best, epochs[-1], run.resumed_at, run.elapsed_s)
+    return Trained(best, epochs[-1], run.resumed_at)
 
 
 def _evaluated(

@@ -59,8 +59,9 @@ def train(
     def attempt() -> TrainSummary:
         nonlocal ours
         again, ours = ours, True  # what an attempt before this one began is its own
-        resumed = find_resumed(config, shown) if resume and not again else None
-        return _train(config, resumed, overwrite=overwrite or again, progress=shown)
+        if resume:
+            return _train(config, find_resumed(config, shown), overwrite=False, progress=shown)
+        return _train(config, None, overwrite=overwrite or again, progress=shown)
 
     return dropping_unreadable(attempt, on_unreadable=config.data.on_unreadable, progress=shown)
 
@@ -68,7 +69,8 @@ def train(
 def _train(
     config: Config, resumed: Resumed | None, *, overwrite: bool, progress: Progress
 ) -> TrainSummary:
-    start = time.perf_counter()
+    before_s = 0.0 if resumed is None else resumed.training.record.elapsed_s
+    start = time.perf_counter() - before_s
     folder = Path(config.output_dir)
     if resumed is None:
         run_folder.check_usable(folder, overwrite=overwrite)
@@ -86,7 +88,6 @@ def _train(
         validation = _source(prepared, progress, training=False)
     work = prepared.plan.cost.forward_live * prepared.config.data.batch_size
     minutes = prepared.config.train.checkpoint_minutes
-    before_s = time.perf_counter() - start
     # From here on a signal waits for the end of a step, and leaves a checkpoint.
     with stopping.patiently(f" after the last epoch; go on with: {command(folder)}"):
         if resumed is None:
@@ -97,12 +98,12 @@ def _train(
         saver = Saver(folder, prepared.proof.sha256, minutes=minutes)
         with threads_for(work), saver:
             trained = run_epochs(
-                *(prepared, training, validation, folder, saver, progress), resumed=resumed
+                *(prepared, training, validation, folder, saver, progress),
+                start=start,
+                resumed=resumed,
             )
-    start = time.perf_counter()
     verified = _verify_saved(prepared.proof, folder)
-    elapsed_s = before_s + trained.elapsed_s + time.perf_counter() - start
-    summary = _summary(prepared, report, trained, verified, elapsed_s)
+    summary = _summary(prepared, report, trained, verified, time.perf_counter() - start)
     write_text(folder / run_folder.SUMMARY, to_json(summary))
     return summary
 

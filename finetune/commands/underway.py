@@ -34,6 +34,7 @@ class Underway:
 
     Args:
         resumed: Where an earlier process left it.
+        start: Of the run, by this process's clock, earlier processes counted in.
 
     Attributes:
         records: Of each epoch that was evaluated, as in ``metrics.jsonl``.
@@ -44,7 +45,12 @@ class Underway:
     """
 
     def __init__(
-        self, prepared: Prepared, *, steps_per_epoch: int, resumed: Resumed | None = None
+        self,
+        prepared: Prepared,
+        *,
+        steps_per_epoch: int,
+        start: float,
+        resumed: Resumed | None = None,
     ) -> None:
         config, model = prepared.config, prepared.model
         self.prepared = prepared
@@ -67,8 +73,7 @@ class Underway:
         if config.train.ema is not None:
             self.average = Average(self._changing, config.train.ema)
         self._data = fingerprint_of(prepared.data)
-        self._began = time.perf_counter()
-        self._elapsed_before_s = 0.0
+        self._start = start
         if resumed is not None:
             try:
                 self._go_on(resumed.training, steps_per_epoch)
@@ -76,11 +81,6 @@ class Underway:
                 raise CheckpointError(
                     f"{resumed.path}: damaged: what it says of the training does not fit"
                 ) from error
-
-    @property
-    def elapsed_s(self) -> float:
-        """Of all processes."""
-        return self._elapsed_before_s + time.perf_counter() - self._began
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it the model is what is evaluated and saved."""
@@ -113,7 +113,7 @@ class Underway:
             frozen=self.prepared.proof.digest,
             threads=self.prepared.threads,
             optimizer=numbers,
-            elapsed_s=self.elapsed_s,
+            elapsed_s=time.perf_counter() - self._start,
             resumed_at=self.resumed_at,
         )
         metadata = metadata_of(
@@ -142,7 +142,6 @@ class Underway:
         self.position = replace(record.position)
         self.records = list(record.records)
         self.resumed_at = (*record.resumed_at, str(record.position))
-        self._elapsed_before_s = record.elapsed_s
         if self.position.batch:
             self.meter.load(_of(_METER, tensors))
         for _ in self.records:
