@@ -6,16 +6,15 @@ Commands are imported when they run, so that ``--help`` and a wrong config answe
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
-from finetune import cli_data, cli_results, cli_support
+from finetune import cli_data, cli_results, cli_support, stopping
 from finetune.cli_options import (
     CacheFolderOption,
     ConfigOption,
@@ -23,8 +22,11 @@ from finetune.cli_options import (
     SetOption,
 )
 from finetune.cli_support import DebugOption, emit, torch_imports
-from finetune.errors import ConfigError, FinetuneError, Interrupted
+from finetune.errors import ConfigError, FinetuneError
 from finetune.terminal import TerminalProgress
+
+if TYPE_CHECKING:
+    from finetune.config import Config
 
 app = typer.Typer(
     name="finetune",
@@ -58,10 +60,20 @@ def root(
 
 @app.command()
 def train(
-    config: ConfigOption,
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="With --resume: a run's folder, for its own config."),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", metavar="FILE", help="The config file, in YAML.")
+    ] = None,
     overrides: SetOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run that output_dir holds.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in output_dir, or with RUN."),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything up to the first step, then stop.")
@@ -73,11 +85,16 @@ def train(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Fine-tune the unfrozen part of a pretrained backbone."""
-    from finetune.config_file import load_config
-
     if dry_run and page:
         raise ConfigError("train: --report has no effect with --dry-run; leave one out")
-    loaded = load_config(config, overrides or ())
+    if resume and (overwrite or dry_run):
+        other = "--overwrite" if overwrite else "--dry-run"
+        raise ConfigError(f"train: {other} has no effect with --resume; leave one out")
+    if run is not None and not resume:
+        raise ConfigError(
+            f"train: {run!r}: a config goes with --config, and a run's folder with --resume"
+        )
+    loaded = _config_to_train(run, config, overrides or ())
     with torch_imports():
         from finetune.commands import dry_run as dry_command
         from finetune.commands import train as command
@@ -88,10 +105,23 @@ def train(
         checked = dry_command.dry_run(loaded, overwrite=overwrite, progress=progress)
         emit(checked, render_dry_run, as_json)
     else:
-        summary = command.train(loaded, overwrite=overwrite, progress=progress)
+        summary = command.train(loaded, overwrite=overwrite, resume=resume, progress=progress)
         if page:
             cli_results.write_page(summary.run_dir, progress)
         emit(summary, render_train, as_json)
+
+
+def _config_to_train(run: str | None, config: str | None, overrides: Sequence[str]) -> Config:
+    """The config file, or the one that a run was saved with; in that run's folder."""
+    from finetune import run_folder
+    from finetune.config_file import load_config
+
+    if run is None:
+        if config is None:
+            raise ConfigError("train: Missing option '--config'; `finetune init` writes a config")
+        return load_config(config, overrides)
+    loaded = load_config(config or run_folder.config_of(run), overrides)
+    return loaded.model_copy(update={"output_dir": run})
 
 
 @app.command(name="freeze-report")
@@ -174,13 +204,9 @@ def _cache_text() -> Any:
     return render_cache
 
 
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    raise Interrupted("terminated", exit_code=143)
-
-
 def main() -> NoReturn:
     """Run the command line; the one place where an error becomes a message and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    stopping.listen()
     sys.exit(_run())
 
 

@@ -148,6 +148,14 @@ class TrainConfig(Section):
     """Which validation figure chooses the best epoch."""
     early_stopping: EarlyStoppingConfig | None = None
     """End early by that figure."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients make one optimizer step."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Longest gradient, over all parameters together; a longer one is scaled down."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay, per step, of a moving average of the weights, which is evaluated and saved."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """After so long a checkpoint is written whatever it costs, also in the middle of an epoch."""
 
 
 def _is_this_format(given: int) -> int:
@@ -217,6 +225,15 @@ class Config(Section):
             raise ValueError(
                 f"schedule.patience: {patience} has no effect, since train.early_stopping ends "
                 f"training after {stopping.patience} epochs without a better figure"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_not_averaged(self) -> Config:
+        if self.adapt and self.train.ema is not None:
+            raise ValueError(
+                "train.ema: an average of adapters is no adapter of the average; leave out ema, or "
+                "adapt"
             )
         return self
 

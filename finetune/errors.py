@@ -84,6 +84,21 @@ class ResultError(FinetuneError):
     exit_code = 7
 
 
+class NotFiniteError(ResultError):
+    """A loss, a gradient or a weight that is no finite number.
+
+    Attributes:
+        epoch, batch: Both from 1.
+    """
+
+    def __init__(self, what: str, *, epoch: int, batch: int, lr: float, more: str = "") -> None:
+        super().__init__(
+            f"epoch {epoch}, batch {batch}: {what} is not a finite number, at a learning rate of "
+            f"{lr:.3g}{more}"
+        )
+        self.what, self.epoch, self.batch, self.lr = what, epoch, batch, lr
+
+
 class Interrupted(FinetuneError):  # noqa: N818
     """A signal asked the program to stop: 130 after SIGINT, 143 after SIGTERM."""
 

@@ -69,8 +69,11 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Batches in an epoch."""
 
-    def epoch(self, epoch: int = 0) -> Iterator[FeatureBatch]:
-        """The batches of one epoch."""
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[FeatureBatch]:
+        """The batches of one epoch, from batch ``start`` on."""
+
+    def files(self, epoch: int, batch: int) -> list[Path]:
+        """The images of one batch, counted from 0."""
 
 
 class FreshFeatures:
@@ -88,10 +91,14 @@ class FreshFeatures:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int = 0) -> Iterator[FeatureBatch]:
-        """The batches of one epoch."""
+    def files(self, epoch: int, batch: int) -> list[Path]:
+        """The images of one batch, counted from 0."""
+        return self.batches.files(epoch, batch)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[FeatureBatch]:
+        """The batches of one epoch, from batch ``start`` on."""
         device = self.computation.device
-        for number, (pixels, labels) in enumerate(self.batches.epoch(epoch)):
+        for number, (pixels, labels) in enumerate(self.batches.epoch(epoch, start), start):
             labels = labels.to(device, non_blocking=True)
             if self.mixing is not None:
                 pixels = pixels.to(device, non_blocking=True)
@@ -116,6 +123,7 @@ class CachedFeatures:
         self.from_earlier = store.computed == 0
         self.store = store
         self.device = device
+        self._images = images
         self._views_each = views.count
         self._labels = torch.tensor(images.labels, dtype=torch.int64)
         self._batches = KeyedBatches(
@@ -129,9 +137,13 @@ class CachedFeatures:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def epoch(self, epoch: int = 0) -> Iterator[FeatureBatch]:
-        """The batches of one epoch."""
-        self._batches.epoch = epoch
+    def files(self, epoch: int, batch: int) -> list[Path]:
+        """The images of one batch, counted from 0."""
+        return self._batches.files(self._images, epoch, batch)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[FeatureBatch]:
+        """The batches of one epoch, from batch ``start`` on."""
+        self._batches.epoch, self._batches.start = epoch, start
         for keys in self._batches:
             rows = torch.tensor([index * self._views_each + view for index, view in keys])
             features = tuple(t.to(self.device) for t in self.store.take(rows))

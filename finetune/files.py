@@ -16,8 +16,18 @@ from typing import IO
 from finetune.errors import OutputError
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(
+    path: Path,
+    write: Callable[[IO[bytes]], object],
+    *,
+    check: Callable[[IO[bytes]], object] | None = None,
+    keep: Path | None = None,
+) -> None:
     """Write through a temporary file in the same folder: flushed, synced, then renamed.
+
+    Args:
+        check: Reads what was written, before it takes its name; an OSError refuses it.
+        keep: Name in the same folder that the file at ``path`` has from then on.
 
     Raises:
         OutputError: it could not be written; what was at ``path`` before is still there.
@@ -29,10 +39,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+            if check is not None:
+                check(file)
         Path(temporary).chmod(0o666 & ~_umask())  # NamedTemporaryFile makes private files
-        Path(temporary).replace(path)
+        _rename(Path(temporary), path, keep)
         temporary = None
-        _sync_folder(path.parent)
     # torch.save reports a full disk as RuntimeError.
     except (OSError, RuntimeError) as error:
         raise OutputError(f"{path}: cannot be written: {_reason(error)}") from error
@@ -123,6 +134,29 @@ def remove_stale(folder: Path, pattern: str, *, older_than_s: float = 3600.0) ->
             continue
         if age_s > older_than_s:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _rename(new: Path, path: Path, keep: Path | None) -> None:
+    """Give a file its name; the one that had it is at ``keep`` afterwards.
+
+    A second link holds that one meanwhile, so that at no moment ``path`` is missing, and what was
+    at ``keep`` goes last.
+    """
+    before = new.with_name(f"{new.name}-before")
+    keeps = keep is not None and exists(path)
+    try:
+        if keeps:
+            try:
+                before.hardlink_to(path)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, before)
+        new.replace(path)
+        _sync_folder(path.parent)
+        if keep is not None and keeps:
+            before.replace(keep)
+            _sync_folder(path.parent)
+    finally:
+        before.unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from finetune.keyed import seed_for
+from finetune.averaging import Average
 from finetune.metrics import Meter
-from finetune.split import Features
+from finetune.position import Position
+from finetune.step import Batch, Step
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class EpochResult:
 def train_epochs(
     model: nn.Module,
     *,
-    batches: Callable[[int], Iterable[tuple[Features, Tensor]]],
+    batches: Callable[[int], Iterable[Batch]],
     optimizer: Optimizer,
     schedule: LRScheduler,
     set_mode: Callable[[], None],
@@ -44,41 +46,77 @@ def train_epochs(
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
     aux_weight: float = 0.0,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    average: Average | None = None,
+    position: Position | None = None,
+    meter: Meter | None = None,
+    between_steps: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[EpochResult]:
     """Train, and yield after each epoch; the caller evaluates, saves and shows in between.
 
     Args:
-        batches: The batches of an epoch, by its number from 1: what the model takes (images, or
-            features of the frozen prefix), and labels: ``(N,)`` int64, or each class's share of a
-            mixed image, ``(N, num_classes)``, which counts as its largest in the accuracy.
+        batches: The batches of an epoch, by its number from 1, behind ``position.batch``: what the
+            model takes (images, or features of the frozen prefix), and labels: ``(N,)`` int64, or
+            each class's share of a mixed image, ``(N, num_classes)``, which counts as its largest
+            in the accuracy.
         set_mode: Puts every module into its mode for training; called at each epoch's start,
             because an evaluation in between changes modes.
         class_weights: Of each class in the loss; 1 on average over the images.
         aux_weight: Share of each auxiliary head's loss.
+        accumulate: Batches that make a step; an epoch's last step takes what is left.
+        clip_norm: Longest gradient of a step.
+        average: Is told of each step.
+        position, meter: Where to begin, and what that epoch saw so far; both are kept up to date.
+        between_steps: Called after each step, when all of them agree: may save, and may raise to
+            end the training.
+        say: Is told when memory runs out and smaller pieces are computed from then on.
+
+    Raises:
+        NotFiniteError: a loss or a gradient is no number.
+        FinetuneError: memory does not suffice for two images.
     """
     device = next(model.parameters()).device
+    position = position or Position()
+    meter = meter or Meter(num_classes, device)
     loss_of = _loss(class_weights, label_smoothing, device)
-    step = 0
-    for epoch in range(1, epochs + 1):
-        start = time.perf_counter()
+    step = Step(
+        *(model, optimizer, loss_of),
+        seed=seed,
+        aux_weight=aux_weight,
+        clip_norm=clip_norm,
+        say=say,
+    )
+    while position.epoch <= epochs:
+        if not position.batch:
+            meter.reset()
+            position.lr = optimizer.param_groups[0]["lr"]
+        start = time.perf_counter() - position.elapsed_s
         set_mode()
-        meter = Meter(num_classes, device)
-        lr = optimizer.param_groups[0]["lr"]
-        for inputs, labels in batches(epoch):
-            torch.manual_seed(seed_for(seed, "step", step))
-            logits, *aux_logits = _outputs(model(inputs))
-            loss = loss_of(logits, labels)
-            total = loss
-            for aux in aux_logits:
-                total = total + aux_weight * loss_of(aux, labels)
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        for group in _groups_of(accumulate, batches(position.epoch)):
+            step.take(group, meter, position)
             schedule.step()
-            meter.add(logits, labels if labels.dim() == 1 else labels.argmax(dim=1), loss=loss)
-            step += 1
-        elapsed_s = time.perf_counter() - start
-        yield EpochResult(epoch, lr, meter.loss, meter.top1, meter.num_images, elapsed_s)
+            if average is not None:
+                average.update()
+            position.advance(len(group), elapsed_s=time.perf_counter() - start)
+            between_steps()
+        step.watch.look()
+        yield EpochResult(
+            position.epoch,
+            position.lr,
+            meter.loss,
+            meter.top1,
+            meter.num_images,
+            time.perf_counter() - start,
+        )
+        position.begin_next_epoch()
+
+
+def _groups_of(count: int, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    iterator = iter(batches)
+    while group := list(itertools.islice(iterator, count)):
+        yield group
 
 
 def _loss(
@@ -98,10 +136,3 @@ def _loss(
         return total / len(labels)
 
     return weighted
-
-
-def _outputs(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The head's logits first, then those of auxiliary heads (googlenet and inception_v3)."""
-    if isinstance(output, Tensor):
-        return (output,)
-    return tuple(part for part in output if part is not None)

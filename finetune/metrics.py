@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +24,20 @@ class Meter:
         self._correct = torch.zeros(num_classes, dtype=torch.int64, device=device)
         self._count = torch.zeros(num_classes, dtype=torch.int64, device=device)
         self._answered = torch.zeros(num_classes, dtype=torch.int64, device=device)
+
+    def reset(self) -> None:
+        """Forget every sample."""
+        for total in self.tensors().values():
+            total.zero_()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums, by name; they go on counting."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Count on from such sums."""
+        for name, total in self.tensors().items():
+            total.copy_(tensors[name])
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, *, loss: Tensor | None = None) -> None:

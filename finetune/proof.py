@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,6 +26,11 @@ class Proof:
     def count(self) -> int:
         """Tensors under proof."""
         return len(self.sha256)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all of them."""
+        return hashlib.sha256(json.dumps(sorted(self.sha256.items())).encode()).hexdigest()
 
     def verify(self, state: Mapping[str, Tensor], *, where: str) -> int:
         """Compare with a state dict, and return how many tensors agreed: all of them.

@@ -38,6 +38,8 @@ class TrainSummary:
             taken before the first forward pass.
         exempt: Buffers that ``freeze.norm_stats: update`` allowed to move.
         adapted: Frozen weights to which adapters were added.
+        resumed_at: Where the run was stopped, and went on later.
+        elapsed_s: Of all processes that took part.
     """
 
     run_dir: str
@@ -61,6 +63,7 @@ class TrainSummary:
     frozen_verified: int
     exempt: tuple[str, ...]
     adapted: int
+    resumed_at: tuple[str, ...]
     elapsed_s: float
     peak_memory_mib: int | None
     rerun: str

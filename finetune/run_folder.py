@@ -17,6 +17,7 @@ _LONGEST_NAME = 255  # bytes, on every common file system
 MARKER = ".finetune-run"
 BEST = "best.pt"
 LAST = "last.pt"
+PREVIOUS = "previous.pt"
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
@@ -38,7 +39,7 @@ EXPORTED = {
 EXPORT_README = "README.md"
 
 _OWN = (
-    *(BEST, LAST, CONFIG, METRICS, SUMMARY, FREEZE_TEXT, FREEZE_JSON, SPLIT, SKIPPED),
+    *(BEST, LAST, PREVIOUS, CONFIG, METRICS, SUMMARY, FREEZE_TEXT, FREEZE_JSON, SPLIT, SKIPPED),
     *(PREDICTIONS, EVALUATION, REPORT, CURVES, CONFUSION),
     *(
         f"{EXPORT}/{kind}/{name}"
@@ -123,8 +124,8 @@ def check_usable(folder: Path, *, overwrite: bool) -> None:
         )
     if not overwrite:
         raise OutputError(
-            f"output_dir: {folder}: already holds a run; add --overwrite to replace it, or "
-            "choose another with --set output_dir=FOLDER"
+            f"output_dir: {folder}: already holds a run; add --overwrite to replace it, --resume "
+            "to go on with it, or choose another with --set output_dir=FOLDER"
         )
 
 
@@ -138,6 +139,46 @@ def _check_can_be_made(folder: Path) -> None:
         raise OutputError(f"output_dir: {folder}: {parent} cannot be written")
 
 
+def check_is_run(folder: Path) -> None:
+    """Refuse a folder that holds no run to go on with.
+
+    Raises:
+        OutputError: says so.
+    """
+    if not exists(folder / MARKER):
+        what = "holds no run of finetune" if is_folder(folder) else "no such folder"
+        raise OutputError(
+            f"output_dir: {folder}: {what}, so that there is nothing to go on with; the command "
+            "without --resume begins a run there"
+        )
+
+
+def config_of(run: str) -> Path:
+    """The resolved config of a run, by its folder.
+
+    Raises:
+        OutputError: no run is there.
+    """
+    check_is_run(Path(run))
+    return Path(run) / CONFIG
+
+
+def reopen(folder: Path, checkpoint: Path) -> None:
+    """Ready a run's folder to go on: without what a killed process left half done, and with the
+    checkpoint that it goes on from as the last one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        for stray in (*folder.glob(".tmp-*"), folder / SUMMARY):
+            stray.unlink(missing_ok=True)
+        if checkpoint.name != LAST:
+            checkpoint.replace(folder / LAST)
+    except OSError as error:
+        raise OutputError(f"output_dir: {folder}: {error.strerror or error}") from error
+
+
 def prepare(folder: Path, *, overwrite: bool) -> None:
     """Make the folder, or remove from it what a run wrote, and mark it as ours.
 
@@ -147,8 +188,8 @@ def prepare(folder: Path, *, overwrite: bool) -> None:
     check_usable(folder, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in _OWN:
-            (folder / name).unlink(missing_ok=True)
+        for path in (*(folder / name for name in _OWN), *folder.glob(".tmp-*")):
+            path.unlink(missing_ok=True)
         for below in (*(f"{EXPORT}/{kind}" for kind in EXPORTED), EXPORT):
             with suppress(OSError):  # absent, or it holds something of the user's
                 (folder / below).rmdir()

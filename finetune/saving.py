@@ -7,38 +7,40 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from finetune.adapters import plain_state
-from finetune.checkpoint import Metadata, save_checkpoint
-from finetune.errors import OutputError
-from finetune.run_folder import BEST, LAST
+from finetune.checkpoint import Checkpoint, save_checkpoint
+from finetune.errors import OutputError, ResultError
+from finetune.run_folder import BEST, LAST, PREVIOUS
 from finetune.tensor_file import copy_module_versions
 
 _SHARE = 0.05
 """Of the elapsed time, that writing may take."""
 
-_SECONDS = 60.0
-"""After so long an epoch is written whatever it costs."""
-
 
 class Saver:
-    """Keeps the best and the last epoch, and writes them: a context that leaves nothing unwritten,
-    also when it is left by an interruption.
+    """Keeps the best and the last state of a run, and writes them: a context that leaves nothing
+    unwritten, also when it is left by an interruption.
+
+    The best is written first: a last one without the best that it speaks of is never on disk.
 
     Args:
         unchanging: Names of tensors that no training changes: they are not copied.
+        minutes: After so many, a state is written whatever it costs.
     """
 
-    def __init__(self, folder: Path, model: nn.Module, unchanging: Collection[str]) -> None:
+    def __init__(self, folder: Path, unchanging: Collection[str], *, minutes: float) -> None:
         self.folder = folder
-        self.model = model
         self.unchanging = frozenset(unchanging)
-        self._pending: dict[str, tuple[dict[str, Tensor], Metadata]] = {}
+        self._last: Checkpoint | None = None
+        self._best: Checkpoint | None = None
+        self._seconds = 60 * minutes
         self._start = self._written = time.perf_counter()
         self._spent = 0.0
 
@@ -52,38 +54,89 @@ class Saver:
         trace: TracebackType | None,
     ) -> None:
         if not isinstance(error, OutputError):
-            self.write()
+            self._write()
 
-    def keep(self, metadata: Metadata, *, is_best: bool) -> None:
-        """Keep the model as it is after an epoch.
+    @property
+    def is_due(self) -> bool:
+        """Whether so much time has passed that even the middle of an epoch is to be written."""
+        return time.perf_counter() - self._written > self._seconds
+
+    def keep(self, checkpoint: Checkpoint, *, is_best: bool) -> None:
+        """Keep what stands at the end of an epoch; its tensors may change afterwards.
 
         Raises:
             OutputError: it could not be written.
+            ResultError: a tensor holds what is no finite number; nothing of it was kept.
         """
-        kept = self._snapshot(), metadata
-        self._pending[LAST] = kept
+        refuse_not_finite(checkpoint, self.unchanging)
+        elapsed = time.perf_counter() - self._start
+        now = self._spent <= _SHARE * elapsed or self.is_due
+        kept = checkpoint if now else _copied(checkpoint, self.unchanging)
+        self._last = kept
         if is_best:
-            self._pending[BEST] = kept
-        now = time.perf_counter()
-        cheap = self._spent <= _SHARE * (now - self._start)
-        if cheap or now - self._written > _SECONDS:
-            self.write()
+            self._best = kept
+        if now:
+            self._write()
 
-    def write(self) -> None:
+    def keep_now(self, checkpoint: Checkpoint) -> None:
+        """Write what stands in the middle of an epoch.
+
+        Raises:
+            OutputError, ResultError: as `keep`.
+        """
+        refuse_not_finite(checkpoint, self.unchanging)
+        self._last = checkpoint
+        self._write()
+
+    def _write(self) -> None:
         """Write what was kept since the last time."""
         start = time.perf_counter()
-        for name in sorted(self._pending):
-            state, metadata = self._pending[name]
-            save_checkpoint(self.folder / name, state, metadata)
-        self._pending.clear()
+        best, last, self._best, self._last = self._best, self._last, None, None
+        if best is not None:
+            save_checkpoint(self.folder / BEST, best.model, best.metadata)
+        if last is not None:
+            save_checkpoint(
+                self.folder / LAST,
+                *(last.model, last.metadata),
+                training=last.training,
+                keep=self.folder / PREVIOUS,
+            )
         self._written = time.perf_counter()
         self._spent += self._written - start
 
-    def _snapshot(self) -> dict[str, Tensor]:
-        state = plain_state(self.model)
-        kept = OrderedDict(
-            (name, tensor if name in self.unchanging else tensor.detach().clone())
-            for name, tensor in state.items()
-        )
-        copy_module_versions(state, kept)
-        return kept
+
+def refuse_not_finite(checkpoint: Checkpoint, unchanging: Collection[str]) -> None:
+    """Nothing that is no number is ever saved.
+
+    Raises:
+        ResultError: names a tensor that holds one.
+    """
+    for name, tensor in _changing(checkpoint, unchanging):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ResultError(f"{name} holds what is not a finite number")
+
+
+def _changing(checkpoint: Checkpoint, unchanging: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in checkpoint.model.items():
+        if name not in unchanging:
+            yield name, tensor
+    if checkpoint.training is not None:
+        yield from checkpoint.training.tensors.items()
+
+
+def _copied(checkpoint: Checkpoint, unchanging: Collection[str]) -> Checkpoint:
+    """The same, which later training does not reach."""
+    training = checkpoint.training
+    if training is not None:
+        training = replace(training, tensors=_copies(training.tensors, ()))
+    model = _copies(checkpoint.model, unchanging)
+    return replace(checkpoint, model=model, training=training)
+
+
+def _copies(tensors: Mapping[str, Tensor], unchanging: Collection[str]) -> OrderedDict[str, Tensor]:
+    copies = OrderedDict(
+        (name, tensor if name in unchanging else tensor.detach().clone())
+        for name, tensor in tensors.items()
+    )
+    copy_module_versions(tensors, copies)
+    return copies

@@ -13,8 +13,8 @@ from torchvision import models
 
 from finetune.backbones import BUILDERS, family_of
 from finetune.checkpoint import load_checkpoint, save_checkpoint
-from finetune.commands.epochs import Epoch, _metadata  # the real metadata
 from finetune.commands.preparation import Prepared
+from finetune.commands.underway import metadata_of
 from finetune.config import Config
 from finetune.data.images import Images, TrainVal
 from finetune.evaluate import evaluate
@@ -107,7 +107,7 @@ def test_freeze_step_save_load_evaluate(name: str, tmp_path: Path) -> None:
     head = {f"{plan.spec.family.head}.{key}" for key in ("weight", "bias")}
     before = {key: value.clone() for key, value in model.state_dict().items() if key in head}
     optimizer = build_optimizer(model.parameters(), config.optimizer)
-    (trained,) = train_epochs(
+    (_,) = train_epochs(
         model,
         batches=lambda _: [batch],
         optimizer=optimizer,
@@ -121,9 +121,13 @@ def test_freeze_step_save_load_evaluate(name: str, tmp_path: Path) -> None:
     images = Images((), (), ("a", "b", "c"))
     resolved = resolve_config(config, plan, device="cpu", workers=0, policy="flip")
     engine: Any = None  # the checkpoint does not depend on it
-    prepared = Prepared(resolved, TrainVal(images, images, ()), plan, model, engine, proof)
+    prepared = Prepared(
+        *(resolved, TrainVal(images, images, ()), plan, model, engine, proof),
+        given=config,
+        threads=1,
+    )
     path = tmp_path / "best.pt"
-    save_checkpoint(path, model.state_dict(), _metadata(prepared, Epoch(trained, evaluation, 1.0)))
+    save_checkpoint(path, model.state_dict(), metadata_of(prepared, epoch=1, metrics={}))
 
     state, metadata = load_checkpoint(path)
     path.unlink()

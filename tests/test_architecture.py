@@ -17,9 +17,10 @@ PACKAGE = Path(finetune.__file__).parent
 LINES = [
     {
         *("errors", "keyed", "progress", "results", "check_results", "data_results"),
-        *("eval_results", "terminal"),
+        *("eval_results", "terminal", "position"),
         "cli_options",
     },
+    {"stopping"},
     {"backbones", "files", "yaml_text", "config_section"},
     {"config_data", "config_augment", "config_optimizer", "config_adapt"},
     {"config"},
@@ -31,10 +32,12 @@ LINES = [
         "runtime",
         "train_mode",
         "depthwise",
+        *("sealed", "averaging", "optimizer_state"),
     },
     {"data", "adapters"},
     {"config_file", "split", "recipe", "blocks", "param_groups", "layers", "schedules"},
     {"model", "optim", "metrics", "checkpoint", "proof", "cost", "intervals", "temperature"},
+    {"step"},
     {"weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving", "scoring"},
     {"computation", "monitor", "defaults"},
     {"keeping", "in_form"},
@@ -63,6 +66,7 @@ NO_TORCH = {
     *("cli_options", "eval_results", "cli_results", "intervals"),
     *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
     *("cli_support", "cli_data", "data_results", "recipe", "blocks", "param_groups"),
+    *("position", "stopping"),
 }
 
 

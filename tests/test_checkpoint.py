@@ -33,7 +33,7 @@ def test_it_holds_tensors_and_one_json_string(trained: Path) -> None:
     content = torch.load(trained, weights_only=True)
     assert content.keys() == {"model", "metadata"}
     metadata = json.loads(content["metadata"])
-    assert metadata["format"] == 1
+    assert metadata["format"] == 2
     assert metadata["class_names"] == ["class_0", "class_1"]
     assert metadata["preprocessing"]["crop"] == 32
     assert metadata["freeze_plan"]["patterns"] == ["*"]
@@ -51,10 +51,10 @@ def test_it_reads_back_equal(trained: Path, tmp_path: Path) -> None:
 def test_a_newer_format_is_refused_by_name(trained: Path) -> None:
     def make_newer(content: dict[str, object]) -> None:
         metadata = json.loads(str(content["metadata"]))
-        content["metadata"] = json.dumps(metadata | {"format": 2})
+        content["metadata"] = json.dumps(metadata | {"format": 3})
 
     rewrite(trained, make_newer)
-    with pytest.raises(CheckpointError, match="format 2"):
+    with pytest.raises(CheckpointError, match="format 3 is newer than format 2"):
         load_checkpoint(trained)
 
 

@@ -582,7 +582,13 @@ def test_model_and_root_alone_make_a_run(load: Load) -> None:
             "cutmix": 0.0,
             "views": 0,
         },
-        "train": {"epochs": 25, "label_smoothing": 0.0, "monitor": "top1"},
+        "train": {
+            "epochs": 25,
+            "label_smoothing": 0.0,
+            "monitor": "top1",
+            "accumulate": 1,
+            "checkpoint_minutes": 10.0,
+        },
         "optimizer": {
             "name": "sgd",
             "lr": 0.01,

@@ -109,6 +109,7 @@ def test_a_checkpoint_from_before_fit_was_there_is_cropped(make_config: Make) ->
     content = torch.load(best, weights_only=True)
     metadata = json.loads(content["metadata"])
     del metadata["preprocessing"]["fit"], metadata["config"]["data"]["fit"]
+    metadata["format"] = 1
     torch.save(content | {"metadata": json.dumps(metadata)}, best)
     assert load_checkpoint(best)[1].preprocessing.fit == "crop"
     assert evaluate_checkpoint(best).loss == metadata["metrics"]["loss"]

@@ -1,17 +1,19 @@
-"""Epochs are written when that is cheap, and none is lost when a run ends, however it ends."""
+"""Checkpoints are written when that is cheap, and none is lost when a run ends, however it ends."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from finetune import saving
-from finetune.checkpoint import Metadata
+from finetune.checkpoint import Checkpoint, Training
 from finetune.errors import OutputError
 from finetune.saving import Saver
+
+Written = list[tuple[str, int]]
 
 
 class Clock:
@@ -30,85 +32,145 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> list[tuple[str, int]]:
+def written(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Written:
     """What was written, each write a second long."""
-    found: list[tuple[str, int]] = []
+    found: Written = []
 
-    def write(path: Path, state: dict[str, torch.Tensor], metadata: Metadata) -> None:
+    def write(path: Path, state: dict[str, torch.Tensor], *_: object, **others: Any) -> None:
         clock.now += 1.0
-        found.append((path.name, int(state["weight"][0, 0])))
+        found.append((path.name, int(state["weight"])))
+        if others.get("training"):
+            assert int(others["training"].tensors["momentum"]) == int(state["weight"])
 
     monkeypatch.setattr(saving, "save_checkpoint", write)
     return found
 
 
-def model() -> nn.Module:
-    return nn.Linear(1, 1)
+class Run:
+    """A network of one number, which is that of the epoch."""
+
+    def __init__(self, saver: Saver, clock: Clock) -> None:
+        self.saver, self.clock = saver, clock
+        self.weight, self.momentum = torch.zeros(()), torch.zeros(())
+
+    def checkpoint(self) -> Checkpoint:
+        training: Any = Training(None, {"momentum": self.momentum})  # type: ignore[arg-type]
+        return Checkpoint({"weight": self.weight}, None, training)  # type: ignore[arg-type]
+
+    def epochs(self, count: int, *, each_s: float) -> None:
+        for epoch in range(1, count + 1):
+            self.clock.now += each_s
+            self.weight.fill_(epoch)
+            self.momentum.fill_(epoch)
+            self.saver.keep(self.checkpoint(), is_best=epoch == 2)
 
 
-def epochs(saver: Saver, count: int, *, each_s: float, clock: Clock) -> None:
-    for epoch in range(1, count + 1):
-        clock.now += each_s
-        nn.init.constant_(saver.model.weight, epoch)  # type: ignore[arg-type]
-        saver.keep(None, is_best=epoch == 2)  # type: ignore[arg-type]
+def saver_in(folder: Path, *, minutes: float = 10.0) -> Saver:
+    return Saver(folder, (), minutes=minutes)
 
 
-def test_long_epochs_are_written_at_once(
-    tmp_path: Path, written: list[tuple[str, int]], clock: Clock
-) -> None:
-    with Saver(tmp_path, model(), ()) as saver:
-        epochs(saver, 3, each_s=100, clock=clock)
+def test_long_epochs_are_written_at_once(tmp_path: Path, written: Written, clock: Clock) -> None:
+    with saver_in(tmp_path) as saver:
+        Run(saver, clock).epochs(3, each_s=100)
         assert written == [("last.pt", 1), ("best.pt", 2), ("last.pt", 2), ("last.pt", 3)]
 
 
 def test_short_epochs_are_written_at_the_first_and_at_the_end(
-    tmp_path: Path, written: list[tuple[str, int]], clock: Clock
+    tmp_path: Path, written: Written, clock: Clock
 ) -> None:
-    with Saver(tmp_path, model(), ()) as saver:
-        epochs(saver, 5, each_s=0.1, clock=clock)
+    with saver_in(tmp_path) as saver:
+        Run(saver, clock).epochs(5, each_s=0.1)
         assert written == [("last.pt", 1)]
     assert written == [("last.pt", 1), ("best.pt", 2), ("last.pt", 5)]
 
 
-def test_after_a_minute_an_epoch_is_written_whatever_it_costs(
-    tmp_path: Path, written: list[tuple[str, int]], clock: Clock
+def test_a_write_may_take_a_twentieth_of_the_elapsed_time(
+    tmp_path: Path, written: Written, clock: Clock
 ) -> None:
-    with Saver(tmp_path, model(), ()) as saver:
+    with saver_in(tmp_path) as saver:
+        Run(saver, clock).epochs(20, each_s=5)
+        assert [epoch for name, epoch in written if name == "last.pt"] == [1, 4, 12, 16, 19]
+
+
+def test_after_so_many_minutes_an_epoch_is_written_whatever_it_costs(
+    tmp_path: Path, written: Written, clock: Clock
+) -> None:
+    with saver_in(tmp_path, minutes=1) as saver:
         saver._spent = 1e6
-        epochs(saver, 2, each_s=40, clock=clock)
+        Run(saver, clock).epochs(2, each_s=40)
         assert written == [("best.pt", 2), ("last.pt", 2)]
+
+
+def test_the_middle_of_an_epoch_is_due_after_so_many_minutes(
+    tmp_path: Path, written: Written, clock: Clock
+) -> None:
+    with saver_in(tmp_path, minutes=1) as saver:
+        run = Run(saver, clock)
+        clock.now += 60
+        assert not saver.is_due
+        clock.now += 1
+        assert saver.is_due
+        saver.keep_now(run.checkpoint())
+        assert written == [("last.pt", 0)]
+        assert not saver.is_due
+    assert written == [("last.pt", 0)]
+
+
+def test_the_middle_of_an_epoch_comes_with_the_best_epoch_before_it(
+    tmp_path: Path, written: Written, clock: Clock
+) -> None:
+    with saver_in(tmp_path) as saver:
+        run = Run(saver, clock)
+        run.epochs(3, each_s=0.1)
+        run.weight.fill_(4)
+        run.momentum.fill_(4)
+        saver.keep_now(run.checkpoint())
+    assert written == [("last.pt", 1), ("best.pt", 2), ("last.pt", 4)]
 
 
 @pytest.mark.parametrize("reason", [KeyboardInterrupt, ValueError])
 def test_an_interrupted_run_writes_what_it_kept(
-    tmp_path: Path, written: list[tuple[str, int]], clock: Clock, reason: type[BaseException]
+    tmp_path: Path, written: Written, clock: Clock, reason: type[BaseException]
 ) -> None:
-    saver = Saver(tmp_path, model(), ())
-    epochs(saver, 3, each_s=0.1, clock=clock)
+    saver = saver_in(tmp_path)
+    Run(saver, clock).epochs(3, each_s=0.1)
     with pytest.raises(reason), saver:
         raise reason
     assert written[1:] == [("best.pt", 2), ("last.pt", 3)]
 
 
 def test_a_write_that_failed_is_not_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
 
-    def refuse(path: Path, *_: object) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
         tried.append(path)
         raise OutputError("full")
 
     monkeypatch.setattr(saving, "save_checkpoint", refuse)
-    with pytest.raises(OutputError, match="full"), Saver(tmp_path, model(), ()) as saver:
-        saver.keep(None, is_best=False)  # type: ignore[arg-type]
+    with pytest.raises(OutputError, match="full"), saver_in(tmp_path) as saver:
+        Run(saver, clock).epochs(1, each_s=1)
     assert len(tried) == 1
 
 
 def test_later_training_does_not_reach_what_was_kept(
-    tmp_path: Path, written: list[tuple[str, int]], clock: Clock
+    tmp_path: Path, written: Written, clock: Clock
 ) -> None:
-    with Saver(tmp_path, model(), ()) as saver:
-        epochs(saver, 2, each_s=0.1, clock=clock)
-        nn.init.constant_(saver.model.weight, 9)  # type: ignore[arg-type]
-    assert ("last.pt", 9) not in written
+    with saver_in(tmp_path) as saver:
+        run = Run(saver, clock)
+        run.epochs(2, each_s=0.1)
+        run.weight.fill_(9)
+        run.momentum.fill_(9)
+    assert written == [("last.pt", 1), ("best.pt", 2), ("last.pt", 2)]
+
+
+def test_what_no_training_changes_is_not_copied(tmp_path: Path, clock: Clock) -> None:
+    saver = Saver(tmp_path, ("frozen",), minutes=10)
+    saver._spent = 1e6
+    frozen, live = torch.zeros(1), torch.zeros(1)
+    model = {"frozen": frozen, "live": live}
+    saver.keep(Checkpoint(model, None), is_best=True)  # type: ignore[arg-type]
+    assert saver._best is not None
+    assert saver._best.model["frozen"] is frozen
+    assert saver._best.model["live"] is not live

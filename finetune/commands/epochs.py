@@ -1,58 +1,45 @@
-"""The epochs of a run: train, evaluate, record, keep, show."""
+"""The epochs of a run: train, evaluate, record, keep, show; and to stop and go on in between."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from finetune import run_folder
-from finetune.adapters import merged, named_trainable
-from finetune.checkpoint import Frozen, Metadata
+from finetune import run_folder, stopping
+from finetune.adapters import merged
+from finetune.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from finetune.commands.epoch_record import Epoch
 from finetune.commands.preparation import Prepared, updates_norm_stats
+from finetune.commands.resuming import Resumed, command
+from finetune.commands.underway import Underway
 from finetune.config import Config
 from finetune.data.balance import class_weights
-from finetune.errors import ResultError
-from finetune.evaluate import Evaluation, evaluate
-from finetune.features import Source
-from finetune.files import append_line
+from finetune.data.images import shown_few
+from finetune.errors import CheckpointError, Interrupted, NotFiniteError, ResultError
+from finetune.evaluate import evaluate
+from finetune.features import FeatureBatch, Source
+from finetune.files import append_line, write_text
 from finetune.loop import EpochResult, train_epochs
-from finetune.monitor import Monitor
-from finetune.optim import build_optimizer, build_schedule
 from finetune.progress import Progress
-from finetune.runtime import versions
 from finetune.saving import Saver
-from finetune.schedules import end_epoch
 from finetune.train_mode import set_train_mode
-
-_VAL_FIGURES = ("num_images", "top1", "balanced_accuracy", "macro_f1", "top5", "loss")
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One epoch's training and the evaluation after it."""
+class Trained:
+    """What became of a run's epochs.
 
-    trained: EpochResult
-    val: Evaluation
-    eval_s: float
+    Attributes:
+        resumed_at: Where it was stopped, and went on later.
+    """
 
-    def record(self) -> dict[str, object]:
-        """The epoch's line of ``metrics.jsonl``."""
-        val = {key: getattr(self.val, key) for key in _VAL_FIGURES}
-        return asdict(self.trained) | {"val": val, "eval_s": self.eval_s}
-
-    def line(self, total: int, *, monitor: str, is_best: bool) -> str:
-        """The epoch in one line, for people."""
-        macro_f1 = f"  macro F1 {self.val.macro_f1:.2%}" if monitor == "macro_f1" else ""
-        return (
-            f"epoch {self.trained.epoch:>{len(str(total))}}/{total}"
-            f"  lr {self.trained.lr:.2g}  loss {self.trained.loss:.4f}"
-            f"  val loss {self.val.loss:.4f}  val top-1 {self.val.top1:.2%}"
-            f"  balanced {self.val.balanced_accuracy:.2%}{macro_f1}"
-            f"{'  best' if is_best else ''}"
-        )
+    best: Epoch
+    last: Epoch
+    resumed_at: tuple[str, ...]
 
 
 def run_epochs(
@@ -62,83 +49,175 @@ def run_epochs(
     folder: Path,
     saver: Saver,
     progress: Progress,
-) -> tuple[Epoch, Epoch]:
-    """Train, and after each epoch evaluate, record and keep; returns the best and the last."""
+    *,
+    start: float,
+    resumed: Resumed | None = None,
+) -> Trained:
+    """Train, and after each epoch evaluate, record and keep.
+
+    Args:
+        start: Of the run, by this process's clock, earlier processes counted in.
+
+    Raises:
+        Interrupted: a signal asked for it; what was done is saved.
+        ResultError: a loss, a gradient or a weight is no number.
+    """
     config, model, live = prepared.config, prepared.model, prepared.engine.live
-    num_classes = prepared.plan.num_classes
-    optimizer = build_optimizer(
-        named_trainable(model), config.optimizer, depths=prepared.plan.depths
-    )
-    schedule = build_schedule(
-        optimizer, config.schedule, epochs=config.train.epochs, steps_per_epoch=len(training)
-    )
-    total = config.train.epochs
-    monitor = Monitor(config.train)
-    best: Epoch | None = None
-    for trained in train_epochs(
-        live,
-        batches=lambda epoch: progress.track(
-            training.epoch(epoch), f"epoch {epoch}/{total}", total=len(training)
-        ),
-        optimizer=optimizer,
-        schedule=schedule,
-        set_mode=lambda: set_train_mode(model, update_norm_stats=updates_norm_stats(config)),
-        epochs=total,
-        num_classes=num_classes,
-        seed=config.seed,
-        label_smoothing=config.train.label_smoothing,
-        class_weights=class_weights(prepared.data.train.counts())
-        if config.data.balance == "weights"
-        else None,
-        aux_weight=prepared.plan.spec.family.aux_weight,
-    ):
-        tracked = progress.track(validation.epoch(), "evaluate", total=len(validation))
-        start = time.perf_counter()
-        with merged(model):
-            val = evaluate(live, tracked, num_classes=num_classes)
-        epoch = Epoch(trained, val, time.perf_counter() - start)
-        _refuse_not_a_number(epoch, config)
-        append_line(folder / run_folder.METRICS, json.dumps(epoch.record()))
-        if monitor.see(val):
-            best = epoch
-        end_epoch(schedule, monitor.figure(val))
-        saver.keep(_metadata(prepared, epoch), is_best=best is epoch)
-        progress.say(epoch.line(total, monitor=monitor.name, is_best=best is epoch))
-        if monitor.stop:
-            break
+    num_classes, total = prepared.plan.num_classes, config.train.epochs
+    steps = -(-len(training) // config.train.accumulate)
+    run = Underway(prepared, steps_per_epoch=steps, start=start, resumed=resumed)
+    position = run.position
+    epochs = _recorded(run, folder)
+    best = None if resumed is None else _best_on_disk(run, epochs, resumed, folder, progress)
+    monitor = run.monitor
+
+    def save_between_steps() -> None:
+        if stopping.asked():
+            saver.keep_now(run.checkpoint(evaluated=False))
+            raise _stopped(f"in {position}", folder)
+        if saver.is_due:
+            saver.keep_now(run.checkpoint(evaluated=False))
+
+    def batches(epoch: int) -> Iterator[FeatureBatch]:
+        left = training.epoch(epoch, position.batch)
+        number = len(training) - position.batch
+        try:
+            yield from progress.track(left, f"epoch {epoch}/{total}", total=number)
+        except RuntimeError:
+            if stopping.asked():  # worker processes died of the signal that we were sent
+                save_between_steps()
+            raise
+
+    to_train: Iterable[EpochResult] = ()
+    if not monitor.stop:
+        to_train = train_epochs(
+            live,
+            batches=batches,
+            optimizer=run.optimizer,
+            schedule=run.schedule,
+            set_mode=lambda: set_train_mode(model, update_norm_stats=updates_norm_stats(config)),
+            epochs=total,
+            num_classes=num_classes,
+            seed=config.seed,
+            label_smoothing=config.train.label_smoothing,
+            class_weights=class_weights(prepared.data.train.counts())
+            if config.data.balance == "weights"
+            else None,
+            aux_weight=prepared.plan.spec.family.aux_weight,
+            accumulate=config.train.accumulate,
+            clip_norm=config.train.clip_norm,
+            average=run.average,
+            position=position,
+            meter=run.meter,
+            between_steps=save_between_steps,
+            say=progress.warn,
+        )
+    try:
+        for trained in to_train:
+            epoch = _evaluated(run, trained, validation, progress, saver, folder)
+            _refuse_not_a_number(epoch, config)
+            epochs.append(epoch)
+            run.add(epoch)
+            append_line(folder / run_folder.METRICS, json.dumps(epoch.record()))
+            if best is None or monitor.rank(epoch.val) > monitor.rank(best.val):
+                best = epoch
+            saver.keep(run.checkpoint(evaluated=True), is_best=best is epoch)
+            progress.say(epoch.line(total, monitor=monitor.name, is_best=best is epoch))
+            if stopping.asked():
+                raise _stopped(f"after epoch {trained.epoch}", folder)
+            if monitor.stop:
+                break
+    except NotFiniteError as error:
+        raise _with_files(error, training, config) from error
+    except RuntimeError as error:
+        if stopping.asked():  # as above, but in the middle of a step
+            raise _stopped(f"in {position}, not all of it saved", folder) from error
+        raise
     assert best is not None  # train.epochs is at least 1
-    return best, epoch
+    return Trained(best, epochs[-1], run.resumed_at)
+
+
+def _evaluated(
+    run: Underway,
+    trained: EpochResult,
+    validation: Source,
+    progress: Progress,
+    saver: Saver,
+    folder: Path,
+) -> Epoch:
+    batches = stopping.unless_asked(validation.epoch())
+    tracked = progress.track(batches, "evaluate", total=len(validation))
+    start = time.perf_counter()
+    live, num_classes = run.prepared.engine.live, run.prepared.plan.num_classes
+    try:
+        with run.averaged(), merged(run.prepared.model):
+            val = evaluate(live, tracked, num_classes=num_classes)
+    except Interrupted:
+        saver.keep_now(run.checkpoint(evaluated=False))
+        raise _stopped(f"in the evaluation of epoch {trained.epoch}", folder) from None
+    return Epoch(trained, val, time.perf_counter() - start)
+
+
+def _recorded(run: Underway, folder: Path) -> list[Epoch]:
+    """The epochs that were evaluated before, and no others, in the file that lists them."""
+    try:
+        epochs = [Epoch.of(record) for record in run.records]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / run_folder.LAST}: damaged: {error!r}") from error
+    if epochs:
+        lines = "".join(f"{json.dumps(record)}\n" for record in run.records)
+        write_text(folder / run_folder.METRICS, lines)
+    else:
+        (folder / run_folder.METRICS).unlink(missing_ok=True)
+    return epochs
+
+
+def _best_on_disk(
+    run: Underway, epochs: Sequence[Epoch], resumed: Resumed, folder: Path, progress: Progress
+) -> Epoch | None:
+    """The best epoch so far, whose weights are in the file.
+
+    That file may be ahead: written before a last one that was never finished, or was damaged. Then
+    the same epochs come again, and their best with them; unless the run grows, and they do not.
+    """
+    if not epochs:
+        return None
+    best = max(epochs, key=lambda epoch: run.monitor.rank(epoch.val))
+    path = folder / run_folder.BEST
+    try:
+        _, metadata = load_checkpoint(path)
+    except CheckpointError as error:
+        problem = str(error)
+    else:
+        grows = metadata.config.train.epochs != resumed.config.train.epochs
+        if metadata.epoch == best.trained.epoch or (metadata.epoch > len(epochs) and not grows):
+            return best
+        problem = f"{path}: is of epoch {metadata.epoch}, not of {best.trained.epoch}"
+    if resumed.training.record.position.batch:
+        progress.warn(f"{problem}; the best epoch is chosen among those to come")
+        return None
+    last: Checkpoint = resumed.checkpoint
+    save_checkpoint(path, last.model, last.metadata)
+    if epochs[-1] is not best:
+        progress.warn(f"{problem}; epoch {len(epochs)} takes its place")
+    return epochs[-1]
+
+
+def _stopped(where: str, folder: Path) -> Interrupted:
+    return stopping.interrupted(f" {where}; saved. Go on with: {command(folder)}")
+
+
+def _with_files(error: NotFiniteError, training: Source, config: Config) -> ResultError:
+    files = shown_few(training.files(error.epoch, error.batch - 1)) if error.batch else "none"
+    return ResultError(
+        f"{error}; nothing of it was saved. Images of this batch: {files}. Try a lower "
+        f"optimizer.lr than {config.optimizer.lr:g}, or train.clip_norm"
+    )
 
 
 def _refuse_not_a_number(epoch: Epoch, config: Config) -> None:
-    for what, loss in (("training", epoch.trained.loss), ("validation", epoch.val.loss)):
-        if not math.isfinite(loss):
-            raise ResultError(
-                f"epoch {epoch.trained.epoch}: the {what} loss is not a finite number; nothing "
-                f"of this epoch was saved. Try a lower optimizer.lr than {config.optimizer.lr:g}."
-            )
-
-
-def _metadata(prepared: Prepared, epoch: Epoch) -> Metadata:
-    spec, freeze = prepared.plan.spec, prepared.plan.freeze
-    return Metadata(
-        model_name=spec.name,
-        build_flags=spec.build_flags,
-        class_names=prepared.data.train.class_names,
-        preprocessing=spec.preprocessing,
-        config=prepared.config,
-        freeze_plan=Frozen(
-            patterns=prepared.config.freeze.patterns,
-            names=tuple(d.name for d in freeze.decisions if d.name in prepared.plan.held),
-        ),
-        epoch=epoch.trained.epoch,
-        metrics={
-            "top1": epoch.val.top1,
-            "balanced_accuracy": epoch.val.balanced_accuracy,
-            "macro_f1": epoch.val.macro_f1,
-            "top5": epoch.val.top5,
-            "loss": epoch.val.loss,
-            "num_images": epoch.val.num_images,
-        },
-        versions=versions(),
-    )
+    if not math.isfinite(epoch.val.loss):
+        raise ResultError(
+            f"epoch {epoch.trained.epoch}: the validation loss is not a finite number; nothing of "
+            f"this epoch was saved. Try a lower optimizer.lr than {config.optimizer.lr:g}."
+        )

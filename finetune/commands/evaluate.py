@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from finetune import run_folder
-from finetune.checkpoint import Metadata, load_checkpoint, save_checkpoint
+from finetune.checkpoint import Metadata, load_checkpoint, replace_metadata
 from finetune.config_data import DataConfig
 from finetune.data.holdout import groups_of, keys_of
 from finetune.data.images import Images
@@ -149,7 +149,7 @@ def _compute(
     if calibrate:
         temperature = fit_temperature(logits, labels)
         metadata = metadata.model_copy(update={"temperature": temperature})
-        save_checkpoint(path, state, metadata)
+        replace_metadata(path, metadata)
         progress.say(f"{path}: temperature {temperature:.4g} stored; predictions divide by it")
     scored = score(
         logits,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from finetune.adapters import attach, require_peft
+from finetune.commands.resuming import Resumed
 from finetune.config import AugmentConfig, Config, DataConfig
 from finetune.config_augment import DRAWN_POLICIES
 from finetune.data.images import TrainVal
@@ -16,6 +18,7 @@ from finetune.data.sources import find_train_val
 from finetune.data.views import Views
 from finetune.defaults import in_words, resolve_defaults
 from finetune.engine import Engine, build_engine, resolve_cache
+from finetune.errors import ConfigError
 from finetune.model import build_untrained, check_input_size
 from finetune.planning import Plan, apply_freeze, make_plan, resolve_config, resolve_policy
 from finetune.progress import Progress
@@ -37,12 +40,25 @@ class Prepared:
     """Whole; its live modules are also the engine's."""
     engine: Engine
     proof: Proof
+    given: Config
+    """Before anything in it was resolved."""
+    threads: int
+    """Of torch."""
     skipped: tuple[Skipped, ...] = ()
     """Files that cannot be read and are left out."""
 
 
-def prepare(config: Config, progress: Progress) -> Prepared:
-    """The cheap checks first: folders, patterns and sizes fail before weights are read."""
+def prepare(config: Config, progress: Progress, resumed: Resumed | None = None) -> Prepared:
+    """The cheap checks first: folders, patterns and sizes fail before weights are read.
+
+    Args:
+        config: That of ``resumed``, where there is one.
+        resumed: Whose tensors are taken in place of the pretrained weights.
+
+    Raises:
+        FinetuneError: any of its kinds.
+    """
+    asked = config
     if config.adapt is not None:
         require_peft()
     make_deterministic()
@@ -53,15 +69,25 @@ def prepare(config: Config, progress: Progress) -> Prepared:
     plan = make_plan(config, num_classes)
     for warning in plan.freeze.warnings:
         progress.warn(warning)
+    if resumed is not None:
+        resumed.refuse_other_network(plan)
     data, checked = _checked(data, config.data, progress)
+    if resumed is not None:
+        resumed.refuse_other_data(data)
     config = _resolve_defaults(config, plan, data, progress)
     sizes = batch_sizes(len(data.train), config.data.batch_size, join_last_of_one=True)
+    _refuse_idle_accumulation(config, len(sizes))
     check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
     model = build_untrained(plan.spec, num_classes, seed=config.seed)
-    load_pretrained(model, plan.spec)
+    if resumed is None:
+        load_pretrained(model, plan.spec)
+    else:
+        resumed.fill(model)
     apply_freeze(model, plan.held)
     updates = updates_norm_stats(config)
     proof = take_proof(model, update_norm_stats=updates)
+    if resumed is not None:
+        resumed.refuse_other_frozen(proof)
     if config.adapt is not None:
         attach(model, config.adapt.lora, tuple(plan.adapters), seed=config.seed)
     model.to(device)
@@ -84,7 +110,25 @@ def prepare(config: Config, progress: Progress) -> Prepared:
         cost=plan.cost,
     )
     resolved = _resolve(config, plan, data, engine, progress)
-    return Prepared(resolved, data, plan, model, engine, proof, checked.skipped)
+    return Prepared(
+        resolved,
+        data,
+        plan,
+        model,
+        engine,
+        proof,
+        given=asked if resumed is None else resumed.given,
+        threads=torch.get_num_threads(),
+        skipped=checked.skipped,
+    )
+
+
+def _refuse_idle_accumulation(config: Config, batches: int) -> None:
+    if config.train.accumulate > batches:
+        raise ConfigError(
+            f"train.accumulate: {config.train.accumulate} batches make a step, but an epoch has "
+            f"only {batches}; take at most {batches}, or a smaller data.batch_size"
+        )
 
 
 def _resolve_defaults(config: Config, plan: Plan, data: TrainVal, progress: Progress) -> Config:

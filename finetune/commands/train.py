@@ -6,14 +6,15 @@ import shlex
 import time
 from pathlib import Path
 
-from finetune import run_folder
+from finetune import run_folder, stopping
 from finetune.checkpoint import load_checkpoint
-from finetune.commands.epochs import Epoch, run_epochs
+from finetune.commands.epochs import Trained, run_epochs
 from finetune.commands.preparation import (
     Prepared,
     prepare,
     training_views,
 )
+from finetune.commands.resuming import Resumed, command, find_resumed
 from finetune.config import Config
 from finetune.config_file import to_yaml
 from finetune.data.images import below
@@ -38,12 +39,17 @@ from finetune.saving import Saver
 
 
 def train(
-    config: Config, *, overwrite: bool = False, progress: Progress | None = None
+    config: Config,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
 ) -> TrainSummary:
     """Fine-tune what the config leaves trainable, and prove that the rest did not change.
 
     Args:
         overwrite: Replace the run that ``output_dir`` holds.
+        resume: Go on with it.
 
     Raises:
         FinetuneError: any of its kinds.
@@ -54,38 +60,61 @@ def train(
     def attempt() -> TrainSummary:
         nonlocal ours
         again, ours = ours, True  # what an attempt before this one began is its own
-        return _train(config, overwrite=overwrite or again, progress=shown)
+        if resume:
+            return _train(config, find_resumed(config, shown), overwrite=False, progress=shown)
+        return _train(config, None, overwrite=overwrite or again, progress=shown)
 
     return dropping_unreadable(attempt, on_unreadable=config.data.on_unreadable, progress=shown)
 
 
-def _train(config: Config, *, overwrite: bool, progress: Progress) -> TrainSummary:
-    start = time.perf_counter()
+def _train(
+    config: Config, resumed: Resumed | None, *, overwrite: bool, progress: Progress
+) -> TrainSummary:
+    before_s = 0.0 if resumed is None else resumed.training.record.elapsed_s
+    start = time.perf_counter() - before_s
     folder = Path(config.output_dir)
-    run_folder.check_usable(folder, overwrite=overwrite)
-    prepared = prepare(config, progress)
-    report = make_freeze_report(
-        prepared.plan,
-        prepared.config,
-        split=prepared.engine.split,
-        num_train=len(prepared.data.train),
-        num_val=len(prepared.data.val),
-    )
-    # Before the folder is touched: a photo that cannot be read costs no earlier run.
-    training = _source(prepared, progress, training=True)
-    validation = _source(prepared, progress, training=False)
-    run_folder.prepare(folder, overwrite=overwrite)
+    if resumed is None:
+        run_folder.check_usable(folder, overwrite=overwrite)
+    with stopping.impatiently(" before the first step; the same command begins again"):
+        prepared = prepare(config if resumed is None else resumed.config, progress, resumed)
+        report = make_freeze_report(
+            prepared.plan,
+            prepared.config,
+            split=prepared.engine.split,
+            num_train=len(prepared.data.train),
+            num_val=len(prepared.data.val),
+        )
+        # Before the folder is touched: a photo that cannot be read costs no earlier run.
+        training = _source(prepared, progress, training=True)
+        validation = _source(prepared, progress, training=False)
+    work = prepared.plan.cost.forward_live * prepared.config.data.batch_size
+    minutes = prepared.config.train.checkpoint_minutes
+    # From here on a signal waits for the end of a step, and leaves a checkpoint.
+    with stopping.patiently(f" after the last epoch; go on with: {command(folder)}"):
+        if resumed is None:
+            run_folder.prepare(folder, overwrite=overwrite)
+        else:
+            run_folder.reopen(folder, resumed.path)
+        _write_facts(prepared, report, folder)
+        saver = Saver(folder, prepared.proof.sha256, minutes=minutes)
+        with threads_for(work), saver:
+            trained = run_epochs(
+                *(prepared, training, validation, folder, saver, progress),
+                start=start,
+                resumed=resumed,
+            )
+    verified = _verify_saved(prepared.proof, folder)
+    summary = _summary(prepared, report, trained, verified, time.perf_counter() - start)
+    write_text(folder / run_folder.SUMMARY, to_json(summary))
+    return summary
+
+
+def _write_facts(prepared: Prepared, report: FreezeReport, folder: Path) -> None:
+    """What is known before the first step."""
     write_text(folder / run_folder.CONFIG, to_yaml(prepared.config))
     write_text(folder / run_folder.FREEZE_JSON, to_json(report))
     write_text(folder / run_folder.FREEZE_TEXT, render_freeze_report(report, verbose=True) + "\n")
     _write_tables(prepared, folder)
-    work = prepared.plan.cost.forward_live * prepared.config.data.batch_size
-    with threads_for(work), Saver(folder, prepared.model, prepared.proof.sha256) as saver:
-        best, last = run_epochs(prepared, training, validation, folder, saver, progress)
-    verified = _verify_saved(prepared.proof, folder)
-    summary = _summary(prepared, report, best, last, verified, time.perf_counter() - start)
-    write_text(folder / run_folder.SUMMARY, to_json(summary))
-    return summary
 
 
 def _write_tables(prepared: Prepared, folder: Path) -> None:
@@ -135,8 +164,7 @@ def _verify_saved(proof: Proof, folder: Path) -> int:
 def _summary(
     prepared: Prepared,
     report: FreezeReport,
-    best: Epoch,
-    last: Epoch,
+    trained: Trained,
     verified: int,
     elapsed_s: float,
 ) -> TrainSummary:
@@ -152,12 +180,12 @@ def _summary(
         num_train=len(prepared.data.train),
         num_val=len(prepared.data.val),
         epochs=prepared.config.train.epochs,
-        last_epoch=last.trained.epoch,
-        stopped=why_stopped(prepared.config.train, last.trained.epoch),
+        last_epoch=trained.last.trained.epoch,
+        stopped=why_stopped(prepared.config.train, trained.last.trained.epoch),
         monitor=prepared.config.train.monitor,
-        best_epoch=best.trained.epoch,
-        val=_scores(best.val),
-        last=_scores(last.val),
+        best_epoch=trained.best.trained.epoch,
+        val=_scores(trained.best.val),
+        last=_scores(trained.last.val),
         trainable_parameters=report.totals.trainable + report.adapters.parameters,
         frozen_parameters=report.totals.frozen,
         trainable_tensors=report.totals.trainable_tensors + 2 * report.adapters.weights,
@@ -165,6 +193,7 @@ def _summary(
         frozen_verified=verified,
         exempt=prepared.proof.exempt,
         adapted=report.adapters.weights,
+        resumed_at=trained.resumed_at,
         elapsed_s=elapsed_s,
         peak_memory_mib=peak_memory_mib(),
         rerun=run_folder.rerun_command(Path(folder) / run_folder.CONFIG, folder),

@@ -21,6 +21,7 @@ from finetune.data.views import Views
 from finetune.errors import UnreadableError
 from finetune.keyed import seed_for
 from finetune.runtime import available_cores, on_cores
+from finetune.stopping import leave_to_the_parent
 
 Batch = tuple[Tensor, Tensor]
 """Pixels ``(N, 3, crop, crop)`` uint8, labels ``(N,)`` int64, on the CPU."""
@@ -137,8 +138,13 @@ class KeyedBatches(Sampler[list[Key]]):
         self.views = views
         self.shuffle = shuffle
         self.epoch = 0
+        self.start = 0
+        """Batches of the epoch that are passed over."""
 
     def __iter__(self) -> Iterator[list[Key]]:
+        return itertools.islice(self._all(), self.start, None)
+
+    def _all(self) -> Iterator[list[Key]]:
         if self.shuffle:
             seed = seed_for(self.views.seed, "order", self.epoch)
             generator = torch.Generator().manual_seed(seed)
@@ -157,6 +163,11 @@ class KeyedBatches(Sampler[list[Key]]):
 
     def __len__(self) -> int:
         return len(batch_sizes(self.count, self.batch_size, join_last_of_one=self.shuffle))
+
+    def files(self, images: Images, epoch: int, batch: int) -> list[Path]:
+        """The images of one batch, counted from 0."""
+        self.epoch, self.start = epoch, batch
+        return [images.paths[index] for index, _ in next(iter(self))]
 
     def _view(self, index: int, drawn: Counter[int]) -> int:
         """An image that comes again within an epoch comes as if in an epoch of its own."""
@@ -221,6 +232,7 @@ class Batches:
         shuffle: bool = False,
         keep_bytes: int = 0,
     ) -> None:
+        self._images = images
         self._sampler = KeyedBatches(
             len(images),
             batch_size,
@@ -236,19 +248,23 @@ class Batches:
     def __len__(self) -> int:
         return len(self._sampler)
 
-    def keys(self, epoch: int = 0) -> list[list[Key]]:
-        """Images and views of each batch of one epoch."""
-        self._sampler.epoch = epoch
+    def keys(self, epoch: int = 0, start: int = 0) -> list[list[Key]]:
+        """Images and views of each batch of one epoch, from batch ``start`` on."""
+        self._sampler.epoch, self._sampler.start = epoch, start
         return list(self._sampler)
 
-    def epoch(self, epoch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch.
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from batch ``start`` on.
 
         Raises:
             UnreadableError: names the images of a batch that cannot be decoded.
         """
-        self._sampler.epoch = epoch
+        self._sampler.epoch, self._sampler.start = epoch, start
         yield from readable(self._loader)
+
+    def files(self, epoch: int, batch: int) -> list[Path]:
+        """The images of one batch, counted from 0."""
+        return self._sampler.files(self._images, epoch, batch)
 
 
 def photo_loader(
@@ -262,6 +278,7 @@ def photo_loader(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=leave_to_the_parent,
         persistent_workers=True,
         pin_memory=device.type == "cuda",
     )

@@ -40,6 +40,7 @@ def render_train(summary: TrainSummary) -> str:
             f"{summary.last.balanced_accuracy:.2%}",
         ),
         *_stopped(summary),
+        *_resumed(summary),
         ("Saved", f"{summary.run_dir}: best.pt, last.pt, metrics.jsonl, config.yaml, …"),
         *zip(("Next", *[""] * len(summary.next)), summary.next, strict=False),
         ("Rerun", summary.rerun),
@@ -58,6 +59,13 @@ def _best(summary: TrainSummary) -> str:
         return "the best"
     figure = f" ({summary.val.macro_f1:.2%})" if summary.monitor == "macro_f1" else ""
     return f"the best by {MONITORED[summary.monitor]}{figure}"
+
+
+def _resumed(summary: TrainSummary) -> list[tuple[str, str]]:
+    if not summary.resumed_at:
+        return []
+    times = plural(len(summary.resumed_at), "time")
+    return [("Resumed", f"{times}, the last time at {summary.resumed_at[-1]}")]
 
 
 def _trained(summary: TrainSummary) -> str:

@@ -1,0 +1,43 @@
+"""One epoch's figures: for people, for ``metrics.jsonl``, and back from there."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from finetune.evaluate import Evaluation
+from finetune.loop import EpochResult
+
+_VAL_FIGURES = ("num_images", "top1", "balanced_accuracy", "macro_f1", "top5", "loss")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch's training and the evaluation after it."""
+
+    trained: EpochResult
+    val: Evaluation
+    eval_s: float
+
+    def record(self) -> dict[str, Any]:
+        """The epoch's line of ``metrics.jsonl``."""
+        val = {key: getattr(self.val, key) for key in _VAL_FIGURES}
+        return asdict(self.trained) | {"val": val, "eval_s": self.eval_s}
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Epoch:
+        """From its line; what single classes did is not in it."""
+        trained = {key: record[key] for key in EpochResult.__dataclass_fields__}
+        val = Evaluation(**{key: record["val"][key] for key in _VAL_FIGURES}, per_class=())
+        return cls(EpochResult(**trained), val, record["eval_s"])
+
+    def line(self, total: int, *, monitor: str, is_best: bool) -> str:
+        """The epoch in one line, for people."""
+        macro_f1 = f"  macro F1 {self.val.macro_f1:.2%}" if monitor == "macro_f1" else ""
+        return (
+            f"epoch {self.trained.epoch:>{len(str(total))}}/{total}"
+            f"  lr {self.trained.lr:.2g}  loss {self.trained.loss:.4f}"
+            f"  val loss {self.val.loss:.4f}  val top-1 {self.val.top1:.2%}"
+            f"  balanced {self.val.balanced_accuracy:.2%}{macro_f1}"
+            f"{'  best' if is_best else ''}"
+        )

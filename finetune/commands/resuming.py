@@ -1,0 +1,251 @@
+"""``train --resume``: the checkpoint to go on from, and whether it is the same training still."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune import run_folder
+from finetune.checkpoint import Checkpoint, Training, read_checkpoint
+from finetune.config import Config
+from finetune.data.fingerprint import differences, fingerprint_of
+from finetune.data.images import TrainVal
+from finetune.errors import CheckpointError, ConfigError, DataError, ResultError
+from finetune.files import exists
+from finetune.planning import Plan
+from finetune.progress import Progress
+from finetune.proof import Proof
+from finetune.runtime import versions
+
+_MAY_CHANGE = {
+    "train.epochs",
+    "train.checkpoint_minutes",
+    "data.workers",
+    "features.dir",
+    "output_dir",
+}
+"""Keys that decide nothing but how long, where and how fast."""
+
+_JUDGED_BY_WHAT_THEY_COME_TO = {"freeze.patterns", "data.root"}
+
+_MOST_LISTED = 8
+
+_Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run that was stopped.
+
+    Attributes:
+        path: Of the checkpoint.
+        config: Resolved as the run resolved it, with what may change.
+        given: As the run was given it, with the same changes.
+    """
+
+    path: Path
+    checkpoint: Checkpoint
+    training: Training
+    config: Config
+    given: Config
+
+    def refuse_other_network(self, plan: Plan) -> None:
+        """The network must be the same, and what of it is frozen.
+
+        Raises:
+            ConfigError: shows what differs.
+        """
+        spec, metadata = plan.spec, self.checkpoint.metadata
+        before = (metadata.model_name, metadata.build_flags, metadata.preprocessing)
+        now = (spec.name, spec.build_flags, spec.preprocessing)
+        shown = [
+            f"{one} in the run, {two} now"
+            for one, two in zip(before, now, strict=True)
+            if one != two
+        ]
+        names = set(metadata.freeze_plan.names)
+        shown += _listed("frozen in the run would train now", names - plan.freeze.frozen)
+        shown += _listed("trained in the run would be frozen now", plan.freeze.frozen - names)
+        if shown:
+            raise ConfigError(_refusal(self.path.parent, "another network", shown))
+
+    def refuse_other_data(self, data: TrainVal) -> None:
+        """The images must be the same, and their classes.
+
+        Raises:
+            DataError: shows what differs.
+        """
+        before, now = self.checkpoint.metadata.class_names, data.train.class_names
+        shown = _listed("class of the run is absent", {*before} - {*now})
+        shown += _listed("class is new", {*now} - {*before})
+        shown = shown or differences(self.training.record.data, fingerprint_of(data))
+        if shown:
+            raise DataError(_refusal(self.path.parent, "other data", shown))
+
+    def fill(self, model: nn.Module) -> None:
+        """Give the network the tensors that it had.
+
+        Raises:
+            CheckpointError: they do not fit.
+        """
+        try:
+            model.load_state_dict(self.checkpoint.model)
+        except RuntimeError as error:
+            raise CheckpointError(f"{self.path}: damaged: its tensors do not fit") from error
+
+    def refuse_other_frozen(self, proof: Proof) -> None:
+        """What is frozen must be what it was when the run began.
+
+        Raises:
+            ResultError: it is not.
+        """
+        if proof.digest != self.training.record.frozen:
+            raise ResultError(
+                f"{self.path}: frozen tensors are not those that the run began with. Do not use "
+                "this result; this must never happen, please report it."
+            )
+
+
+def find_resumed(given: Config, progress: Progress) -> Resumed:
+    """The newest whole checkpoint in ``output_dir``, with the config to go on by.
+
+    Raises:
+        OutputError: no run is there.
+        CheckpointError: none of its checkpoints can be gone on from.
+        ConfigError: the config asks for another training; shows what differs.
+    """
+    folder = Path(given.output_dir)
+    run_folder.check_is_run(folder)
+    path, checkpoint = _newest(folder, progress)
+    training = checkpoint.training
+    if training is None:
+        raise CheckpointError(
+            f"{path}: holds no state of the training, as an older finetune wrote it, so that the "
+            "run cannot go on; train it again with --overwrite"
+        )
+    record, saved = training.record, checkpoint.metadata.config
+    changed = min((_changes(record.given, given), _changes(saved, given)), key=len)
+    foreign = {
+        key: values
+        for key, values in changed.items()
+        if ".".join(key) not in _MAY_CHANGE | _JUDGED_BY_WHAT_THEY_COME_TO
+    }
+    if foreign:
+        shown = [
+            f"{'.'.join(key)}: {before} in the run, {now} now"
+            for key, (before, now) in foreign.items()
+        ]
+        raise ConfigError(_refusal(folder, "another config", shown))
+    new = {key: now for key, (_, now) in changed.items()}
+    config = _with(saved, new)
+    _refuse_fewer_epochs(config, record.position.epoch - (0 if record.position.batch else 1))
+    progress.say(f"going on from {path}: {record.position}")
+    _say_what_may_differ(checkpoint, training, progress)
+    return Resumed(path, checkpoint, training, config, _with(record.given, new))
+
+
+def command(folder: str | Path) -> str:
+    """What a shell is told to go on with a run."""
+    return f"finetune train --resume {shlex.quote(str(folder))}"
+
+
+def _newest(folder: Path, progress: Progress) -> tuple[Path, Checkpoint]:
+    found = [folder / name for name in (run_folder.LAST, run_folder.PREVIOUS)]
+    there = [path for path in found if exists(path)]
+    for path in there:
+        try:
+            checkpoint = read_checkpoint(path)
+        except CheckpointError as error:
+            progress.warn(str(error))
+            continue
+        return path, checkpoint
+    why = (
+        f"neither {' nor '.join(path.name for path in there)} can be read"
+        if len(there) > 1
+        else f"{there[0].name} cannot be read"
+        if there
+        else "it was ended before it wrote its first one"
+    )
+    raise CheckpointError(
+        f"{folder}: holds no checkpoint to go on from: {why}. Begin again: the same command with "
+        "--overwrite in place of --resume"
+    )
+
+
+def _refuse_fewer_epochs(config: Config, begun: int) -> None:
+    if config.train.epochs < begun:
+        raise ConfigError(
+            f"train.epochs: {config.train.epochs}, but {begun} have begun in "
+            f"{config.output_dir}; give at least as many"
+        )
+
+
+def _say_what_may_differ(checkpoint: Checkpoint, training: Training, progress: Progress) -> None:
+    record, before = training.record, checkpoint.metadata.versions
+    others = [
+        f"{name} {before.get(name)}, now {now}"
+        for name, now in versions().items()
+        if before.get(name) != now
+    ]
+    if record.threads != torch.get_num_threads():
+        others.append(f"{record.threads} threads, now {torch.get_num_threads()}")
+    if others:
+        progress.warn(
+            f"begun with {'; '.join(others)}: the run goes on, but its last digits may be others "
+            "than without the stop"
+        )
+
+
+def _changes(before: Config, now: Config) -> dict[_Path, tuple[Any, Any]]:
+    """Keys with different values, and both of them."""
+    one, two = _leaves(before.plain()), _leaves(now.plain())
+    return {
+        key: (one.get(key), two.get(key))
+        for key in [*one, *(two.keys() - one.keys())]
+        if one.get(key) != two.get(key)
+    }
+
+
+def _leaves(values: Mapping[str, Any], path: _Path = ()) -> dict[_Path, Any]:
+    leaves: dict[_Path, Any] = {}
+    for key, value in values.items():
+        inner = (*path, key)
+        leaves |= _leaves(value, inner) if isinstance(value, Mapping) else {inner: value}
+    return leaves
+
+
+def _with(config: Config, values: Mapping[_Path, Any]) -> Config:
+    """The config with other values at some keys; None for the default."""
+    whole = config.plain()
+    for path, value in values.items():
+        section = whole
+        for part in path[:-1]:
+            section = section.setdefault(part, {})
+        section[path[-1]] = value
+        if value is None:
+            del section[path[-1]]
+    return Config.model_validate(whole)
+
+
+def _listed(what: str, names: Collection[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"{what}: {', '.join(sorted(names)[:3])}{more}"]
+
+
+def _refusal(folder: Path, what: str, shown: Sequence[str]) -> str:
+    lines = [*shown[:_MOST_LISTED]]
+    if len(shown) > _MOST_LISTED:
+        lines.append(f"and {len(shown) - _MOST_LISTED} more differences")
+    listed = "".join(f"\n  {line}" for line in lines) + "\n" if len(lines) > 1 else f" {lines[0]}. "
+    return (
+        f"{folder}: was trained with {what}, and cannot go on with this:{listed}"
+        "Take that back, or begin a new run with another output_dir"
+    )

@@ -1,0 +1,65 @@
+"""What data a run is trained on, in a few lines: enough to notice another, and to say where."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from finetune.data.images import Images, TrainVal, below
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Of the images of a run.
+
+    Attributes:
+        sha256: Of every image's split, path below the data's base, size in bytes and class.
+        classes: Images and bytes, by split and class.
+    """
+
+    sha256: str
+    classes: dict[str, tuple[int, int]]
+
+
+def fingerprint_of(data: TrainVal) -> Fingerprint:
+    """Looks at sizes alone; reads no image."""
+    digest = hashlib.sha256()
+    classes: dict[str, tuple[int, int]] = {}
+    for split, images in (("train", data.train), ("val", data.val)):
+        for (path, label), size in zip(_labelled(images), _sizes(images), strict=True):
+            line = f"{split}\0{below(path, data.base)}\0{size}\0{label}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+            count, num_bytes = classes.get(f"{split}/{label}", (0, 0))
+            classes[f"{split}/{label}"] = (count + 1, num_bytes + size)
+    return Fingerprint(digest.hexdigest(), classes)
+
+
+def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
+    """What changed, class by class; nothing where nothing did."""
+    if before.sha256 == now.sha256:
+        return []
+    found = [
+        f"{name}: {_amount(before, name)} before, {_amount(now, name)} now"
+        for name in sorted(before.classes.keys() | now.classes.keys())
+        if before.classes.get(name) != now.classes.get(name)
+    ]
+    return found or ["as many images of the same sizes, under other names"]
+
+
+def _amount(of: Fingerprint, name: str) -> str:
+    count, num_bytes = of.classes.get(name, (0, 0))
+    return f"{count:,} image{'' if count == 1 else 's'} of {num_bytes:,} bytes"
+
+
+def _labelled(images: Images) -> Iterator[tuple[str, str]]:
+    for path, label in zip(images.paths, images.labels, strict=True):
+        yield str(path), images.class_names[label]
+
+
+def _sizes(images: Images) -> Iterator[int]:
+    for path in images.paths:
+        try:
+            yield path.stat().st_size
+        except OSError:  # whoever decodes it will say so
+            yield 0
