@@ -87,7 +87,7 @@ def plan_adapters(
         found = {name for name in possible if matches(name)}
         chosen |= found
         if not any(map(matches, names)):
-            problems.append(f"{_KEY}: {idle_message(glob, names, key=_KEY)}")
+            problems.append(f"{_KEY}: {idle_message(glob, names, without='adapt=null')}")
         elif not found:
             problems.append(
                 f"{_KEY}: {glob!r} matches no weight that can have an adapter: a frozen one, of a "

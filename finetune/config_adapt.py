@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
-from finetune.config_section import Section, tuple_of
+from finetune.config_section import Section, one_line, tuple_of
 
 ADAPTED_FAMILIES = ("vit", "swin", "swin_v2", "maxvit")
 
@@ -22,6 +22,15 @@ class LoraConfig(Section):
     """Globs over the names of frozen weights; of what they match, those that can be adapted."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of what goes into the product; for linear layers alone."""
+
+    @field_validator("targets")
+    @classmethod
+    def _targets_say_something(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if not targets or not all(glob.strip() for glob in targets):
+            raise ValueError("must hold at least one glob, and none that is empty")
+        for glob in targets:
+            one_line(glob)
+        return targets
 
 
 class AdaptConfig(Section):

@@ -145,6 +145,11 @@ def test_what_cannot_be_adapted_is_refused(values: dict[str, Any], said: str) ->
     assert said in str(caught.value)
 
 
+def test_no_targets_at_all_are_refused() -> None:
+    with pytest.raises(ValidationError, match="at least one glob"):
+        lora(targets=[])
+
+
 def test_other_families_are_refused() -> None:
     with pytest.raises(ValidationError, match="adapt: is for vit, swin, swin_v2, maxvit, not for"):
         config_of("resnet18")
@@ -245,6 +250,7 @@ def test_the_freeze_report_counts_adapters_and_needs_no_peft() -> None:
     assert sum(row.parameters for row in report.groups) == report.adapters.parameters + 768 * 3 + 3
     text = render_freeze_report(report)
     assert "parameters train beside 27 frozen weights, and are added to them" in text
+    assert f"{report.adapters.parameters + 768 * 3 + 3:,} train" in text.splitlines()[0]
 
 
 def test_a_size_that_does_not_fit_is_answered_as_without_adapters() -> None:

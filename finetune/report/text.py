@@ -153,7 +153,7 @@ def render_freeze_report(report: FreezeReport, *, verbose: bool = False) -> str:
     parts = [
         f"{report.model} for {report.num_classes} classes: {count(totals.frozen)} of "
         f"{count(totals.parameters)} parameters frozen ({totals.frozen / totals.parameters:.1%}), "
-        f"{totals.trainable:,} train",
+        f"{totals.trainable + report.adapters.parameters:,} train",
         _patterns(report),
         render_module_tree(report.parameters),
         render_groups(report.groups, verbose=verbose),
