@@ -140,6 +140,10 @@ KINDS: dict[str, dict[str, Any]] = {
         "augment": {"policy": "crop_flip"},
         "schedule": {"name": "step", "step_epochs": 1, "gamma": 0.5},
     },
+    "rates that fall when nothing gets better": {
+        "train": {"monitor": "macro_f1", "early_stopping": {"patience": 2, "min_delta": 0.5}},
+        "schedule": {"name": "plateau", "patience": 1},
+    },
 }
 
 
@@ -187,6 +191,31 @@ def test_dropout_goes_on_as_it_would_have(config: Make, stop_at: StopAt) -> None
     stop_at(None)
     train(parts, resume=True)
     assert_same_run(Path(whole.output_dir), Path(parts.output_dir))
+
+
+@pytest.mark.slow
+def test_adapters_go_on_as_they_would_have(config: Make, stop_at: StopAt) -> None:
+    pytest.importorskip("peft")
+    sections: dict[str, Any] = {
+        "model": {"name": "swin_t"},
+        "adapt": {"lora": {"rank": 2}},
+        "train": {"epochs": 2},
+    }
+    whole, parts = config("whole", **sections), config("parts", **sections)
+    stop_at(None)
+    train(whole)
+    stop_at(3)
+    stopped(parts)
+    stop_at(None)
+    train(parts, resume=True)
+    assert_same_run(Path(whole.output_dir), Path(parts.output_dir))
+
+
+def test_a_run_that_was_ended_early_stays_so(config: Make, stop_at: StopAt) -> None:
+    stop_at(None)
+    ended = config(train={"epochs": 5, "early_stopping": {"patience": 1, "min_delta": 0.9}})
+    summary = train(ended)
+    assert (summary.last_epoch, train(ended, resume=True).last_epoch) == (2, 2)
 
 
 def test_the_number_of_workers_may_change(config: Make, stop_at: StopAt) -> None:

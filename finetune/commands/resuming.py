@@ -70,8 +70,8 @@ class Resumed:
             if one != two
         ]
         names = set(metadata.freeze_plan.names)
-        shown += _listed("frozen in the run would train now", names - plan.freeze.frozen)
-        shown += _listed("trained in the run would be frozen now", plan.freeze.frozen - names)
+        shown += _listed("frozen in the run would train now", names - plan.held)
+        shown += _listed("trained in the run would be frozen now", plan.held - names)
         if shown:
             raise ConfigError(_refusal(self.path.parent, "another network", shown))
 
