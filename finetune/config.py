@@ -19,7 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from finetune.backbones import BUILDERS, BUNDLED_MODEL
+from finetune.backbones import BUILDERS, BUNDLED_MODEL, family_of
+from finetune.config_adapt import ADAPTED_FAMILIES
+from finetune.config_adapt import AdaptConfig as AdaptConfig
 from finetune.config_augment import AugmentConfig as AugmentConfig
 from finetune.config_data import DataConfig as DataConfig
 from finetune.config_data import Fit as Fit
@@ -187,6 +189,8 @@ class Config(Section):
     format: Annotated[int, AfterValidator(_is_this_format)] = FORMAT
     model: ModelConfig
     freeze: FreezeConfig = Field(default_factory=FreezeConfig)
+    adapt: AdaptConfig | None = None
+    """Small trainable additions to frozen weights."""
     data: DataConfig
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -213,6 +217,15 @@ class Config(Section):
             raise ValueError(
                 f"schedule.patience: {patience} has no effect, since train.early_stopping ends "
                 f"training after {stopping.patience} epochs without a better figure"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapted_network_has_attention(self) -> Config:
+        if self.adapt and family_of(self.model.name).name not in ADAPTED_FAMILIES:
+            raise ValueError(
+                f"adapt: is for {', '.join(ADAPTED_FAMILIES)}, not for {self.model.name}; thaw "
+                "parts of it with freeze.patterns instead"
             )
         return self
 

@@ -58,7 +58,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     name: known.defaults for name, known in OPTIMIZERS.items() if not known.refused
 } | {AUTO: {"lr": AUTO, "weight_decay": AUTO}}
 
-_NO_OPTIONS = {
+NO_OPTIONS = {
     "params": "is what freeze.patterns leaves trainable",
     "lr": "is a key of its own: optimizer.lr",
     "weight_decay": "is a key of its own: optimizer.weight_decay",
@@ -67,6 +67,7 @@ _NO_OPTIONS = {
     "differentiable": "is for gradients through the optimizer itself, which nothing takes here",
     "capturable": "is for CUDA graphs, which are not used here",
 }
+"""What is no option of a class, and why."""
 
 
 def with_defaults_of(defaults: dict[str, dict[str, Any]], default_name: str, value: Any) -> Any:
@@ -169,8 +170,8 @@ class OptimizerConfig(Section):
     @classmethod
     def _options_are_plain(cls, options: dict[str, Any] | None) -> dict[str, Any] | None:
         for key, value in (options or {}).items():
-            if key in _NO_OPTIONS:
-                raise ValueError(f"{key} {_NO_OPTIONS[key]}")
+            if key in NO_OPTIONS:
+                raise ValueError(f"{key} {NO_OPTIONS[key]}")
             for part in value if isinstance(value, list) else [value]:
                 if isinstance(part, float) and not math.isfinite(part):
                     raise ValueError(f"{key}: must be a finite number, not {part}")

@@ -62,12 +62,15 @@ def resolve_defaults(
 def what_trains(plan: Plan) -> str:
     """head, block or everything, by the layers of the backbone whose weights train.
 
-    Norms and biases alone, in however many layers, are as little as a block.
+    Norms and biases alone, in however many layers, are as little as a block; adapters begin from
+    nothing, as the head does.
     """
     backbone = {
         name: p for name, p in plan.skeleton.named_parameters() if not plan.freeze.is_head(name)
     }
-    trainable = {name: p for name, p in backbone.items() if p.requires_grad}
+    trainable = {
+        name: p for name, p in backbone.items() if p.requires_grad and name not in plan.adapters
+    }
     weights = {plan.depths[name] for name, p in trainable.items() if decays(name, p.shape)}
     layers = {plan.depths[name] for name in backbone}
     return recipe.trains_of(max(len(weights), min(len(trainable), 1)), len(layers))

@@ -85,7 +85,7 @@ def plan_freeze(
     if idle:
         key = "freeze.patterns"
         raise ConfigError(
-            "\n".join(f"{key}: {idle_message(pattern, names, key=key)}" for pattern in idle)
+            "\n".join(f"{key}: {idle_message(glob, names, without=f'{key}=[]')}" for glob in idle)
         )
     decisions = tuple(
         Decision(
@@ -128,11 +128,11 @@ def _warning(match: PatternMatch, before: dict[str, bool], heads: tuple[str, ...
     return None
 
 
-def idle_message(pattern: str, names: Sequence[str], *, key: str) -> str:
+def idle_message(pattern: str, names: Sequence[str], *, without: str) -> str:
     """What is said of a pattern that matches nothing, with what was probably meant.
 
     Args:
-        key: The list in the config that it stands in.
+        without: What to set for a config without such patterns.
     """
     glob = pattern.removeprefix("!")
     mark = pattern[: len(pattern) - len(glob)]
@@ -141,7 +141,7 @@ def idle_message(pattern: str, names: Sequence[str], *, key: str) -> str:
     return (
         f"{pattern!r} matches no parameter.{hint} "
         f"Top-level modules here: {', '.join(top_level(names))}. "
-        f"`finetune freeze-report --set {key}=[] --verbose --config FILE` lists all names."
+        f"`finetune freeze-report --set {without} --verbose --config FILE` lists all names."
     )
 
 

@@ -29,6 +29,10 @@ class Monitor:
         """The monitored figure with such a sign that more is better."""
         return -val.loss if self.name == "loss" else float(getattr(val, self.name))
 
+    def rank(self, val: Evaluation) -> tuple[float, float]:
+        """Greater for the better of two epochs; an equal later one does not replace an earlier."""
+        return self.figure(val), -val.loss
+
     def see(self, val: Evaluation) -> bool:
         """Take in an epoch's evaluation; whether it is the best so far."""
         figure = self.figure(val)
@@ -36,7 +40,7 @@ class Monitor:
         self._waited += 1
         if self._to_beat is None or figure > self._to_beat + min_delta:
             self._to_beat, self._waited = figure, 0
-        rank = (figure, -val.loss)
+        rank = self.rank(val)
         is_best = self._best is None or rank > self._best
         if is_best:
             self._best = rank

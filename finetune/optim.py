@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from finetune.config import OptimizerConfig
-from finetune.config_optimizer import OPTIMIZERS
+from finetune.config_optimizer import NO_OPTIONS, OPTIMIZERS
 from finetune.config_section import AUTO
 from finetune.errors import ConfigError, did_you_mean
 from finetune.param_groups import plan_groups
@@ -99,14 +99,13 @@ def _check_options(config: OptimizerConfig) -> None:
     problems = []
     for key, value in config.options.items():
         if key not in taken:
-            own = [one for one in taken if one not in ("params", "lr", "weight_decay", "momentum")]
+            own = [one for one in taken if one not in NO_OPTIONS]
             problems.append(
                 f"optimizer.options.{key}: {name} has no such argument."
                 f"{did_you_mean(key, own)} It has {', '.join(own)}."
             )
             continue
-        whole = taken[key].annotation in (int, "int")
-        expected = _expected(value, taken[key].default, whole=whole)
+        expected = _expected(value, taken[key].default, str(taken[key].annotation))
         if expected:
             problems.append(f"optimizer.options.{key}: must be {expected}, not {value!r}")
     if problems:
@@ -116,15 +115,18 @@ def _check_options(config: OptimizerConfig) -> None:
     numbers = {"lr": OPTIMIZERS[config.name].defaults["lr"], "weight_decay": 0.0}
     try:
         _class_of(config)([parameter], **_arguments(config.model_copy(update=numbers))).step()
-    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-        raise ConfigError(f"optimizer.options: {name} refuses them: {error}") from error
+    except (ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError) as error:
+        raise ConfigError(
+            f"optimizer.options: {name} refuses them: {str(error).splitlines()[0]}"
+        ) from error
 
 
-def _expected(value: Any, default: Any, *, whole: bool = False) -> str:
+def _expected(value: Any, default: Any, annotation: str = "") -> str:
     """What a value should be, in words, to stand for a default; nothing where it may."""
-    if isinstance(default, bool):
+    if isinstance(default, bool) or (default is None and "bool" in annotation):
         return "" if isinstance(value, bool) else "true or false"
     if isinstance(default, int | float):
+        whole = annotation in ("int", "<class 'int'>")
         kinds = int if whole else (int, float)
         fits = isinstance(value, kinds) and not isinstance(value, bool)
         return "" if fits else f"a {'whole ' if whole else ''}number"
@@ -133,7 +135,7 @@ def _expected(value: Any, default: Any, *, whole: bool = False) -> str:
         if fits and not any(map(_expected, value, default)):
             return ""
         return f"a list of {len(default)} numbers"
-    return ""
+    return "" if value is None or isinstance(value, str | int | float) else "a word or a number"
 
 
 def _class_of(config: OptimizerConfig) -> Any:

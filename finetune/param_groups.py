@@ -118,7 +118,7 @@ def _glob_problem(
     matches = re.compile(translate(glob)).match
     matched = [name for name in names if matches(name)]
     if not matched:
-        return idle_message(glob, names, key="optimizer.groups")
+        return idle_message(glob, names, without="optimizer.groups=[]")
     if all(name in frozen for name in matched):
         return (
             f"{glob!r} matches only frozen parameters, which do not move; thaw them with "

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import nn
 
+from finetune.adapters import plan_adapters
 from finetune.config import Config, GivenPreprocessing, OptimizerConfig
 from finetune.cost import Cost, measure_cost
 from finetune.data.views import Views
 from finetune.freeze import FreezePlan, plan_freeze
 from finetune.layers import depths_of
-from finetune.model import ModelSpec, build_skeleton, resolve_model
+from finetune.model import ModelSpec, build_skeleton, check_input_size, resolve_model
 from finetune.optim import check_optimizer
 from finetune.param_groups import check_groups, plan_groups
 from finetune.results import (
+    AdapterFacts,
     Boundary,
     Cut,
     FreezeReport,
@@ -42,7 +44,10 @@ class Plan:
     spec: ModelSpec
     freeze: FreezePlan
     skeleton: nn.Module
+    """In which the weights with an adapter train: they are what changes."""
     num_classes: int
+    adapters: dict[str, int] = field(default_factory=dict)
+    """Weights that get an adapter, with the numbers that it holds."""
 
     @cached_property
     def cost(self) -> Cost:
@@ -51,8 +56,14 @@ class Plan:
 
     @cached_property
     def depths(self) -> dict[str, int]:
-        """Layers between each parameter and the head's."""
-        return depths_of(self.skeleton, self.spec.family)
+        """Layers between each parameter and the head's; an adapter's as its weight's."""
+        depths = depths_of(self.skeleton, self.spec.family)
+        return depths | {f"{n}.lora_{letter}": depths[n] for n in self.adapters for letter in "AB"}
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Names of the parameters that stay as they were loaded."""
+        return self.freeze.frozen - self.adapters.keys()
 
 
 def make_plan(config: Config, num_classes: int) -> Plan:
@@ -66,10 +77,15 @@ def make_plan(config: Config, num_classes: int) -> Plan:
     skeleton = build_skeleton(spec, num_classes)
     names = [name for name, _ in skeleton.named_parameters()]
     freeze = plan_freeze(names, config.freeze.patterns, heads=spec.heads)
-    apply_freeze(skeleton, freeze.frozen)
+    if config.adapt is not None:
+        check_input_size(skeleton, spec, batch_size=2)
+    adapters = plan_adapters(
+        config.adapt, skeleton, spec.preprocessing.crop, frozen=freeze.frozen, heads=spec.heads
+    )
+    apply_freeze(skeleton, freeze.frozen - adapters.keys())
     set_train_mode(skeleton, update_norm_stats=config.freeze.norm_stats == "update")
-    plan = Plan(spec, freeze, skeleton, num_classes)
-    check_groups(config.optimizer, names, freeze.frozen, depths=plan.depths)
+    plan = Plan(spec, freeze, skeleton, num_classes, adapters)
+    check_groups(config.optimizer, names, plan.held, depths=plan.depths)
     check_optimizer(
         config.optimizer, {n: p for n, p in skeleton.named_parameters() if p.requires_grad}
     )
@@ -167,8 +183,9 @@ def make_freeze_report(
         norm_layers=_norm_rows(plan.skeleton),
         backward_boundary=Boundary(cost.last_without_backward, cost.first_with_backward),
         cut=_cut(plan, config, cost, split, num_train, num_val),
-        memory=_memory(totals, config.optimizer),
-        groups=group_rows(plan, config.optimizer),
+        memory=_memory(totals, sum(plan.adapters.values()), config.optimizer),
+        adapters=AdapterFacts(len(plan.adapters), sum(plan.adapters.values())),
+        groups=_group_rows(plan, config.optimizer),
         operations=Operations(
             input_size=plan.spec.preprocessing.crop,
             forward=cost.forward_frozen + cost.forward_live,
@@ -283,28 +300,26 @@ def _norm_rows(skeleton: nn.Module) -> tuple[NormRow, ...]:
     return tuple(rows)
 
 
-def group_rows(plan: Plan, optimizer: OptimizerConfig) -> tuple[GroupRow, ...]:
-    """The optimizer's groups, the head's first."""
-    sizes = {n: p.numel() for n, p in plan.skeleton.named_parameters()}
-    shapes = {n: p.shape for n, p in plan.skeleton.named_parameters() if p.requires_grad}
+def _group_rows(plan: Plan, optimizer: OptimizerConfig) -> tuple[GroupRow, ...]:
+    moving = {n: p for n, p in plan.skeleton.named_parameters() if p.requires_grad}
+    sizes = {n: p.numel() for n, p in moving.items()} | plan.adapters
+    groups = plan_groups(optimizer, {n: p.shape for n, p in moving.items()}, depths=plan.depths)
     return tuple(
         GroupRow(
-            lr=group.lr,
-            weight_decay=group.weight_decay,
-            tensors=len(group.names),
-            parameters=sum(sizes[name] for name in group.names),
-            names=group.names,
+            *(group.lr, group.weight_decay, len(group.names)),
+            *(sum(sizes[name] for name in group.names), group.names),
         )
-        for group in plan_groups(optimizer, shapes, depths=plan.depths)
+        for group in groups
     )
 
 
-def _memory(totals: Totals, optimizer: OptimizerConfig) -> Memory:
+def _memory(totals: Totals, adapters: int, optimizer: OptimizerConfig) -> Memory:
     states = optimizer.state_tensors
+    trainable = (totals.trainable + adapters) * _BYTES
     return Memory(
         optimizer=optimizer.name,
-        gradient_bytes=totals.trainable * _BYTES,
+        gradient_bytes=trainable,
         gradient_bytes_saved=totals.frozen * _BYTES,
-        optimizer_bytes=totals.trainable * _BYTES * states,
+        optimizer_bytes=trainable * states,
         optimizer_bytes_saved=totals.frozen * _BYTES * states,
     )

@@ -37,6 +37,7 @@ class TrainSummary:
         frozen_verified: Tensors and buffers whose SHA-256 in the saved checkpoints is the one
             taken before the first forward pass.
         exempt: Buffers that ``freeze.norm_stats: update`` allowed to move.
+        adapted: Frozen weights to which adapters were added.
     """
 
     run_dir: str
@@ -59,6 +60,7 @@ class TrainSummary:
     frozen_tensors: int
     frozen_verified: int
     exempt: tuple[str, ...]
+    adapted: int
     elapsed_s: float
     peak_memory_mib: int | None
     rerun: str
@@ -226,6 +228,14 @@ class GroupRow:
 
 
 @dataclass(frozen=True)
+class AdapterFacts:
+    """Frozen weights that get an adapter, and the numbers that all adapters hold."""
+
+    weights: int
+    parameters: int
+
+
+@dataclass(frozen=True)
 class FreezeReport:
     """What is frozen, by which pattern, and what that saves."""
 
@@ -241,6 +251,7 @@ class FreezeReport:
     memory: Memory
     groups: tuple[GroupRow, ...]
     """Of the optimizer, the head's first."""
+    adapters: AdapterFacts
     operations: Operations
     warnings: tuple[str, ...]
 

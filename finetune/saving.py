@@ -13,6 +13,7 @@ from types import TracebackType
 
 from torch import Tensor, nn
 
+from finetune.adapters import plain_state
 from finetune.checkpoint import Metadata, save_checkpoint
 from finetune.errors import OutputError
 from finetune.run_folder import BEST, LAST
@@ -79,7 +80,7 @@ class Saver:
         self._spent += self._written - start
 
     def _snapshot(self) -> dict[str, Tensor]:
-        state = self.model.state_dict()
+        state = plain_state(self.model)
         kept = OrderedDict(
             (name, tensor if name in self.unchanging else tensor.detach().clone())
             for name, tensor in state.items()

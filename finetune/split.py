@@ -28,6 +28,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 from torchvision.ops import StochasticDepth
 
+from finetune.adapters import is_adapter
+
 Features = Tensor | tuple[Tensor, ...]
 """What crosses the cut: one tensor, or several; the first dimension counts images."""
 
@@ -40,6 +42,8 @@ _LEAVES = (StochasticDepth, ShiftedWindowAttention, ShiftedWindowAttentionV2)
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if is_adapter(m):  # reads its mode, and whether it is merged
+            return True
         return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
 
 

@@ -21,7 +21,7 @@ LINES = [
         "cli_options",
     },
     {"backbones", "files", "yaml_text", "config_section"},
-    {"config_data", "config_augment", "config_optimizer"},
+    {"config_data", "config_augment", "config_optimizer", "config_adapt"},
     {"config"},
     {
         "config_problems",
@@ -32,7 +32,7 @@ LINES = [
         "train_mode",
         "depthwise",
     },
-    {"data"},
+    {"data", "adapters"},
     {"config_file", "split", "recipe", "blocks", "param_groups", "layers", "schedules"},
     {"model", "optim", "metrics", "checkpoint", "proof", "cost", "intervals", "temperature"},
     {"weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving", "scoring"},
@@ -115,7 +115,9 @@ def test_every_module_can_be_read_in_one_sitting() -> None:
 def test_every_import_is_declared() -> None:
     text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
     declared = text.split("dependencies = [")[1].split("]")[0].lower()
-    extras = "".join(line for line in text.splitlines() if line.startswith(("plots", "export")))
+    extras = "".join(
+        line for line in text.splitlines() if line.startswith(("plots", "export", "adapt"))
+    )
     names = {"yaml": "pyyaml", "PIL": "pillow"}
     for _, path in modules():
         at_the_top = imported(path, top_level_only=True)

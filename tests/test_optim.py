@@ -271,6 +271,8 @@ def refused(name: str, options: dict[str, Any], **values: Any) -> str:
         ("adamw", {"beta": [0.9, 0.99]}, "options.beta: AdamW has no such argument. Did you mean"),
         ("sgd", {"nestrov": True}, "Did you mean 'nesterov'?"),
         ("sgd", {"nesterov": 1}, "options.nesterov: must be true or false, not 1"),
+        ("sgd", {"foreach": 5}, "options.foreach: must be true or false, not 5"),
+        ("muon", {"adjust_lr_fn": [1]}, "options.adjust_lr_fn: must be a word or a number"),
         ("sgd", {"dampening": "much"}, "options.dampening: must be a number, not 'much'"),
         ("adamw", {"betas": 0.9}, "options.betas: must be a list of 2 numbers, not 0.9"),
         ("adamw", {"betas": [0.9]}, "options.betas: must be a list of 2 numbers"),

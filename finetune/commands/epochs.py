@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from finetune import run_folder
+from finetune.adapters import merged, named_trainable
 from finetune.checkpoint import Frozen, Metadata
 from finetune.commands.preparation import Prepared, updates_norm_stats
 from finetune.config import Config
@@ -66,7 +67,7 @@ def run_epochs(
     config, model, live = prepared.config, prepared.model, prepared.engine.live
     num_classes = prepared.plan.num_classes
     optimizer = build_optimizer(
-        model.named_parameters(), config.optimizer, depths=prepared.plan.depths
+        named_trainable(model), config.optimizer, depths=prepared.plan.depths
     )
     schedule = build_schedule(
         optimizer, config.schedule, epochs=config.train.epochs, steps_per_epoch=len(training)
@@ -93,7 +94,8 @@ def run_epochs(
     ):
         tracked = progress.track(validation.epoch(), "evaluate", total=len(validation))
         start = time.perf_counter()
-        val = evaluate(live, tracked, num_classes=num_classes)
+        with merged(model):
+            val = evaluate(live, tracked, num_classes=num_classes)
         epoch = Epoch(trained, val, time.perf_counter() - start)
         _refuse_not_a_number(epoch, config)
         append_line(folder / run_folder.METRICS, json.dumps(epoch.record()))
@@ -127,7 +129,7 @@ def _metadata(prepared: Prepared, epoch: Epoch) -> Metadata:
         config=prepared.config,
         freeze_plan=Frozen(
             patterns=prepared.config.freeze.patterns,
-            names=tuple(d.name for d in freeze.decisions if d.frozen),
+            names=tuple(d.name for d in freeze.decisions if d.name in prepared.plan.held),
         ),
         epoch=epoch.trained.epoch,
         metrics={

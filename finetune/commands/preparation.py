@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from finetune.adapters import attach, require_peft
 from finetune.config import AugmentConfig, Config, DataConfig
 from finetune.config_augment import DRAWN_POLICIES
 from finetune.data.images import TrainVal
@@ -42,6 +43,8 @@ class Prepared:
 
 def prepare(config: Config, progress: Progress) -> Prepared:
     """The cheap checks first: folders, patterns and sizes fail before weights are read."""
+    if config.adapt is not None:
+        require_peft()
     make_deterministic()
     use_one_heap()
     device = select_device(config.runtime.device)
@@ -56,9 +59,11 @@ def prepare(config: Config, progress: Progress) -> Prepared:
     check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
     model = build_untrained(plan.spec, num_classes, seed=config.seed)
     load_pretrained(model, plan.spec)
-    apply_freeze(model, plan.freeze.frozen)
+    apply_freeze(model, plan.held)
     updates = updates_norm_stats(config)
     proof = take_proof(model, update_norm_stats=updates)
+    if config.adapt is not None:
+        attach(model, config.adapt.lora, tuple(plan.adapters), seed=config.seed)
     model.to(device)
     set_train_mode(model, update_norm_stats=updates)
     (progress.warn if checked.worrying else progress.say)(checked.verdict)

@@ -74,10 +74,13 @@ def _frozen(summary: TrainSummary) -> str:
     if not summary.frozen_parameters:
         return "nothing: every parameter trained"
     exempt = f"; {len(summary.exempt)} norm statistics updated" if summary.exempt else ""
+    adapted = ""
+    if summary.adapted:
+        adapted = f"; to the other {plural(summary.adapted, 'weight')} adapters were added"
     return (
         f"{plural(summary.frozen_parameters, 'parameter')} in "
         f"{plural(summary.frozen_tensors, 'tensor')}; verified: {summary.frozen_verified} tensors "
-        f"and buffers are bit for bit as loaded (SHA-256, in best.pt and last.pt){exempt}"
+        f"and buffers are bit for bit as loaded (SHA-256, in best.pt and last.pt){exempt}{adapted}"
     )
 
 
@@ -142,11 +145,14 @@ def render_freeze_report(report: FreezeReport, *, verbose: bool = False) -> str:
     parts = [
         f"{report.model} for {report.num_classes} classes: {count(totals.frozen)} of "
         f"{count(totals.parameters)} parameters frozen ({totals.frozen / totals.parameters:.1%}), "
-        f"{totals.trainable:,} train",
+        f"{totals.trainable + report.adapters.parameters:,} train",
         _patterns(report),
         render_module_tree(report.parameters),
         render_groups(report.groups, verbose=verbose),
-        table(("", ""), [*_norm_facts(report.norm_layers), *_saving_facts(report)]),
+        table(
+            ("", ""),
+            [*_adapter_facts(report), *_norm_facts(report.norm_layers), *_saving_facts(report)],
+        ),
     ]
     if report.warnings:
         parts.append("\n".join(f"  warning: {warning}" for warning in report.warnings))
@@ -169,6 +175,15 @@ def _patterns(report: FreezeReport) -> str:
         for row in report.patterns
     ]
     return table(("pattern", "", "tensors", "parameters", "share"), rows, right=(2, 3, 4))
+
+
+def _adapter_facts(report: FreezeReport) -> list[tuple[str, str]]:
+    adapters = report.adapters
+    if not adapters.weights:
+        return []
+    beside = plural(adapters.weights, "frozen weight")
+    what = f"{count(adapters.parameters)} parameters train beside {beside}"
+    return [("Adapters", f"{what}, and are added to them in what is saved")]
 
 
 def _norm_facts(norms: tuple[NormRow, ...]) -> list[tuple[str, str]]:
