@@ -16,6 +16,7 @@ from finetune.data.transforms import normalise
 from finetune.form import Form, Runner
 from finetune.runtime import on_cores
 from finetune.split import Features, Split
+from finetune.stopping import unless_asked
 
 CPU_ROWS = 8
 """Images that a core computes at once: their activations stay in its caches.
@@ -56,8 +57,13 @@ class Computation:
         return _joined(on_cores(self._compute, list(torch.split(pixels, self.rows))))
 
     def in_this_thread(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """As above, for callers that run in several threads themselves."""
-        return _joined([self._compute(part) for part in torch.split(pixels, self.rows)])
+        """As above, for callers that run in several threads themselves.
+
+        Raises:
+            Interrupted: a signal asked to stop; whoever waits for the thread need not wait long.
+        """
+        parts = unless_asked(torch.split(pixels, self.rows))
+        return _joined([self._compute(part) for part in parts])
 
     def features(self, pixels: Tensor) -> Features:
         """What the live part takes."""

@@ -51,6 +51,7 @@ from finetune.runtime import (
     versions,
 )
 from finetune.split import Features
+from finetune.stopping import unless_asked
 
 FeatureBatch = tuple[Features, Tensor]
 """Input of the live part, and labels on the device: ``(N,)`` int64, or each class's share of a
@@ -257,6 +258,7 @@ def _fill(
         f"{'view' if views.count == 1 else 'views'} are computed once: "
         f"{layout.num_bytes / 2**20:,.1f} MiB{known}"
     )
+    blocks = unless_asked(blocks)
     tracked = progress.track(blocks, f"{what} features", total=len(keys))
     broken: list[Unreadable] = []
     for block, features in zip(missing, tracked, strict=True):

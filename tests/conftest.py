@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +51,14 @@ def draw_photos(folder: Path, *, classes: int = 2, count: int = 6, size: int = 4
             image.paste((255, 255, 255), (0, 0, 8 + index, size))  # a picture unlike its mirror
             image.save(class_folder / f"{index}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Runs of the command line, forked from one process, as `run_server` describes them."""
+    from run_server import serve_runs
+
+    yield from serve_runs(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture

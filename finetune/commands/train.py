@@ -85,12 +85,14 @@ def _train(
             num_val=len(prepared.data.val),
         )
         # Before the folder is touched: a photo that cannot be read costs no earlier run.
-        training = _source(prepared, progress, training=True)
-        validation = _source(prepared, progress, training=False)
+        with stopping.patiently():
+            training = _source(prepared, progress, training=True)
+            validation = _source(prepared, progress, training=False)
     work = prepared.plan.cost.forward_live * prepared.config.data.batch_size
     minutes = prepared.config.train.checkpoint_minutes
     # From here on a signal waits for the end of a step, and leaves a checkpoint.
-    with stopping.patiently(f" after the last epoch; go on with: {command(folder)}"):
+    after = f" after the last epoch; saved. Go on with: {command(folder)}"
+    with stopping.patiently(after):
         if resumed is None:
             run_folder.prepare(folder, overwrite=overwrite)
         else:
@@ -103,9 +105,10 @@ def _train(
                 start=start,
                 resumed=resumed,
             )
-    verified = _verify_saved(prepared.proof, folder)
-    summary = _summary(prepared, report, trained, verified, time.perf_counter() - start)
-    write_text(folder / run_folder.SUMMARY, to_json(summary))
+    with stopping.impatiently(after):
+        verified = _verify_saved(prepared.proof, folder)
+        summary = _summary(prepared, report, trained, verified, time.perf_counter() - start)
+        write_text(folder / run_folder.SUMMARY, to_json(summary))
     return summary
 
 

@@ -1,0 +1,114 @@
+"""Runs of the command line that are killed at any moment, and go on bit for bit."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from recording import count_of, record
+from run_files import assert_same_run
+from run_server import KINDS, Runs
+
+from finetune.checkpoint import Training, read_checkpoint, save_checkpoint
+from finetune.run_folder import LAST, PREVIOUS
+
+MOST_KILLS_A_RUN = 4
+
+
+def killed_until_done(runs: Runs, number: int, most: int) -> int:
+    """A run that is killed at random moments, at most so often, and goes on each time; returns
+    how often it was killed."""
+    rng = random.Random(number)
+    kind, run, kills = rng.choice(list(KINDS)), f"killed{number}", 0
+    often = ["--set", f"train.checkpoint_minutes={rng.choice([1e-9, 10])}"]
+    more: list[str] = []
+    while True:
+        workers = rng.choice([0, 1, 2])
+        program = runs.server.start(*runs.arguments(kind, run, *often, *more, workers=workers))
+        if kills < most:
+            time.sleep(rng.uniform(0.0, runs.seconds[kind]))
+            program.send(signal.SIGKILL)
+        code = program.wait()
+        if code != -signal.SIGKILL:
+            assert code == 0, program.said
+            assert_same_run(runs.folder / kind, runs.folder / run)
+            return kills
+        kills += 1
+        there = any((runs.folder / run / name).exists() for name in (LAST, PREVIOUS))
+        # What the message says to a run that was killed before its first checkpoint.
+        more = ["--resume"] if there else ["--overwrite"]
+
+
+def test_a_killed_run_goes_on_bit_for_bit(runs: Runs) -> None:
+    total, kills, number = count_of("kills", 20), 0, 0
+    while kills < total:
+        kills += killed_until_done(runs, number, min(MOST_KILLS_A_RUN, total - kills))
+        number += 1
+        assert number <= total + 10, "hardly any kill came in time"
+    record("killed anywhere: gone on bit for bit", tried=kills, held=kills, runs=number)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_told_what_to_do(
+    runs: Runs,
+) -> None:
+    folder = runs.folder / "early"
+    folder.mkdir()
+    (folder / ".finetune-run").touch()
+    code, err = runs.server.run(*runs.arguments("part", "early", "--resume"))
+    assert code == 5
+    assert err == (
+        f"finetune: {folder}: holds no checkpoint to go on from: it was ended before it wrote its "
+        "first one. Begin again: the same command with --overwrite in place of --resume\n"
+    )
+
+
+def save_for_ever() -> None:
+    """What a killed program does: saves generation after generation, and says which are done."""
+    folder, generation = Path(sys.argv[1]), int(sys.argv[2])
+    model = read_checkpoint(folder / "model.pt")
+    assert model.training is not None
+    while True:
+        generation += 1
+        tensors = {n: torch.full_like(t, generation) for n, t in model.training.tensors.items()}
+        save_checkpoint(
+            folder / LAST,
+            *(model.model, model.metadata.model_copy(update={"epoch": generation})),
+            training=Training(model.training.record, tensors),
+            keep=folder / PREVIOUS,
+        )
+        print(generation, flush=True)
+
+
+def generation_of(path: Path) -> int:
+    """Of a checkpoint, which must be whole and of one piece."""
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.training is not None
+    epoch = checkpoint.metadata.epoch
+    assert all(bool((tensor == epoch).all()) for tensor in checkpoint.training.tensors.values())
+    return epoch
+
+
+def test_a_save_that_is_killed_leaves_the_one_before_it(
+    runs: Runs,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "model.pt").write_bytes((runs.folder / "part" / LAST).read_bytes())
+    rng = random.Random(0)
+    total, generation = count_of("saves", 20), 0
+    for _ in range(total):
+        given = (str(tmp_path), str(generation))
+        program = runs.server.start(*given, call="test_kills:save_for_ever")
+        while program.out.read_text().count("\n") < 2:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0.0, 0.05))
+        program.send(signal.SIGKILL)
+        program.wait()
+        said = int(program.out.read_text().split()[-1])
+        generation = generation_of(tmp_path / LAST)
+        assert generation in (said, said + 1)
+        assert generation_of(tmp_path / PREVIOUS) in (generation - 1, generation - 2)
+    record("killed in a save: the checkpoint before is whole", tried=total, held=total)
