@@ -21,6 +21,7 @@ class Family:
         aux_heads: Paths of further classifier layers, each behind its auxiliary branch.
         aux_modules: The auxiliary branches themselves; dropped unless asked for.
         aux_weight: Share of each auxiliary loss, in the order in which train mode returns them.
+        block: Path of one of the blocks that the family is built of, as a regular expression.
         sizes: Which input sizes work, in words for an error message.
         fixed_size: The network is built for one input size (``image_size`` of the builder).
     """
@@ -28,6 +29,7 @@ class Family:
     name: str
     builders: tuple[str, ...]
     head: str
+    block: str
     sizes: str
     aux_heads: tuple[str, ...] = ()
     aux_modules: tuple[str, ...] = ()
@@ -36,11 +38,14 @@ class Family:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("alexnet", ("alexnet",), "classifier.6", "63 px or more"),
+    Family(
+        "alexnet", ("alexnet",), "classifier.6", r"(?:features|classifier)\.\d+", "63 px or more"
+    ),
     Family(
         "vgg",
         ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"),
         "classifier.6",
+        r"(?:features|classifier)\.\d+",
         "32 px or more",
     ),
     Family(
@@ -51,6 +56,7 @@ FAMILIES: tuple[Family, ...] = (
             *("wide_resnet50_2", "wide_resnet101_2"),
         ),
         "fc",
+        r"layer\d\.\d+",
         "any size",
     ),
     Family(
@@ -62,18 +68,21 @@ FAMILIES: tuple[Family, ...] = (
             *("regnet_y_8gf", "regnet_y_16gf", "regnet_y_32gf", "regnet_y_128gf"),
         ),
         "fc",
+        r"trunk_output\.block\d\.block\d-\d+",
         "any size",
     ),
     Family(
         "shufflenet_v2",
         ("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
         "fc",
+        r"stage\d\.\d+",
         "any size",
     ),
     Family(
         "googlenet",
         ("googlenet",),
         "fc",
+        r"inception\d\w",
         "15 px or more",
         aux_heads=("aux1.fc2", "aux2.fc2"),
         aux_modules=("aux1", "aux2"),
@@ -83,6 +92,7 @@ FAMILIES: tuple[Family, ...] = (
         "inception_v3",
         ("inception_v3",),
         "fc",
+        r"Mixed_\d\w",
         "75 px or more (299 px is what its weights were trained for)",
         aux_heads=("AuxLogits.fc",),
         aux_modules=("AuxLogits",),
@@ -92,21 +102,24 @@ FAMILIES: tuple[Family, ...] = (
         "densenet",
         ("densenet121", "densenet161", "densenet169", "densenet201"),
         "classifier",
+        r"features\.denseblock\d",
         "29 px or more",
     ),
-    Family("squeezenet", ("squeezenet1_0",), "classifier.1", "21 px or more"),
-    Family("squeezenet", ("squeezenet1_1",), "classifier.1", "17 px or more"),
-    Family("mobilenet_v2", ("mobilenet_v2",), "classifier.1", "any size"),
+    Family("squeezenet", ("squeezenet1_0",), "classifier.1", r"features\.\d+", "21 px or more"),
+    Family("squeezenet", ("squeezenet1_1",), "classifier.1", r"features\.\d+", "17 px or more"),
+    Family("mobilenet_v2", ("mobilenet_v2",), "classifier.1", r"features\.\d+", "any size"),
     Family(
         "mobilenet_v3",
         ("mobilenet_v3_small", "mobilenet_v3_large"),
         "classifier.3",
+        r"features\.\d+",
         "any size",
     ),
     Family(
         "mnasnet",
         ("mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3"),
         "classifier.1",
+        r"layers\.\d+\.\d+",
         "any size",
     ),
     Family(
@@ -117,27 +130,39 @@ FAMILIES: tuple[Family, ...] = (
             *("efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l"),
         ),
         "classifier.1",
+        r"features\.\d\.\d+(?=\.block)",
         "any size",
     ),
     Family(
         "convnext",
         ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
         "classifier.2",
+        r"features\.[1357]\.\d+",
         "32 px or more",
     ),
     Family(
         "vit",
         ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"),
         "heads.head",
+        r"encoder\.layers\.encoder_layer_\d+",
         "one size, fixed by the weights' position embedding",
         fixed_size=True,
     ),
-    Family("swin", ("swin_t", "swin_s", "swin_b"), "head", "32 px or more"),
-    Family("swin_v2", ("swin_v2_t", "swin_v2_s", "swin_v2_b"), "head", "32 px or more"),
+    Family(
+        "swin", ("swin_t", "swin_s", "swin_b"), "head", r"features\.[1357]\.\d+", "32 px or more"
+    ),
+    Family(
+        "swin_v2",
+        ("swin_v2_t", "swin_v2_s", "swin_v2_b"),
+        "head",
+        r"features\.[1357]\.\d+",
+        "32 px or more",
+    ),
     Family(
         "maxvit",
         ("maxvit_t",),
         "classifier.5",
+        r"blocks\.\d\.layers\.\d+",
         "224 px or another multiple of 224 (every block divides into windows of 7 by 7)",
     ),
 )

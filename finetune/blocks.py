@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 _OPENED_ABOVE = 0.5
-_WORTH_TRAINING = 0.05
+_WORTH_TRAINING = 0.03
 _MOST_LISTED = 24
 
 
@@ -60,8 +61,35 @@ def _opened(prefix: str, parameters: Sequence[tuple[str, int]], most: float) -> 
     return found
 
 
+def units_of(parameters: Sequence[tuple[str, int]], unit: str) -> list[Block]:
+    """The blocks that a family repeats, and what stands before, between and behind them.
+
+    Args:
+        parameters: As of `blocks_of`.
+        unit: The path of such a block, as a regular expression.
+    """
+    matches = re.compile(unit).match
+    units = {found[0] for name, _ in parameters if (found := matches(name))}
+    above = {path for one in units for path in _prefixes(one)[:-1]}
+
+    def part_of(parameter: tuple[str, int]) -> str:
+        found = matches(parameter[0])
+        outside = (path for path in _prefixes(parameter[0]) if path not in above)
+        return found[0] if found else next(outside)
+
+    return [
+        Block(path, sum(size for _, size in members), alone=members[0][0] == path)
+        for path, group in itertools.groupby(parameters, key=part_of)
+        for members in [list(group)]
+    ]
+
+
+def _prefixes(path: str) -> list[str]:
+    return list(itertools.accumulate(path.split("."), "{}.{}".format))
+
+
 def last_block(blocks: Sequence[Block]) -> list[Block]:
-    """The shortest end that holds a twentieth of a backbone: a last norm alone is no block."""
+    """The shortest end that holds a share worth training: a last norm alone is no block."""
     total = sum(block.parameters for block in blocks)
     taken: list[Block] = []
     for block in reversed(blocks):

@@ -82,6 +82,12 @@ class TrainingRecord(BaseModel):
     """What the optimizer remembers in numbers, by parameter and its own word."""
     elapsed_s: float
     resumed_at: tuple[str, ...]
+    stages: tuple[dict[str, Any], ...] = ()
+    """What became of earlier stages."""
+    unchanged: dict[str, str] | None = None
+    """Name and SHA-256 of every tensor that earlier stages all left as it was loaded."""
+    state_kept: int = 0
+    """Parameters of which the optimizer took over the state from the stage before."""
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,9 @@ def freeze_report(
         int | None,
         typer.Option("--num-classes", min=2, help="Needed only where the data is absent."),
     ] = None,
+    stage: Annotated[
+        int | None, typer.Option("--stage", min=1, help="Of a run in stages, this one alone.")
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="List every parameter with its pattern.")
     ] = False,
@@ -146,7 +149,9 @@ def freeze_report(
         from finetune.commands import freeze_report as command
     from finetune.report.text import render_freeze_report
 
-    report = command.freeze_report(loaded, num_classes=num_classes, progress=TerminalProgress())
+    report = command.freeze_report(
+        loaded, num_classes=num_classes, stage=stage, progress=TerminalProgress()
+    )
     emit(report, lambda result: render_freeze_report(result, verbose=verbose), as_json)
 
 

@@ -7,111 +7,31 @@ file into a `Config` and words what is wrong with it.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from finetune.backbones import BUILDERS, BUNDLED_MODEL, family_of
+from finetune import config_stages
+from finetune.backbones import family_of
 from finetune.config_adapt import ADAPTED_FAMILIES
 from finetune.config_adapt import AdaptConfig as AdaptConfig
 from finetune.config_augment import AugmentConfig as AugmentConfig
 from finetune.config_data import DataConfig as DataConfig
 from finetune.config_data import Fit as Fit
+from finetune.config_model import GivenPreprocessing as GivenPreprocessing
+from finetune.config_model import ModelConfig as ModelConfig
+from finetune.config_model import PreprocessingConfig as PreprocessingConfig
 from finetune.config_optimizer import OptimizerConfig as OptimizerConfig
 from finetune.config_optimizer import ScheduleConfig as ScheduleConfig
 from finetune.config_section import AUTO, CountOrAuto, Section, Text, one_line, tuple_of
-from finetune.errors import did_you_mean
 
 FORMAT = 1
 """Version of the config's own form; raised when an old file would mean something else."""
 
 
-Size = Annotated[int, Field(ge=1, le=4096)]
-RGB = Annotated[tuple[float, float, float], BeforeValidator(tuple_of)]
-
-
-class GivenPreprocessing(Section):
-    """From a decoded photo to the network's input, as a config gives it."""
-
-    resize: Size
-    """The shorter side, in pixels, before the crop; data.fit pad and stretch do without."""
-    crop: Size
-    """Side of the square, in pixels, that the network takes."""
-    mean: RGB = (0.485, 0.456, 0.406)
-    """Subtracted from each channel, for pixels in 0..1."""
-    std: RGB = (0.229, 0.224, 0.225)
-    """Divides each channel, after the mean."""
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
-
-    @field_validator("std")
-    @classmethod
-    def _std_is_positive(cls, std: RGB) -> RGB:
-        if min(std) <= 0:
-            raise ValueError(f"every value must be above 0, not {list(std)}")
-        return std
-
-
-class PreprocessingConfig(GivenPreprocessing):
-    """The whole way to the network's input, which travels in a checkpoint."""
-
-    fit: Fit = "crop"
-    """From ``data.fit``; checkpoints from before it was there cropped."""
-
-
-def _word_or_section(value: Any) -> str:
-    return "word" if isinstance(value, str) else "section"
-
-
-class ModelConfig(Section):
-    """Which network, with which weights."""
-
-    name: str
-    """A torchvision classification builder; `finetune models` lists them."""
-    weights: Text = "DEFAULT"
-    """DEFAULT, an entry such as IMAGENET1K_V2, a path to a state dict, bundled, or none."""
-    preprocessing: Annotated[
-        Annotated[str, Tag("word")] | Annotated[GivenPreprocessing, Tag("section")],
-        Discriminator(_word_or_section),
-    ] = "auto"
-    """auto (the weights' own), the name of an entry, or every value."""
-    aux_heads: bool = False
-    """Keep and train the auxiliary heads of googlenet and inception_v3."""
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_known(cls, name: str) -> str:
-        if name not in BUILDERS:
-            raise ValueError(
-                f"{name!r} is no torchvision classification builder."
-                f"{did_you_mean(name, BUILDERS)} `finetune models` lists all {len(BUILDERS)}."
-            )
-        return name
-
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _null_is_none(cls, weights: Any) -> Any:
-        return "none" if weights is None else weights
-
-    @model_validator(mode="after")
-    def _bundled_fits(self) -> ModelConfig:
-        if self.weights == "bundled" and self.name != BUNDLED_MODEL:
-            raise ValueError(
-                f"weights: bundled are of {BUNDLED_MODEL}, not of {self.name}; "
-                f"set name: {BUNDLED_MODEL}, or give other weights"
-            )
-        return self
-
-
-class FreezeConfig(Section):
-    """What does not train."""
+class StageFreeze(Section):
+    """What does not train, in a run or in a stage of one."""
 
     patterns: Annotated[tuple[str, ...], BeforeValidator(tuple_of)] = ("*",)
     """Globs over the pretrained model's parameter names; the last match wins; ! thaws."""
@@ -126,6 +46,13 @@ class FreezeConfig(Section):
                 raise ValueError(f"pattern {position} is empty: {pattern!r}")
             one_line(pattern)
         return patterns
+
+
+class FreezeConfig(StageFreeze):
+    """What does not train."""
+
+    may_differ: bool = False
+    """Continue from a run of our own that froze something else (model.weights)."""
 
 
 class EarlyStoppingConfig(Section):
@@ -164,10 +91,9 @@ def _is_this_format(given: int) -> int:
     return given
 
 
-class RuntimeConfig(Section):
-    """On what the work is done."""
+class StageRuntime(Section):
+    """In which form the work is done, in a run or in a stage of one."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen prefix. auto times both."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
@@ -180,15 +106,43 @@ class RuntimeConfig(Section):
     """torch.compile of what trains. auto: on CUDA, where a run is long enough to repay it."""
 
 
-class FeaturesConfig(Section):
-    """What becomes of the frozen prefix's outputs."""
+class RuntimeConfig(StageRuntime):
+    """On what the work is done."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+class StageFeatures(Section):
+    """What becomes of the frozen prefix's outputs, in a run or in a stage of one."""
 
     cache: Literal["auto", "memory", "disk", "off"] = "auto"
     """auto: on disk where they fit and repay themselves."""
+
+
+class FeaturesConfig(StageFeatures):
+    """What becomes of the frozen prefix's outputs."""
+
     dir: Text | None = None
     """Folder of the cache; default: the user's cache folder."""
     known_by: Literal["time", "content"] = "time"
     """How a changed photo is noticed: by path, size and time of change, or by its SHA-256."""
+
+
+class StageConfig(Section):
+    """A part of a run, with a freezing of its own; what it leaves out comes from the base."""
+
+    epochs: CountOrAuto = TrainConfig.model_fields["epochs"].default
+    """Passes over the training images; default: train.epochs."""
+    freeze: StageFreeze = Field(default_factory=StageFreeze)
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig.model_validate({}))
+    schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig.model_validate({}))
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    features: StageFeatures = Field(default_factory=StageFeatures)
+    runtime: StageRuntime = Field(default_factory=StageRuntime)
+
+
+Recipe = Literal["linear_probe", "last_block", "head_then_all", "full", "norm_only", "bias_only"]
+"""Words for a freezing, or for stages; `finetune.named_recipes` says what they stand for."""
 
 
 class Config(Section):
@@ -196,6 +150,8 @@ class Config(Section):
 
     format: Annotated[int, AfterValidator(_is_this_format)] = FORMAT
     model: ModelConfig
+    recipe: Recipe | None = None
+    """Stands for freeze.patterns, or for stages."""
     freeze: FreezeConfig = Field(default_factory=FreezeConfig)
     adapt: AdaptConfig | None = None
     """Small trainable additions to frozen weights."""
@@ -204,26 +160,46 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig.model_validate({}))
     schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig.model_validate({}))
+    stages: Annotated[tuple[StageConfig, ...], BeforeValidator(tuple_of)] = ()
+    """One after the other; none: the whole run is one. Each is whole: it states every key."""
     features: FeaturesConfig = Field(default_factory=FeaturesConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     output_dir: Annotated[Text, AfterValidator(os.path.expanduser)]
     """Folder of the run: checkpoints, metrics, reports."""
     seed: int = Field(default=0, ge=0, lt=2**63)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _stages_are_whole(cls, values: Any) -> Any:
+        return config_stages.filled(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _a_recipe_decides_alone(self) -> Config:
+        if self.recipe and self.stages:
+            raise ValueError("recipe: stands for stages of its own; remove it, or stages")
+        if self.recipe and "patterns" in self.freeze.model_fields_set:
+            raise ValueError(
+                f"recipe: {self.recipe} stands for what trains; remove it, or freeze.patterns"
+            )
+        return self
+
     @model_validator(mode="after")
     def _warmup_fits(self) -> Config:
-        if self.train.epochs != AUTO:
-            problem = self.schedule.warmup_problem(self.train.epochs)
+        for at, length, part in self._parts():
+            problem = "" if length == AUTO else part.schedule.warmup_problem(length)
             if problem:
-                raise ValueError(problem)
+                raise ValueError(at + problem.replace("train.", at or "train."))
         return self
 
     @model_validator(mode="after")
     def _plateau_comes_before_the_end(self) -> Config:
-        stopping, patience = self.train.early_stopping, self.schedule.patience
-        if stopping and patience and stopping.patience <= patience:
+        stopping = self.train.early_stopping
+        for at, _, part in self._parts():
+            patience = part.schedule.patience
+            if not (stopping and patience and stopping.patience <= patience):
+                continue
             raise ValueError(
-                f"schedule.patience: {patience} has no effect, since train.early_stopping ends "
+                f"{at}schedule.patience: {patience} has no effect, since train.early_stopping ends "
                 f"training after {stopping.patience} epochs without a better figure"
             )
         return self
@@ -249,13 +225,27 @@ class Config(Section):
     @model_validator(mode="after")
     def _whole_photos_are_not_cropped(self) -> Config:
         fit = self.data.fit
-        if fit != "crop" and self.augment.policy == "crop_flip":
-            raise ValueError(
-                f"augment.policy: crop_flip would cut what data.fit {fit} keeps whole; take flip, "
-                "or trivial, randaugment or autoaugment, which do not crop then"
-            )
+        for at, _, part in self._parts():
+            if fit != "crop" and part.augment.policy == "crop_flip":
+                raise ValueError(
+                    f"{at}augment.policy: crop_flip would cut what data.fit {fit} keeps whole; "
+                    "take flip, or trivial, randaugment or autoaugment, which do not crop then"
+                )
         return self
 
+    def _parts(self) -> Iterator[tuple[str, Any, Config | StageConfig]]:
+        """What trains one after the other: its place in the file, its epochs and its sections."""
+        if not self.stages:
+            yield "", self.train.epochs, self
+        for number, stage in enumerate(self.stages):
+            yield f"stages.{number}.", stage.epochs, stage
+
     def plain(self) -> dict[str, Any]:
-        """The config as plain values, ready for YAML or JSON; options without effect left out."""
-        return self.model_dump(mode="json", exclude_none=True)
+        """The config as plain values, ready for YAML or JSON; what has no effect is left out."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        if self.recipe:
+            del values["freeze"]["patterns"]
+        if self.stages:
+            return config_stages.without_base(values)
+        del values["stages"]
+        return values

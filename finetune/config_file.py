@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from finetune import __version__, yaml_text
 from finetune.config import FORMAT, Config, DataConfig, ModelConfig
 from finetune.config_problems import problems_of
+from finetune.config_stages import stage_problems, taken_over
 from finetune.errors import ConfigError, did_you_mean
 from finetune.files import is_folder
 from finetune.yaml_text import Problem
@@ -38,16 +39,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     _refuse_newer_format(path, data)
     data.setdefault("output_dir", str(Path("runs") / path.stem))
     unread = {problem.path for problem in document.problems if problem.unread}
+    found = [*stage_problems(data)]
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        for problem in problems_of(error):
-            if problem.path not in unread:
-                line = document.line_of(problem.path)
-                problems.append(Problem(line, problem.path, problem.text))
+        found += _only_once([*problems_of(error)], data, unread)
     else:
-        if not problems:
+        if not problems and not found:
             return config
+    problems += [Problem(document.line_of(one.path), one.path, one.text) for one in found]
     raise ConfigError(_message(path, problems, origins))
 
 
@@ -88,7 +88,7 @@ def model_of(name: str, weights: str) -> ModelConfig:
 
 
 def to_yaml(config: Config) -> str:
-    """The config as a file that `load_config` reads back equal."""
+    """The config as a file that `load_config` reads back equal, but for what stages overrule."""
     return yaml_text.dump(config.plain())
 
 
@@ -110,6 +110,18 @@ def _siblings(path: Path) -> Iterable[Path]:
     return path.parent.glob("*.y*ml") if path.parent.is_dir() else ()
 
 
+def _only_once(
+    problems: list[Problem], data: dict[str, Any], unread: set[yaml_text.Path]
+) -> list[Problem]:
+    """Without what was said already, by the reader or of the base that a stage took it from."""
+    known = {problem.path for problem in problems} | unread
+    return [
+        problem
+        for problem in problems
+        if problem.path not in unread and taken_over(data, problem.path) not in known
+    ]
+
+
 def _apply_overrides(
     data: dict[str, Any], overrides: Sequence[str], problems: list[Problem]
 ) -> dict[yaml_text.Path, str]:
@@ -117,8 +129,10 @@ def _apply_overrides(
     origins: dict[yaml_text.Path, str] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
-        path: yaml_text.Path = tuple(key.strip().split("."))
-        origins[path] = f"--set {override}"
+        keys = key.strip().split(".")
+        path: yaml_text.Path = tuple(keys)
+        origin = f"--set {override}"
+        origins[path] = origin
         if not equals or not all(path):
             problems.append(Problem(None, path, "expected key.path=value, as in train.epochs=3"))
             continue
@@ -126,16 +140,41 @@ def _apply_overrides(
         if document.problems:
             problems += [Problem(None, path, problem.text) for problem in document.problems]
             continue
-        section = data
-        for part in path[:-1]:
-            inner = section.setdefault(str(part), {})
-            if not isinstance(inner, dict):
-                problems.append(Problem(None, path, f"{part} is no section"))
-                break
-            section = inner
-        else:
-            section[str(path[-1])] = document.value
+        try:
+            holder, place = _place(data, keys)
+        except LookupError as error:
+            problems.append(Problem(None, path, str(error.args[0])))
+            continue
+        origins[place] = origin
+        holder[place[-1]] = document.value
     return origins
+
+
+def _place(data: dict[str, Any], keys: Sequence[str]) -> tuple[Any, yaml_text.Path]:
+    """What holds the value that dotted keys name, and its path, in which a list's parts have
+    numbers; sections that are missing are made.
+
+    Raises:
+        LookupError: there is no such place.
+    """
+    holder: Any = data
+    path: list[str | int] = []
+    for key in keys[:-1]:
+        path.append(_key_in(holder, key))
+        inner = holder.setdefault(key, {}) if isinstance(holder, dict) else holder[path[-1]]
+        if not isinstance(inner, dict | list):
+            raise LookupError(f"{key} is no section")
+        holder = inner
+    return holder, (*path, _key_in(holder, keys[-1]))
+
+
+def _key_in(holder: dict[str, Any] | list[Any], key: str) -> str | int:
+    if isinstance(holder, dict):
+        return key
+    number = int(key) if key.isdecimal() and len(key) < 6 else len(holder)
+    if number >= len(holder):
+        raise LookupError(f"{key} is no part of a list of {len(holder)}, which counts from 0")
+    return number
 
 
 def _refuse_newer_format(path: Path, data: dict[str, Any]) -> None:

@@ -7,11 +7,12 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from finetune.config import Config
+from finetune.config import Config, StageConfig
 from finetune.errors import did_you_mean, nearest
 from finetune.yaml_text import Path, Problem
 
 _UNION_TAGS = frozenset({"word", "section", "number"})
+_STAGES = "stages"
 
 
 def problems_of(error: ValidationError) -> Iterator[Problem]:
@@ -27,8 +28,10 @@ def problems_of(error: ValidationError) -> Iterator[Problem]:
 def _own_path(path: Path, text: str) -> tuple[Path, str]:
     """A check of a whole section begins its text with the key that it is about."""
     key, colon, rest = text.partition(": ")
-    inner = (*path, *key.split("."))
-    if colon and ".".join(map(str, inner)) in _dotted_keys():
+    parts = (int(part) if part.isdecimal() else part for part in key.split("."))
+    inner = (*path, *parts)
+    dotted = ".".join(part for part in inner if isinstance(part, str))
+    if colon and dotted in _dotted_keys(lists=True):
         return inner, rest
     return path, text
 
@@ -122,24 +125,28 @@ def _keys_of(path: Path) -> str:
     return ", ".join(section.model_fields) if section else "…"
 
 
-def _dotted_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+def _dotted_keys(
+    section: type[BaseModel] = Config, prefix: str = "", *, lists: bool = False
+) -> list[str]:
+    """Of sections within sections; of lists of sections where asked for."""
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
         inner = _section_in(field.annotation)
-        if inner and get_origin(field.annotation) is not tuple:
-            keys += _dotted_keys(inner, f"{prefix}{name}.")
+        if inner and (lists or get_origin(field.annotation) is not tuple):
+            keys += _dotted_keys(inner, f"{prefix}{name}.", lists=lists)
     return keys
 
 
 def _nearest_key(path: Path) -> str:
-    """The key meant: in the same section, else the same or a similar word in another."""
+    """The key meant: in the same section, else the same or a similar word in another; of a stage's
+    key in that stage."""
     word = str(path[-1])
     section = _section_at(path[:-1])
     prefix = "".join(f"{part}." for part in path[:-1])
     here = [f"{prefix}{near}" for near in nearest(word, section.model_fields if section else ())]
     by_word: dict[str, list[str]] = {}
-    for key in _dotted_keys():
+    for key in _keys_beside(path):
         by_word.setdefault(key.rpartition(".")[2], []).append(key)
     meant = by_word.get(word) or here[:1]
     if not meant:
@@ -147,3 +154,10 @@ def _nearest_key(path: Path) -> str:
     if meant:
         return f" Did you mean {' or '.join(repr(key) for key in meant)}?"
     return f" Known here: {_keys_of(path[:-1])}."
+
+
+def _keys_beside(path: Path) -> list[str]:
+    """Every key of the base, or of the stage that the path lies in."""
+    if len(path) > 2 and path[0] == _STAGES:
+        return _dotted_keys(StageConfig, f"{_STAGES}.{path[1]}.")
+    return _dotted_keys()

@@ -120,6 +120,11 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def is_file(path: Path) -> bool:
+    """As `exists`, for plain files: neither a folder nor a device."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def expand_user(path: str) -> Path:
     """``~`` replaced; left as it is where there is no such user, unlike ``Path.expanduser``."""
     return Path(os.path.expanduser(path))  # noqa: PTH111

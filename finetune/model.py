@@ -13,10 +13,13 @@ from torchvision.transforms import InterpolationMode
 
 from finetune.backbones import Family, family_of
 from finetune.config import Fit, GivenPreprocessing, ModelConfig, PreprocessingConfig
+from finetune.continuing import Earlier, earlier_run
 from finetune.errors import ConfigError, ModelError, did_you_mean
 from finetune.keyed import seed_for
 
 _BUNDLED_PREPROCESSING = PreprocessingConfig(resize=64, crop=64)
+_TRAINED_WITH = ("transform_input", "image_size")
+"""Build flags that belong to weights. maxvit's input_size does not: its windows keep their size."""
 _INTERPOLATION = {
     InterpolationMode.NEAREST: "nearest",
     InterpolationMode.BILINEAR: "bilinear",
@@ -38,6 +41,8 @@ class ModelSpec:
     weights: str
     build_flags: dict[str, Any]
     preprocessing: PreprocessingConfig
+    earlier: Earlier | None = None
+    """The run of our own that the weights are of, where they are of one."""
 
     @property
     def family(self) -> Family:
@@ -56,6 +61,11 @@ def is_entry(weights: str) -> bool:
     return weights.isidentifier() and weights.isupper()
 
 
+def is_path(weights: str) -> bool:
+    """Whether ``weights`` names a file or a run's folder."""
+    return not is_entry(weights) and weights not in ("bundled", "none")
+
+
 def resolve_model(config: ModelConfig, *, fit: Fit = "crop") -> ModelSpec:
     """Settle weights entry, build flags and preprocessing.
 
@@ -63,8 +73,9 @@ def resolve_model(config: ModelConfig, *, fit: Fit = "crop") -> ModelSpec:
         fit: The config's ``data.fit``.
 
     Raises:
-        ModelError: no such weights entry.
-        ConfigError: no such entry to take the preprocessing from.
+        ModelError: no such weights entry, or weights of another network.
+        ConfigError: no such entry to take the preprocessing from, or no auxiliary head.
+        CheckpointError: a run of our own, damaged.
     """
     entries = {entry.name: entry for entry in models.get_model_weights(config.name)}
     weights = config.weights
@@ -76,20 +87,46 @@ def resolve_model(config: ModelConfig, *, fit: Fit = "crop") -> ModelSpec:
             f"{did_you_mean(weights, entries)} It has {', '.join(entries)}; "
             "a path, bundled or none are possible too."
         )
+    earlier = earlier_run(weights) if is_path(weights) else None
+    if earlier is not None:
+        _check_continues(config, earlier)
+        weights = str(earlier.path)
     first = next(iter(entries.values()))
     entry = entries.get(weights, first)
-    given = _resolve_preprocessing(config, weights, entry, entries)
+    given = _resolve_preprocessing(config, weights, entry, entries, earlier)
     preprocessing = PreprocessingConfig(**{**given.model_dump(), "fit": fit})
     flags = _build_flags(config, weights, entry, preprocessing)
-    return ModelSpec(config.name, weights, flags, preprocessing)
+    if earlier is not None:
+        before = earlier.metadata.build_flags
+        flags |= {key: before[key] for key in _TRAINED_WITH if key in flags and key in before}
+    return ModelSpec(config.name, weights, flags, preprocessing, earlier)
+
+
+def _check_continues(config: ModelConfig, earlier: Earlier) -> None:
+    before = earlier.metadata
+    if before.model_name != config.name:
+        raise ModelError(
+            f"model.weights: {earlier.path} is a run of {before.model_name}, not of {config.name}; "
+            f"set model.name: {before.model_name}, or give other weights"
+        )
+    if config.aux_heads and not before.build_flags.get("aux_logits", False):
+        raise ConfigError(
+            f"model.aux_heads: {earlier.path} was trained without auxiliary heads; remove the line"
+        )
 
 
 def _resolve_preprocessing(
-    config: ModelConfig, weights: str, entry: Any, entries: dict[str, Any]
+    config: ModelConfig,
+    weights: str,
+    entry: Any,
+    entries: dict[str, Any],
+    earlier: Earlier | None,
 ) -> GivenPreprocessing:
     wanted = config.preprocessing
     if isinstance(wanted, GivenPreprocessing):
         return wanted
+    if wanted == "auto" and earlier is not None:
+        return earlier.metadata.preprocessing
     if wanted == "auto":
         return _BUNDLED_PREPROCESSING if weights == "bundled" else preprocessing_of(entry)
     if wanted not in entries:

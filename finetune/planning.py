@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import nn
@@ -29,6 +29,7 @@ from finetune.results import (
     Operations,
     ParameterRow,
     PatternRow,
+    StagedFreezeReport,
     Totals,
 )
 from finetune.split import WORTH_KEEPING_BYTES, Split, find_cut
@@ -66,14 +67,17 @@ class Plan:
         return self.freeze.frozen - self.adapters.keys()
 
 
-def make_plan(config: Config, num_classes: int) -> Plan:
+def make_plan(config: Config, num_classes: int, *, spec: ModelSpec | None = None) -> Plan:
     """Settle the network and what of it is frozen; reads no weights.
+
+    Args:
+        spec: Of a network that was built already.
 
     Raises:
         ConfigError: a pattern or an optimizer's glob matches nothing, or the optimizer cannot be.
         ModelError: no such weights, or the network cannot be built.
     """
-    spec = resolve_model(config.model, fit=config.data.fit)
+    spec = spec or resolve_model(config.model, fit=config.data.fit)
     skeleton = build_skeleton(spec, num_classes)
     names = [name for name, _ in skeleton.named_parameters()]
     freeze = plan_freeze(names, config.freeze.patterns, heads=spec.heads)
@@ -278,6 +282,23 @@ def _totals(rows: tuple[ParameterRow, ...]) -> Totals:
         tensors=len(rows),
         trainable_tensors=len(rows) - len(frozen),
         frozen_tensors=len(frozen),
+    )
+
+
+def staged_report(
+    reports: Sequence[FreezeReport], stages: Sequence[Config]
+) -> FreezeReport | StagedFreezeReport:
+    """The freeze reports of a run's stages as one; of a run without stages its own."""
+    if len(reports) == 1:
+        return reports[0]
+    return StagedFreezeReport(tuple(reports), tuple(config.train.epochs for config in stages))
+
+
+def totals_of(reports: Sequence[FreezeReport]) -> Totals:
+    """Over the stages of a run: what trains in some of them, and what in none."""
+    stages = zip(*(report.parameters for report in reports), strict=True)
+    return _totals(
+        tuple(replace(rows[0], frozen=all(row.frozen for row in rows)) for rows in stages)
     )
 
 

@@ -51,6 +51,10 @@ class Proof:
             )
         return self.count
 
+    def as_begun(self, before: Mapping[str, str]) -> Proof:
+        """Of what earlier stages of a run left as it was as well, by the hashes taken first."""
+        return Proof({n: before[n] for n in self.sha256 if n in before}, self.exempt)
+
 
 def hash_tensor(tensor: Tensor) -> str:
     """SHA-256 over dtype, shape and bytes."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.stage_results import PlannedStage, StageSummary
+from finetune.stage_results import PredictedTime as PredictedTime
+from finetune.stage_results import Scores as Scores
+
 MONITORED = {
     "top1": "top-1",
     "balanced_accuracy": "balanced accuracy",
@@ -15,25 +19,17 @@ MONITORED = {
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Figures of one evaluation; accuracies are fractions."""
-
-    top1: float
-    loss: float
-    balanced_accuracy: float
-    macro_f1: float
-
-
-@dataclass(frozen=True)
 class TrainSummary:
     """The end of a training run.
 
     Attributes:
+        epochs: Of all stages.
         monitor: Which figure chose the best epoch; of equal ones the lower loss did, then the
             earlier.
         val: Of the best epoch.
         last: Of the last epoch.
         stopped: Why training ended before ``epochs``, if it did.
+        trainable_parameters, frozen_parameters: What trained in some stage, and what in none.
         frozen_verified: Tensors and buffers whose SHA-256 in the saved checkpoints is the one
             taken before the first forward pass.
         exempt: Buffers that ``freeze.norm_stats: update`` allowed to move.
@@ -64,6 +60,7 @@ class TrainSummary:
     exempt: tuple[str, ...]
     adapted: int
     resumed_at: tuple[str, ...]
+    stages: tuple[StageSummary, ...]
     elapsed_s: float
     peak_memory_mib: int | None
     rerun: str
@@ -71,20 +68,9 @@ class TrainSummary:
 
 
 @dataclass(frozen=True)
-class PredictedTime:
-    """Seconds, from one batch of each part; ``fill_s`` is paid once, and by the first run alone.
-
-    The first two are None where there is nothing to keep.
-    """
-
-    fill_s: float | None
-    epoch_with_cache_s: float | None
-    epoch_without_cache_s: float
-
-
-@dataclass(frozen=True)
 class DryRun:
-    """All that a training run settles before its first step."""
+    """All that a training run settles before its first step; of parameters, what trains in some
+    stage and what in none."""
 
     dry_run: bool
     run_dir: str
@@ -102,6 +88,8 @@ class DryRun:
     frozen_tensors: int
     frozen_hashed: int
     predicted: PredictedTime
+    """Of the first stage."""
+    stages: tuple[PlannedStage, ...]
     class_weights: dict[str, float] | None
     """By class, where ``data.balance`` is weights."""
     groups: tuple[GroupRow, ...]
@@ -257,6 +245,18 @@ class FreezeReport:
     adapters: AdapterFacts
     operations: Operations
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StagedFreezeReport:
+    """The freeze reports of a run's stages.
+
+    Attributes:
+        epochs: Of each; auto where the data is absent, by whose size it is chosen.
+    """
+
+    stages: tuple[FreezeReport, ...]
+    epochs: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,11 @@ class DamagedFileError(Exception):
     """The file is broken; the text is the reason, in one line."""
 
 
-def read_tensors(path: Path) -> Any:
+def read_tensors(path: Path, *, mapped: bool = False) -> Any:
     """What a ``.safetensors`` file or a torch file holds, on the CPU.
+
+    Args:
+        mapped: Of a torch file, read tensors only when they are used.
 
     Raises:
         UnsafeFileError, DamagedFileError.
@@ -33,7 +36,7 @@ def read_tensors(path: Path) -> Any:
             return load_file(path)
         with warnings.catch_warnings():  # about pickles that it is going to refuse anyway
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(_first_line(error)) from error
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, SafetensorError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections import OrderedDict
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
+from finetune.checkpoint import load_checkpoint
 from finetune.errors import ModelError, did_you_mean
 from finetune.files import exists, expand_user, is_folder, sha256_of
 from finetune.model import ModelSpec, is_entry
@@ -39,6 +41,7 @@ def load_pretrained(model: nn.Module, spec: ModelSpec) -> None:
 
     Raises:
         ModelError: the weights cannot be had, or do not fit.
+        CheckpointError: they are of a run of our own, and damaged.
     """
     if spec.weights == "none":
         return
@@ -53,12 +56,47 @@ def load_pretrained(model: nn.Module, spec: ModelSpec) -> None:
     model.load_state_dict(kept, strict=False)
 
 
+def copy_head_rows(
+    model: nn.Module, spec: ModelSpec, kept: Sequence[str], class_names: Sequence[str]
+) -> None:
+    """Give the new head the rows of an earlier run's, for classes that both have.
+
+    Args:
+        kept: Those classes.
+        class_names: Of the model.
+
+    Raises:
+        CheckpointError: the earlier run's file is damaged.
+        ModelError: its head does not fit.
+    """
+    assert spec.earlier is not None
+    path, before = spec.earlier.path, spec.earlier.metadata.class_names
+    state, _ = load_checkpoint(path)
+    own = dict(model.named_parameters())
+    there = {name: row for row, name in enumerate(before)}
+    here = {name: row for row, name in enumerate(class_names)}
+    for key in (f"{head}.{part}" for head in spec.heads for part in ("weight", "bias")):
+        if key not in own:  # maxvit's head has no bias
+            continue
+        expected = (len(before), *own[key].shape[1:])
+        rows = state.get(key)
+        if rows is None or rows.shape != expected or not bool(torch.isfinite(rows).all()):
+            raise ModelError(
+                f"model.weights: {path}: damaged: its {key} is no tensor of {expected} finite "
+                "numbers"
+            )
+        with torch.no_grad():
+            own[key][[here[name] for name in kept]] = rows[[there[name] for name in kept]]
+
+
 def _read(spec: ModelSpec) -> tuple[str, StateDict]:
     if spec.weights == "bundled":
         with resources.as_file(resources.files("finetune") / _BUNDLED_FILE) as path:
             return "the bundled weights", load_file(path)
     if is_entry(spec.weights):
         return f"{spec.name} {spec.weights}", _read_entry(spec)
+    if spec.earlier is not None:
+        return spec.weights, load_checkpoint(spec.earlier.path)[0]
     return spec.weights, read_state_dict(expand_user(spec.weights))
 
 

@@ -15,6 +15,7 @@ PACKAGE = Path(finetune.__file__).parent
 
 # A module imports only from lower lines, or from its own package.
 LINES = [
+    {"stage_results"},
     {
         *("errors", "keyed", "progress", "results", "check_results", "data_results"),
         *("eval_results", "terminal", "position"),
@@ -22,7 +23,8 @@ LINES = [
     },
     {"stopping"},
     {"backbones", "files", "yaml_text", "config_section"},
-    {"config_data", "config_augment", "config_optimizer", "config_adapt"},
+    {"config_data", "config_augment", "config_optimizer", "config_adapt", "config_stages"},
+    {"config_model"},
     {"config"},
     {
         "config_problems",
@@ -32,13 +34,26 @@ LINES = [
         "runtime",
         "train_mode",
         "depthwise",
-        *("sealed", "averaging", "optimizer_state"),
+        *("sealed", "averaging", "optimizer_state", "stages"),
     },
-    {"data", "adapters"},
-    {"config_file", "split", "recipe", "blocks", "param_groups", "layers", "schedules"},
-    {"model", "optim", "metrics", "checkpoint", "proof", "cost", "intervals", "temperature"},
+    {"data", "adapters", "handover"},
+    {"checkpoint"},
+    {
+        "config_file",
+        "split",
+        "recipe",
+        "blocks",
+        "param_groups",
+        "layers",
+        "schedules",
+        "continuing",
+    },
+    {"model", "optim", "metrics", "proof", "cost", "intervals", "temperature"},
     {"step"},
-    {"weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving", "scoring"},
+    {
+        *("weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving", "scoring"),
+        "named_recipes",
+    },
     {"computation", "monitor", "defaults"},
     {"keeping", "in_form"},
     {"features"},
@@ -60,13 +75,15 @@ NO_TORCH = {
         "config_data",
         "config_augment",
         "config_optimizer",
+        "config_model",
+        "config_stages",
         "check_results",
         "terminal",
     ),
     *("cli_options", "eval_results", "cli_results", "intervals"),
     *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
     *("cli_support", "cli_data", "data_results", "recipe", "blocks", "param_groups"),
-    *("position", "stopping"),
+    *("position", "stopping", "stages", "stage_results"),
 }
 
 

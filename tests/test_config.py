@@ -561,10 +561,11 @@ def test_model_and_root_alone_make_a_run(load: Load) -> None:
         "model": {
             "name": "resnet18",
             "weights": "DEFAULT",
+            "keep_head": "none",
             "preprocessing": "auto",
             "aux_heads": False,
         },
-        "freeze": {"patterns": ["*"], "norm_stats": "keep"},
+        "freeze": {"patterns": ["*"], "norm_stats": "keep", "may_differ": False},
         "data": {
             "root": "photos",
             "val_fraction": 0.2,

@@ -13,16 +13,14 @@ import torch
 from PIL import Image
 
 from finetune import cli, recipe, yaml_text
-from finetune.backbones import BUILDERS
 from finetune.blocks import Block, blocks_of, last_block, listed
 from finetune.commands.init import init
 from finetune.commands.train import train
-from finetune.config import Config, GivenPreprocessing, ModelConfig
+from finetune.config import Config, GivenPreprocessing
 from finetune.config_data import DataConfig
 from finetune.config_file import data_of, load_config, model_of
 from finetune.data.glance import Glance, glance_at
 from finetune.errors import ConfigError, ModelError
-from finetune.model import build_skeleton, resolve_model
 from finetune.planning import make_plan
 from finetune.progress import Silent
 from finetune.report.starting_config import render_starting_config, scalar
@@ -333,23 +331,3 @@ def test_very_many_blocks_share_lines() -> None:
         ("layers.1.* … layers.28.*", 280),
         ("layers.29.*", 10),
     ]
-
-
-@pytest.mark.parametrize("name", BUILDERS)
-def test_every_backbone_has_a_last_block_that_is_a_small_end_of_it(name: str) -> None:
-    """Names and sizes alone: nothing is computed, so that all 80 take seconds."""
-    if name in ("regnet_y_128gf", "vit_h_14"):
-        pytest.skip("as its smaller siblings")
-    spec = resolve_model(ModelConfig(name=name))
-    heads = tuple(f"{head}." for head in spec.heads)
-    parameters = [
-        (key, value.numel())
-        for key, value in build_skeleton(spec, 2).named_parameters()
-        if not key.startswith(heads)
-    ]
-    blocks = blocks_of(parameters)
-    assert sum(block.parameters for block in blocks) == sum(size for _, size in parameters)
-    thawed = last_block(blocks)
-    share = sum(b.parameters for b in thawed) / sum(b.parameters for b in blocks)
-    assert 0.05 <= share < 0.6
-    assert blocks[-len(thawed) :] == thawed

@@ -125,6 +125,8 @@ def differing(configs: Sequence[Config]) -> tuple[ConfigRow, ...]:
 def _flat(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for key, value in section.items():
+        if isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
+            value = dict(enumerate(value))
         if isinstance(value, Mapping):
             found += _flat(value, f"{prefix}{key}.")
         else:

@@ -18,18 +18,20 @@ class Epoch:
     trained: EpochResult
     val: Evaluation
     eval_s: float
+    stage: int = 1
 
     def record(self) -> dict[str, Any]:
         """The epoch's line of ``metrics.jsonl``."""
         val = {key: getattr(self.val, key) for key in _VAL_FIGURES}
-        return asdict(self.trained) | {"val": val, "eval_s": self.eval_s}
+        mine = {"stage": self.stage, "val": val, "eval_s": self.eval_s}
+        return asdict(self.trained) | mine
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Epoch:
         """From its line; what single classes did is not in it."""
         trained = {key: record[key] for key in EpochResult.__dataclass_fields__}
         val = Evaluation(**{key: record["val"][key] for key in _VAL_FIGURES}, per_class=())
-        return cls(EpochResult(**trained), val, record["eval_s"])
+        return cls(EpochResult(**trained), val, record["eval_s"], record.get("stage", 1))
 
     def line(self, total: int, *, monitor: str, is_best: bool) -> str:
         """The epoch in one line, for people."""

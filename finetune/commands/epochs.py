@@ -1,4 +1,4 @@
-"""The epochs of a run: train, evaluate, record, keep, show; and to stop and go on in between."""
+"""The epochs of a stage: train, evaluate, record, keep, show; and to stop and go on in between."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from finetune.commands.epoch_record import Epoch
 from finetune.commands.preparation import Prepared, updates_norm_stats
 from finetune.commands.resuming import Resumed, command
-from finetune.commands.underway import Underway
+from finetune.commands.underway import Past, Underway
 from finetune.config import Config
 from finetune.data.balance import class_weights
 from finetune.data.images import shown_few
@@ -23,23 +23,31 @@ from finetune.errors import CheckpointError, Interrupted, NotFiniteError, Result
 from finetune.evaluate import evaluate
 from finetune.features import FeatureBatch, Source
 from finetune.files import append_line, write_text
+from finetune.keyed import seed_for
 from finetune.loop import EpochResult, train_epochs
+from finetune.monitor import Monitor
 from finetune.progress import Progress
 from finetune.saving import Saver
+from finetune.stages import epochs_of, stage_configs
 from finetune.train_mode import set_train_mode
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What became of a run's epochs.
+    """What became of a stage's epochs.
 
     Attributes:
-        resumed_at: Where it was stopped, and went on later.
+        best: Of all epochs so far, those of earlier stages among them.
+        best_here: Of this stage.
+        number: Of its epochs.
+        under_way: The stage as it stands.
     """
 
     best: Epoch
+    best_here: Epoch
     last: Epoch
-    resumed_at: tuple[str, ...]
+    number: int
+    under_way: Underway
 
 
 def run_epochs(
@@ -51,11 +59,16 @@ def run_epochs(
     progress: Progress,
     *,
     start: float,
+    total: int,
+    past: Past,
     resumed: Resumed | None = None,
 ) -> Trained:
     """Train, and after each epoch evaluate, record and keep.
 
     Args:
+        total: Epochs of the whole run, as planned.
+        past: What earlier stages left behind; numbers and keys of epochs go on from theirs, and
+            the best of all is kept.
         start: Of the run, by this process's clock, earlier processes counted in.
 
     Raises:
@@ -63,13 +76,16 @@ def run_epochs(
         ResultError: a loss, a gradient or a weight is no number.
     """
     config, model, live = prepared.config, prepared.model, prepared.engine.live
-    num_classes, total = prepared.plan.num_classes, config.train.epochs
+    num_classes = prepared.plan.num_classes
     steps = -(-len(training) // config.train.accumulate)
-    run = Underway(prepared, steps_per_epoch=steps, start=start, resumed=resumed)
-    position = run.position
+    run = Underway(prepared, steps_per_epoch=steps, start=start, past=past, resumed=resumed)
+    position, monitor = run.position, run.monitor
     epochs = _recorded(run, folder)
-    best = None if resumed is None else _best_on_disk(run, epochs, resumed, folder, progress)
-    monitor = run.monitor
+    first = len(past.records)
+    if resumed is None:
+        best = best_of(epochs, monitor) if epochs else None
+    else:
+        best = _best_on_disk(run, epochs, resumed, folder, progress)
 
     def save_between_steps() -> None:
         if stopping.asked():
@@ -96,9 +112,10 @@ def run_epochs(
             optimizer=run.optimizer,
             schedule=run.schedule,
             set_mode=lambda: set_train_mode(model, update_norm_stats=updates_norm_stats(config)),
-            epochs=total,
+            epochs=first + config.train.epochs,
             num_classes=num_classes,
-            seed=config.seed,
+            # Batches count from 0 in each stage: their keys are those of no other stage.
+            seed=seed_for(config.seed, "stage", position.stage) if position.stage else config.seed,
             label_smoothing=config.train.label_smoothing,
             class_weights=class_weights(prepared.data.train.counts())
             if config.data.balance == "weights"
@@ -134,7 +151,13 @@ def run_epochs(
             raise _stopped(f"in {position}, not all of it saved", folder) from error
         raise
     assert best is not None  # train.epochs is at least 1
-    return Trained(best, epochs[-1], run.resumed_at)
+    here = epochs[first:]
+    return Trained(best, best_of(here, monitor), epochs[-1], len(here), run)
+
+
+def best_of(epochs: Sequence[Epoch], monitor: Monitor) -> Epoch:
+    """Of equals the earliest."""
+    return max(epochs, key=lambda epoch: monitor.rank(epoch.val))
 
 
 def _evaluated(
@@ -155,7 +178,7 @@ def _evaluated(
     except Interrupted:
         saver.keep_now(run.checkpoint(evaluated=False))
         raise _stopped(f"in the evaluation of epoch {trained.epoch}", folder) from None
-    return Epoch(trained, val, time.perf_counter() - start)
+    return Epoch(trained, val, time.perf_counter() - start, run.position.stage + 1)
 
 
 def _recorded(run: Underway, folder: Path) -> list[Epoch]:
@@ -182,14 +205,15 @@ def _best_on_disk(
     """
     if not epochs:
         return None
-    best = max(epochs, key=lambda epoch: run.monitor.rank(epoch.val))
+    best = best_of(epochs, run.monitor)
     path = folder / run_folder.BEST
     try:
         _, metadata = load_checkpoint(path)
     except CheckpointError as error:
         problem = str(error)
     else:
-        grows = metadata.config.train.epochs != resumed.config.train.epochs
+        lengths = {epochs_of(stage_configs(it)) for it in (metadata.config, resumed.config)}
+        grows = len(lengths) > 1
         if metadata.epoch == best.trained.epoch or (metadata.epoch > len(epochs) and not grows):
             return best
         problem = f"{path}: is of epoch {metadata.epoch}, not of {best.trained.epoch}"

@@ -8,17 +8,29 @@ from torch import nn
 from torchvision import models
 
 from finetune import __version__, recipe, yaml_text
-from finetune.blocks import Block, blocks_of, last_block
+from finetune.blocks import blocks_of
 from finetune.config import Config, GivenPreprocessing, ModelConfig
+from finetune.continuing import earlier_run, freezing_changes
 from finetune.data.glance import Glance
 from finetune.data_results import StartingConfig
 from finetune.errors import ConfigError, ModelError
 from finetune.files import write_text
-from finetune.model import ModelSpec, build_skeleton, build_untrained, is_entry, resolve_model
+from finetune.freeze import plan_freeze
+from finetune.model import (
+    ModelSpec,
+    build_skeleton,
+    build_untrained,
+    is_entry,
+    is_path,
+    resolve_model,
+)
+from finetune.named_recipes import Anatomy, patterns_for
 from finetune.planning import make_plan
 from finetune.report.starting_config import Start, starting_config
 from finetune.runtime import available_cores, select_device
 from finetune.weights import load_pretrained
+
+_WORDS = {recipe.HEAD: "linear_probe", recipe.BLOCK: "last_block", recipe.EVERYTHING: "full"}
 
 
 def init(
@@ -36,13 +48,18 @@ def init(
         ModelError: the weights are absent or do not fit.
     """
     device = select_device("auto").type
-    suggested, why = recipe.backbone_for(weights, device)
+    earlier = earlier_run(weights) if is_path(weights) else None
+    if earlier is None:
+        suggested, why = recipe.backbone_for(weights, device)
+    else:
+        suggested, why = earlier.metadata.model_name, "the network that the weights are of"
     name = model or suggested
     trains, why_trains = recipe.what_trains(glance.num_train, device)
     spec = resolve_model(ModelConfig(name=name, weights=weights))
     skeleton = build_skeleton(spec, len(glance.class_names))
     _check_weights(spec, len(glance.class_names))
-    blocks = _blocks(skeleton, spec)
+    anatomy = Anatomy.of(skeleton, spec)
+    patterns = patterns_for(_WORDS[trains], anatomy)
     given = GivenPreprocessing(**spec.preprocessing.model_dump(exclude={"fit"}))
     policy, why_policy = recipe.policy_for(glance.class_names, trains)
     start = Start(
@@ -56,11 +73,12 @@ def init(
         about_weights=_about(spec, weights),
         preprocessing=given,
         other_preprocessing=recipe.preprocessing_for(given, glance, name, weights),
-        blocks=tuple(blocks),
+        blocks=tuple(blocks_of(anatomy.parameters)),
         head=spec.family.head,
         trains=trains,
         why_trains=why_trains,
-        patterns=_patterns(blocks, trains),
+        patterns=patterns,
+        may_differ=_freezes_otherwise(skeleton, spec, patterns),
         fit=recipe.fit_for(glance),
         balance=recipe.balance_for(glance.counts),
         policy=policy,
@@ -85,22 +103,13 @@ def init(
     )
 
 
-def _blocks(skeleton: nn.Module, spec: ModelSpec) -> list[Block]:
-    heads = tuple(f"{head}." for head in spec.heads)
-    return blocks_of(
-        [
-            (name, parameter.numel())
-            for name, parameter in skeleton.named_parameters()
-            if not name.startswith(heads)
-        ]
-    )
-
-
-def _patterns(blocks: list[Block], trains: str) -> tuple[str, ...]:
-    if trains == recipe.EVERYTHING:
-        return ()
-    thawed = last_block(blocks) if trains == recipe.BLOCK else []
-    return ("*", *(f"!{block.pattern}" for block in thawed))
+def _freezes_otherwise(skeleton: nn.Module, spec: ModelSpec, patterns: tuple[str, ...]) -> bool:
+    """Whether the weights are of a run that froze something else."""
+    if spec.earlier is None:
+        return False
+    names = [name for name, _ in skeleton.named_parameters()]
+    frozen = plan_freeze(names, patterns, heads=spec.heads).frozen
+    return bool(freezing_changes(spec.earlier, names, frozen))
 
 
 def _about(spec: ModelSpec, weights: str) -> str:

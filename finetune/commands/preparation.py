@@ -1,39 +1,55 @@
-"""Everything that is settled before the first step; the cheap checks come first."""
+"""Everything that is settled before the first step of a stage."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from finetune.adapters import attach, require_peft
+from finetune.adapters import attach
 from finetune.commands.resuming import Resumed
-from finetune.config import AugmentConfig, Config, DataConfig
+from finetune.commands.settling import Settled
+from finetune.config import AugmentConfig, Config, StageConfig
 from finetune.config_augment import DRAWN_POLICIES
 from finetune.data.images import TrainVal
-from finetune.data.loading import batch_sizes, resolve_workers
-from finetune.data.quick_check import Checked, Skipped, quick_check
-from finetune.data.sources import find_train_val
+from finetune.data.loading import resolve_workers
+from finetune.data.quick_check import Skipped
 from finetune.data.views import Views
-from finetune.defaults import in_words, resolve_defaults
 from finetune.engine import Engine, build_engine, resolve_cache
-from finetune.errors import ConfigError
-from finetune.model import build_untrained, check_input_size
-from finetune.planning import Plan, apply_freeze, make_plan, resolve_config, resolve_policy
+from finetune.model import build_untrained, rebuild
+from finetune.planning import Plan, apply_freeze, resolve_config, resolve_policy
 from finetune.progress import Progress
 from finetune.proof import Proof, take_proof
-from finetune.runtime import make_deterministic, select_device, use_one_heap
+from finetune.report.stages import listed_patterns
+from finetune.report.tables import plural
+from finetune.results import FreezeReport
+from finetune.stage_results import StageFacts
+from finetune.stages import with_stages
 from finetune.train_mode import set_train_mode
-from finetune.weights import load_pretrained
+from finetune.weights import copy_head_rows, load_pretrained
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a stage hands on to the next.
+
+    Attributes:
+        state: Of the plain network, as the stage's last epoch was evaluated and saved.
+        stages: Of the whole config, as they became so far.
+    """
+
+    state: Mapping[str, Tensor]
+    stages: tuple[StageConfig, ...]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything settled before the first step."""
+    """Everything settled before the first step of a run, or of a stage of one."""
 
     config: Config
-    """Resolved."""
+    """Resolved; all stages stand in it."""
     data: TrainVal
     plan: Plan
     model: nn.Module
@@ -48,41 +64,27 @@ class Prepared:
     """Files that cannot be read and are left out."""
 
 
-def prepare(config: Config, progress: Progress, resumed: Resumed | None = None) -> Prepared:
-    """The cheap checks first: folders, patterns and sizes fail before weights are read.
+def prepare(
+    settled: Settled,
+    progress: Progress,
+    *,
+    number: int = 0,
+    carried: Carried | None = None,
+    resumed: Resumed | None = None,
+) -> Prepared:
+    """A stage, ready for its first step, or for the one that it goes on with.
 
     Args:
-        config: That of ``resumed``, where there is one.
-        resumed: Whose tensors are taken in place of the pretrained weights.
+        number: Of the stage, from 0.
+        carried: From the stage before; the first begins with the weights that the config names.
+        resumed: Whose tensors are taken in place of either.
 
     Raises:
         FinetuneError: any of its kinds.
     """
-    asked = config
-    if config.adapt is not None:
-        require_peft()
-    make_deterministic()
-    use_one_heap()
-    device = select_device(config.runtime.device)
-    data = _found(config, progress)
-    num_classes = len(data.train.class_names)
-    plan = make_plan(config, num_classes)
-    for warning in plan.freeze.warnings:
-        progress.warn(warning)
-    if resumed is not None:
-        resumed.refuse_other_network(plan)
-    data, checked = _checked(data, config.data, progress)
-    if resumed is not None:
-        resumed.refuse_other_data(data)
-    config = _resolve_defaults(config, plan, data, progress)
-    sizes = batch_sizes(len(data.train), config.data.batch_size, join_last_of_one=True)
-    _refuse_idle_accumulation(config, len(sizes))
-    check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
-    model = build_untrained(plan.spec, num_classes, seed=config.seed)
-    if resumed is None:
-        load_pretrained(model, plan.spec)
-    else:
-        resumed.fill(model)
+    config, plan, data = settled.stages[number], settled.plans[number], settled.data
+    device = settled.device
+    model = _network(settled, carried, resumed)
     apply_freeze(model, plan.held)
     updates = updates_norm_stats(config)
     proof = take_proof(model, update_norm_stats=updates)
@@ -92,12 +94,12 @@ def prepare(config: Config, progress: Progress, resumed: Resumed | None = None) 
         attach(model, config.adapt.lora, tuple(plan.adapters), seed=config.seed)
     model.to(device)
     set_train_mode(model, update_norm_stats=updates)
-    (progress.warn if checked.worrying else progress.say)(checked.verdict)
-    progress.say(
-        f"{plan.spec.name}, weights {plan.spec.weights}: {len(data.train)} training and "
-        f"{len(data.val)} validation images of {num_classes} classes on {device.type}; "
-        f"{proof.count} frozen tensors hashed"
-    )
+    if carried is None:
+        checked = settled.checked
+        (progress.warn if checked.worrying else progress.say)(checked.verdict)
+        progress.say(f"{_begins(settled)}; {proof.count} frozen tensors hashed")
+    if len(settled.stages) > 1:
+        progress.say(f"{_stage_begins(settled, number)}; {proof.count} frozen tensors hashed")
     engine = build_engine(
         model,
         config,
@@ -110,59 +112,58 @@ def prepare(config: Config, progress: Progress, resumed: Resumed | None = None) 
         cost=plan.cost,
     )
     resolved = _resolve(config, plan, data, engine, progress)
+    stages = settled.config.stages if carried is None else carried.stages
     return Prepared(
-        resolved,
+        with_stages(resolved, stages, number),
         data,
         plan,
         model,
         engine,
         proof,
-        given=asked if resumed is None else resumed.given,
+        given=settled.given,
         threads=torch.get_num_threads(),
-        skipped=checked.skipped,
+        skipped=settled.checked.skipped,
     )
 
 
-def _refuse_idle_accumulation(config: Config, batches: int) -> None:
-    if config.train.accumulate > batches:
-        raise ConfigError(
-            f"train.accumulate: {config.train.accumulate} batches make a step, but an epoch has "
-            f"only {batches}; take at most {batches}, or a smaller data.batch_size"
-        )
+def _network(settled: Settled, carried: Carried | None, resumed: Resumed | None) -> nn.Module:
+    """The plain network with its weights, in new modules: the forms of its parts are chosen anew,
+    however it came about."""
+    spec, names = settled.plans[0].spec, settled.data.train.class_names
+    if carried is not None:
+        model = rebuild(spec.name, len(names), spec.build_flags)
+        model.load_state_dict(carried.state)
+        return model
+    model = build_untrained(spec, len(names), seed=settled.config.seed)
+    if resumed is not None:
+        resumed.fill(model)
+        return model
+    load_pretrained(model, spec)
+    if settled.kept:
+        copy_head_rows(model, spec, settled.kept, names)
+    return model
 
 
-def _resolve_defaults(config: Config, plan: Plan, data: TrainVal, progress: Progress) -> Config:
-    number = len(data.train)
-    resolved = resolve_defaults(config, plan, num_train=number, class_names=data.train.class_names)
-    for line in in_words(config, resolved, plan, number):
-        progress.say(line)
-    return resolved
-
-
-def find_data(config: Config, progress: Progress) -> tuple[TrainVal, Checked]:
-    """The images that training would take, without what cannot be read."""
-    return _checked(_found(config, progress), config.data, progress)
-
-
-def _found(config: Config, progress: Progress) -> TrainVal:
-    data = find_train_val(config.data, seed=config.seed, progress=progress)
-    for note in data.notes:
-        progress.say(note)
-    return data
-
-
-def _checked(data: TrainVal, config: DataConfig, progress: Progress) -> tuple[TrainVal, Checked]:
-    """The data without what cannot be read."""
-    checked = quick_check(
-        data.train,
-        data.val,
-        on_unreadable=config.on_unreadable,
-        base=data.base,
-        progress=progress,
+def _begins(settled: Settled) -> str:
+    spec, data = settled.plans[0].spec, settled.data
+    num_classes = len(data.train.class_names)
+    kept = ""
+    if settled.kept:
+        kept = f"; {len(settled.kept)} of them keep their rows of the head"
+    return (
+        f"{spec.name}, weights {spec.weights}: {len(data.train)} training and "
+        f"{len(data.val)} validation images of {num_classes} classes on {settled.device.type}{kept}"
     )
-    train, val = checked.parts
-    train = replace(train, balanced=config.balance == "sampler")
-    return replace(data, train=train, val=val), checked
+
+
+def _stage_begins(settled: Settled, number: int) -> str:
+    config, plan = settled.stages[number], settled.plans[number]
+    patterns = listed_patterns(config.freeze.patterns)
+    tensors = len(plan.freeze.decisions)
+    return (
+        f"stage {number + 1} of {len(settled.stages)}, {plural(config.train.epochs, 'epoch')}, "
+        f"patterns {patterns}: {tensors - len(plan.freeze.frozen)} of {tensors} tensors train"
+    )
 
 
 def _resolve(
@@ -246,3 +247,27 @@ def training_views(config: Config) -> Views:
 
 def updates_norm_stats(config: Config) -> bool:
     return config.freeze.norm_stats == "update"
+
+
+def stage_facts(config: Config, report: FreezeReport, *, number: int) -> StageFacts:
+    """What a prepared stage is, for a summary.
+
+    Args:
+        config: Of the stage, resolved.
+        number: From 1.
+    """
+    totals, adapters = report.totals, report.adapters
+    return StageFacts(
+        number=number,
+        epochs=config.train.epochs,
+        patterns=config.freeze.patterns,
+        norm_stats=config.freeze.norm_stats,
+        optimizer=config.optimizer.name,
+        lr=config.optimizer.lr,
+        trainable_parameters=totals.trainable + adapters.parameters,
+        frozen_parameters=totals.frozen,
+        trainable_tensors=totals.trainable_tensors + 2 * adapters.weights,
+        frozen_tensors=totals.frozen_tensors,
+        cut_after=report.cut.after,
+        forward_once=report.cut.forward_once,
+    )

@@ -20,6 +20,7 @@ from finetune.errors import FinetuneError
 from finetune.eval_results import EvalResult, PageResult
 from finetune.evaluate import eval_mode
 from finetune.files import write_text
+from finetune.model import ModelSpec
 from finetune.pictures import data_url, looked_at
 from finetune.planning import make_freeze_report, make_plan
 from finetune.progress import Progress, Silent
@@ -118,7 +119,10 @@ def _pictures(evaluated: Evaluated, run: str, path: Path, folder: Path) -> list[
 def _page(evaluated: Evaluated, run: str, path: Path, target: Path, progress: Progress) -> Path:
     result, metadata = evaluated.result, evaluated.opened.metadata
     config = metadata.config
-    plan = make_plan(config, len(metadata.class_names))
+    spec = ModelSpec(
+        metadata.model_name, config.model.weights, metadata.build_flags, metadata.preprocessing
+    )
+    plan = make_plan(config, len(metadata.class_names), spec=spec)
     freeze = make_freeze_report(plan, config, split=evaluated.opened.engine.split)
     wrong = _mistakes(evaluated)
     verdict, notes = _verdict(evaluated, progress)
@@ -137,6 +141,7 @@ def _page(evaluated: Evaluated, run: str, path: Path, target: Path, progress: Pr
         config=to_yaml(config),
         rerun=run_folder.rerun_command(path.parent / run_folder.CONFIG, config.output_dir),
         versions=metadata.versions | {"page": versions()["finetune"]},
+        stages=config.stages,
     )
     write_text(target, render_page(facts))
     return target

@@ -12,16 +12,19 @@ import torch
 from torch import nn
 
 from finetune import run_folder
-from finetune.checkpoint import Checkpoint, Training, read_checkpoint
+from finetune.checkpoint import Checkpoint, Training, TrainingRecord, read_checkpoint
 from finetune.config import Config
+from finetune.config_section import AUTO
 from finetune.data.fingerprint import differences, fingerprint_of
 from finetune.data.images import TrainVal
 from finetune.errors import CheckpointError, ConfigError, DataError, ResultError
 from finetune.files import exists
+from finetune.model import ModelSpec
 from finetune.planning import Plan
 from finetune.progress import Progress
 from finetune.proof import Proof
 from finetune.runtime import versions
+from finetune.stages import stage_configs
 
 _MAY_CHANGE = {
     "train.epochs",
@@ -36,7 +39,7 @@ _JUDGED_BY_WHAT_THEY_COME_TO = {"freeze.patterns", "data.root"}
 
 _MOST_LISTED = 8
 
-_Path = tuple[str, ...]
+_Path = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -55,22 +58,30 @@ class Resumed:
     config: Config
     given: Config
 
+    @property
+    def stage(self) -> int:
+        """Of a run in several, from 0."""
+        return self.training.record.position.stage
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The network, as it was built; nothing else that it came from need be there any more."""
+        metadata = self.checkpoint.metadata
+        return ModelSpec(
+            metadata.model_name,
+            self.config.model.weights,
+            metadata.build_flags,
+            metadata.preprocessing,
+        )
+
     def refuse_other_network(self, plan: Plan) -> None:
-        """The network must be the same, and what of it is frozen.
+        """What is frozen of the network must be the same.
 
         Raises:
             ConfigError: shows what differs.
         """
-        spec, metadata = plan.spec, self.checkpoint.metadata
-        before = (metadata.model_name, metadata.build_flags, metadata.preprocessing)
-        now = (spec.name, spec.build_flags, spec.preprocessing)
-        shown = [
-            f"{one} in the run, {two} now"
-            for one, two in zip(before, now, strict=True)
-            if one != two
-        ]
-        names = set(metadata.freeze_plan.names)
-        shown += _listed("frozen in the run would train now", names - plan.held)
+        names = set(self.checkpoint.metadata.freeze_plan.names)
+        shown = _listed("frozen in the run would train now", names - plan.held)
         shown += _listed("trained in the run would be frozen now", plan.held - names)
         if shown:
             raise ConfigError(_refusal(self.path.parent, "another network", shown))
@@ -134,17 +145,17 @@ def find_resumed(given: Config, progress: Progress) -> Resumed:
     foreign = {
         key: values
         for key, values in changed.items()
-        if ".".join(key) not in _MAY_CHANGE | _JUDGED_BY_WHAT_THEY_COME_TO
+        if not _may_change(key, values, record.position.stage)
     }
     if foreign:
         shown = [
-            f"{'.'.join(key)}: {before} in the run, {now} now"
+            f"{_dotted(key)}: {before} in the run, {now} now"
             for key, (before, now) in foreign.items()
         ]
         raise ConfigError(_refusal(folder, "another config", shown))
     new = {key: now for key, (_, now) in changed.items()}
     config = _with(saved, new)
-    _refuse_fewer_epochs(config, record.position.epoch - (0 if record.position.batch else 1))
+    _refuse_fewer_epochs(config, record)
     progress.say(f"going on from {path}: {record.position}")
     _say_what_may_differ(checkpoint, training, progress)
     return Resumed(path, checkpoint, training, config, _with(record.given, new))
@@ -178,12 +189,31 @@ def _newest(folder: Path, progress: Progress) -> tuple[Path, Checkpoint]:
     )
 
 
-def _refuse_fewer_epochs(config: Config, begun: int) -> None:
-    if config.train.epochs < begun:
+def _refuse_fewer_epochs(config: Config, record: TrainingRecord) -> None:
+    position = record.position
+    before = sum(past.get("stage", 1) <= position.stage for past in record.records)
+    begun = position.epoch - before - (0 if position.batch else 1)
+    epochs = stage_configs(config)[position.stage].train.epochs
+    if epochs < begun:
+        key = f"stages.{position.stage}.epochs" if config.stages else "train.epochs"
         raise ConfigError(
-            f"train.epochs: {config.train.epochs}, but {begun} have begun in "
-            f"{config.output_dir}; give at least as many"
+            f"{key}: {epochs}, but {begun} have begun in {config.output_dir}; give at least as many"
         )
+
+
+def _may_change(key: _Path, values: tuple[Any, Any], stage: int) -> bool:
+    """Whether a run that stands in a stage can go on with another value."""
+    match key:
+        case ("stages", int(number), "epochs"):
+            return number >= stage
+        case ("stages", int(number), *_):
+            # The config in the folder may be ahead of the checkpoint: a stage had just begun.
+            return number > stage and values[0] == AUTO
+    return _dotted(key) in _MAY_CHANGE | _JUDGED_BY_WHAT_THEY_COME_TO
+
+
+def _dotted(key: _Path) -> str:
+    return ".".join(map(str, key))
 
 
 def _say_what_may_differ(checkpoint: Checkpoint, training: Training, progress: Progress) -> None:
@@ -212,10 +242,12 @@ def _changes(before: Config, now: Config) -> dict[_Path, tuple[Any, Any]]:
     }
 
 
-def _leaves(values: Mapping[str, Any], path: _Path = ()) -> dict[_Path, Any]:
+def _leaves(values: Mapping[Any, Any], path: _Path = ()) -> dict[_Path, Any]:
     leaves: dict[_Path, Any] = {}
     for key, value in values.items():
         inner = (*path, key)
+        if inner == ("stages",):
+            value = dict(enumerate(value))
         leaves |= _leaves(value, inner) if isinstance(value, Mapping) else {inner: value}
     return leaves
 
@@ -224,9 +256,9 @@ def _with(config: Config, values: Mapping[_Path, Any]) -> Config:
     """The config with other values at some keys; None for the default."""
     whole = config.plain()
     for path, value in values.items():
-        section = whole
+        section: Any = whole
         for part in path[:-1]:
-            section = section.setdefault(part, {})
+            section = section[part] if isinstance(part, int) else section.setdefault(part, {})
         section[path[-1]] = value
         if value is None:
             del section[path[-1]]

@@ -9,17 +9,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from finetune.commands.preparation import find_data
+from finetune.commands.settling import find_data, make_plans
 from finetune.config import AugmentConfig, Config, PreprocessingConfig
 from finetune.config_section import AUTO
-from finetune.data.images import Images
+from finetune.data.images import Images, TrainVal
 from finetune.data.loading import Batches
 from finetune.data.mixing import Mixing
 from finetune.data.views import Views
 from finetune.data_results import ShownBatch, ShownImage
 from finetune.defaults import resolve_defaults
 from finetune.errors import ConfigError
-from finetune.planning import Plan, make_plan, policy_before_timing
+from finetune.named_recipes import expand_recipe
+from finetune.planning import Plan, policy_before_timing
 from finetune.progress import Progress, Silent
 from finetune.report.contact_sheet import (
     Cell,
@@ -30,6 +31,7 @@ from finetune.report.contact_sheet import (
     scale_of,
     stand_ins,
 )
+from finetune.stages import epochs_of, stage_at, stage_configs
 
 Shown = tuple[Tensor, ShownImage]
 """Pixels as the network's normalisation takes them, and what they are."""
@@ -53,15 +55,13 @@ def show_batch(
         FinetuneError: the data, the config or the file is not in order.
     """
     progress = progress or Silent()
-    _refuse_untrained(epoch, config)
+    _refuse_untrained(epoch, stage_configs(config))
     check_output(output)
     data, checked = find_data(config, progress)
     if checked.worrying:
         progress.warn(checked.verdict)
     names = data.train.class_names
-    plan = make_plan(config, len(names))
-    config = resolve_defaults(config, plan, num_train=len(data.train), class_names=names)
-    _refuse_untrained(epoch, config)
+    config, plan = _stage_of(epoch, config, data)
     augment, notes = _augment(config, plan)
     preprocessing = plan.spec.preprocessing
     training = list(_training(data.train, preprocessing, augment, config, epoch, count))
@@ -104,10 +104,27 @@ def show_batch(
     )
 
 
-def _refuse_untrained(epoch: int, config: Config) -> None:
-    epochs = config.train.epochs
-    if epochs != AUTO and epoch > epochs:
-        raise ConfigError(f"--epoch: {epoch} is past the last, train.epochs {epochs}")
+def _stage_of(epoch: int, config: Config, data: TrainVal) -> tuple[Config, Plan]:
+    """The stage that an epoch lies in, with its plan; of a run without stages the whole."""
+    number, names = len(data.train), data.train.class_names
+    stages = stage_configs(expand_recipe(config, num_train=number))
+    plans = make_plans(stages, len(names))
+    stages = tuple(
+        resolve_defaults(stage, plan, num_train=number, class_names=names)
+        for stage, plan in zip(stages, plans, strict=True)
+    )
+    _refuse_untrained(epoch, stages)
+    at = stage_at(stages, epoch)
+    return stages[at], plans[at]
+
+
+def _refuse_untrained(epoch: int, stages: Sequence[Config]) -> None:
+    if any(stage.train.epochs == AUTO for stage in stages):
+        return
+    total = epochs_of(stages)
+    if epoch > total:
+        last = f"train.epochs {total}" if len(stages) == 1 else f"{total} in {len(stages)} stages"
+        raise ConfigError(f"--epoch: {epoch} is past the last, {last}")
 
 
 def _augment(config: Config, plan: Plan) -> tuple[AugmentConfig, tuple[str, ...]]:

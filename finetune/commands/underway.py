@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from finetune.adapters import named_trainable, plain_state
 from finetune.averaging import Average
 from finetune.checkpoint import Checkpoint, Frozen, Metadata, Training, TrainingRecord
 from finetune.commands.epoch_record import Epoch
-from finetune.commands.preparation import Prepared
+from finetune.commands.preparation import Carried, Prepared
 from finetune.commands.resuming import Resumed
 from finetune.data.fingerprint import fingerprint_of
 from finetune.errors import CheckpointError, NotFiniteError
+from finetune.handover import Memory
 from finetune.metrics import Meter
 from finetune.monitor import Monitor
 from finetune.optim import build_optimizer
@@ -27,6 +28,7 @@ from finetune.optimizer_state import advance, memory_of, remember
 from finetune.position import Position
 from finetune.runtime import versions
 from finetune.schedules import build_schedule, end_epoch
+from finetune.stage_results import StageSummary
 from finetune.tensor_file import copy_module_versions
 
 _OPTIMIZER, _METER, _WEIGHTS = "optimizer/", "meter/", "weights/"
@@ -34,16 +36,50 @@ _OPTIMIZER, _METER, _WEIGHTS = "optimizer/", "meter/", "weights/"
 adapters added to them."""
 
 
+@dataclass(frozen=True)
+class Past:
+    """What the earlier stages of a run left behind; of the first one nothing.
+
+    Attributes:
+        records: Of their epochs.
+        unchanged: Name and SHA-256 of every tensor that all of them left as it was loaded.
+        memory: Of the optimizer of the last of them; None where this process did not train it.
+    """
+
+    stages: tuple[StageSummary, ...] = ()
+    records: tuple[dict[str, Any], ...] = ()
+    unchanged: Mapping[str, str] | None = None
+    memory: Memory | None = None
+    resumed_at: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, resumed: Resumed) -> Past:
+        """As an earlier process wrote it down.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+        record = resumed.training.record
+        before = [line for line in record.records if line.get("stage", 1) <= resumed.stage]
+        try:
+            stages = [StageSummary.of(values) for values in record.stages]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{resumed.path}: damaged: {error!r}") from error
+        return cls(tuple(stages), tuple(before), record.unchanged)
+
+
 class Underway:
-    """What a run is made of between two steps.
+    """What a stage is made of between two steps; a run without stages is one.
 
     Args:
+        past: What earlier stages left behind.
         resumed: Where an earlier process left it.
         start: Of the run, by this process's clock, earlier processes counted in.
 
     Attributes:
         records: Of each epoch that was evaluated, as in ``metrics.jsonl``.
         resumed_at: Where earlier processes stopped.
+        state_kept: Parameters of which the optimizer took over the state from the stage before.
 
     Raises:
         CheckpointError: what is to be resumed does not fit.
@@ -55,18 +91,25 @@ class Underway:
         *,
         steps_per_epoch: int,
         start: float,
+        past: Past,
         resumed: Resumed | None = None,
     ) -> None:
         config, model = prepared.config, prepared.model
         self.prepared = prepared
-        self.position = Position()
-        self.records: list[dict[str, Any]] = []
-        self.resumed_at: tuple[str, ...] = ()
+        self.past = past
+        self.position = Position(stage=len(past.stages), epoch=len(past.records) + 1)
+        self.records: list[dict[str, Any]] = list(past.records)
+        self.state_kept = 0
+        self.resumed_at = past.resumed_at
         self.meter = Meter(prepared.plan.num_classes, prepared.engine.device)
         self.monitor = Monitor(config.train)
         self.optimizer = build_optimizer(
             named_trainable(model), config.optimizer, depths=prepared.plan.depths
         )
+        self._parameters = list(model.named_parameters())
+        if past.memory is not None:
+            plain = {decision.name for decision in prepared.plan.freeze.decisions}
+            self.state_kept = past.memory.hand_over(self.optimizer, self._parameters, plain=plain)
         self.schedule = build_schedule(
             self.optimizer,
             config.schedule,
@@ -74,7 +117,6 @@ class Underway:
             steps_per_epoch=steps_per_epoch,
         )
         self._has_adapters = bool(prepared.plan.adapters)
-        self._parameters = list(model.named_parameters())
         self._state = model.state_dict()  # its tensors are the model's own
         frozen = prepared.proof.sha256
         self._changing = {k: v for k, v in self._state.items() if k not in frozen}
@@ -134,6 +176,9 @@ class Underway:
             optimizer=numbers,
             elapsed_s=time.perf_counter() - self._start,
             resumed_at=self.resumed_at,
+            stages=tuple(asdict(stage) for stage in self.past.stages),
+            unchanged=None if self.past.unchanged is None else dict(self.past.unchanged),
+            state_kept=self.state_kept,
         )
         metadata = metadata_of(
             self.prepared,
@@ -141,6 +186,18 @@ class Underway:
             metrics=self.records[-1]["val"] if evaluated else {},
         )
         return Checkpoint(model, metadata, Training(record, tensors))
+
+    def carried(self) -> Carried:
+        """The network as its last epoch was evaluated and saved, for the next stage."""
+        with self.averaged():
+            state = plain_state(self.prepared.model)
+            kept = OrderedDict((name, tensor.detach().clone()) for name, tensor in state.items())
+        copy_module_versions(state, kept)
+        return Carried(kept, self.prepared.config.stages)
+
+    def memory(self) -> Memory:
+        """What the optimizer remembers."""
+        return Memory.of(self.optimizer, self._parameters)
 
     def _refuse_not_finite(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
@@ -161,12 +218,14 @@ class Underway:
         self.position = replace(record.position)
         self.records = list(record.records)
         self.resumed_at = (*record.resumed_at, str(record.position))
+        self.state_kept = record.state_kept
         if self.position.batch:
             self.meter.load(_of(_METER, tensors))
-        for past in self.records:
+        here = [Epoch.of(line) for line in self.records[len(self.past.records) :]]
+        for epoch in here:
             advance(self.schedule, steps_per_epoch)
-            self._take_in(Epoch.of(past))
-        advance(self.schedule, self.position.steps - len(self.records) * steps_per_epoch)
+            self._take_in(epoch)
+        advance(self.schedule, self.position.steps - len(here) * steps_per_epoch)
         remember(self.optimizer, self._parameters, _of(_OPTIMIZER, tensors), record.optimizer)
         if self.average is not None:
             self.average.load(self._changing, self.position.steps)

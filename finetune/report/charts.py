@@ -33,13 +33,14 @@ class Dot:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over ticks."""
+    """Lines over ticks; ``marks`` are lines from top to bottom, by their x."""
 
     title: str
     lines: tuple[Line, ...]
     dots: tuple[Dot, ...]
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
+    marks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,14 @@ Series = tuple[str, str, Sequence[float]]
 
 
 def line_chart(
-    title: str, epochs: Sequence[int], series: Sequence[Series], *, percent: bool = False
+    title: str,
+    epochs: Sequence[int],
+    series: Sequence[Series],
+    *,
+    percent: bool = False,
+    starts: Sequence[int] = (),
 ) -> Chart:
-    """Values over epochs."""
+    """Values over epochs; a mark stands before each epoch of ``starts``."""
     values = [value for _, _, line in series for value in line]
     ticks = nice_ticks(min(values), max(values))
     low, high = min(*ticks, *values), max(*ticks, *values)
@@ -93,6 +99,7 @@ def line_chart(
         ),
         x_ticks=tuple((round(x(e), 1), str(e)) for e in _few(sorted({*epochs}), most=8)),
         y_ticks=tuple((round(y(tick), 1), text(tick)) for tick in ticks),
+        marks=tuple(round(x(start - 0.5), 1) for start in starts),
     )
 
 

@@ -39,6 +39,7 @@ class Start:
     trains: str
     why_trains: str
     patterns: tuple[str, ...]
+    may_differ: bool
     fit: str
     balance: str
     policy: str
@@ -160,6 +161,7 @@ def _value(value: object) -> str:
 def _freeze(start: Start) -> list[str]:
     patterns = ", ".join(json.dumps(pattern) for pattern in start.patterns)
     rows = listed(start.blocks)
+    may_differ = "  may_differ: true   # the run that the weights are of froze others"
     width = max(len(pattern) for pattern, _ in rows)
     return [
         "freeze:",
@@ -171,6 +173,7 @@ def _freeze(start: Start) -> list[str]:
         ),
         *(f"  #   {pattern:<{width}}  {count(size):>7}" for pattern, size in rows),
         f"  patterns: [{patterns}]",
+        *([may_differ] if start.may_differ else []),
     ]
 
 

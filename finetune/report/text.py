@@ -7,6 +7,7 @@ import time
 from finetune import yaml_text
 from finetune.report.groups import render_groups
 from finetune.report.module_tree import render_module_tree
+from finetune.report.stages import planned_facts, trained_facts
 from finetune.report.tables import count, mib, plural, table
 from finetune.results import (
     MONITORED,
@@ -16,7 +17,7 @@ from finetune.results import (
     FreezeReport,
     ModelList,
     NormRow,
-    PredictedTime,
+    StagedFreezeReport,
     TrainSummary,
 )
 
@@ -41,6 +42,7 @@ def render_train(summary: TrainSummary) -> str:
         ),
         *_stopped(summary),
         *_resumed(summary),
+        *trained_facts(summary.stages),
         ("Saved", f"{summary.run_dir}: best.pt, last.pt, metrics.jsonl, config.yaml, …"),
         *zip(("Next", *[""] * len(summary.next)), summary.next, strict=False),
         ("Rerun", summary.rerun),
@@ -70,42 +72,51 @@ def _resumed(summary: TrainSummary) -> list[tuple[str, str]]:
 
 def _trained(summary: TrainSummary) -> str:
     memory = f", {summary.peak_memory_mib:,} MiB at most" if summary.peak_memory_mib else ""
+    stages = f"{len(summary.stages)} stages, " if len(summary.stages) > 1 else ""
     return (
         f"{summary.model}: {plural(summary.trainable_parameters, 'parameter')} in "
         f"{plural(summary.trainable_tensors, 'tensor')}, the new head {summary.head} among them, "
         f"on {plural(summary.num_train, 'image')} of {len(summary.class_names)} classes "
-        f"in {summary.elapsed_s:.1f} s{memory}"
+        f"in {stages}{summary.elapsed_s:.1f} s{memory}"
     )
 
 
 def _frozen(summary: TrainSummary) -> str:
+    in_stages = len(summary.stages) > 1
     if not summary.frozen_parameters:
-        return "nothing: every parameter trained"
+        return f"nothing: every parameter trained{' in some stage' if in_stages else ''}"
     exempt = f"; {len(summary.exempt)} norm statistics updated" if summary.exempt else ""
     adapted = ""
     if summary.adapted:
         adapted = f"; to the other {plural(summary.adapted, 'weight')} adapters were added"
     return (
         f"{plural(summary.frozen_parameters, 'parameter')} in "
-        f"{plural(summary.frozen_tensors, 'tensor')}; verified: {summary.frozen_verified} tensors "
-        f"and buffers are bit for bit as loaded (SHA-256, in best.pt and last.pt){exempt}{adapted}"
+        f"{plural(summary.frozen_tensors, 'tensor')}{' in every stage' if in_stages else ''}; "
+        f"verified: {summary.frozen_verified} tensors "
+        f"and buffers are bit for bit as loaded (SHA-256, in best.pt and last.pt){exempt}"
+        f"{adapted}"
     )
 
 
 def render_dry_run(result: DryRun) -> str:
     """What a run would do, and the resolved config it would do it with."""
+    staged = len(result.stages) > 1
+    some, every, first = (
+        (", in some stage", " in every stage", " for the first") if staged else ("", "", "")
+    )
     facts = [
         ("Model", f"{result.model}, weights {result.weights}, on {result.device}"),
         (
             "Trains",
             f"{plural(result.trainable_parameters, 'parameter')} in "
-            f"{plural(result.trainable_tensors, 'tensor')}, the new head {result.head} among them",
+            f"{plural(result.trainable_tensors, 'tensor')}, the new head {result.head} among "
+            f"them{some}",
         ),
         (
             "Frozen",
             f"{plural(result.frozen_parameters, 'parameter')} in "
-            f"{plural(result.frozen_tensors, 'tensor')}; "
-            f"{result.frozen_hashed} tensors and buffers hashed",
+            f"{plural(result.frozen_tensors, 'tensor')}{every}; "
+            f"{result.frozen_hashed} tensors and buffers hashed{first}",
         ),
         (
             "Data",
@@ -115,7 +126,7 @@ def render_dry_run(result: DryRun) -> str:
             f"{_few(result.class_names)}",
         ),
         *_weights(result),
-        ("Time", _predicted(result.predicted)),
+        *planned_facts(result.stages),
         ("Output", result.run_dir),
     ]
     config = "\n".join(f"    {line}" for line in yaml_text.dump(result.config).splitlines())
@@ -133,22 +144,28 @@ def _weights(result: DryRun) -> list[tuple[str, str]]:
     return [("Weights", f"n / (k n_c) in the loss: {_few(tuple(listed))}")]
 
 
-def _predicted(time: PredictedTime) -> str:
-    without = f"about {time.epoch_without_cache_s:.2g} s an epoch"
-    if time.epoch_with_cache_s is None:
-        return f"{without}; nothing is kept from one epoch to the next"
-    return (
-        f"about {time.epoch_with_cache_s:.2g} s an epoch, once the features are there (about "
-        f"{time.fill_s:.2g} s, in the first run alone); {without} without them"
-    )
-
-
 def _few(names: tuple[str, ...], most: int = 8) -> str:
     return ", ".join(names[:most]) + (" …" if len(names) > most else "")
 
 
-def render_freeze_report(report: FreezeReport, *, verbose: bool = False) -> str:
-    """What is frozen, by which pattern, and what that saves."""
+def render_freeze_report(
+    report: FreezeReport | StagedFreezeReport, *, verbose: bool = False
+) -> str:
+    """What is frozen, by which pattern, and what that saves; stage by stage."""
+    if isinstance(report, FreezeReport):
+        return _freezing(report, verbose=verbose)
+    total = len(report.stages)
+    return "\n\n".join(
+        f"Stage {number} of {total}, {_epochs(epochs)}\n{_freezing(stage, verbose=verbose)}"
+        for number, (stage, epochs) in enumerate(zip(report.stages, report.epochs, strict=True), 1)
+    )
+
+
+def _epochs(number: int | str) -> str:
+    return plural(number, "epoch") if isinstance(number, int) else f"{number} epochs"
+
+
+def _freezing(report: FreezeReport, *, verbose: bool) -> str:
     totals = report.totals
     parts = [
         f"{report.model} for {report.num_classes} classes: {count(totals.frozen)} of "

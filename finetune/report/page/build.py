@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.config import StageConfig
 from finetune.eval_results import Calibration, ClassScore, EvalResult, Interval
 from finetune.report.charts import Chart, Column, line_chart, reliability
 from finetune.report.network import STEP, TALLEST, strip_of
 from finetune.report.page.matrix import MOST_CLASSES, Matrix, matrix_of, shown_classes
+from finetune.report.page.stages import first_epochs, stage_rows
 from finetune.report.tables import count, plural
 from finetune.results import MONITORED, FreezeReport
 
@@ -44,6 +46,7 @@ class Facts:
         num_mistakes: All of them, of which ``mistakes`` shows some.
         verdict: On the data, in a line.
         rerun: The command that trains the same again.
+        stages: Of the run; none where it has none.
     """
 
     run: str
@@ -60,6 +63,7 @@ class Facts:
     rerun: str
     versions: Mapping[str, str]
     monitor: str = "top1"
+    stages: Sequence[StageConfig] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def build_page(facts: Facts) -> dict[str, Any]:
         "interval_method": result.interval_method,
         "strip": _strip(facts.freeze),
         "network_text": _network_text(facts.freeze),
+        "stages": stage_rows(facts.stages, facts.records, facts.epoch, monitor=facts.monitor),
         "charts": charts,
         "chart_text": chart_text,
         "classes": rows,
@@ -222,6 +227,7 @@ def _charts(facts: Facts) -> tuple[list[Chart], str]:
         return [], ""
     epochs = [int(record["epoch"]) for record in facts.records]
     val = [record["val"] for record in facts.records]
+    starts = first_epochs(facts.records)
     losses = line_chart(
         "Loss: training dashed, validation solid",
         epochs,
@@ -229,6 +235,7 @@ def _charts(facts: Facts) -> tuple[list[Chart], str]:
             ("training", "train", [record["loss"] for record in facts.records]),
             ("validation", "val", [one["loss"] for one in val]),
         ],
+        starts=starts,
     )
     accuracies = line_chart(
         "Validation: top-1 solid, balanced dashed",
@@ -238,6 +245,7 @@ def _charts(facts: Facts) -> tuple[list[Chart], str]:
             ("top-1", "val", [one["top1"] for one in val]),
         ],
         percent=True,
+        starts=starts,
     )
     if facts.monitor == "loss":
         best, which = min(val, key=lambda one: one["loss"]), "lowest loss"
@@ -248,6 +256,8 @@ def _charts(facts: Facts) -> tuple[list[Chart], str]:
         f"The best epoch is {epochs[val.index(best)]} of {len(epochs)}: {which}. It was chosen on "
         "these validation images, which flatters its figures a little."
     )
+    if starts:
+        text += " Where a stage begins there is a line from top to bottom."
     return [losses, accuracies], text
 
 

@@ -1,0 +1,197 @@
+"""What is settled once for a whole run, before weights are read: data, stages, plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from finetune.adapters import require_peft
+from finetune.commands.resuming import Resumed
+from finetune.config import Config, DataConfig
+from finetune.continuing import Earlier, freezing_changes, kept_classes
+from finetune.data.images import TrainVal
+from finetune.data.loading import batch_sizes
+from finetune.data.quick_check import Checked, quick_check
+from finetune.data.sources import find_train_val
+from finetune.defaults import in_words, resolve_defaults
+from finetune.errors import ConfigError, OutputError
+from finetune.model import ModelSpec, check_input_size
+from finetune.named_recipes import expand_recipe
+from finetune.planning import Plan, make_plan
+from finetune.progress import Progress
+from finetune.report.stages import listed_patterns
+from finetune.runtime import make_deterministic, select_device, use_one_heap
+from finetune.stages import stage_configs, with_stages
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What holds for every stage of a run.
+
+    Attributes:
+        given: Before anything in it was resolved.
+        config: With stages in place of a recipe.
+        stages: The config of each stage, plain; of a run without stages one.
+        plans: Of each stage.
+        kept: Classes whose rows of an earlier run's head are kept.
+    """
+
+    given: Config
+    config: Config
+    stages: tuple[Config, ...]
+    plans: tuple[Plan, ...]
+    data: TrainVal
+    checked: Checked
+    device: torch.device
+    kept: tuple[str, ...]
+
+
+def settle(config: Config, progress: Progress, resumed: Resumed | None = None) -> Settled:
+    """The cheap checks first: folders, patterns and sizes fail before weights are read.
+
+    Args:
+        config: That of ``resumed``, where there is one.
+
+    Raises:
+        FinetuneError: any of its kinds.
+    """
+    given = config if resumed is None else resumed.given
+    if config.adapt is not None:
+        require_peft()
+    make_deterministic()
+    use_one_heap()
+    device = select_device(config.runtime.device)
+    data = _found(config, progress)
+    names = data.train.class_names
+    config = _expanded(config, len(data.train), progress)
+    stages = stage_configs(config)
+    plans = make_plans(stages, len(names), spec=None if resumed is None else resumed.spec)
+    kept: tuple[str, ...] = ()
+    if resumed is None:
+        earlier = plans[0].spec.earlier
+        kept = kept_classes(earlier, config.model.keep_head, names)
+        _check_earlier(config, earlier, plans[0])
+    else:
+        resumed.refuse_other_network(plans[resumed.stage])
+    for warning in dict.fromkeys(warning for plan in plans for warning in plan.freeze.warnings):
+        progress.warn(warning)
+    data, checked = _checked(data, config.data, progress)
+    if resumed is not None:
+        resumed.refuse_other_data(data)
+    stages = _resolve_defaults(stages, plans, data, progress)
+    for number, stage in enumerate(stages):
+        config = with_stages(stage, config.stages, number)
+    sizes = batch_sizes(len(data.train), config.data.batch_size, join_last_of_one=True)
+    _refuse_idle_accumulation(config, len(sizes))
+    for plan in plans:
+        check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
+    return Settled(given, config, stages, plans, data, checked, device, kept)
+
+
+def _expanded(config: Config, num_train: int, progress: Progress) -> Config:
+    expanded = expand_recipe(config, num_train=num_train)
+    if config.recipe and not expanded.stages:
+        patterns = listed_patterns(expanded.freeze.patterns)
+        progress.say(f"recipe {config.recipe}: freeze.patterns {patterns}")
+    return expanded
+
+
+def make_plans(
+    stages: Sequence[Config], num_classes: int, *, spec: ModelSpec | None = None
+) -> tuple[Plan, ...]:
+    """The plan of each stage.
+
+    Args:
+        spec: Of the network, where it was settled already.
+
+    Raises:
+        ConfigError: a pattern matches nothing; says in which stage.
+        ModelError: as `make_plan`.
+    """
+    plans: list[Plan] = []
+    for number, config in enumerate(stages, start=1):
+        try:
+            plans.append(make_plan(config, num_classes, spec=plans[0].spec if plans else spec))
+        except ConfigError as error:
+            if len(stages) == 1:
+                raise
+            raise ConfigError(f"stage {number} of {len(stages)}: {error}") from error
+    return tuple(plans)
+
+
+def _resolve_defaults(
+    stages: Sequence[Config], plans: Sequence[Plan], data: TrainVal, progress: Progress
+) -> tuple[Config, ...]:
+    number, names = len(data.train), data.train.class_names
+    all_resolved = []
+    for at, (config, plan) in enumerate(zip(stages, plans, strict=True), start=1):
+        resolved = resolve_defaults(config, plan, num_train=number, class_names=names)
+        for line in in_words(config, resolved, plan, number):
+            progress.say(f"stage {at}: {line}" if len(stages) > 1 else line)
+        all_resolved.append(resolved)
+    return tuple(all_resolved)
+
+
+def _refuse_idle_accumulation(config: Config, batches: int) -> None:
+    if config.train.accumulate > batches:
+        raise ConfigError(
+            f"train.accumulate: {config.train.accumulate} batches make a step, but an epoch has "
+            f"only {batches}; take at most {batches}, or a smaller data.batch_size"
+        )
+
+
+def _check_earlier(config: Config, earlier: Earlier | None, first: Plan) -> None:
+    """A run that begins with another leaves that one as it is, and freezes the same unless it says
+    otherwise."""
+    if earlier is None:
+        if config.freeze.may_differ:
+            raise ConfigError(
+                "freeze.may_differ: has no effect: model.weights names no run of finetune that is "
+                "there, whose freezing this one's could differ from; remove the line"
+            )
+        return
+    if earlier.path.resolve().parent == Path(config.output_dir).resolve():
+        raise OutputError(
+            f"output_dir: {config.output_dir}: holds {earlier.path.name}, which model.weights "
+            "begins with; choose another with --set output_dir=FOLDER"
+        )
+    changes = freezing_of(first, earlier)
+    if changes and not config.freeze.may_differ:
+        raise ConfigError(
+            f"freeze.patterns: {changes}. Set freeze.may_differ: true if that is meant, or freeze "
+            "the same"
+        )
+
+
+def freezing_of(plan: Plan, earlier: Earlier) -> str:
+    """How what a plan holds differs from what an earlier run held; empty where it does not."""
+    return freezing_changes(earlier, [d.name for d in plan.freeze.decisions], plan.held)
+
+
+def find_data(config: Config, progress: Progress) -> tuple[TrainVal, Checked]:
+    """The images that training would take, without what cannot be read."""
+    return _checked(_found(config, progress), config.data, progress)
+
+
+def _found(config: Config, progress: Progress) -> TrainVal:
+    data = find_train_val(config.data, seed=config.seed, progress=progress)
+    for note in data.notes:
+        progress.say(note)
+    return data
+
+
+def _checked(data: TrainVal, config: DataConfig, progress: Progress) -> tuple[TrainVal, Checked]:
+    """The data without what cannot be read."""
+    checked = quick_check(
+        data.train,
+        data.val,
+        on_unreadable=config.on_unreadable,
+        base=data.base,
+        progress=progress,
+    )
+    train, val = checked.parts
+    train = replace(train, balanced=config.balance == "sampler")
+    return replace(data, train=train, val=val), checked

@@ -1,0 +1,72 @@
+"""The stages of a run on its page: a row each, and where one begins in the learning curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from finetune.config import StageConfig
+from finetune.report.stages import listed_patterns
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage; ``shown`` where the page's checkpoint is of it."""
+
+    number: int
+    epochs: str
+    patterns: str
+    optimizer: str
+    best: str
+    shown: bool
+
+
+def stage_rows(
+    stages: Sequence[StageConfig],
+    records: Sequence[Mapping[str, Any]],
+    epoch: int,
+    *,
+    monitor: str = "top1",
+) -> tuple[StageRow, ...]:
+    """A row a stage.
+
+    Args:
+        records: Lines of ``metrics.jsonl``; without them the epochs are the planned ones.
+        epoch: Of the checkpoint.
+        monitor: What chose the best epochs.
+    """
+    return tuple(_rows(stages, records, epoch, monitor))
+
+
+def _rows(
+    stages: Sequence[StageConfig], records: Sequence[Mapping[str, Any]], epoch: int, monitor: str
+) -> Iterator[StageRow]:
+    last = 0
+    for number, stage in enumerate(stages, start=1):
+        mine = [record for record in records if record.get("stage") == number]
+        first, last = last + 1, int(mine[-1]["epoch"]) if mine else last + stage.epochs
+        best = max(mine, key=lambda record: _rank(record["val"], monitor), default=None)
+        yield StageRow(
+            number=number,
+            epochs=str(first) if first == last else f"{first} to {last}",
+            patterns=listed_patterns(stage.freeze.patterns),
+            optimizer=f"{stage.optimizer.name}, lr {stage.optimizer.lr:g}",
+            best=f"{best['epoch']}: top-1 {best['val']['top1']:.2%}" if best else "-",
+            shown=first <= epoch <= last,
+        )
+
+
+def _rank(val: Mapping[str, Any], monitor: str) -> tuple[float, float]:
+    figure = -val["loss"] if monitor == "loss" else val[monitor]
+    return figure, -val["loss"]
+
+
+def first_epochs(records: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Of every stage but the first."""
+    return [
+        int(record["epoch"])
+        for before, record in pairwise(records)
+        if record.get("stage") != before.get("stage")
+    ]

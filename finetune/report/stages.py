@@ -1,0 +1,102 @@
+"""The stages of a run, some lines each: what trained and what froze, for how long, how well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from finetune.report.tables import count, plural
+from finetune.stage_results import PlannedStage, PredictedTime, StageFacts, StageSummary
+
+_MOST_PATTERNS = 6
+
+Fact = tuple[str, str]
+
+
+def trained_facts(stages: Sequence[StageSummary]) -> list[Fact]:
+    """Of each stage its lines; none of a run without stages."""
+    if len(stages) == 1:
+        return []
+    return [fact for stage in stages for fact in _trained(stage)]
+
+
+def _trained(stage: StageSummary) -> list[Fact]:
+    kept = f", its state of {plural(stage.state_kept, 'tensor')} kept" if stage.state_kept else ""
+    verified = f", {stage.frozen_verified} tensors and buffers verified at its end"
+    if not stage.frozen_verified:
+        verified = ""
+    return [
+        (
+            f"Stage {stage.number}",
+            f"{_span(stage.first_epoch, stage.last_epoch)} in {stage.elapsed_s:.1f} s, the best of "
+            f"them {stage.best_epoch}: val top-1 {stage.val.top1:.2%}; {stage.optimizer}, "
+            f"lr {stage.lr:g}{kept}",
+        ),
+        ("", f"{_freezing(stage)}{verified}"),
+        ("", _cut(stage)),
+        *([("", f"ended early: {stage.stopped}")] if stage.stopped else []),
+    ]
+
+
+def planned_facts(stages: Sequence[PlannedStage]) -> list[Fact]:
+    """Of each stage its lines; of a run without stages the time that it takes."""
+    if len(stages) == 1:
+        return [("Time", predicted_text(stages[0].predicted))]
+    return [fact for stage in stages for fact in _planned(stage)]
+
+
+def _planned(stage: PlannedStage) -> list[Fact]:
+    return [
+        (
+            f"Stage {stage.number}",
+            f"{plural(stage.epochs, 'epoch')}; {stage.optimizer}, lr {stage.lr:g}",
+        ),
+        ("", _freezing(stage)),
+        ("", _cut(stage)),
+        ("", predicted_text(stage.predicted)),
+    ]
+
+
+def predicted_text(time: PredictedTime) -> str:
+    """How long an epoch takes, with and without kept features."""
+    without = f"about {_seconds(time.epoch_without_cache_s)} an epoch"
+    if time.epoch_with_cache_s is None or time.fill_s is None:
+        return f"{without}; nothing is kept from one epoch to the next"
+    return (
+        f"about {_seconds(time.epoch_with_cache_s)} an epoch, once the features are there (about "
+        f"{_seconds(time.fill_s)}, in the first run alone); {without} without them"
+    )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 99.5 else f"{seconds:,.0f} s"
+
+
+def listed_patterns(patterns: Sequence[str]) -> str:
+    """The first few of them."""
+    more = len(patterns) - _MOST_PATTERNS
+    text = " ".join(patterns[:_MOST_PATTERNS]) or "none"
+    return f"{text} and {more} more" if more > 0 else text
+
+
+def _span(first: int, last: int) -> str:
+    return f"epoch {first}" if first == last else f"epochs {first} to {last}"
+
+
+def _freezing(stage: StageFacts) -> str:
+    update = ", norm_stats update" if stage.norm_stats == "update" else ""
+    if not stage.frozen_tensors:
+        return f"everything trains: {plural(stage.trainable_parameters, 'parameter')}"
+    return (
+        f"patterns {listed_patterns(stage.patterns)}{update}: "
+        f"{plural(stage.trainable_parameters, 'parameter')} in "
+        f"{plural(stage.trainable_tensors, 'tensor')} train; {count(stage.frozen_parameters)} in "
+        f"{stage.frozen_tensors:,} are frozen"
+    )
+
+
+def _cut(stage: StageFacts) -> str:
+    if stage.cut_after is None:
+        return "no cut: the whole network runs in every epoch"
+    return (
+        f"cut behind {stage.cut_after}: {stage.forward_once:.1%} of the forward work is done once"
+    )
