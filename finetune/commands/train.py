@@ -128,8 +128,8 @@ class _Run:
             latest: Holds the stage before, which is taken out and let go of; then this one.
         """
         settled, folder, number = self.settled, self.folder, len(past.stages)
-        goes_on = f"; go on with: {command(folder)}"
-        before = f" before stage {number + 1}{goes_on}" if latest else _BEFORE
+        goes_on = f"Go on with: {command(folder)}"
+        before = f" before stage {number + 1}. {goes_on}" if latest else _BEFORE
         with stopping.impatiently(before):
             carried = latest.pop().trained.under_way.carried() if latest else None
             prepared = prepare(
@@ -143,7 +143,7 @@ class _Run:
         work = prepared.plan.cost.forward_live * prepared.config.data.batch_size
         minutes = prepared.config.train.checkpoint_minutes
         # From here on a signal waits for the end of a step, and leaves a checkpoint.
-        after = f" after the last epoch; saved{goes_on}"
+        after = f" after the last epoch; saved. {goes_on}"
         with stopping.patiently(after):
             if resumed is not None:
                 run_folder.reopen(folder, resumed.path)
