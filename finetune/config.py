@@ -24,6 +24,7 @@ from finetune.config_augment import AugmentConfig as AugmentConfig
 from finetune.config_data import DataConfig as DataConfig
 from finetune.config_data import Fit as Fit
 from finetune.config_section import Section, Text, one_line, tuple_of
+from finetune.config_tune import TuneConfig as TuneConfig
 from finetune.errors import did_you_mean
 
 FORMAT = 1
@@ -256,6 +257,8 @@ class Config(Section):
     schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig.model_validate({}))
     features: FeaturesConfig = Field(default_factory=FeaturesConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    tune: TuneConfig | None = None
+    """For `finetune tune` alone."""
     output_dir: Annotated[Text, AfterValidator(os.path.expanduser)]
     """Folder of the run: checkpoints, metrics, reports."""
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -17,11 +17,11 @@ PACKAGE = Path(finetune.__file__).parent
 LINES = [
     {
         *("errors", "keyed", "progress", "results", "check_results", "data_results"),
-        *("eval_results", "terminal"),
+        *("eval_results", "terminal", "lr_curve"),
         "cli_options",
     },
     {"backbones", "files", "yaml_text", "config_section"},
-    {"config_data", "config_augment"},
+    {"config_data", "config_augment", "config_tune", "tune_results"},
     {"config"},
     {
         "config_problems",
@@ -34,19 +34,24 @@ LINES = [
     },
     {"data"},
     {"config_file", "split", "recipe", "blocks"},
-    {"model", "optim", "metrics", "checkpoint", "proof", "cost", "intervals", "temperature"},
+    {
+        *("model", "optim", "metrics", "checkpoint", "proof", "cost", "intervals", "temperature"),
+        "search_space",
+    },
     {"weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving", "scoring"},
     {"computation"},
     {"keeping", "in_form"},
     {"features"},
-    {"engine"},
+    {"engine", "head_updates", "range_test"},
+    {"heads"},
+    {"trials"},
     {"timing", "opening", "predictions"},
     {"predictor", "exporting", "saliency"},
     {"pictures"},
     {"report"},
     {"commands"},
     {"cli_support"},
-    {"cli_data", "cli_results"},
+    {"cli_data", "cli_results", "cli_tune"},
     {"cli"},
     {"__main__"},
 ]
@@ -56,6 +61,7 @@ NO_TORCH = {
     *("cli_options", "eval_results", "cli_results", "intervals"),
     *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
     *("cli_support", "cli_data", "data_results", "recipe", "blocks"),
+    *("cli_tune", "config_tune", "tune_results", "search_space", "lr_curve"),
 }
 
 

@@ -10,10 +10,12 @@ from finetune.config import AugmentConfig, Config, DataConfig
 from finetune.config_augment import DRAWN_POLICIES
 from finetune.data.images import TrainVal
 from finetune.data.loading import batch_sizes, resolve_workers
+from finetune.data.mixing import Mixing
 from finetune.data.quick_check import Checked, Skipped, quick_check
 from finetune.data.sources import find_train_val
 from finetune.data.views import Views
-from finetune.engine import Engine, build_engine, resolve_cache
+from finetune.engine import Engine, build_engine, make_source, resolve_cache
+from finetune.features import Source
 from finetune.model import build_untrained, check_input_size
 from finetune.planning import Plan, apply_freeze, make_plan, resolve_config, resolve_policy
 from finetune.progress import Progress
@@ -187,3 +189,20 @@ def training_views(config: Config) -> Views:
 
 def updates_norm_stats(config: Config) -> bool:
     return config.freeze.norm_stats == "update"
+
+
+def source_of(prepared: Prepared, progress: Progress, *, training: bool) -> Source:
+    """The batches of the training images in the views of training, or of the validation images."""
+    config, data = prepared.config, prepared.data
+    mixing = Mixing.of(config.augment, num_classes=prepared.plan.num_classes, seed=config.seed)
+    return make_source(
+        prepared.engine,
+        config,
+        data.train if training else data.val,
+        views=training_views(config) if training else Views.of("none"),
+        workers=config.data.workers,
+        shuffle=training,
+        what="training" if training else "validation",
+        progress=progress,
+        mixing=mixing if training else None,
+    )
