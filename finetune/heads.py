@@ -114,7 +114,7 @@ def train_heads(
     """Train a head for each of these settings, as `train_epochs` would one by one.
 
     Yields:
-        After each epoch: of which settings it was the last, and a network with their heads alone,
+        After each step: for which settings it was the last, and a network with their heads alone,
         which is of no use where there are none.
 
     Args:
@@ -135,13 +135,15 @@ def train_heads(
     weight = None if class_weights is None else torch.tensor(class_weights, device=device)
     step = 0
     for epoch in range(1, max(one.epochs for one in settings) + 1):
-        for features, labels in batches.epoch(epoch):
+        for number, (features, labels) in enumerate(batches.epoch(epoch), start=1):
             _seed(seed_for(seed, "step", step), device)
             losses = _losses(heads(features), labels, smoothing, weight)
-            heads.zero_grad(set_to_none=True)
+            heads.layer.zero_grad(set_to_none=True)
             losses.sum().backward()  # type: ignore[no-untyped-call]
             updates.step(heads.layer, step)
             step += 1
+            if number < len(batches):
+                yield [], heads
         last = torch.tensor([settings[at].epochs == epoch for at in order], device=device)
         ended, going_on = last.nonzero()[:, 0], (~last).nonzero()[:, 0]
         yield [order[at] for at in ended.tolist()], heads.only(ended) if len(ended) else heads

@@ -54,16 +54,16 @@ def space_of(config: Config, *, only_head: bool, num_train: int) -> Space:
     """
     tune = config.tune or TuneConfig()
     lr = _LR if only_head else _LR_PRETRAINED
+    few = num_train < FEW_PHOTOS
     warmup = config.schedule.warmup_epochs
     epochs = tune.epochs
     if epochs is None:
-        usual = (10, 25, 50) if only_head else (10, 20)
+        usual = (10, 25, 50) if only_head and few else (5, 10, 20)
         epochs = tuple(n for n in usual if n >= warmup) or (config.train.epochs,)
     if min(epochs) < warmup:
         raise ConfigError(
             f"tune.epochs: {min(epochs)} is shorter than schedule.warmup_epochs, {warmup:g}"
         )
-    few = num_train < FEW_PHOTOS
     return Space(
         optimizers=tune.optimizer,
         lr={name: tune.lr or lr[name] for name in tune.optimizer},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +15,7 @@ from finetune.config import Config
 from finetune.data.balance import class_weights
 from finetune.data.folds import Fold
 from finetune.data.images import Images
+from finetune.data.loading import batch_sizes
 from finetune.engine import Engine
 from finetune.evaluate import evaluate
 from finetune.features import Source
@@ -24,7 +27,7 @@ from finetune.optim import build_optimizer, build_schedule
 from finetune.progress import Progress
 from finetune.runtime import threads_for
 from finetune.search_space import with_settings
-from finetune.split import Live
+from finetune.shared_dropout import share_dropout
 from finetune.tune_results import FoldScore, Settings
 
 HELD_OUT_BATCH = 256
@@ -74,10 +77,10 @@ class Ground:
             assert self.validation is not None
             yield Round(self, tuple(range(len(self.train))), self.validation)
 
-    @property
-    def num_rounds(self) -> int:
-        """At least one."""
-        return max(len(self.folds), 1)
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Of the longest round."""
+        longest = max((len(fold.train) for fold in self.folds), default=len(self.train))
+        return len(batch_sizes(longest, batch_size, join_last_of_one=True))
 
 
 @dataclass(frozen=True)
@@ -112,42 +115,47 @@ def run_trials(
 def _together(
     ground: Ground, path: str, settings: Sequence[Settings], progress: Progress
 ) -> list[list[FoldScore]]:
-    """Heads that share their batches, all at once."""
-    engine = ground.engine
-    live = engine.split.live
-    assert isinstance(live, Live)
-    # Compiling would take longer than the whole search.
-    form = replace(engine.live_choice.form, compiled=False)
-    network = InForm(live, form, engine.device)
+    """Heads that share their batches, all at once; the folds step by step beside each other."""
     ground.set_mode()
+    live, device = copy.deepcopy(ground.engine.split.live), ground.engine.device
+    # Compiling would take longer than the whole search.
+    form = replace(ground.engine.live_choice.form, compiled=False)
+    network = InForm(live, form, device)
+    if device.type == "cpu":
+        share_dropout(network)
     by_size: dict[int, list[int]] = {}
     for at, one in enumerate(settings):
         by_size.setdefault(one.batch_size, []).append(at)
     scores: list[list[FoldScore]] = [[] for _ in settings]
 
-    def epochs() -> Iterator[None]:
-        for fold in ground.rounds():
-            for batch_size, members in by_size.items():
-                some = [settings[at] for at in members]
-                work = sum(p.numel() for p in live.parameters() if p.requires_grad)
-                with threads_for(work * len(some) * batch_size):
-                    for ended, heads in train_heads(
-                        network,
-                        f"module.{path}",
-                        [_head_settings(ground.config, one) for one in some],
-                        batches=fold.batches(batch_size),
-                        schedule=ground.config.schedule,
-                        seed=ground.config.seed,
-                        class_weights=fold.class_weights(),
-                    ):
-                        if ended:
-                            found = score_heads(heads, fold.held_out.epoch())
-                            for at, score in zip(ended, found, strict=True):
-                                scores[members[at]].append(score)
-                        yield
+    def steps_of(fold: Round, batch_size: int, members: Sequence[int]) -> Iterator[None]:
+        for ended, heads in train_heads(
+            network,
+            f"module.{path}",
+            [_head_settings(ground.config, settings[at]) for at in members],
+            batches=fold.batches(batch_size),
+            schedule=ground.config.schedule,
+            seed=ground.config.seed,
+            class_weights=fold.class_weights(),
+        ):
+            if ended:
+                found = score_heads(heads, fold.held_out.epoch())
+                for at, score in zip(ended, found, strict=True):
+                    scores[members[at]].append(score)
+            yield
 
-    total = sum(max(settings[at].epochs for at in members) for members in by_size.values())
-    for _ in progress.track(epochs(), "search, epochs", total=total * ground.num_rounds):
+    def steps() -> Iterator[object]:
+        weights = sum(p.numel() for p in live.parameters() if p.requires_grad)
+        for batch_size, members in by_size.items():
+            folds = [steps_of(fold, batch_size, members) for fold in ground.rounds()]
+            with threads_for(weights * len(members) * batch_size):
+                yield from itertools.zip_longest(*folds)
+
+    total = sum(
+        max(settings[at].epochs for at in members) * ground.steps_per_epoch(batch_size)
+        for batch_size, members in by_size.items()
+    )
+    for _ in progress.track(steps(), "search, steps", total=total):
         pass
     return scores
 

@@ -41,7 +41,7 @@ LINES = [
     {"weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving", "scoring"},
     {"computation"},
     {"keeping", "in_form"},
-    {"features"},
+    {"features", "shared_dropout"},
     {"engine", "head_updates", "range_test"},
     {"heads"},
     {"trials"},

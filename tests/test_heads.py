@@ -206,7 +206,7 @@ def test_squeezenets_own_end_is_widened_as_it_is() -> None:
     path = lone_head(live)
     assert path is not None
     one = [HeadSettings(optimizer("sgd", lr=0.1), 1, 0.0)] * 2
-    ((ended, heads),) = train_heads(
+    *_, (ended, heads) = train_heads(
         live, path, one, batches=Batches(512, 3, 3), schedule=COSINE, seed=SEED
     )
     assert ended == [0, 1]
