@@ -38,6 +38,7 @@ class Trial:
 
     Attributes:
         number: From 0, the config's own settings.
+        model, weights: The backbone.
         folds: Figures of each fold; none where any fold diverged.
         top1, balanced_accuracy, loss: Means over the folds; None where it diverged.
         spread: Standard deviation over the folds of what was chosen by; None for a single fold.
@@ -45,6 +46,7 @@ class Trial:
 
     number: int
     model: str
+    weights: str
     settings: Settings
     folds: tuple[FoldScore, ...]
     top1: float | None
@@ -57,6 +59,7 @@ class Trial:
         cls,
         number: int,
         model: str,
+        weights: str,
         settings: Settings,
         folds: Sequence[FoldScore],
         *,
@@ -64,11 +67,12 @@ class Trial:
     ) -> Trial:
         """The means and the spread of these folds."""
         if not all(math.isfinite(fold.loss) for fold in folds):
-            return cls(number, model, settings, (), None, None, None, None)
+            return cls(number, model, weights, settings, (), None, None, None, None)
         values = [getattr(fold, metric) for fold in folds]
         return cls(
             number,
             model,
+            weights,
             settings,
             tuple(folds),
             top1=statistics.fmean(fold.top1 for fold in folds),
@@ -84,14 +88,29 @@ class Trial:
         value: float = getattr(self, metric)
         return value if metric == "loss" else -value, self.loss, self.number
 
-    def standard_error(self, metric: str) -> float | None:
-        """Of the mean over folds; of a share on one split, by its number of images."""
-        if self.spread is not None:
-            return self.spread / math.sqrt(len(self.folds))
-        if metric == "loss" or not self.folds:
-            return None
-        share: float = getattr(self, metric)
-        return math.sqrt(share * (1 - share) / self.folds[0].num_images)
+
+def equal_to_best(trials: Sequence[Trial], metric: str) -> list[Trial]:
+    """Those that a share of so many images cannot tell from the best: within one standard error.
+
+    One of folds that differ by chance would be smaller or larger by chance; this is of all images.
+    A loss has none, and is taken as it is.
+    """
+    best = min(trials, key=lambda trial: trial.rank(metric))
+    if metric == "loss" or best.loss is None:
+        return [best]
+    share: float = getattr(best, metric)
+    images = sum(fold.num_images for fold in best.folds)
+    bound = share - math.sqrt(share * (1 - share) / images)
+    return [trial for trial in trials if trial.loss is not None and getattr(trial, metric) >= bound]
+
+
+def in_order(trials: Sequence[Trial], metric: str) -> list[Trial]:
+    """The best first: of those that the metric cannot tell apart the lowest loss, which even a few
+    images measure; then the others by the metric."""
+    equal = equal_to_best(trials, metric)
+    chosen = sorted(equal, key=lambda trial: trial.rank("loss"))
+    others = [trial for trial in trials if trial not in equal]
+    return chosen + sorted(others, key=lambda trial: trial.rank(metric))
 
 
 @dataclass(frozen=True)
@@ -132,9 +151,8 @@ class TuneResult:
         searched: head, where heads were trained together; else live part, one after another.
         metric: What chose.
         num_folds: 0 where the validation split chose.
-        trials: The best first.
-        equals: Trials within one standard error of the best, itself counted (the rule of Breiman
-            et al. 1984): the choice among them is chance. None where there is no error to go by.
+        trials: As `in_order` puts them.
+        equal: How many of them, from the first, the metric cannot tell apart.
         backbones: The best first; empty where only the config's own was searched.
         best: The winner's config file.
         files: What was written, the run folder left out.
@@ -153,7 +171,7 @@ class TuneResult:
     num_val: int
     num_classes: int
     trials: tuple[Trial, ...]
-    equals: int | None
+    equal: int
     backbones: tuple[BackboneRow, ...]
     best: str
     files: tuple[str, ...]
@@ -169,16 +187,6 @@ class TuneResult:
     def winner(self) -> Trial:
         """The best trial."""
         return self.trials[0]
-
-
-def equals_of(trials: Sequence[Trial], metric: str) -> int | None:
-    """How many trials lie within one standard error of the best, which stands first."""
-    best = trials[0]
-    error = best.standard_error(metric)
-    if error is None or best.loss is None:
-        return None
-    bound = best.rank(metric)[0] + error
-    return sum(trial.rank(metric)[0] <= bound for trial in trials)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,14 @@ from finetune.search_space import (
 )
 from finetune.split import Prefix
 from finetune.train_mode import set_train_mode
-from finetune.tune_results import FoldScore, Settings, Trial, TuneResult, equals_of
+from finetune.tune_results import (
+    FoldScore,
+    Settings,
+    Trial,
+    TuneResult,
+    equal_to_best,
+    in_order,
+)
 
 Make = Callable[..., Config]
 
@@ -193,29 +200,33 @@ def test_a_search_is_read_back_from_yaml(tmp_path: Path, make: Make) -> None:
 
 def trial(number: int, *figures: tuple[float, float]) -> Trial:
     folds = [FoldScore(10, top1, top1, loss) for top1, loss in figures]
-    return Trial.of(number, "m", Settings("sgd", 0.1, 0.0, 0.0, 8, 2), folds, metric="top1")
+    return Trial.of(number, "m", "w", Settings("sgd", 0.1, 0.0, 0.0, 8, 2), folds, metric="top1")
 
 
-def test_trials_are_ranked_by_mean_then_loss_and_the_diverged_come_last() -> None:
+def numbers(trials: list[Trial]) -> list[int]:
+    return [one.number for one in trials]
+
+
+def test_trials_are_ranked_by_mean_and_the_diverged_come_last() -> None:
     trials = [
-        trial(0, (0.8, 0.3), (0.8, 0.3)),
-        trial(1, (0.7, 0.1), (0.9, 0.3)),
+        trial(0, (0.3, 0.3), (0.3, 0.3)),
+        trial(1, (0.5, 0.1), (0.7, 0.3)),
         trial(2, (0.9, 0.5), (0.9, float("nan"))),
         trial(3, (0.9, 0.9), (0.9, 0.9)),
     ]
-    ranked = sorted(trials, key=lambda one: one.rank("top1"))
-    assert [one.number for one in ranked] == [3, 1, 0, 2]
-    assert ranked[1].spread == pytest.approx(0.1414, abs=1e-4)
-    assert ranked[-1].top1 is None
-    by_loss = sorted(trials, key=lambda one: one.rank("loss"))
-    assert [one.number for one in by_loss] == [1, 0, 3, 2]
+    assert numbers(in_order(trials, "top1")) == [3, 1, 0, 2]
+    assert numbers(in_order(trials, "loss")) == [1, 0, 3, 2]
+    assert trials[1].spread == pytest.approx(0.1414, abs=1e-4)
+    assert trials[2].top1 is None
 
 
-def test_equals_are_within_one_standard_error_of_the_best() -> None:
-    best = trial(0, (0.90, 0.1), (0.96, 0.1))  # 93 %, standard error 3 points
-    near, far = trial(1, (0.905, 0.2), (0.9, 0.2)), trial(2, (0.88, 0.2), (0.9, 0.2))
-    assert equals_of([best, near, far], "top1") == 2
-    assert equals_of([trial(0, (0.9, 0.1)), trial(1, (0.85, 0.1))], "top1") == 2  # of ten images
+def test_of_those_that_so_few_images_cannot_tell_apart_the_lowest_loss_is_taken() -> None:
+    best = trial(0, (0.90, 0.3), (0.90, 0.3))  # of 20 images: one standard error is 6.7 points
+    near, far = trial(1, (0.8, 0.1), (0.9, 0.1)), trial(2, (0.83, 0.05), (0.83, 0.05))
+    trials = [far, best, near]
+    assert equal_to_best(trials, "top1") == [best, near]
+    assert numbers(in_order(trials, "top1")) == [1, 0, 2]
+    assert equal_to_best(trials, "loss") == [far]
 
 
 @pytest.fixture(scope="module")
@@ -251,8 +262,7 @@ def test_every_trial_is_judged_on_every_fold(searched: TuneResult) -> None:
     for one in searched.trials:
         assert [fold.num_images for fold in one.folds] == [6, 6, 6]
         assert one.top1 == pytest.approx(sum(fold.top1 for fold in one.folds) / 3)
-    ranks = [one.rank("top1") for one in searched.trials]
-    assert ranks == sorted(ranks)
+    assert list(searched.trials) == in_order(searched.trials, "top1")
 
 
 def test_the_winners_config_trains_the_model_that_was_trained(

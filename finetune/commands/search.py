@@ -25,7 +25,7 @@ from finetune.progress import Progress
 from finetune.search_space import num_folds, settings_of, space_of
 from finetune.train_mode import set_train_mode
 from finetune.trials import Ground, Part, run_trials
-from finetune.tune_results import Settings, Trial
+from finetune.tune_results import Settings, Trial, in_order
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Searched:
 
     Attributes:
         config: Resolved, with the config's own settings.
-        trials: The best first.
+        trials: As `in_order` puts them.
         elapsed_s: Of everything, reading the backbone and its features included.
     """
 
@@ -72,21 +72,22 @@ def search(config: Config, *, in_grid: bool, allow_slow: bool, progress: Progres
     begun = time.perf_counter()
     scores = run_trials(ground, settings, progress)
     metric = metric_of(config)
+    spec = prepared.plan.spec
     trials = [
-        Trial.of(number, prepared.plan.spec.name, one, each, metric=metric)
+        Trial.of(number, spec.name, spec.weights, one, each, metric=metric)
         for number, (one, each) in enumerate(zip(settings, scores, strict=True))
     ]
     now = time.perf_counter()
     return Searched(
         config=resolved,
         parameters=sum(parameter.numel() for parameter in prepared.model.parameters()),
-        input_size=prepared.plan.spec.preprocessing.crop,
+        input_size=spec.preprocessing.crop,
         only_head=only_head,
         num_folds=len(folds),
         num_train=len(train),
         num_val=len(prepared.data.val),
         num_classes=len(train.class_names),
-        trials=tuple(sorted(trials, key=lambda trial: trial.rank(metric))),
+        trials=tuple(in_order(trials, metric)),
         search_s=now - begun,
         elapsed_s=now - start,
     )

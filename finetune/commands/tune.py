@@ -24,7 +24,13 @@ from finetune.report.json_text import to_json
 from finetune.report.search_plots import draw_trials
 from finetune.report.tuning import settings_in_words
 from finetune.search_space import with_settings
-from finetune.tune_results import BackboneRow, TestScore, TuneResult, equals_of
+from finetune.tune_results import (
+    BackboneRow,
+    TestScore,
+    TuneResult,
+    equal_to_best,
+    in_order,
+)
 
 BEST, RESULT, PLOT = "best.yaml", "tune.json", "tune.png"
 
@@ -66,13 +72,13 @@ def tune(
         skip = config.data.on_unreadable
         found.append(dropping_unreadable(work, on_unreadable=skip, progress=progress))
     metric = metric_of(config)
-    result = _result(found, metric, folder)
+    best, result = _result(found, metric, folder)
     if result.winner.loss is None:
         raise ResultError(
             "tune: every trial diverged, its loss no finite number; search lower rates, as with "
             "--set 'tune.lr={min: 0.0001, max: 0.01}'"
         )
-    chosen = with_settings(_best(found, metric).config, result.winner.settings)
+    chosen = with_settings(best.config, result.winner.settings)
     result = _write(result, chosen, folder, progress)
     progress.say(f"best: {settings_in_words(result.winner)}")
     if final:
@@ -113,17 +119,12 @@ def _has_test(config: Config, progress: Progress) -> bool:
     return True
 
 
-def _best(found: Sequence[Searched], metric: str) -> Searched:
-    return min(found, key=lambda searched: searched.trials[0].rank(metric))
-
-
-def _result(found: Sequence[Searched], metric: str, folder: Path) -> TuneResult:
-    """The search alone, nothing written or trained yet."""
-    best = _best(found, metric)
-    trials = sorted(
-        (trial for searched in found for trial in searched.trials),
-        key=lambda trial: trial.rank(metric),
-    )
+def _result(found: Sequence[Searched], metric: str, folder: Path) -> tuple[Searched, TuneResult]:
+    """The winner's backbone, and the search alone: nothing is written or trained yet."""
+    trials = in_order([trial for searched in found for trial in searched.trials], metric)
+    first = {id(searched): trials.index(searched.trials[0]) for searched in found}
+    ranked = sorted(found, key=lambda searched: first[id(searched)])
+    best = ranked[0]
     rows = [
         BackboneRow(
             model=searched.config.model.name,
@@ -133,10 +134,10 @@ def _result(found: Sequence[Searched], metric: str, folder: Path) -> TuneResult:
             best=searched.trials[0],
             elapsed_s=searched.elapsed_s,
         )
-        for searched in sorted(found, key=lambda searched: searched.trials[0].rank(metric))
+        for searched in ranked
     ]
     folds = best.num_folds
-    return TuneResult(
+    return best, TuneResult(
         model=best.config.model.name,
         weights=best.config.model.weights,
         searched="head" if best.only_head else "live part",
@@ -146,7 +147,7 @@ def _result(found: Sequence[Searched], metric: str, folder: Path) -> TuneResult:
         num_val=best.num_val,
         num_classes=best.num_classes,
         trials=tuple(trials),
-        equals=equals_of(trials, metric),
+        equal=len(equal_to_best(trials, metric)),
         backbones=tuple(rows) if len(rows) > 1 else (),
         best=str(folder / BEST),
         files=(),

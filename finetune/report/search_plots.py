@@ -84,7 +84,7 @@ def draw_trials(result: TuneResult, path: Path) -> None:
         )
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    own = [trial for trial in trials if trial.number == 0 and trial.model == result.model]
+    own = [trial for trial in trials if trial.number == 0 and trial.weights == best.weights]
     for trial in own:
         ranked.plot(
             [ranks[id(trial)]],
@@ -103,7 +103,7 @@ def draw_trials(result: TuneResult, path: Path) -> None:
         ylabel=_NAMES[result.metric],
     )
     rates.set(title="the same over the learning rate", xlabel="learning rate", xscale="log")
-    ranked.legend(frameon=False)
+    ranked.legend(frameon=False, loc="lower left")
     _show_the_better_part(ranked, trials, result)
     save(figure, path)
 

@@ -53,7 +53,8 @@ def _backbones(result: TuneResult) -> str:
 
 def _trials(result: TuneResult) -> str:
     """The best of the winning backbone; the config's own settings are among them in any case."""
-    mine = [trial for trial in result.trials if trial.model == result.model]
+    winner = result.winner
+    mine = [t for t in result.trials if (t.model, t.weights) == (winner.model, winner.weights)]
     shown = mine[:_MOST_TRIALS]
     shown += [trial for trial in mine[_MOST_TRIALS:] if trial.number == 0]
     share = _shown_share(result)
@@ -110,12 +111,12 @@ def _facts(result: TuneResult) -> list[tuple[str, str]]:
         ("Chosen on", f"{result.chosen_on}, by {_NAMES[result.metric]}{spread}"),
         ("Best", settings_in_words(result.winner)),
     ]
-    if result.equals is not None and result.equals > 1:
+    if result.equal > 1:
         facts.append(
             (
                 "",
-                f"{result.equals:,} of {len(result.trials):,} lie within one standard error of the "
-                "best: among them chance chose",
+                f"the lowest loss of {result.equal:,} trials that {_NAMES[result.metric]} cannot tell "
+                "apart on so few images (one standard error)",
             )
         )
     if result.train is not None:
