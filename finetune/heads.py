@@ -22,6 +22,7 @@ from finetune.evaluate import eval_mode
 from finetune.features import FeatureBatch, Source
 from finetune.head_updates import HeadSettings, Updates, rows_of
 from finetune.keyed import seed_for
+from finetune.shared_dropout import SharedDropout
 from finetune.split import Features, Live
 from finetune.train_mode import keeps_statistics
 from finetune.tune_results import FoldScore
@@ -77,12 +78,23 @@ class Heads(nn.Module):
         self.layer = layer
         self.num_classes = len(layer.weight)
         self.count = count
+        self._dropouts = [m for m in self.modules() if isinstance(m, SharedDropout)]
         self._replace(lambda weight: weight.repeat(count, *[1] * (weight.dim() - 1)))
 
     def forward(self, features: Features) -> Tensor:
         """Logits ``(N, count, C)``."""
         logits: Tensor = self.network(features)
         return logits.reshape(-1, self.count, self.num_classes)
+
+    def seed(self, seed: int) -> None:
+        """As `torch.manual_seed` before a step. On a CPU that would note a traceback for each kind
+        of device that is not in use, which takes longer than a head's step."""
+        for dropout in self._dropouts:
+            dropout.begin(seed)
+        if self.layer.weight.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def keep(self, chosen: Tensor) -> None:
         """Go on with these heads alone, ``(k,)`` int64."""
@@ -136,7 +148,7 @@ def train_heads(
     step = 0
     for epoch in range(1, max(one.epochs for one in settings) + 1):
         for number, (features, labels) in enumerate(batches.epoch(epoch), start=1):
-            _seed(seed_for(seed, "step", step), device)
+            heads.seed(seed_for(seed, "step", step))
             losses = _losses(heads(features), labels, smoothing, weight)
             heads.layer.zero_grad(set_to_none=True)
             losses.sum().backward()  # type: ignore[no-untyped-call]
@@ -152,15 +164,6 @@ def train_heads(
             heads.keep(going_on)
             updates.keep(going_on)
             smoothing = smoothing[going_on]
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    """As `torch.manual_seed`, for one device: that one notes a traceback for each kind of device
-    that is not in use, which takes longer than a head's step."""
-    if device.type == "cpu":
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
 
 
 def _losses(logits: Tensor, labels: Tensor, smoothing: Tensor, weight: Tensor | None) -> Tensor:

@@ -14,37 +14,40 @@ from torch import Tensor, nn
 
 
 class SharedDropout(nn.Module):
-    """`nn.Dropout` on a CPU; copies of it that meet the same seed and shape share a mask.
-
-    Of use where the generator is seeded before each step, and this is all that is drawn in it.
-    """
+    """`nn.Dropout` on a CPU, with a generator of its own; copies of it share each step's mask."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
+        self._generator = torch.Generator()
         self._seed: int | None = None
         self._masks: dict[torch.Size, Tensor] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedDropout:
         return self
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """As `nn.Dropout`, to the bit."""
-        if not self.training:
-            return inputs
-        seed = torch.default_generator.initial_seed()
+    def begin(self, seed: int) -> None:
+        """A step, for which others seed torch's own generator."""
         if seed != self._seed:
             self._seed = seed
             self._masks.clear()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """As `nn.Dropout` where nothing else is drawn in a step, to the bit."""
+        if not self.training:
+            return inputs
+        assert self._seed is not None
         mask = self._masks.get(inputs.shape)
         if mask is None:
-            mask = torch.empty_like(inputs).bernoulli_(1 - self.p).div_(1 - self.p)
-            self._masks[inputs.shape] = mask
+            draws = self._generator.manual_seed(self._seed)
+            mask = torch.empty_like(inputs).bernoulli_(1 - self.p, generator=draws)
+            self._masks[inputs.shape] = mask.div_(1 - self.p)
         return inputs * mask
 
 
-def share_dropout(network: nn.Module) -> None:
-    """Put it in the place of a dropout, where there is one alone that draws."""
+def share_dropout(network: nn.Module) -> bool:
+    """Put it in the place of the one dropout that draws; whether nothing draws from torch's
+    generator any more."""
     drawing = [
         (path, module)
         for path, module in network.named_modules()
@@ -53,3 +56,4 @@ def share_dropout(network: nn.Module) -> None:
     if len(drawing) == 1:
         ((path, module),) = drawing
         network.set_submodule(path, SharedDropout(module.p))
+    return len(drawing) <= 1

@@ -44,6 +44,8 @@ LINES = [
     {"features", "shared_dropout"},
     {"engine", "head_updates", "range_test"},
     {"heads"},
+    {"judging"},
+    {"head_trials"},
     {"trials"},
     {"timing", "opening", "predictions"},
     {"predictor", "exporting", "saliency"},

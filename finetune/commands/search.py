@@ -21,10 +21,11 @@ from finetune.engine import make_source
 from finetune.errors import ConfigError
 from finetune.features import CachedFeatures, Source
 from finetune.heads import lone_head
+from finetune.judging import Ground, Part
 from finetune.progress import Progress
 from finetune.search_space import num_folds, settings_of, space_of
 from finetune.train_mode import set_train_mode
-from finetune.trials import Ground, Part, run_trials
+from finetune.trials import run_trials
 from finetune.tune_results import Settings, Trial, in_order
 
 
@@ -150,14 +151,15 @@ def _plan(
 
 
 def _ground(prepared: Prepared, folds: tuple[Fold, ...], progress: Progress) -> Ground:
-    config = prepared.config
+    config, kept = prepared.config, _keeps_features(prepared)
     return Ground(
         engine=prepared.engine,
         config=config,
         train=prepared.data.train,
         folds=folds,
+        kept=kept,
         part=_kept_part(prepared, bool(folds), progress)
-        if _keeps_features(prepared)
+        if kept
         else _fresh_part(prepared, progress),
         validation=None if folds else source_of(prepared, progress, training=False),
         set_mode=lambda: set_train_mode(

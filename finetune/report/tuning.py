@@ -115,8 +115,8 @@ def _facts(result: TuneResult) -> list[tuple[str, str]]:
         facts.append(
             (
                 "",
-                f"the lowest loss of {result.equal:,} trials that {_NAMES[result.metric]} cannot tell "
-                "apart on so few images (one standard error)",
+                f"the lowest loss of {result.equal:,} trials that {_NAMES[result.metric]} cannot "
+                "tell apart on so few images (one standard error)",
             )
         )
     if result.train is not None:
