@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from finetune import cli_data, cli_results, cli_support, stopping
+from finetune import cli_data, cli_results, cli_support, cli_tune, stopping
 from finetune.cli_options import (
     CacheFolderOption,
     ConfigOption,
@@ -156,6 +156,7 @@ def freeze_report(
 
 
 cli_results.register(app)
+cli_tune.register(app)
 app.command(name="check-data")(cli_data.check_data)
 app.command()(cli_data.init)
 app.command(name="show-batch")(cli_data.show_batch)

@@ -25,6 +25,7 @@ from finetune.config_model import PreprocessingConfig as PreprocessingConfig
 from finetune.config_optimizer import OptimizerConfig as OptimizerConfig
 from finetune.config_optimizer import ScheduleConfig as ScheduleConfig
 from finetune.config_section import AUTO, CountOrAuto, Section, Text, one_line, tuple_of
+from finetune.config_tune import TuneConfig as TuneConfig
 
 FORMAT = 1
 """Version of the config's own form; raised when an old file would mean something else."""
@@ -164,6 +165,8 @@ class Config(Section):
     """One after the other; none: the whole run is one. Each is whole: it states every key."""
     features: FeaturesConfig = Field(default_factory=FeaturesConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    tune: TuneConfig | None = None
+    """For `finetune tune` alone."""
     output_dir: Annotated[Text, AfterValidator(os.path.expanduser)]
     """Folder of the run: checkpoints, metrics, reports."""
     seed: int = Field(default=0, ge=0, lt=2**63)

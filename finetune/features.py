@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
@@ -108,7 +108,11 @@ class FreshFeatures:
 
 
 class CachedFeatures:
-    """Features from a store that is whole."""
+    """Features from a store that is whole.
+
+    Args:
+        first_rows: Of each image, where the store holds more images, or more views, than these.
+    """
 
     def __init__(
         self,
@@ -119,13 +123,17 @@ class CachedFeatures:
         views: Views,
         shuffle: bool,
         device: torch.device,
+        first_rows: Tensor | None = None,
     ) -> None:
         assert views.count is not None
         self.from_earlier = store.computed == 0
         self.store = store
+        self.images = images
+        self.views = views
         self.device = device
-        self._images = images
-        self._views_each = views.count
+        self._first_rows = (
+            torch.arange(len(images)) * views.count if first_rows is None else first_rows
+        )
         self._labels = torch.tensor(images.labels, dtype=torch.int64)
         self._batches = KeyedBatches(
             len(images),
@@ -140,16 +148,32 @@ class CachedFeatures:
 
     def files(self, epoch: int, batch: int) -> list[Path]:
         """The images of one batch, counted from 0."""
-        return self._batches.files(self._images, epoch, batch)
+        return self._batches.files(self.images, epoch, batch)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[FeatureBatch]:
         """The batches of one epoch, from batch ``start`` on."""
         self._batches.epoch, self._batches.start = epoch, start
         for keys in self._batches:
-            rows = torch.tensor([index * self._views_each + view for index, view in keys])
+            at, views = torch.tensor(keys).unbind(dim=1)
+            rows = self._first_rows[at] + views
             features = tuple(t.to(self.device) for t in self.store.take(rows))
-            labels = self._labels[torch.tensor([index for index, _ in keys])]
-            yield as_features(features), labels.to(self.device)
+            yield as_features(features), self._labels[at].to(self.device)
+
+    def part(self, positions: Sequence[int], *, batch_size: int, training: bool) -> CachedFeatures:
+        """Some of these images from the same store, as if it held no others.
+
+        Args:
+            training: As this source: shuffled, in its views; else in order, each in its first view.
+        """
+        return CachedFeatures(
+            self.store,
+            self.images.subset(positions),
+            batch_size=batch_size,
+            views=self.views if training else Views.of("none"),
+            shuffle=training,
+            device=self.device,
+            first_rows=self._first_rows[torch.tensor(positions)],
+        )
 
 
 def filled_store(

@@ -18,12 +18,15 @@ LINES = [
     {"stage_results"},
     {
         *("errors", "keyed", "progress", "results", "check_results", "data_results"),
-        *("eval_results", "terminal", "position"),
+        *("eval_results", "terminal", "position", "lr_curve"),
         "cli_options",
     },
     {"stopping"},
     {"backbones", "files", "yaml_text", "config_section"},
-    {"config_data", "config_augment", "config_optimizer", "config_adapt", "config_stages"},
+    {
+        *("config_data", "config_augment", "config_optimizer", "config_adapt", "config_stages"),
+        *("config_tune", "tune_results"),
+    },
     {"config_model"},
     {"config"},
     {
@@ -48,7 +51,7 @@ LINES = [
         "schedules",
         "continuing",
     },
-    {"model", "optim", "metrics", "proof", "cost", "intervals", "temperature"},
+    {"model", "optim", "metrics", "proof", "cost", "intervals", "temperature", "search_space"},
     {"step"},
     {
         *("weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving", "scoring"),
@@ -56,15 +59,19 @@ LINES = [
     },
     {"computation", "monitor", "defaults"},
     {"keeping", "in_form"},
-    {"features"},
-    {"engine"},
+    {"features", "shared_dropout"},
+    {"engine", "head_updates", "range_test"},
+    {"heads"},
+    {"judging"},
+    {"head_trials"},
+    {"trials"},
     {"timing", "opening", "predictions"},
     {"predictor", "exporting", "saliency"},
     {"pictures"},
     {"report"},
     {"commands"},
     {"cli_support"},
-    {"cli_data", "cli_results"},
+    {"cli_data", "cli_results", "cli_tune"},
     {"cli"},
     {"__main__"},
 ]
@@ -84,6 +91,7 @@ NO_TORCH = {
     *("config_file", "config_problems", "freeze", "run_folder", "files", "report", "cli"),
     *("cli_support", "cli_data", "data_results", "recipe", "blocks", "param_groups"),
     *("position", "stopping", "stages", "stage_results"),
+    *("cli_tune", "config_tune", "tune_results", "search_space", "lr_curve"),
 }
 
 

@@ -10,14 +10,17 @@ from torch import Tensor, nn
 
 from finetune.adapters import attach
 from finetune.commands.resuming import Resumed
-from finetune.commands.settling import Settled
+from finetune.commands.settling import Settled, settle
 from finetune.config import AugmentConfig, Config, StageConfig
 from finetune.config_augment import DRAWN_POLICIES
 from finetune.data.images import TrainVal
 from finetune.data.loading import resolve_workers
+from finetune.data.mixing import Mixing
 from finetune.data.quick_check import Skipped
 from finetune.data.views import Views
-from finetune.engine import Engine, build_engine, resolve_cache
+from finetune.engine import Engine, build_engine, make_source, resolve_cache
+from finetune.errors import ConfigError
+from finetune.features import Source
 from finetune.model import build_untrained, rebuild
 from finetune.planning import Plan, apply_freeze, resolve_config, resolve_policy
 from finetune.progress import Progress
@@ -124,6 +127,24 @@ def prepare(
         threads=torch.get_num_threads(),
         skipped=settled.checked.skipped,
     )
+
+
+def prepare_alone(config: Config, progress: Progress, *, what: str) -> Prepared:
+    """As `prepare`, for a command that works on one stage.
+
+    Args:
+        what: The command, for the message.
+
+    Raises:
+        ConfigError: the config has several stages.
+    """
+    settled = settle(config, progress)
+    if len(settled.stages) > 1:
+        raise ConfigError(
+            f"{'recipe' if config.recipe else 'stages'}: {what} works on one stage, and this "
+            f"config has {len(settled.stages)}; give it a config without them"
+        )
+    return prepare(settled, progress)
 
 
 def _network(settled: Settled, carried: Carried | None, resumed: Resumed | None) -> nn.Module:
@@ -270,4 +291,21 @@ def stage_facts(config: Config, report: FreezeReport, *, number: int) -> StageFa
         frozen_tensors=totals.frozen_tensors,
         cut_after=report.cut.after,
         forward_once=report.cut.forward_once,
+    )
+
+
+def source_of(prepared: Prepared, progress: Progress, *, training: bool) -> Source:
+    """The batches of the training images in the views of training, or of the validation images."""
+    config, data = prepared.config, prepared.data
+    mixing = Mixing.of(config.augment, num_classes=prepared.plan.num_classes, seed=config.seed)
+    return make_source(
+        prepared.engine,
+        config,
+        data.train if training else data.val,
+        views=training_views(config) if training else Views.of("none"),
+        workers=config.data.workers,
+        shuffle=training,
+        what="training" if training else "validation",
+        progress=progress,
+        mixing=mixing if training else None,
     )

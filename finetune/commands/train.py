@@ -11,19 +11,15 @@ from pathlib import Path
 from finetune import run_folder, stopping
 from finetune.checkpoint import load_checkpoint
 from finetune.commands.epochs import Trained, run_epochs
-from finetune.commands.preparation import Prepared, prepare, stage_facts, training_views
+from finetune.commands.preparation import Prepared, prepare, source_of, stage_facts
 from finetune.commands.resuming import Resumed, command, find_resumed
 from finetune.commands.settling import Settled, settle
 from finetune.commands.underway import Past
 from finetune.config import Config
 from finetune.config_file import to_yaml
 from finetune.data.images import below
-from finetune.data.mixing import Mixing
 from finetune.data.quick_check import dropping_unreadable
-from finetune.data.views import Views
-from finetune.engine import make_source
 from finetune.evaluate import Evaluation
-from finetune.features import Source
 from finetune.files import write_csv, write_text
 from finetune.monitor import why_stopped
 from finetune.planning import make_freeze_report, staged_report, totals_of
@@ -138,8 +134,8 @@ class _Run:
             report = _report(prepared)
             # Before the folder is touched: a photo that cannot be read costs no earlier run.
             with stopping.patiently():
-                training = _source(prepared, self.progress, training=True)
-                validation = _source(prepared, self.progress, training=False)
+                training = source_of(prepared, self.progress, training=True)
+                validation = source_of(prepared, self.progress, training=False)
         work = prepared.plan.cost.forward_live * prepared.config.data.batch_size
         minutes = prepared.config.train.checkpoint_minutes
         # From here on a signal waits for the end of a step, and leaves a checkpoint.
@@ -256,23 +252,6 @@ def _write_tables(prepared: Prepared, folder: Path) -> None:
     if prepared.skipped:
         left_out = ((str(path), reason) for path, reason in prepared.skipped)
         write_csv(folder / run_folder.SKIPPED, ("path", "reason"), left_out)
-
-
-def _source(prepared: Prepared, progress: Progress, *, training: bool) -> Source:
-    config, data = prepared.config, prepared.data
-    return make_source(
-        prepared.engine,
-        config,
-        data.train if training else data.val,
-        views=training_views(config) if training else Views.of("none"),
-        workers=config.data.workers,
-        shuffle=training,
-        what="training" if training else "validation",
-        progress=progress,
-        mixing=Mixing.of(config.augment, num_classes=prepared.plan.num_classes, seed=config.seed)
-        if training
-        else None,
-    )
 
 
 def _scores(val: Evaluation) -> Scores:

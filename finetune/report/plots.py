@@ -129,10 +129,15 @@ def draw_confusion(
     save(figure, path)
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write a figure, whole or not at all."""
+def save(figure: Any, path: Path, *, maker: str | None = None) -> None:
+    """Write a figure, whole or not at all.
+
+    Args:
+        maker: The command that a PNG says it is from.
+    """
     drawn = io.BytesIO()
-    figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=150)
+    mark = {"Software": maker} if maker else None
+    figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=150, metadata=mark)
     write_atomically(path, lambda file: file.write(drawn.getvalue()))
 
 

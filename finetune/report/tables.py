@@ -14,10 +14,14 @@ _WIDTH = 400
 
 
 def table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Sequence[int] = (),
+    gap: int = 3,
 ) -> str:
     """Rows in columns, indented by two spaces; columns in ``right`` are aligned to the right."""
-    grid = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=any(header))
+    grid = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), show_header=any(header))
     for index, title in enumerate(header):
         justify = "right" if index in right else "left"
         grid.add_column(Text(title), justify=justify, no_wrap=True)  # type: ignore[arg-type]

@@ -1,0 +1,217 @@
+"""The search of ``finetune tune``, for one backbone: what is tried, on which folds, how it did."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from finetune.commands.preparation import (
+    Prepared,
+    prepare_alone,
+    source_of,
+    training_views,
+    updates_norm_stats,
+)
+from finetune.config import Config
+from finetune.data.folds import Fold, make_folds
+from finetune.data.holdout import keys_of
+from finetune.data.views import Views
+from finetune.engine import make_source
+from finetune.errors import ConfigError
+from finetune.features import CachedFeatures, Source
+from finetune.heads import lone_head
+from finetune.judging import Ground, Part
+from finetune.progress import Progress
+from finetune.search_space import num_folds, settings_of, space_of
+from finetune.train_mode import set_train_mode
+from finetune.trials import run_trials
+from finetune.tune_results import Settings, Trial, in_order
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A backbone's search.
+
+    Attributes:
+        config: Resolved, with the config's own settings.
+        trials: As `in_order` puts them.
+        elapsed_s: Of everything, reading the backbone and its features included.
+    """
+
+    config: Config
+    parameters: int
+    input_size: int
+    only_head: bool
+    num_folds: int
+    num_train: int
+    num_val: int
+    num_classes: int
+    trials: tuple[Trial, ...]
+    search_s: float
+    elapsed_s: float
+
+
+def search(config: Config, *, in_grid: bool, allow_slow: bool, progress: Progress) -> Searched:
+    """Try everything that the config's section ``tune`` asks for.
+
+    Raises:
+        ConfigError: nothing of the network is kept, so that each trial would cost a whole training.
+        DataError: the images do not give so many folds.
+    """
+    start = time.perf_counter()
+    prepared = prepare_alone(config, progress, what="tune")
+    resolved, train = prepared.config, prepared.data.train
+    only_head = lone_head(prepared.engine.split.live) is not None
+    space = space_of(resolved, only_head=only_head, num_train=len(train))
+    settings = settings_of(resolved, space, only_head=only_head, in_grid=in_grid)
+    folds = _folds(prepared, num_folds(resolved, len(train)))
+    if not _keeps_features(prepared) and not allow_slow:
+        raise ConfigError(_slow(prepared, settings, max(len(folds), 1)))
+    ground = _ground(prepared, folds, progress)
+    progress.say(_plan(only_head, settings, folds, len(train), len(prepared.data.val)))
+    begun = time.perf_counter()
+    scores = run_trials(ground, settings, progress)
+    metric = metric_of(config)
+    spec = prepared.plan.spec
+    trials = [
+        Trial.of(number, spec.name, spec.weights, one, each, metric=metric)
+        for number, (one, each) in enumerate(zip(settings, scores, strict=True))
+    ]
+    now = time.perf_counter()
+    return Searched(
+        config=resolved,
+        parameters=sum(parameter.numel() for parameter in prepared.model.parameters()),
+        input_size=spec.preprocessing.crop,
+        only_head=only_head,
+        num_folds=len(folds),
+        num_train=len(train),
+        num_val=len(prepared.data.val),
+        num_classes=len(train.class_names),
+        trials=tuple(in_order(trials, metric)),
+        search_s=now - begun,
+        elapsed_s=now - start,
+    )
+
+
+def metric_of(config: Config) -> str:
+    """What chooses."""
+    return config.tune.metric if config.tune is not None else "top1"
+
+
+def _folds(prepared: Prepared, count: int) -> tuple[Fold, ...]:
+    if not count:
+        return ()
+    train = prepared.data.train
+    names = keys_of(train.paths, prepared.data.base)
+    return make_folds(train.labels, names, train.groups, count, seed=prepared.config.seed)
+
+
+def _keeps_features(prepared: Prepared) -> bool:
+    """Whether a trial begins with what an earlier one computed."""
+    config = prepared.config
+    return config.features.cache != "off" and training_views(config).count is not None
+
+
+def _slow(prepared: Prepared, settings: Sequence[Settings], rounds: int) -> str:
+    """Why every trial would be a whole training, and what to do about it."""
+    config = prepared.config
+    epochs = rounds * sum(one.epochs for one in settings)
+    if prepared.engine.split.prefix is None:
+        why = (
+            "everything trains from the first layer on, so that nothing can be computed once; "
+            "freeze more with freeze.patterns"
+        )
+    elif training_views(config).count is None:
+        why = (
+            "the augmentation is new in every epoch, so that no features can be kept; take "
+            "augment.policy flip, or bound it with augment.views"
+        )
+    else:
+        why = (
+            "features are not kept (features.cache off), because what crosses is too large or you "
+            "said so; freeze more with freeze.patterns"
+        )
+    return (
+        f"tune: {why}. {len(settings)} trials would be {epochs:,} epochs of the whole training; "
+        "--allow-slow does that, --trials and tune.epochs bound it"
+    )
+
+
+def _plan(
+    only_head: bool, settings: Sequence[Settings], folds: Sequence[Fold], train: int, val: int
+) -> str:
+    how = "heads, all at once" if only_head else "trials, one after another"
+    judge = (
+        f"{len(folds)}-fold cross-validation on {train:,} training images"
+        if folds
+        else f"judged on {val:,} validation images"
+    )
+    return f"search: {len(settings):,} {how}; {judge}"
+
+
+def _ground(prepared: Prepared, folds: tuple[Fold, ...], progress: Progress) -> Ground:
+    config, kept = prepared.config, _keeps_features(prepared)
+    return Ground(
+        engine=prepared.engine,
+        config=config,
+        train=prepared.data.train,
+        folds=folds,
+        kept=kept,
+        part=_kept_part(prepared, bool(folds), progress)
+        if kept
+        else _fresh_part(prepared, progress),
+        validation=None if folds else source_of(prepared, progress, training=False),
+        set_mode=lambda: set_train_mode(
+            prepared.model, update_norm_stats=updates_norm_stats(config)
+        ),
+        aux_weight=prepared.plan.spec.family.aux_weight,
+    )
+
+
+def _kept_part(prepared: Prepared, held_out: bool, progress: Progress) -> Part:
+    """Parts of features that are computed once, for all trials and for the training after them."""
+    kept = source_of(prepared, progress, training=True)
+    assert isinstance(kept, CachedFeatures)
+    plain = kept
+    if held_out and kept.views.are_random:  # whose first view is no plain one
+        found = _plain(prepared, prepared.config, progress, range(len(prepared.data.train)))
+        assert isinstance(found, CachedFeatures)
+        plain = found
+
+    def part(positions: Sequence[int], *, batch_size: int, training: bool) -> Source:
+        source = kept if training else plain
+        return source.part(positions, batch_size=batch_size, training=training)
+
+    return part
+
+
+def _fresh_part(prepared: Prepared, progress: Progress) -> Part:
+    """Parts that are computed anew for every batch."""
+
+    def part(positions: Sequence[int], *, batch_size: int, training: bool) -> Source:
+        data = prepared.config.data.model_copy(update={"batch_size": batch_size})
+        config = prepared.config.model_copy(update={"data": data})
+        if not training:
+            return _plain(prepared, config, progress, positions)
+        some = prepared.data.train.subset(positions)
+        smaller = replace(prepared.data, train=some)
+        return source_of(replace(prepared, config=config, data=smaller), progress, training=True)
+
+    return part
+
+
+def _plain(
+    prepared: Prepared, config: Config, progress: Progress, positions: Sequence[int]
+) -> Source:
+    """Training images as validation images are seen."""
+    return make_source(
+        prepared.engine,
+        config,
+        prepared.data.train.subset(positions),
+        views=Views.of("none"),
+        workers=config.data.workers,
+        shuffle=False,
+        what="held-out",
+        progress=progress,
+    )

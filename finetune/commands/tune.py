@@ -1,0 +1,210 @@
+"""``finetune tune``: many short trainings on features computed once, and one model by the best."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from finetune import run_folder
+from finetune.commands.evaluate import compute
+from finetune.commands.search import Searched, metric_of, search
+from finetune.commands.train import train
+from finetune.config import Config
+from finetune.config_file import to_yaml
+from finetune.data.quick_check import dropping_unreadable
+from finetune.data.sources import find_split, find_train_val, open_source
+from finetune.errors import ConfigError, OutputError, ResultError
+from finetune.files import exists, is_folder, write_text
+from finetune.progress import Progress, Silent
+from finetune.report.json_text import to_json
+from finetune.report.search_plots import draw_trials
+from finetune.report.tuning import settings_in_words
+from finetune.search_space import with_settings
+from finetune.tune_results import (
+    BackboneRow,
+    TestScore,
+    TuneResult,
+    equal_to_best,
+    in_order,
+)
+
+BEST, RESULT, PLOT = "best.yaml", "tune.json", "tune.png"
+
+
+def tune(
+    config: Config,
+    *,
+    backbones: Sequence[Config] = (),
+    in_grid: bool = False,
+    final: bool = True,
+    allow_slow: bool = False,
+    output: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TuneResult:
+    """Search the settings of the config's section ``tune``, and train by the best of them.
+
+    Args:
+        backbones: The config with each of several backbones: all are searched, the best is kept.
+        in_grid: Every combination instead of random draws.
+        final: Train on all training images, into ``output_dir``.
+        allow_slow: Also where every trial is a whole training.
+        output: Folder of what the search writes; default: ``output_dir``-tune.
+        overwrite: Replace an earlier search, and the run that ``output_dir`` holds.
+
+    Raises:
+        FinetuneError: any of its kinds.
+    """
+    start = time.perf_counter()
+    progress = progress or Silent()
+    folder = output if output is not None else Path(f"{config.output_dir}-tune")
+    _check_free(folder, overwrite=overwrite)
+    if final:
+        run_folder.check_usable(Path(config.output_dir), overwrite=overwrite)
+    has_test = final and _has_test(config, progress)
+    found = []
+    for one in backbones or [config]:
+        work = partial(search, one, in_grid=in_grid, allow_slow=allow_slow, progress=progress)
+        skip = config.data.on_unreadable
+        found.append(dropping_unreadable(work, on_unreadable=skip, progress=progress))
+    metric = metric_of(config)
+    best, result = _result(found, metric, folder)
+    if result.winner.loss is None:
+        raise ResultError(
+            "tune: every trial diverged, its loss no finite number; search lower rates, as with "
+            "--set 'tune.lr={min: 0.0001, max: 0.01}'"
+        )
+    chosen = with_settings(best.config, result.winner.settings)
+    result = _write(result, chosen, folder, progress)
+    progress.say(f"best: {settings_in_words(result.winner)}")
+    if final:
+        progress.say(f"training by it on all {result.num_train:,} images into {chosen.output_dir}")
+        summary = train(chosen, overwrite=overwrite, progress=progress)
+        score = _test_score(chosen, progress) if has_test else None
+        result = replace(
+            result,
+            train=summary,
+            test=score,
+            reported=_reported(result, tested=score is not None),
+            next=summary.next,
+        )
+    result = replace(result, elapsed_s=time.perf_counter() - start)
+    write_text(folder / RESULT, to_json(result) + "\n")
+    return result
+
+
+def _check_free(folder: Path, *, overwrite: bool) -> None:
+    """Before any work: can the search be written there?"""
+    if exists(folder) and not is_folder(folder):
+        raise OutputError(f"{folder}: is a file, not a folder; --output DIR names another place")
+    there = [name for name in (BEST, RESULT, PLOT) if exists(folder / name)]
+    if there and not overwrite:
+        raise OutputError(
+            f"{folder}: already holds a search ({', '.join(there)}); add --overwrite to replace "
+            "it, or choose another place with --output DIR"
+        )
+
+
+def _has_test(config: Config, progress: Progress) -> bool:
+    """Whether there is a test split; one that could not be scored is refused before any work."""
+    if "test" not in open_source(config.data, progress).splits:
+        return False
+    data = find_train_val(config.data, seed=config.seed, progress=progress)
+    names = data.train.class_names
+    find_split(config.data, "test", class_names=names, seed=config.seed, root=None)
+    return True
+
+
+def _result(found: Sequence[Searched], metric: str, folder: Path) -> tuple[Searched, TuneResult]:
+    """The winner's backbone, and the search alone: nothing is written or trained yet."""
+    trials = in_order([trial for searched in found for trial in searched.trials], metric)
+    first = {id(searched): trials.index(searched.trials[0]) for searched in found}
+    ranked = sorted(found, key=lambda searched: first[id(searched)])
+    best = ranked[0]
+    rows = [
+        BackboneRow(
+            model=searched.config.model.name,
+            weights=searched.config.model.weights,
+            parameters=searched.parameters,
+            input_size=searched.input_size,
+            best=searched.trials[0],
+            elapsed_s=searched.elapsed_s,
+        )
+        for searched in ranked
+    ]
+    folds = best.num_folds
+    return best, TuneResult(
+        model=best.config.model.name,
+        weights=best.config.model.weights,
+        searched="head" if best.only_head else "live part",
+        metric=metric,
+        num_folds=folds,
+        num_train=best.num_train,
+        num_val=best.num_val,
+        num_classes=best.num_classes,
+        trials=tuple(trials),
+        equal=len(equal_to_best(trials, metric)),
+        backbones=tuple(rows) if len(rows) > 1 else (),
+        best=str(folder / BEST),
+        files=(),
+        search_s=sum(searched.search_s for searched in found),
+        elapsed_s=0.0,
+        train=None,
+        test=None,
+        chosen_on=f"{folds}-fold cross-validation on {best.num_train:,} training images"
+        if folds
+        else f"the {best.num_val:,} validation images",
+        reported="nothing was trained (--no-train)",
+        next=(f"finetune train --config {shlex.quote(str(folder / BEST))}",),
+    )
+
+
+def _write(result: TuneResult, chosen: Config, folder: Path, progress: Progress) -> TuneResult:
+    """The winner's config, the picture where there is matplotlib, and the figures so far."""
+    run_folder.make_output(folder)
+    said = (
+        f"# Written by `finetune tune`: trial {result.winner.number} of {len(result.trials):,}, "
+        f"{settings_in_words(result.winner)}.\n# Chosen on {result.chosen_on}.\n"
+    )
+    write_text(folder / BEST, said + to_yaml(chosen))
+    names = [BEST, RESULT]
+    try:
+        draw_trials(result, folder / PLOT)
+        names.append(PLOT)
+    except ConfigError as error:
+        progress.warn(f"no {PLOT}: {error}")
+    result = replace(result, files=tuple(str(folder / name) for name in names))
+    write_text(folder / RESULT, to_json(result) + "\n")
+    return result
+
+
+def _test_score(config: Config, progress: Progress) -> TestScore:
+    checkpoint = Path(config.output_dir) / run_folder.BEST
+    result = compute(checkpoint, split="test", progress=progress).result
+    return TestScore(
+        num_images=result.num_images,
+        top1=result.top1,
+        top1_low=result.intervals["top1"].low,
+        top1_high=result.intervals["top1"].high,
+        balanced_accuracy=result.balanced_accuracy,
+        loss=result.loss,
+    )
+
+
+def _reported(result: TuneResult, *, tested: bool) -> str:
+    """What the final model's figures are worth."""
+    if tested:
+        return "test took no part in any choice"
+    if result.num_folds:
+        return (
+            "val took no part in the choice of settings, only in that of the best epoch: the last "
+            "epoch is the fair figure"
+        )
+    return (
+        f"val chose among {len(result.trials):,} trials, and there is no test split: expect less "
+        "on new photos"
+    )

@@ -1,0 +1,173 @@
+"""Pictures of a search and of a learning-rate range test, through matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from finetune.errors import ConfigError, OutputError
+from finetune.files import exists, is_folder
+from finetune.report.plots import load_matplotlib, save
+from finetune.tune_results import LrRange, Trial, TuneResult
+
+_NAMES = {"top1": "top-1, %", "balanced_accuracy": "balanced accuracy, %", "loss": "loss"}
+_MAKER = "finetune lr-find"
+
+
+def check_picture(path: Path) -> None:
+    """Before any work: can the curve be drawn there?
+
+    Raises:
+        ConfigError: it is no name of a PNG, or matplotlib is not installed.
+        OutputError: something lies there that is no earlier curve, or there is no such folder.
+    """
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"--output: {path}: the curve is a PNG; give a name that ends in .png")
+    load_matplotlib(path)
+    if not is_folder(path.parent):
+        raise OutputError(f"{path}: cannot be written: there is no folder {path.parent}")
+    if exists(path) and not _is_ours(path):
+        raise OutputError(
+            f"{path}: is there already, and is no curve of lr-find; give --output another name"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return bool(image.info.get("Software") == _MAKER)
+    except Exception:  # whatever it is, it is no curve
+        return False
+
+
+def draw_trials(result: TuneResult, path: Path) -> None:
+    """Every trial with its spread over the folds, in the order of their rank; and over the
+    learning rate.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+        OutputError: it could not be written.
+    """
+    figure = load_matplotlib(path)(figsize=(10, 4.4), layout="constrained")
+    ranked, rates = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    trials = [trial for trial in result.trials if trial.loss is not None]
+    ranks = {id(trial): rank for rank, trial in enumerate(trials, start=1)}
+    for number, (name, some) in enumerate(_series(result, trials).items()):
+        heights = [_height(trial, result.metric) for trial in some]
+        scale = 1 if result.metric == "loss" else 100
+        spreads = [scale * (trial.spread or 0.0) for trial in some]
+        color = f"C{number % 10}"
+        ranked.errorbar(
+            [ranks[id(trial)] for trial in some],
+            heights,
+            yerr=spreads if result.num_folds else None,
+            fmt="o",
+            markersize=4,
+            elinewidth=0.8,
+            color=color,
+            label=name,
+        )
+        rates.plot([trial.settings.lr for trial in some], heights, "o", markersize=4, color=color)
+    best = result.winner
+    for axes, x in ((ranked, 1), (rates, best.settings.lr)):
+        axes.plot(
+            [x],
+            [_height(best, result.metric)],
+            "o",
+            markersize=11,
+            markerfacecolor="none",
+            color="black",
+            label="chosen" if axes is ranked else "_",
+        )
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    own = [trial for trial in trials if trial.number == 0 and trial.weights == best.weights]
+    for trial in own:
+        ranked.plot(
+            [ranks[id(trial)]],
+            [_height(trial, result.metric)],
+            "D",
+            markersize=7,
+            markerfacecolor="none",
+            color="black",
+            label="the config's own settings",
+        )
+    folds = f"mean and standard deviation of {result.num_folds} folds"
+    where = folds if result.num_folds else f"on {result.num_val:,} validation images"
+    ranked.set(
+        title=f"{len(trials):,} trials, the best first: {where}",
+        xlabel="rank",
+        ylabel=_NAMES[result.metric],
+    )
+    rates.set(title="the same over the learning rate", xlabel="learning rate", xscale="log")
+    ranked.legend(frameon=False, loc="lower left")
+    _show_the_better_part(ranked, trials, result)
+    save(figure, path)
+
+
+def _series(result: TuneResult, trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    """Trials by what sets them apart: the backbone where there are several, else the optimizer."""
+    series: dict[str, list[Trial]] = {}
+    for trial in trials:
+        name = trial.model if result.backbones else trial.settings.optimizer
+        series.setdefault(name, []).append(trial)
+    return dict(sorted(series.items()))
+
+
+def _height(trial: Trial, metric: str) -> float:
+    value: float = getattr(trial, metric)
+    return value if metric == "loss" else 100 * value
+
+
+def _show_the_better_part(axes: Any, trials: Sequence[Trial], result: TuneResult) -> None:
+    """Trials that learned little would press all others into one line: the worst tenth may lie
+    outside."""
+    heights = sorted(_height(trial, result.metric) for trial in trials)
+    tenth = len(heights) // 10
+    low, high = heights[0], heights[-1]
+    if result.metric == "loss":
+        high = heights[-1 - tenth]
+    else:
+        low = heights[tenth]
+    spreads = [trial.spread or 0.0 for trial in trials[: max(len(trials) // 2, 1)]]
+    margin = max(0.08 * (high - low), max(spreads) * (1 if result.metric == "loss" else 100), 1e-3)
+    axes.set_ylim(low - margin, high + margin)
+
+
+def draw_lr_range(result: LrRange, path: Path) -> None:
+    """The loss of each step, smoothed, and the suggested rate.
+
+    Raises:
+        ConfigError, OutputError: as `draw_trials`.
+    """
+    figure = load_matplotlib(path)(figsize=(7.5, 4.4), layout="constrained")
+    axes = figure.subplots()
+    rates = [point.lr for point in result.points]
+    losses = [point.loss for point in result.points]
+    smoothed = [point.smoothed for point in result.points]
+    axes.plot(rates, losses, ".", color="C0", alpha=0.35, label="a step's loss")
+    axes.plot(rates, smoothed, color="C0", label="smoothed")
+    if result.lr is not None:
+        axes.axvline(result.lr, color="C1", label=f"suggested: {result.lr:.2g}")
+    axes.axvline(
+        result.configured_lr,
+        color="gray",
+        linestyle=":",
+        label=f"in the config: {result.configured_lr:g}",
+    )
+    top = max(smoothed[0], *smoothed[: max(len(smoothed) // 2, 1)])
+    low = min(smoothed)
+    axes.set_ylim(low - 0.15 * (top - low) - 1e-3, top + 0.6 * (top - low) + 1e-3)
+    axes.set(
+        title=f"{result.model}, {result.optimizer}, batches of {result.batch_size}",
+        xlabel="learning rate",
+        ylabel="training loss",
+        xscale="log",
+    )
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    save(figure, path, maker=_MAKER)

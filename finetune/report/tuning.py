@@ -1,0 +1,196 @@
+"""A search and a learning-rate range test as text for a terminal or a pipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from finetune.report.tables import count, plural, table
+from finetune.tune_results import LrRange, RangePoint, Trial, TuneResult
+
+_MOST_TRIALS = 10
+_BAR = 24
+_MOST_LINES = 16
+_NAMES = {"top1": "top-1", "balanced_accuracy": "balanced", "loss": "loss"}
+
+
+def settings_in_words(trial: Trial) -> str:
+    """A trial's settings on one line."""
+    one = trial.settings
+    smoothing = f", label smoothing {one.label_smoothing:g}" if one.label_smoothing else ""
+    return (
+        f"{one.optimizer}, lr {one.lr:g}, weight decay {one.weight_decay:g}{smoothing}, batches of "
+        f"{one.batch_size}, {plural(one.epochs, 'epoch')}"
+    )
+
+
+def render_tune(result: TuneResult) -> str:
+    """The best trials, how far they can be told apart, and what the final model reached."""
+    parts = []
+    if result.backbones:
+        parts.append(_backbones(result))
+    parts.append(_trials(result))
+    parts.append(table(("", ""), _facts(result)))
+    return "\n\n".join(parts)
+
+
+def _backbones(result: TuneResult) -> str:
+    share = _shown_share(result)
+    rows = [
+        (
+            row.model,
+            count(row.parameters),
+            f"{row.input_size} px",
+            _share(getattr(row.best, share), _spread(row.best, result)),
+            _number(row.best.loss),
+            f"{row.elapsed_s:.1f} s",
+        )
+        for row in result.backbones
+    ]
+    header = ("backbone, its best head", "parameters", "input", _NAMES[share], "loss", "took")
+    return table(header, rows, right=(1, 2, 3, 4, 5))
+
+
+def _trials(result: TuneResult) -> str:
+    """The best of the winning backbone; the config's own settings are among them in any case."""
+    winner = result.winner
+    mine = [t for t in result.trials if (t.model, t.weights) == (winner.model, winner.weights)]
+    shown = mine[:_MOST_TRIALS]
+    shown += [trial for trial in mine[_MOST_TRIALS:] if trial.number == 0]
+    share = _shown_share(result)
+    rows = [
+        (
+            "config" if trial.number == 0 else str(trial.number),
+            _share(getattr(trial, share), _spread(trial, result)),
+            _number(trial.loss),
+            trial.settings.optimizer,
+            f"{trial.settings.lr:g}",
+            f"{trial.settings.weight_decay:g}",
+            f"{trial.settings.label_smoothing:g}",
+            str(trial.settings.batch_size),
+            str(trial.settings.epochs),
+        )
+        for trial in shown
+    ]
+    settings = ("optim", "lr", "decay", "smooth", "batch", "epochs")
+    header = ("trial", _NAMES[share], "loss", *settings)
+    listed = table(header, rows, right=(1, 2, 4, 5, 6, 7, 8), gap=2)
+    diverged = sum(trial.loss is None for trial in mine)
+    left_out = len(mine) - len(rows)
+    lines = []
+    if left_out:
+        lines.append(f"… and {left_out:,} more in tune.json")
+    if diverged:
+        lines.append(f"{plural(diverged, 'trial')} diverged")
+    return listed + (f"\n  {'; '.join(lines)}" if lines else "")
+
+
+def _shown_share(result: TuneResult) -> str:
+    return "balanced_accuracy" if result.metric == "balanced_accuracy" else "top1"
+
+
+def _spread(trial: Trial, result: TuneResult) -> float | None:
+    """Of the share that is shown; of a loss it would be of another kind."""
+    return None if result.metric == "loss" else trial.spread
+
+
+def _share(value: float | None, spread: float | None) -> str:
+    if value is None:
+        return "diverged"
+    return f"{value:.1%}" if spread is None else f"{value:.1%} ± {100 * spread:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _facts(result: TuneResult) -> list[tuple[str, str]]:
+    spread = "; ± is the spread over folds" if result.num_folds else ""
+    facts = [
+        ("Searched", _searched(result)),
+        ("Chosen on", f"{result.chosen_on}, by {_NAMES[result.metric]}{spread}"),
+        ("Best", settings_in_words(result.winner)),
+    ]
+    if result.equal > 1:
+        facts.append(
+            (
+                "",
+                f"the lowest loss of {result.equal:,} trials that {_NAMES[result.metric]} cannot "
+                "tell apart on so few images (one standard error)",
+            )
+        )
+    if result.train is not None:
+        val, last = result.train.val, result.train.last
+        facts.append(
+            (
+                "Trained",
+                f"val top-1 {last.top1:.2%} in the last epoch, {val.top1:.2%} in the best; "
+                f"balanced {last.balanced_accuracy:.2%}, loss {last.loss:.4f} in the last",
+            )
+        )
+    if result.test is not None:
+        test = result.test
+        facts.append(
+            (
+                "Test",
+                f"top-1 {test.top1:.2%} [{test.top1_low:.1%}, {test.top1_high:.1%}] "
+                f"({round(test.top1 * test.num_images):,} of {test.num_images:,}), balanced "
+                f"{test.balanced_accuracy:.2%}, loss {test.loss:.4f}",
+            )
+        )
+    facts.append(("", result.reported))
+    written = list(result.files)
+    if result.train is not None:
+        written.append(f"{result.train.run_dir}: the trained model, best.pt, last.pt, …")
+    facts += [("Written" if at == 0 else "", file) for at, file in enumerate(written)]
+    facts += [("Next" if at == 0 else "", command) for at, command in enumerate(result.next)]
+    return facts
+
+
+def _searched(result: TuneResult) -> str:
+    backbones = f" on {len(result.backbones)} backbones" if result.backbones else ""
+    how = "heads, trained together" if result.searched == "head" else "trials, one after another"
+    return (
+        f"{len(result.trials):,} {how}{backbones}, in {result.search_s:.1f} s; everything "
+        f"{result.elapsed_s:.1f} s"
+    )
+
+
+def render_lr_range(result: LrRange) -> str:
+    """The curve in few lines, and the suggestion."""
+    points = _thinned(result.points)
+    low = min(point.smoothed for point in points)
+    high = max(point.smoothed for point in points)
+    rows = [
+        (
+            f"{point.lr:.2g}",
+            f"{point.smoothed:.4f}",
+            "█" * max(round(_BAR * (point.smoothed - low) / ((high - low) or 1)), 1),
+        )
+        for point in points
+    ]
+    curve = table(("lr", "loss, smoothed", ""), rows, right=(0, 1))
+    facts = [("Suggested", _suggested(result)), ("", result.rule)]
+    if result.diverged_at is not None:
+        facts.append(("Diverged", f"at lr {result.diverged_at:.2g}, where the test ended"))
+    facts.append(
+        (
+            "Tested",
+            f"{result.model}: {result.trainable_parameters:,} parameters by {result.optimizer} on "
+            f"batches of {result.batch_size} from {result.num_train:,} images, "
+            f"{len(result.points)} steps in {result.elapsed_s:.1f} s; no weights were kept",
+        )
+    )
+    if result.plot is not None:
+        facts.append(("Written", result.plot))
+    return f"{curve}\n\n{table(('', ''), facts)}"
+
+
+def _suggested(result: LrRange) -> str:
+    if result.lr is None:
+        return "none: the loss never fell; try other --min-lr and --max-lr"
+    return f"--set optimizer.lr={result.lr:.2g} (the config has {result.configured_lr:g})"
+
+
+def _thinned(points: Sequence[RangePoint]) -> Sequence[RangePoint]:
+    return points[:: max(math.ceil(len(points) / _MOST_LINES), 1)]
