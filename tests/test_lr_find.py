@@ -15,7 +15,7 @@ from PIL import Image
 from finetune import cli
 from finetune.commands import lr_find as command
 from finetune.commands.lr_find import lr_find
-from finetune.commands.preparation import Prepared, prepare, source_of
+from finetune.commands.preparation import Prepared, prepare_alone, source_of
 from finetune.config import Config, ScheduleConfig
 from finetune.config_file import to_yaml
 from finetune.errors import ConfigError, OutputError, ResultError
@@ -93,7 +93,9 @@ def losses_of(prepared: Prepared, rates: list[float]) -> list[float]:
 
 @pytest.mark.parametrize("patterns", [["*"], ["*", "!conv5.*"]])
 def test_what_trains_is_afterwards_as_before(make: Make, patterns: list[str]) -> None:
-    prepared = prepare(make(freeze={"patterns": patterns}, data={"batch_size": 6}), Silent())
+    prepared = prepare_alone(
+        make(freeze={"patterns": patterns}, data={"batch_size": 6}), Silent(), what="test"
+    )
     before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
     assert len(losses_of(prepared, exponential_rates(1e-4, 1, 20))) > 5
     after = prepared.model.state_dict()
@@ -102,7 +104,9 @@ def test_what_trains_is_afterwards_as_before(make: Make, patterns: list[str]) ->
 
 def test_its_steps_are_those_of_training_at_that_rate(make: Make) -> None:
     """At one rate throughout it is an ordinary run, whose steps give the same losses."""
-    prepared = prepare(make(optimizer={"lr": 0.02}, schedule={"name": "constant"}), Silent())
+    prepared = prepare_alone(
+        make(optimizer={"lr": 0.02}, schedule={"name": "constant"}), Silent(), what="test"
+    )
     source = source_of(prepared, Silent(), training=True)
     losses = losses_of(prepared, [0.02] * (2 * len(source)))
     live = prepared.engine.live

@@ -13,7 +13,7 @@ import pytest
 from finetune import cli
 from finetune.commands import search as search_module
 from finetune.commands.dry_run import dry_run
-from finetune.commands.preparation import prepare, source_of
+from finetune.commands.preparation import prepare_alone, source_of
 from finetune.commands.search import search
 from finetune.commands.tune import tune
 from finetune.config import Config, TuneConfig
@@ -306,7 +306,7 @@ def test_the_text_fits_a_terminal_where_it_is_a_table(searched: TuneResult) -> N
 def test_a_batched_trial_scores_what_the_ordinary_loop_scores(make: Make) -> None:
     config = make(model={"name": "mobilenet_v2"})
     found = search(config, in_grid=False, allow_slow=False, progress=Silent())
-    prepared = prepare(config, Silent())
+    prepared = prepare_alone(config, Silent(), what="test")
     training = source_of(prepared, Silent(), training=True)
     folds = search_module._folds(prepared, 3)
     live = prepared.engine.live
