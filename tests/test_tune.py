@@ -342,6 +342,21 @@ def test_a_batched_trial_scores_what_the_ordinary_loop_scores(make: Make) -> Non
             assert score.top1 == val.top1
 
 
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ({"train": {"ema": 0.9, "accumulate": 2}}, "train.accumulate, train.ema: "),
+        ({"optimizer": {"name": "adam"}}, "optimizer.name adam: "),
+    ],
+)
+def test_what_a_trial_does_not_do_is_refused(
+    make: Make, sections: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        search(make(**sections), in_grid=False, allow_slow=False, progress=Silent())
+    assert str(caught.value).startswith(named)
+
+
 def test_the_same_search_again_is_the_same_and_more_trials_change_none(make: Make) -> None:
     def scores(trials: int) -> dict[int, tuple[Settings, float | None, float | None]]:
         config = make(tune={**SMALL, "trials": trials})

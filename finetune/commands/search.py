@@ -14,6 +14,7 @@ from finetune.commands.preparation import (
     updates_norm_stats,
 )
 from finetune.config import Config
+from finetune.config_section import AUTO
 from finetune.data.folds import Fold, make_folds
 from finetune.data.holdout import keys_of
 from finetune.data.views import Views
@@ -56,10 +57,12 @@ def search(config: Config, *, in_grid: bool, allow_slow: bool, progress: Progres
     """Try everything that the config's section ``tune`` asks for.
 
     Raises:
-        ConfigError: nothing of the network is kept, so that each trial would cost a whole training.
+        ConfigError: nothing of the network is kept, so that each trial would cost a whole training;
+            or the config asks for what a trial does not do.
         DataError: the images do not give so many folds.
     """
     start = time.perf_counter()
+    _refuse_what_trials_leave_out(config)
     prepared = prepare_alone(config, progress, what="tune")
     resolved, train = prepared.config, prepared.data.train
     only_head = lone_head(prepared.engine.split.live) is not None
@@ -92,6 +95,28 @@ def search(config: Config, *, in_grid: bool, allow_slow: bool, progress: Progres
         search_s=now - begun,
         elapsed_s=now - start,
     )
+
+
+def _refuse_what_trials_leave_out(config: Config) -> None:
+    train, optimizer = config.train, config.optimizer
+    asked = {
+        "adapt": config.adapt,
+        "optimizer.groups": optimizer.groups,
+        "optimizer.layer_decay": optimizer.layer_decay,
+        "optimizer.options": optimizer.options,
+        f"optimizer.name {optimizer.name}": optimizer.name not in ("sgd", "adamw", AUTO),
+        "schedule.name plateau": config.schedule.name == "plateau",
+        "train.accumulate": train.accumulate > 1,
+        "train.clip_norm": train.clip_norm,
+        "train.ema": train.ema,
+        "train.early_stopping": train.early_stopping,
+    }
+    left_out = [key for key, value in asked.items() if value]
+    if left_out:
+        raise ConfigError(
+            f"{', '.join(left_out)}: the trials of tune do without, so that what they find would "
+            "be of another training; search without, and add it to the config that tune writes"
+        )
 
 
 def metric_of(config: Config) -> str:
