@@ -350,7 +350,7 @@ def test_a_batched_trial_scores_what_the_ordinary_loop_scores(make: Make) -> Non
     ],
 )
 def test_what_a_trial_does_not_do_is_refused(
-    make: Make, sections: dict[str, Any], named: str
+    make: Make, sections: dict[str, object], named: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         search(make(**sections), in_grid=False, allow_slow=False, progress=Silent())
