@@ -62,7 +62,7 @@ def root(
 def train(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="With --resume: a run's folder, for its own config."),
+        typer.Argument(metavar="RUN", help="With --resume: a run's folder, for its own config."),
     ] = None,
     config: Annotated[
         str | None, typer.Option("--config", "-c", metavar="FILE", help="The config file, in YAML.")
@@ -94,7 +94,7 @@ def train(
         raise ConfigError(
             f"train: {run!r}: a config goes with --config, and a run's folder with --resume"
         )
-    loaded = _config_to_train(run, config, overrides or ())
+    loaded = _config_to_train(run, config, overrides or (), resume=resume)
     with torch_imports():
         from finetune.commands import dry_run as dry_command
         from finetune.commands import train as command
@@ -111,14 +111,17 @@ def train(
         emit(summary, render_train, as_json)
 
 
-def _config_to_train(run: str | None, config: str | None, overrides: Sequence[str]) -> Config:
+def _config_to_train(
+    run: str | None, config: str | None, overrides: Sequence[str], *, resume: bool
+) -> Config:
     """The config file, or the one that a run was saved with; in that run's folder."""
     from finetune import run_folder
     from finetune.config_file import load_config
 
     if run is None:
         if config is None:
-            raise ConfigError("train: Missing option '--config'; `finetune init` writes a config")
+            hint = "or, to go on with a run, its folder" if resume else "`finetune init` writes one"
+            raise ConfigError(f"train: Missing option '--config'; {hint}")
         return load_config(config, overrides)
     loaded = load_config(config or run_folder.config_of(run), overrides)
     return loaded.model_copy(update={"output_dir": run})

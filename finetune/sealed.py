@@ -10,6 +10,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import IO, Any
 
 _MARK = b"finetune sha256 "
@@ -50,7 +51,8 @@ def is_whole(file: IO[bytes]) -> bool | None:
 def forget_pages(file: IO[bytes]) -> None:
     """Ask the system to read a synced file from the disk next time, not from its memory."""
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _seal(sha256: str) -> bytes:

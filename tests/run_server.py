@@ -17,6 +17,7 @@ CONFIG = """\
 model: {name: squeezenet1_1, weights: none, preprocessing: {resize: 36, crop: 32}}
 data: {root: PHOTOS, batch_size: 4}
 train: {epochs: 2}
+optimizer: {lr: 0.0003}
 runtime: {precision: float32, memory_format: contiguous, live_precision: float32,
           live_memory_format: contiguous}
 """

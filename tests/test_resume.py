@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,9 @@ import torch
 from conftest import draw_photos
 from run_files import assert_same_run, records_of, tensors_of
 
-from finetune import engine, stopping
+from finetune import engine, saving, step, stopping
 from finetune.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from finetune.commands import underway
+from finetune.commands import epochs, underway
 from finetune.commands.evaluate import evaluate_checkpoint
 from finetune.commands.train import train
 from finetune.config import Config
@@ -31,7 +32,7 @@ from finetune.errors import (
 )
 
 Make = Callable[..., Config]
-StopAt = Callable[[int | None], None]
+StopIn = Callable[..., None]
 
 FORM = {
     "precision": "float32",
@@ -40,6 +41,8 @@ FORM = {
     "live_memory_format": "contiguous",
 }
 EVERYTHING: dict[str, Any] = {"patterns": []}
+LAST_BLOCK: dict[str, Any] = {"patterns": ["*", "!features.12.*"]}
+WITH_NORMS = {"name": "shufflenet_v2_x0_5"}
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +61,13 @@ def config(drawn: Path, tmp_path: Path) -> Make:
     def make(name: str = "run", **sections: Any) -> Config:
         values: dict[str, Any] = {
             "model": {
-                "name": "shufflenet_v2_x0_5",
+                "name": "squeezenet1_1",  # the fewest modules, and dropout before the head
                 "weights": "none",
                 "preprocessing": {"resize": 36, "crop": 32},
             },
             "data": {"root": str(drawn), "batch_size": 4, "workers": 0},
             "train": {"epochs": 3},
+            "optimizer": {"lr": 3e-4},
             "runtime": FORM,
             "output_dir": str(tmp_path / name),
         }
@@ -92,24 +96,31 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> StopAt:
-    """Lets a signal seem to have come before the n-th look for one. Looks come after each step, at
-    each batch of an evaluation, and after it: 5, 3 and 1 of them in an epoch."""
+def stop_in(monkeypatch: pytest.MonkeyPatch) -> StopIn:
+    """Lets a signal come in the n-th step, evaluation or saving of an epoch from now, or none."""
+    left: dict[str, int] = {}
 
-    def arrange(number: int | None) -> None:
-        looks = 0
+    def watched(place: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            left[place] = left.get(place, 0) - 1
+            if left[place] == 0:
+                stopping._Signals.asked = signal.SIGINT
+            return real(*arguments, **options)
 
-        def asked() -> bool:
-            nonlocal looks
-            looks += 1
-            return number is not None and looks >= number
+        return wrapper
 
-        monkeypatch.setattr(stopping, "asked", asked)
+    monkeypatch.setattr(step.Step, "take", watched("step", step.Step.take))
+    monkeypatch.setattr(epochs, "evaluate", watched("evaluation", epochs.evaluate))
+    monkeypatch.setattr(saving.Saver, "keep", watched("saving", saving.Saver.keep))
+    monkeypatch.setattr(stopping._Signals, "asked", 0)
+
+    def arrange(place: str | None, number: int = 1) -> None:
+        left.clear()
+        stopping._Signals.asked = 0
+        if place is not None:
+            left[place] = number
 
     return arrange
-
-
-LOOKS_AN_EPOCH = 5 + 3 + 1
 
 
 def stopped(config: Config, *, resume: bool = False) -> str:
@@ -123,9 +134,10 @@ def stopped(config: Config, *, resume: bool = False) -> str:
 # As if never stopped
 
 KINDS: dict[str, dict[str, Any]] = {
-    "everything, sgd": {"freeze": EVERYTHING},
-    "a head on kept features, adamw": {"optimizer": {"name": "adamw", "lr": 0.01}},
+    "everything with norms, sgd": {"model": WITH_NORMS, "freeze": EVERYTHING},
+    "a head on kept features, adamw": {"optimizer": {"name": "adamw"}},
     "averaged, clipped, accumulated, warmed up": {
+        "model": WITH_NORMS,
         "freeze": {"patterns": ["*", "!conv5.*"]},
         "train": {"ema": 0.9, "clip_norm": 1.0, "accumulate": 2},
         "schedule": {"warmup_epochs": 1.5},
@@ -149,52 +161,45 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_stopped_anywhere_it_goes_on_as_if_never_stopped(
-    config: Make, stop_at: StopAt, kind: str
+    config: Make, stop_in: StopIn, kind: str
 ) -> None:
     """Three stops in one run: in an epoch, in an evaluation, and in an epoch again."""
     whole, parts = config("whole", **KINDS[kind]), config("parts", **KINDS[kind])
-    stop_at(None)
+    stop_in(None)
     train(whole)
-    steps = -(-5 // whole.train.accumulate)
-    stop_at(2)
+    stop_in("step", 2)
     assert "in epoch 1 behind batch" in stopped(parts)
-    stop_at(steps - 2 + 2)  # its second look in the evaluation
+    stop_in("evaluation")
     assert "in the evaluation of epoch 1" in stopped(parts, resume=True)
-    stop_at(3 + 1 + 1)  # the evaluation once more, the epoch's end, and a step
+    stop_in("step", 2)
     assert "in epoch 2 behind batch" in stopped(parts, resume=True)
-    stop_at(None)
+    stop_in(None)
     summary = train(parts, resume=True)
     assert len(summary.resumed_at) == 3
     assert_same_run(Path(whole.output_dir), Path(parts.output_dir))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("look", range(1, 3 * LOOKS_AN_EPOCH + 2))
-def test_stopped_at_every_look(config: Make, stop_at: StopAt, look: int) -> None:
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        *(("step", number) for number in range(1, 16)),
+        *((place, number) for place in ("evaluation", "saving") for number in range(1, 4)),
+    ],
+)
+def test_stopped_at_every_place(config: Make, stop_in: StopIn, place: str, number: int) -> None:
     whole, parts = config("whole", freeze=EVERYTHING), config("parts", freeze=EVERYTHING)
-    stop_at(None)
+    stop_in(None)
     train(whole)
-    stop_at(look)
+    stop_in(place, number)
     stopped(parts)
-    stop_at(None)
-    train(parts, resume=True)
-    assert_same_run(Path(whole.output_dir), Path(parts.output_dir))
-
-
-def test_dropout_goes_on_as_it_would_have(config: Make, stop_at: StopAt) -> None:
-    sections: dict[str, Any] = {"model": {"name": "mobilenet_v2"}, "train": {"epochs": 2}}
-    whole, parts = config("whole", **sections), config("parts", **sections)
-    stop_at(None)
-    train(whole)
-    stop_at(3)
-    stopped(parts)
-    stop_at(None)
+    stop_in(None)
     train(parts, resume=True)
     assert_same_run(Path(whole.output_dir), Path(parts.output_dir))
 
 
 @pytest.mark.slow
-def test_adapters_go_on_as_they_would_have(config: Make, stop_at: StopAt) -> None:
+def test_adapters_go_on_as_they_would_have(config: Make, stop_in: StopIn) -> None:
     pytest.importorskip("peft")
     sections: dict[str, Any] = {
         "model": {"name": "swin_t"},
@@ -202,36 +207,37 @@ def test_adapters_go_on_as_they_would_have(config: Make, stop_at: StopAt) -> Non
         "train": {"epochs": 2},
     }
     whole, parts = config("whole", **sections), config("parts", **sections)
-    stop_at(None)
+    stop_in(None)
     train(whole)
-    stop_at(3)
+    stop_in("step", 3)
     stopped(parts)
-    stop_at(None)
+    stop_in(None)
     train(parts, resume=True)
     assert_same_run(Path(whole.output_dir), Path(parts.output_dir))
 
 
-def test_a_run_that_was_ended_early_stays_so(config: Make, stop_at: StopAt) -> None:
-    stop_at(None)
+def test_a_run_that_was_ended_early_stays_so(config: Make, stop_in: StopIn) -> None:
+    stop_in(None)
     ended = config(train={"epochs": 5, "early_stopping": {"patience": 1, "min_delta": 0.9}})
     summary = train(ended)
     assert (summary.last_epoch, train(ended, resume=True).last_epoch) == (2, 2)
 
 
-def test_the_number_of_workers_may_change(config: Make, stop_at: StopAt) -> None:
+def test_the_number_of_workers_may_change(config: Make, stop_in: StopIn) -> None:
+def test_the_number_of_workers_may_change(config: Make, stop_in: StopIn) -> None:
     sections: dict[str, Any] = {"augment": {"policy": "crop_flip"}, "train": {"epochs": 2}}
     whole = config("whole", **sections)
-    stop_at(None)
+    stop_in(None)
     train(whole)
-    stop_at(7)
+    stop_in("step", 7)
     stopped(config("parts", data={"workers": 2}, **sections))
-    stop_at(None)
+    stop_in(None)
     train(config("parts", **sections), resume=True)
     assert_same_run(Path(whole.output_dir), Path(config("parts").output_dir))
 
 
-def test_the_message_gives_the_command_that_goes_on(config: Make, stop_at: StopAt) -> None:
-    stop_at(2)
+def test_the_message_gives_the_command_that_goes_on(config: Make, stop_in: StopIn) -> None:
+    stop_in("step", 2)
     assert stopped(config()) == (
         "interrupted in epoch 1 behind batch 2; saved. Go on with: finetune train --resume "
         f"{config().output_dir}"
@@ -263,11 +269,11 @@ def test_a_run_that_is_killed_goes_on_at_its_last_checkpoint_within_an_epoch(
 
 
 def test_a_last_checkpoint_of_the_middle_of_an_epoch_can_be_evaluated(
-    config: Make, stop_at: StopAt
+    config: Make, stop_in: StopIn
 ) -> None:
-    stop_at(2)
+    stop_in("step", 2)
     stopped(config())
-    stop_at(None)
+    stop_in(None)
     last = Path(config().output_dir) / "last.pt"
     assert evaluate_checkpoint(last).num_images == 10
     assert load_checkpoint(last)[1].metrics == {}
@@ -282,14 +288,14 @@ def test_calibrating_the_last_checkpoint_leaves_the_run_able_to_go_on(
 
 
 def test_nothing_is_timed_again(
-    config: Make, stop_at: StopAt, monkeypatch: pytest.MonkeyPatch
+    config: Make, stop_in: StopIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The form of arithmetic stands in the checkpoint's config, not in what a machine finds now."""
     auto = dict.fromkeys(FORM, "auto")
-    given = config(freeze={"patterns": ["*", "!conv5.*"]}, runtime=auto)
-    stop_at(2)
+    given = config(freeze=LAST_BLOCK, runtime=auto)
+    stop_in("step", 2)
     stopped(given)
-    stop_at(None)
+    stop_in(None)
     real = engine.choose_form
     seen = []
 
@@ -352,13 +358,13 @@ def test_a_finished_run_has_nothing_left_to_do_and_says_what_it_was(
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"optimizer": {"lr": 0.5}}, "optimizer.lr: 0.01 in the run, 0.5 now. Take that back"),
+        ({"optimizer": {"lr": 0.5}}, "optimizer.lr: 0.0003 in the run, 0.5 now. Take that back"),
         ({"data": {"batch_size": 8}}, "data.batch_size: 4 in the run, 8 now"),
         ({"train": {"ema": 0.9}}, "train.ema: None in the run, 0.9 now"),
-        ({"model": {"name": "mobilenet_v2"}}, "model.name: shufflenet_v2_x0_5 in the run, mob"),
+        ({"model": {"name": "mobilenet_v2"}}, "model.name: squeezenet1_1 in the run, mobilenet"),
         (
-            {"freeze": {"patterns": ["*", "!conv5.*"]}},
-            "frozen in the run would train now: conv5.0.weight, conv5.1.bias, conv5.1.weight",
+            {"freeze": LAST_BLOCK},
+            "frozen in the run would train now: features.12.expand1x1.bias, features.12.expand1x1",
         ),
     ],
 )
@@ -377,12 +383,12 @@ def test_another_training_is_refused_with_what_differs(
 def test_all_differences_are_shown_at_once(config: Make) -> None:
     with pytest.raises(ConfigError) as caught:
         train(config(seed=1, optimizer={"lr": 0.5}), resume=True)
-    assert "\n  optimizer.lr: 0.01 in the run, 0.5 now\n  seed: 0 in the run" in str(caught.value)
+    assert "\n  optimizer.lr: 0.0003 in the run, 0.5 now\n  seed: 0 in the run" in str(caught.value)
 
 
 @pytest.mark.usefixtures("run")
 def test_patterns_in_other_words_that_freeze_the_same_are_no_difference(config: Make) -> None:
-    other = config(freeze={"patterns": ["conv*", "stage*"]}, train={"epochs": 4})
+    other = config(freeze={"patterns": ["features.*"]}, train={"epochs": 4})
     assert train(other, resume=True).epochs == 4
 
 
@@ -449,7 +455,7 @@ def test_the_weights_file_is_not_needed_again(config: Make, finished: Path, tmp_
 
 def test_frozen_tensors_that_are_not_the_first_ones_are_refused(config: Make, run: Path) -> None:
     checkpoint = read_checkpoint(run / "last.pt")
-    checkpoint.model["conv1.0.weight"] += 1e-6
+    checkpoint.model["features.0.weight"] += 1e-6
     parts = (checkpoint.model, checkpoint.metadata)
     save_checkpoint(run / "last.pt", *parts, training=checkpoint.training)
     with pytest.raises(ResultError, match="frozen tensors are not those that the run began with"):
@@ -542,14 +548,14 @@ def test_what_killed_saves_left_is_removed(config: Make, run: Path) -> None:
 
 
 def test_lines_of_epochs_that_come_again_are_cut_from_the_metrics(
-    config: Make, stop_at: StopAt
+    config: Make, stop_in: StopIn
 ) -> None:
-    stop_at(LOOKS_AN_EPOCH + 2)
+    stop_in("step", 7)
     stopped(config())
     folder = Path(config().output_dir)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2}\n{"epo')
-    stop_at(None)
+    stop_in(None)
     train(config(), resume=True)
     assert [record["epoch"] for record in records_of(folder)] == [1, 2, 3]
 
@@ -611,7 +617,8 @@ def test_a_best_of_epochs_that_will_not_come_again_is_replaced_aloud(
 def test_the_average_is_what_is_evaluated_and_saved_and_the_training_stays_as_it_is(
     config: Make,
 ) -> None:
-    plain, given = config("plain", freeze=EVERYTHING), config(freeze=EVERYTHING, train={"ema": 0.9})
+    sections = {"model": WITH_NORMS, "freeze": EVERYTHING}
+    plain, given = config("plain", **sections), config(train={"ema": 0.9}, **sections)
     train(plain)
     summary = train(given)
     for name, recorded in (("best.pt", summary.val), ("last.pt", summary.last)):
@@ -626,11 +633,11 @@ def test_the_average_is_what_is_evaluated_and_saved_and_the_training_stays_as_it
 
 
 def test_frozen_tensors_are_no_part_of_the_average(config: Make) -> None:
-    given = config(freeze={"patterns": ["*", "!conv5.*"]}, train={"ema": 0.9, "epochs": 1})
+    given = config(freeze=LAST_BLOCK, train={"ema": 0.9, "epochs": 1})
     assert train(given).frozen_verified > 0
     tensors = tensors_of(Path(given.output_dir) / "last.pt")
     averaged = {name.split("/")[1] for name in tensors if name.startswith("weights/")}
-    assert {name.split(".")[0] for name in averaged} == {"conv5", "fc"}
+    assert {name.split(".")[1] for name in averaged} == {"12", "1"}
 
 
 # Numbers that are none, and options without effect
