@@ -224,7 +224,6 @@ def test_a_run_that_was_ended_early_stays_so(config: Make, stop_in: StopIn) -> N
 
 
 def test_the_number_of_workers_may_change(config: Make, stop_in: StopIn) -> None:
-def test_the_number_of_workers_may_change(config: Make, stop_in: StopIn) -> None:
     sections: dict[str, Any] = {"augment": {"policy": "crop_flip"}, "train": {"epochs": 2}}
     whole = config("whole", **sections)
     stop_in(None)
