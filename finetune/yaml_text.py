@@ -138,8 +138,8 @@ _SYNTAX = {
 def _syntax_problem(error: yaml.YAMLError, text: str) -> Problem:
     """One line for an error of the parser, with the likeliest mistake named first."""
     if isinstance(error, yaml.reader.ReaderError):
-        line = text.count("\n", 0, error.position) + 1
-        return Problem(line, (), f"holds the character U+{error.character:04X}, which no text has")
+        stray = f"holds the character U+{error.character:04X}, which no text has"
+        return Problem(text.count("\n", 0, error.position) + 1, (), stray)
     mark = getattr(error, "problem_mark", None)
     line = mark.line + 1 if mark is not None else None
     reason = getattr(error, "problem", None) or str(error).splitlines()[0]
