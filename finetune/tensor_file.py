@@ -44,9 +44,7 @@ def read_tensors(path: Path, *, mapped: bool = False) -> Any:
         _refuse_bombs(path)
         with warnings.catch_warnings():  # about pickles that it is going to refuse anyway
             warnings.simplefilter("ignore")
-            loaded = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=mapped or None
-            )
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
         _refuse_claims(loaded, path.stat().st_size)
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(_first_line(error)) from error
