@@ -7,12 +7,13 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, Literal
+from typing import IO, Annotated, Any, Final, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from finetune.checkpoint_checks import known_builder, known_flags, plain_names
 from finetune.config import Config, PreprocessingConfig
 from finetune.data.fingerprint import Fingerprint
 from finetune.errors import CheckpointError, did_you_mean
@@ -48,9 +49,9 @@ class Metadata(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     format: Literal[1, 2] = FORMAT
-    model_name: str
-    build_flags: dict[str, Any]
-    class_names: tuple[str, ...]
+    model_name: Annotated[str, AfterValidator(known_builder)]
+    build_flags: Annotated[dict[str, Any], AfterValidator(known_flags)]
+    class_names: Annotated[tuple[str, ...], AfterValidator(plain_names)]
     preprocessing: PreprocessingConfig
     config: Config
     freeze_plan: Frozen
@@ -59,7 +60,7 @@ class Metadata(BaseModel):
     metrics: dict[str, float | int | None]
     """Of the tensors beside it; empty where they are of the middle of an epoch."""
     versions: dict[str, str]
-    temperature: float | None = Field(default=None, gt=0)
+    temperature: float | None = Field(default=None, ge=0.01, le=100)
     """What predictions divide logits by, once `eval --calibrate` fitted it."""
 
 
@@ -248,4 +249,5 @@ def _validated(path: Path, kind: type[BaseModel], text: str) -> Any:
                 "finetune reads; upgrade finetune-vision"
             ) from error
         where = ".".join(map(str, first["loc"])) or "its JSON"
-        raise CheckpointError(f"{path}: damaged metadata: {where}: {first['msg']}") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise CheckpointError(f"{path}: damaged metadata: {where}: {reason}") from error

@@ -5,6 +5,7 @@ Commands are imported when they run, so that ``--help`` and a wrong config answe
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -22,11 +23,14 @@ from finetune.cli_options import (
     SetOption,
 )
 from finetune.cli_support import DebugOption, emit, torch_imports
-from finetune.errors import ConfigError, FinetuneError
+from finetune.errors import ConfigError, FinetuneError, OutputError, printable
 from finetune.terminal import TerminalProgress
 
 if TYPE_CHECKING:
     from finetune.config import Config
+
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+"""What a disk says that is full, broken or closed to writing, wherever that happens."""
 
 app = typer.Typer(
     name="finetune",
@@ -232,16 +236,24 @@ def _run() -> int:
         # The reader of our output left, as `head` does. Nothing else may be written there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _DISK:
+            return _unexpected(error)
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}cannot be written: {error.strerror}", OutputError.exit_code)
     except Exception as error:
-        return _fail(
-            f"unexpected {type(error).__name__}: {str(error).rstrip('.')}. This is a mistake in "
-            "finetune; "
-            "add --debug to see where.",
-            1,
-        )
+        return _unexpected(error)
     if code == 130:  # typer turns the KeyboardInterrupt into a code by itself
         return _fail("interrupted", 130)
     return code if isinstance(code, int) else 0
+
+
+def _unexpected(error: Exception) -> int:
+    return _fail(
+        f"unexpected {type(error).__name__}: {str(error).rstrip('.')}. This is a mistake in "
+        "finetune; add --debug to see where.",
+        1,
+    )
 
 
 def _usage_message(error: TyperException) -> str:
@@ -256,5 +268,6 @@ def _usage_message(error: TyperException) -> str:
 def _fail(message: str, code: int) -> int:
     if cli_support.debug_is_on:
         traceback.print_exc()
-    sys.stderr.write(f"finetune: {message}\n")
+    text = printable(message, but="\n")
+    sys.stderr.write(f"finetune: {text}\n")
     return code

@@ -24,7 +24,7 @@ from finetune.config_model import ModelConfig as ModelConfig
 from finetune.config_model import PreprocessingConfig as PreprocessingConfig
 from finetune.config_optimizer import OptimizerConfig as OptimizerConfig
 from finetune.config_optimizer import ScheduleConfig as ScheduleConfig
-from finetune.config_section import AUTO, CountOrAuto, Section, Text, one_line, tuple_of
+from finetune.config_section import AUTO, MOST, CountOrAuto, Section, Text, one_line, tuple_of
 from finetune.config_tune import TuneConfig as TuneConfig
 
 FORMAT = 1
@@ -76,7 +76,7 @@ class TrainConfig(Section):
     """Which validation figure chooses the best epoch."""
     early_stopping: EarlyStoppingConfig | None = None
     """End early by that figure."""
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1, le=MOST)
     """Batches whose gradients make one optimizer step."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Longest gradient, over all parameters together; a longer one is scaled down."""

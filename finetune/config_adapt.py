@@ -14,7 +14,7 @@ ADAPTED_FAMILIES = ("vit", "swin", "swin_v2", "maxvit")
 class LoraConfig(Section):
     """A product of two thin matrices beside each weight (Hu et al. 2021)."""
 
-    rank: int = Field(default=8, ge=1)
+    rank: int = Field(default=8, ge=1, le=4096)
     """Columns of the one and rows of the other."""
     alpha: float = Field(default=16.0, gt=0)
     """The product counts alpha / rank times."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from finetune.config_section import Section, Text
+from finetune.config_section import MOST, Section, Text
 
 DEMO = "demo"
 TORCHVISION = "torchvision:"
@@ -59,7 +60,7 @@ class DataConfig(Section):
     fit: Fit = "crop"
     """How a photo becomes a square: crop takes its middle, pad shows all of it between bars,
     stretch distorts it. Random crops are drawn with crop alone."""
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1, le=MOST)
     """Images per optimizer step, and per forward pass of an evaluation."""
     workers: Annotated[Any, BeforeValidator(_workers)] = "auto"
     """Processes that decode images; auto chooses by the amount of data."""
@@ -68,8 +69,10 @@ class DataConfig(Section):
     @classmethod
     def _pattern_compiles(cls, pattern: str | None) -> str | None:
         try:
-            re.compile(pattern or "")
-        except re.error as error:
+            with warnings.catch_warnings():  # about what a later Python will read otherwise
+                warnings.simplefilter("ignore")
+                re.compile(pattern or "")
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
         return pattern
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from finetune import __version__, yaml_text
 from finetune.config import FORMAT, Config, DataConfig, ModelConfig
 from finetune.config_problems import problems_of
 from finetune.config_stages import stage_problems, taken_over
-from finetune.errors import ConfigError, did_you_mean
+from finetune.errors import ConfigError, did_you_mean, printable
 from finetune.files import is_folder
 from finetune.yaml_text import Problem
+
+_MOST_SHOWN, _MOST_WORDED = 20, 60
+_LONGEST_LINE = 800
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -39,16 +43,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     _refuse_newer_format(path, data)
     data.setdefault("output_dir", str(Path("runs") / path.stem))
     unread = {problem.path for problem in document.problems if problem.unread}
+    more = 0
     found = [*stage_problems(data)]
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        found += _only_once([*problems_of(error)], data, unread)
+        more = max(error.error_count() - _MOST_WORDED, 0)
+        worded = [*itertools.islice(problems_of(error), _MOST_WORDED)]
+        found += _only_once(worded, data, unread)
     else:
         if not problems and not found:
             return config
     problems += [Problem(document.line_of(one.path), one.path, one.text) for one in found]
-    raise ConfigError(_message(path, problems, origins))
+    raise ConfigError(_message(path, problems, origins, more=more))
 
 
 def data_of(root: str) -> DataConfig:
@@ -96,7 +103,11 @@ def _read(path: Path) -> str:
     if is_folder(path):
         raise ConfigError(f"{path}: is a folder; --config takes a YAML file")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(yaml_text.MAX_BYTES + 1)  # not all of what may never end
+        if len(content) > yaml_text.MAX_BYTES:
+            raise ConfigError(f"{path}: {yaml_text.TOO_LARGE}")
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
         near = did_you_mean(path.name, (other.name for other in _siblings(path)))
         raise ConfigError(f"{path}: no such config file.{near}") from None
@@ -186,14 +197,27 @@ def _refuse_newer_format(path: Path, data: dict[str, Any]) -> None:
         )
 
 
-def _message(path: Path, problems: list[Problem], origins: dict[yaml_text.Path, str]) -> str:
-    lines = [
-        _line(path, problem, origins)
-        for problem in sorted(problems, key=lambda p: (p.line or 0, str(p.path)))
-    ]
-    if len(lines) == 1:
+def _message(
+    path: Path, problems: list[Problem], origins: dict[yaml_text.Path, str], *, more: int = 0
+) -> str:
+    """Every problem on a line of its own, the first ones of very many, none without end.
+
+    Args:
+        more: Problems beside these.
+    """
+    ordered = sorted(problems, key=lambda p: (p.line or 0, str(p.path)))
+    more += max(len(ordered) - _MOST_SHOWN, 0)
+    lines = [_short(_line(path, problem, origins)) for problem in ordered[:_MOST_SHOWN]]
+    if len(lines) + more == 1:
         return lines[0]
-    return "\n".join([f"{path}: {len(lines)} problems", *(f"  {line}" for line in lines)])
+    lines += [f"… and {more:,} more"] if more else []
+    return "\n".join([f"{path}: {len(problems) + more} problems", *(f"  {x}" for x in lines)])
+
+
+def _short(line: str) -> str:
+    """What cannot be printed escaped, and of a very long line both ends."""
+    half = _LONGEST_LINE // 2
+    return printable(line if len(line) <= _LONGEST_LINE else f"{line[:half]} … {line[-half:]}")
 
 
 def _line(path: Path, problem: Problem, origins: dict[yaml_text.Path, str]) -> str:

@@ -30,10 +30,19 @@ class GivenPreprocessing(Section):
 
     @field_validator("std")
     @classmethod
-    def _std_is_positive(cls, std: RGB) -> RGB:
+    def _std_divides(cls, std: RGB) -> RGB:
         if min(std) <= 0:
             raise ValueError(f"every value must be above 0, not {list(std)}")
+        if min(std) < 1e-4 or max(std) > 1e4:
+            raise ValueError(f"every value must be from 0.0001 to 10000, not {list(std)}")
         return std
+
+    @field_validator("mean")
+    @classmethod
+    def _mean_is_of_pixels(cls, mean: RGB) -> RGB:
+        if max(map(abs, mean)) > 1e4:
+            raise ValueError(f"every value must be from -10000 to 10000, not {list(mean)}")
+        return mean
 
 
 class PreprocessingConfig(GivenPreprocessing):

@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from finetune.config_section import AUTO, RateOrAuto, Section, ShareOrAuto, one_line, tuple_of
+from finetune.config_section import (
+    AUTO,
+    MOST,
+    RateOrAuto,
+    Section,
+    ShareOrAuto,
+    one_line,
+    tuple_of,
+)
 from finetune.errors import did_you_mean
 
 
@@ -88,6 +96,9 @@ def refuse_foreign(section: Section, name: str, own: dict[str, dict[str, Any]]) 
         if getattr(section, key) is not None:
             owners = " and ".join(other for other, options in own.items() if key in options)
             raise ValueError(f"{key}: has no effect on {name}; it belongs to {owners}")
+    for key in own[name]:
+        if getattr(section, key) is None:
+            raise ValueError(f"{key}: is empty; give it a value or remove the line")
 
 
 class GroupConfig(Section):
@@ -206,7 +217,7 @@ class ScheduleConfig(Section):
     name: Literal["constant", "cosine", "step", "one_cycle", "plateau"] = "cosine"
     warmup_epochs: ShareOrAuto = 0.0
     """Linear rise from a hundredth of the peak, in epochs; auto: by what trains."""
-    step_epochs: int | None = Field(default=None, ge=1)
+    step_epochs: int | None = Field(default=None, ge=1, le=MOST)
     """step only: epochs between drops; default 7."""
     gamma: float | None = Field(default=None, gt=0, le=1)
     """step and plateau only: factor of each drop; default 0.1."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Discriminator, ValidationError
 
 from finetune.config import Config, StageConfig
 from finetune.errors import did_you_mean, nearest
@@ -13,16 +13,37 @@ from finetune.yaml_text import Path, Problem
 
 _UNION_TAGS = frozenset({"word", "section", "number"})
 _STAGES = "stages"
+_LONGEST_VALUE = 120
 
 
 def problems_of(error: ValidationError) -> Iterator[Problem]:
     """Each problem that pydantic found, with its path in the file; lines are not known here."""
-    for detail in error.errors():
-        path: Path = tuple(part for part in detail["loc"] if part not in _UNION_TAGS)
+    for detail in error.errors(include_url=False):
+        path = _without_tags(detail["loc"])
         text = _words(detail, path)
         if detail["type"] == "value_error":
             path, text = _own_path(path, text)
         yield Problem(None, path, text)
+
+
+def _without_tags(location: Path) -> Path:
+    """Where in the file: behind a key that takes a word or a section, pydantic says which it was
+    taken for."""
+    return tuple(
+        part
+        for at, part in enumerate(location)
+        if not (at and part in _UNION_TAGS and _takes_both(location[:at]))
+    )
+
+
+def _takes_both(path: Path) -> bool:
+    section = _section_at(path[:-1])
+    field = section.model_fields.get(str(path[-1])) if section else None
+    return field is not None and any(map(_chooses, (field.annotation, *field.metadata)))
+
+
+def _chooses(annotation: Any) -> bool:
+    return isinstance(annotation, Discriminator) or any(map(_chooses, get_args(annotation)))
 
 
 def _own_path(path: Path, text: str) -> tuple[Path, str]:
@@ -85,7 +106,8 @@ def _shown(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         value = list(value)
-    return repr(value)
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} …"
 
 
 def _choices(expected: str) -> list[str]:

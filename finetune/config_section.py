@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 AUTO = "auto"
+MOST = 1_000_000
+"""Of what is counted: epochs, steps, images. More is a mistake, and nothing computes with it."""
 
 
 class Section(BaseModel):
@@ -46,7 +48,7 @@ else:
         tagged = Annotated[Literal["auto"], Tag("auto")] | Annotated[kind, Tag("number")]
         return Annotated[tagged, Discriminator(lambda v: "auto" if v == AUTO else "number")]
 
-    CountOrAuto = _or_auto(Annotated[int, Field(ge=1)])
+    CountOrAuto = _or_auto(Annotated[int, Field(ge=1, le=MOST)])
     """A whole number from 1, or auto."""
     RateOrAuto = _or_auto(Annotated[float, Field(gt=0)])
     """A number above 0, or auto."""

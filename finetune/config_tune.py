@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from finetune.config_section import Section
+from finetune.config_section import MOST, Section
 
 
 class Range(Section):
@@ -49,7 +49,7 @@ Numbers = Annotated[
     | Annotated[Range, Tag("section")],
     Discriminator(_kind),
 ]
-Whole = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_listed)]
+Whole = Annotated[tuple[Annotated[int, Field(ge=1, le=MOST)], ...], BeforeValidator(_listed)]
 Name = Literal["sgd", "adamw"]
 _BOUNDS = {"lr": (0.0, float("inf")), "weight_decay": (-1.0, 1e3), "label_smoothing": (-1.0, 1.0)}
 """What a value must lie strictly between."""

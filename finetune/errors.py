@@ -50,12 +50,17 @@ class UnreadableError(DataError):
     def __init__(
         self, found: Sequence[tuple[Path, str]], *, passing: Collection[Path] = ()
     ) -> None:
-        listed = [f"{path}: cannot be decoded ({reason})" for path, reason in found[:_MOST_LISTED]]
+        what = "cannot be read any more" if passing else "cannot be decoded"
+        listed = [f"{_on_one_line(p)}: {what} ({reason})" for p, reason in found[:_MOST_LISTED]]
         if len(found) > _MOST_LISTED:
             listed.append(f"and {len(found) - _MOST_LISTED:,} more")
-        super().__init__(
-            "\n".join(listed) + "; repair or remove what is broken, or set data.on_unreadable: skip"
+        todo = (
+            "the first look could read it: was it moved or removed since, or is its disk gone? "
+            "Run again once it is back"
+            if passing
+            else "repair or remove what is broken, or set data.on_unreadable: skip"
         )
+        super().__init__("\n".join(listed) + f"; {todo}")
         self.found = tuple(found)
         self.passing = frozenset(passing)
 
@@ -122,3 +127,19 @@ def did_you_mean(word: str, choices: Iterable[str], *, limit: int = 1) -> str:
     if not close:
         return ""
     return f" Did you mean {' or '.join(repr(choice) for choice in close)}?"
+
+
+def printable(text: str, *, but: str = "") -> str:
+    """Text with what cannot be printed escaped: a name in it must not steer a terminal.
+
+    Args:
+        but: Characters that are left as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in but else ascii(c)[1:-1] for c in text)
+
+
+def _on_one_line(path: Path) -> str:
+    text = str(path)
+    return text if text.isprintable() else ascii(text)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from finetune.files import write_text
+from finetune.files import exists, expand_user, write_text
 
 FORMAT = 1
 ORIGIN = "root"
@@ -35,6 +36,10 @@ _IN_USE: set[Path] = set()
 _META = "meta.json"
 _LOG = "blocks.log"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_OWN_FILE = re.compile(rf"{re.escape(_META)}|{re.escape(_LOG)}|\d+\.bin|\.tmp-\w+")
+"""What a store is made of; anything else in its folder is somebody's own."""
+_LOG_LINE = re.compile(r"(\d{1,18}) ([0-9a-f]{8})")
+"""A block and its CRC-32."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +132,11 @@ class FeatureStore:
             "block_rows": self.layout.block_rows,
             "description": description,
         }
+        _remove_links(folder)
         if folder.exists() and not _describes(_read_meta(folder), meta):
             self.damaged = 1
-            shutil.rmtree(folder)
+            for path in _own_files(folder):
+                path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         # First, so that every list of stores knows of it, whatever becomes of the rest.
         if _read_meta(folder) is None:
@@ -155,9 +162,9 @@ class FeatureStore:
         expected: dict[int, str] = {}
         if log.exists():
             for line in log.read_text(encoding="ascii", errors="replace").splitlines():
-                block, _, checksum = line.partition(" ")
-                if block.isdigit() and int(block) < self.layout.num_blocks and len(checksum) == 8:
-                    expected[int(block)] = checksum
+                found = _LOG_LINE.fullmatch(line)
+                if found and int(found[1]) < self.layout.num_blocks:
+                    expected[int(found[1])] = found[2]
         for written, stated in expected.items():
             if f"{self._checksum(written):08x}" == stated:
                 self._whole.add(written)
@@ -209,14 +216,32 @@ def _describes(found: object, wanted: dict[str, Any]) -> bool:
 def _read_meta(folder: Path) -> object:
     try:
         return json.loads((folder / _META).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """What a store's folder holds of the store itself."""
+    return [
+        path
+        for path in folder.iterdir()
+        if _OWN_FILE.fullmatch(path.name) and (path.is_symlink() or not path.is_dir())
+    ]
+
+
+def _remove_links(folder: Path) -> None:
+    """Links in a store's place, or in its files': what they lead to is somebody else's, and would
+    be overwritten."""
+    links = [folder] if folder.is_symlink() else _own_files(folder) if folder.is_dir() else []
+    for path in links:
+        if path.is_symlink():
+            path.unlink()
 
 
 def cache_root(configured: str | None) -> Path:
     """Where stores lie: ``features.dir``, or the user's cache folder."""
     if configured is not None:
-        return Path(configured).expanduser()
+        return expand_user(configured)
     return platformdirs.user_cache_path("finetune") / "features"
 
 
@@ -232,26 +257,33 @@ class StoredFeatures:
 
 
 def stored(root: Path) -> list[StoredFeatures]:
-    """Every store below ``root``, the least recently used first."""
+    """Every store below ``root``, the least recently used first; links are not followed."""
     found = []
-    for meta in root.glob(f"*/{_META}"):
+    try:
+        metas = [meta for meta in root.glob(f"*/{_META}") if not meta.parent.is_symlink()]
+    except OSError:  # a place that the system refuses
+        return []
+    for meta in metas:
         content = _read_meta(meta.parent)
-        if isinstance(content, dict) and isinstance(content.get("description"), dict):
+        if not isinstance(content, dict) or "block_rows" not in content:
+            continue
+        if isinstance(content.get("description"), dict):
             try:
-                num_bytes = sum(f.stat().st_size for f in meta.parent.iterdir() if f.is_file())
+                num_bytes = sum(file.lstat().st_size for file in _own_files(meta.parent))
                 used_at = meta.stat().st_mtime
             except OSError:  # another process has just removed it
                 continue
-            found.append(StoredFeatures(meta.parent, content["description"], num_bytes, used_at))
+            words = {key: str(value) for key, value in content["description"].items()}
+            found.append(StoredFeatures(meta.parent, words, num_bytes, used_at))
     return sorted(found, key=lambda store: store.used_at)
 
 
 def remove(store: StoredFeatures) -> None:
-    """Delete a store: the files it is made of, and the folder if nothing else lies there."""
+    """Delete a store: the files it is made of, links among them as such, and the folder if nothing
+    else lies there."""
     with suppress(FileNotFoundError):  # another process was faster
-        for path in store.folder.iterdir():
-            if path.name in (_META, _LOG) or path.suffix == ".bin":
-                path.unlink(missing_ok=True)
+        for path in _own_files(store.folder):
+            path.unlink(missing_ok=True)
         if not any(store.folder.iterdir()):
             store.folder.rmdir()
 
@@ -272,6 +304,6 @@ def make_room(root: Path, num_bytes: int, *, limit: int) -> None:
 
 def disk_limit(root: Path) -> int:
     """Bytes that features may take: a tenth of what is free, what they take now counted as free."""
-    existing = next(p for p in (root, *root.absolute().parents) if p.exists())
+    existing = next(place for place in (root, *root.absolute().parents) if exists(place))
     used = sum(store.num_bytes for store in stored(root))
     return (shutil.disk_usage(existing).free + used) // 10

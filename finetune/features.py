@@ -33,7 +33,7 @@ from finetune.data.loading import (
 )
 from finetune.data.mixing import Mixing
 from finetune.data.views import Views
-from finetune.errors import OutputError
+from finetune.errors import OutputError, UnreadableError
 from finetune.feature_cache import (
     ORIGIN,
     FeatureStore,
@@ -245,12 +245,16 @@ def _files_digest(images: Images, known_by: str) -> str:
     """Of every file: its path, size and time of change, as `make` goes by; or its content."""
     digest = hashlib.sha256()
     for path in images.paths:
-        if known_by == "content":
-            digest.update(sha256_of(path).encode())
-        else:
-            status = path.stat()
-            text = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n"
-            digest.update(text.encode("utf-8", "surrogateescape"))
+        try:
+            if known_by == "content":
+                digest.update(sha256_of(path).encode())
+            else:
+                status = path.stat()
+                text = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n"
+                digest.update(text.encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            # As where it is decoded: no trouble of the folder that features are kept in.
+            raise UnreadableError([(path, error.strerror or str(error))], passing={path}) from error
     return digest.hexdigest()
 
 

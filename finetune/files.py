@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -49,7 +50,8 @@ def write_atomically(
         raise OutputError(f"{path}: cannot be written: {_reason(error)}") from error
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            with suppress(OSError):  # the first error is the one to tell
+                Path(temporary).unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -71,14 +73,21 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) 
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line and flush it.
+    """Add one line, whole or not at all.
 
     Raises:
         OutputError: it could not be written.
     """
+    content = f"{line}\n".encode()
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+        with path.open("ab", buffering=0) as file:
+            before = os.fstat(file.fileno()).st_size
+            try:
+                while content:  # a disk that has room for a part takes that, and then says why
+                    content = content[file.write(content) :]
+            except OSError:
+                file.truncate(before)
+                raise
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {_reason(error)}") from error
 
@@ -164,9 +173,15 @@ def _rename(new: Path, path: Path, keep: Path | None) -> None:
         before.unlink(missing_ok=True)
 
 
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return str(text.splitlines()[0])
+def _reason(error: BaseException) -> str:
+    """What the system said first: torch.save hides a full disk behind an error of its own."""
+    first: BaseException | None = error
+    while first is not None:
+        if isinstance(first, OSError) and first.strerror:
+            return first.strerror
+        first = first.__cause__ or first.__context__
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
 
 
 def _umask() -> int:

@@ -221,8 +221,13 @@ class _OnMeta(TorchFunctionMode):
 
 def build_skeleton(spec: ModelSpec, num_classes: int) -> nn.Module:
     """The network with shapes but no values: names and costs within a fraction of a second."""
+    return rebuild_skeleton(spec.name, num_classes, spec.build_flags)
+
+
+def rebuild_skeleton(name: str, num_classes: int, build_flags: dict[str, Any]) -> nn.Module:
+    """As `rebuild`, with shapes but no values."""
     with _OnMeta():
-        model = rebuild(spec.name, num_classes, spec.build_flags)
+        model = rebuild(name, num_classes, build_flags)
     return model.to("meta")
 
 

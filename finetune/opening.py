@@ -12,7 +12,7 @@ from finetune.checkpoint import Metadata
 from finetune.data.images import Images
 from finetune.engine import Engine, build_engine
 from finetune.errors import CheckpointError, ConfigError
-from finetune.model import rebuild
+from finetune.model import rebuild, rebuild_skeleton
 from finetune.planning import apply_freeze
 from finetune.progress import Progress
 from finetune.proof import take_proof
@@ -79,15 +79,44 @@ def load_network(path: Path, state: dict[str, Tensor], metadata: Metadata) -> nn
     Raises:
         CheckpointError: tensors and metadata do not agree.
     """
-    model = rebuild(metadata.model_name, len(metadata.class_names), metadata.build_flags)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
+    described = metadata.model_name, len(metadata.class_names), metadata.build_flags
+    # Before any memory is taken for what the file claims.
+    misfit = _misfit(state, rebuild_skeleton(*described).state_dict())
+    if misfit:
         raise CheckpointError(
             f"{path}: damaged: its tensors do not fit {metadata.model_name} with "
-            f"{len(metadata.class_names)} classes"
+            f"{len(metadata.class_names)} classes: {misfit}"
+        )
+    model = rebuild(*described)
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:  # mnasnet asks for its modules' versions
+        raise CheckpointError(
+            f"{path}: damaged: {metadata.model_name} does not take its tensors"
         ) from error
     return model
+
+
+def _misfit(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
+    """The first tensor that is not as the network has it, or holds what is no number."""
+    for name, like in expected.items():
+        tensor = state.get(name)
+        if not isinstance(tensor, Tensor):
+            return f"{name} is missing"
+        if tensor.shape != like.shape:
+            return f"{name} is of shape {tuple(tensor.shape)} instead of {tuple(like.shape)}"
+        if tensor.dtype != like.dtype:
+            return f"{name} is {_kind(tensor)} instead of {_kind(like)}"
+        if tensor.is_floating_point() and tensor.numel():
+            ends = torch.stack(torch.aminmax(tensor))
+            if not bool(torch.isfinite(ends).all()):
+                return f"{name} holds what is no finite number"
+    strange = next((name for name in state if name not in expected), None)
+    return None if strange is None else f"{strange!r} is no part of it"
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _device(metadata: Metadata, progress: Progress) -> torch.device:

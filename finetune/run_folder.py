@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from contextlib import suppress
@@ -13,6 +14,7 @@ from finetune.errors import CheckpointError, OutputError
 from finetune.files import exists, is_folder, write_text
 
 _LONGEST_NAME = 255  # bytes, on every common file system
+_LONGEST_PATH = 3800  # bytes: Linux takes 4,095, and files have to find room below
 
 MARKER = ".finetune-run"
 BEST = "best.pt"
@@ -92,12 +94,25 @@ def rerun_command(config: Path, output_dir: str) -> str:
 
 
 def records_of(checkpoint: Path) -> list[dict[str, Any]]:
-    """The epochs of the run that a checkpoint lies in; none where it stands alone."""
+    """The epochs of the run that a checkpoint lies in; none where it stands alone.
+
+    A damaged line is left out: a curve with a gap beats no page.
+    """
     try:
-        text = (checkpoint.parent / METRICS).read_text(encoding="utf-8")
+        text = (checkpoint.parent / METRICS).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    return [json.loads(line) for line in text.splitlines()]
+    return [record for line in text.splitlines() if (record := _record(line)) is not None]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+        figures = record["epoch"], record["loss"], record["val"]["loss"], record["val"]["top1"]
+        finite = all(math.isfinite(figure) for figure in figures)
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return None
+    return record if finite else None
 
 
 def check_usable(folder: Path, *, overwrite: bool) -> None:
@@ -133,8 +148,10 @@ def _check_can_be_made(folder: Path) -> None:
     parent = next(parent for parent in folder.absolute().parents if exists(parent))
     if not is_folder(parent):
         raise OutputError(f"output_dir: {folder}: {parent} is a file, not a folder")
-    if len(folder.name.encode()) > _LONGEST_NAME:
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in folder.parts):
         raise OutputError(f"output_dir: {folder}: this name is too long for a folder")
+    if len(os.fsencode(folder.absolute())) > _LONGEST_PATH:
+        raise OutputError(f"output_dir: {folder}: this path is too long")
     if not os.access(parent, os.W_OK):
         raise OutputError(f"output_dir: {folder}: {parent} cannot be written")
 
@@ -188,11 +205,23 @@ def prepare(folder: Path, *, overwrite: bool) -> None:
     check_usable(folder, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in (*(folder / name for name in _OWN), *folder.glob(".tmp-*")):
-            path.unlink(missing_ok=True)
+        for name in _OWN:
+            if not _leads_elsewhere(folder, name):
+                (folder / name).unlink(missing_ok=True)
+        for path in folder.glob(".tmp-*"):  # of a save that was killed
+            if path.is_symlink() or not path.is_dir():
+                path.unlink(missing_ok=True)
         for below in (*(f"{EXPORT}/{kind}" for kind in EXPORTED), EXPORT):
             with suppress(OSError):  # absent, or it holds something of the user's
-                (folder / below).rmdir()
+                if not _leads_elsewhere(folder, below):
+                    (folder / below).rmdir()
     except OSError as error:
         raise OutputError(f"output_dir: {folder}: {error.strerror or error}") from error
     write_text(folder / MARKER, "The other files here were written by finetune.\n")
+
+
+def _leads_elsewhere(folder: Path, name: str) -> bool:
+    """Whether a link stands between a run's folder and what is named below it: that file would be
+    another folder's."""
+    inner = Path(name).parents
+    return any((folder / parent).is_symlink() for parent in inner if parent != Path())

@@ -139,7 +139,10 @@ def _hash_agrees(path: Path) -> bool:
     match = re.search(r"-([0-9a-f]{8,})\.", path.name)
     if match is None:
         return True
-    return sha256_of(path).startswith(match[1])
+    try:
+        return sha256_of(path).startswith(match[1])
+    except OSError:  # a folder, or a file that is closed to us
+        return False
 
 
 def _reason(error: Exception) -> str:
@@ -222,11 +225,21 @@ def _check_fit(
             ],
         ),
         *_listed(
+            "no floating point numbers",
+            [
+                key
+                for key in sorted(state.keys() & own.keys())
+                if own[key].is_floating_point() and not state[key].is_floating_point()
+            ],
+        ),
+        *_listed(
             "not finite",
             [
                 key
                 for key in sorted(state.keys() & own.keys())
-                if state[key].is_floating_point() and not bool(torch.isfinite(state[key]).all())
+                if state[key].shape == own[key].shape  # what claims another may claim gigabytes
+                and state[key].is_floating_point()
+                and not bool(torch.isfinite(state[key]).all())
             ],
         ),
     ]

@@ -14,7 +14,10 @@ from typing import Any
 import yaml
 
 MAX_BYTES = 1_000_000
+TOO_LARGE = "a config file may hold at most 1 MB"
 MAX_DEPTH = 20
+MAX_EVENTS = 10_000
+"""Of the parser, one or two for a value: it takes a second for so many."""
 _MOST_DIGITS = 300
 
 Path = tuple[str | int, ...]
@@ -40,6 +43,9 @@ _Loader.add_implicit_resolver(
     re.compile(r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$"),
     list("-+0123456789."),
 )
+
+
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 class _UnreadError(Exception):
@@ -77,7 +83,7 @@ def parse(text: str) -> Document:
     """Parse one YAML document; problems are collected, never raised."""
     document = Document()
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        document.problems.append(Problem(None, (), "a config file may hold at most 1 MB"))
+        document.problems.append(Problem(None, (), TOO_LARGE))
         return document
     try:
         if not _refuse_aliases(text, document):
@@ -92,14 +98,19 @@ def parse(text: str) -> Document:
 
 
 def _refuse_aliases(text: str, document: Document) -> bool:
-    """Whether the event stream is plain: no anchors, aliases or deep nesting.
+    """Whether the event stream is plain: no anchors, aliases, deep nesting or masses of values.
 
     Looked for before anything is composed, so that an alias bomb or a thousand brackets cost
     nothing.
     """
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
         line = event.start_mark.line + 1 if event.start_mark else None
+        if number > MAX_EVENTS:
+            document.problems.append(
+                Problem(line, (), "holds too many keys and values by here to be a config")
+            )
+            return False
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             document.problems.append(
                 Problem(line, (), f"anchors (&) and aliases (*) are not read; {_QUOTE_HINT}")
@@ -126,6 +137,9 @@ _SYNTAX = {
 
 def _syntax_problem(error: yaml.YAMLError, text: str) -> Problem:
     """One line for an error of the parser, with the likeliest mistake named first."""
+    if isinstance(error, yaml.reader.ReaderError):
+        stray = f"holds the character U+{error.character:04X}, which no text has"
+        return Problem(text.count("\n", 0, error.position) + 1, (), stray)
     mark = getattr(error, "problem_mark", None)
     line = mark.line + 1 if mark is not None else None
     reason = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -144,6 +158,10 @@ def _without_quoted(line: str) -> str:
 def _construct(node: yaml.Node, path: Path, document: Document) -> Any:
     line = node.start_mark.line + 1
     document.lines.setdefault(path, line)
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
+        text = f"the tag {node.tag} is not read; {_QUOTE_HINT}"
+        document.problems.append(Problem(line, path, text, unread=True))
+        return None
     if isinstance(node, yaml.MappingNode):
         return _construct_mapping(node, path, document)
     if isinstance(node, yaml.SequenceNode):
@@ -159,6 +177,10 @@ def _scalar(node: yaml.Node) -> Any:
     kind = node.tag.rpartition(":")[2]
     text = str(node.value)
     if kind == "str":
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # \ud800 and the like, which stand for half a character
+            raise _UnreadError(f"{text!a} holds half a character") from None
         return text
     if kind == "int":
         if len(text) > _MOST_DIGITS:
@@ -177,9 +199,11 @@ def _construct_mapping(node: yaml.MappingNode, path: Path, document: Document) -
     value: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
+        before = len(document.problems)
         key = _construct(key_node, (*path, "?"), document)
         if not isinstance(key, Hashable) or key is None:
-            document.problems.append(Problem(line, path, "a key must be a word"))
+            if len(document.problems) == before:
+                document.problems.append(Problem(line, path, "a key must be a word"))
             continue
         name = str(key_node.value)
         here = (*path, name)

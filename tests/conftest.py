@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from counting import Count, keep
 from PIL import Image
 
 from finetune.config import Config
@@ -35,6 +36,16 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no shared photos at {folder}; FINETUNE_SHARED names another place")
     return folder
+
+
+@pytest.fixture
+def count(request: pytest.FixtureRequest) -> Count:
+    """Keeps how often a promise was tried and held, where somebody asks for the record."""
+
+    def count(promise: str, *, tried: int, held: int) -> None:
+        keep(promise, tried=tried, held=held, test=request.node.nodeid)
+
+    return count
 
 
 def draw_photos(folder: Path, *, classes: int = 2, count: int = 6, size: int = 40) -> Path:

@@ -30,6 +30,7 @@ LINES = [
     {"config_model"},
     {"config"},
     {
+        "checkpoint_checks",
         "config_problems",
         "freeze",
         "run_folder",
@@ -92,6 +93,7 @@ NO_TORCH = {
     *("cli_support", "cli_data", "data_results", "recipe", "blocks", "param_groups"),
     *("position", "stopping", "stages", "stage_results"),
     *("cli_tune", "config_tune", "tune_results", "search_space", "lr_curve"),
+    "checkpoint_checks",
 }
 
 

@@ -16,7 +16,7 @@ from broken_files import BROKEN, ODD_NAMES, cut, damage, picture, save
 from deadly_worker import deadly
 from PIL import Image
 
-from finetune.data import look as module
+from finetune.data import opaque
 from finetune.data.look import Look, look_at
 from finetune.data.look_pool import look_at_all, usable_cpus
 from finetune.data.near_duplicates import near_pairs
@@ -143,7 +143,7 @@ def test_large_pictures_are_hashed_strip_by_strip(
 ) -> None:
     path = str(save(tmp_path / "a.png"))
     whole = look_at(path, full=True).pixels
-    monkeypatch.setattr(module, "_STRIP_BYTES", 1000)
+    monkeypatch.setattr(opaque, "_STRIP_PIXELS", 250)
     assert look_at(path, full=True).pixels == whole
 
 
@@ -214,7 +214,7 @@ def test_old_looks_are_forgotten() -> None:
     with Remembered() as remembered:
         remembered.keep([(b"k", Look()), (b"n", Look())])
         with sqlite3.connect(memory_file()) as database:
-            database.execute("UPDATE looks_1 SET day = 0 WHERE key = ?", (b"k",))
+            database.execute("UPDATE looks_2 SET day = 0 WHERE key = ?", (b"k",))
         database.close()
         remembered.forget_old()
         assert set(remembered.find([b"k", b"n"])) == {b"n"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from finetune.commands.evaluate import Evaluated, compute, write_files
 from finetune.config_file import to_yaml
 from finetune.data.decoding import read_photo
 from finetune.data.images import below
+from finetune.data.loading import Unreadable, unreadable
 from finetune.data.quick_check import quick_check
 from finetune.data.sources import find_train_val
 from finetune.errors import FinetuneError
@@ -202,9 +203,13 @@ def _drawn(
     ]
 
 
-def _photos(evaluated: Evaluated, positions: Sequence[int], progress: Progress) -> Iterable[Tensor]:
-    tracked = progress.track(positions, "pictures", total=len(positions))
-    return (read_photo(evaluated.images.paths[at]) for at in tracked)
+def _photos(evaluated: Evaluated, positions: Sequence[int], progress: Progress) -> Iterator[Tensor]:
+    for at in progress.track(positions, "pictures", total=len(positions)):
+        path = evaluated.images.paths[at]
+        try:
+            yield read_photo(path)
+        except Exception as error:  # it was there when it was scored, or its features were kept
+            raise unreadable([Unreadable.because(path, error)]) from error
 
 
 def _shown(path: str) -> str:

@@ -14,6 +14,13 @@ IMAGE_SUFFIXES = frozenset(
 )
 # Pillow would hand a PostScript file named .jpg to Ghostscript: only these decoders are asked.
 PIL_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+MOST_PIXELS = 64_000_000
+"""Of one image: a file of 18 KB can hold 144 million, and 1.4 GB of memory once it is decoded."""
+MODES = frozenset(
+    {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB"}
+    | {"I", "I;16", "I;16L", "I;16B", "I;16N"}
+)
+"""Pillow's names of the kinds of pixels that become RGB; floating point has no known white."""
 SPLITS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -27,6 +34,18 @@ def lasts(error: BaseException) -> bool:
     Pillow's own complaints carry no number; what the system refuses, or memory, may pass.
     """
     return not isinstance(error, MemoryError) and getattr(error, "errno", None) is None
+
+
+def refusal(mode: str, width: int, height: int) -> str | None:
+    """Why pixels of this mode, or so many of them, are not read; None where they are."""
+    if width * height > MOST_PIXELS:
+        return (
+            f"has {width * height:,} pixels, more than the {MOST_PIXELS:,} that are read; "
+            "make it smaller"
+        )
+    if mode == "F":
+        return "has floating point pixels, which have no known white; save it with 8 or 16 bits"
+    return None if mode in MODES else f"has {mode} pixels, which are not read; save it as RGB"
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ class Unreadable:
     @classmethod
     def because(cls, path: Path, error: Exception) -> Unreadable:
         """What a decoder raised, put into words."""
-        return cls(path, str(error) or type(error).__name__, lasting=lasts(error))
+        text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        return cls(path, str(text).splitlines()[0], lasting=lasts(error))
 
 
 class PhotoDataset(Dataset[Sample | Unreadable]):

@@ -12,17 +12,16 @@ import hashlib
 import os
 import stat
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from finetune.data.images import PIL_FORMATS, lasts
-from finetune.data.opaque import over_white
+from finetune.data.images import PIL_FORMATS, lasts, refusal
+from finetune.data.opaque import over_white, strips
+from finetune.data.upright import upright
 
-_STRIP_BYTES = 2**24
 _PLAIN_BITS = range(16, 49)
 """Set bits of a perceptual hash that says something: half of 64, but for plain pictures."""
 
@@ -96,19 +95,22 @@ def without_warnings() -> None:
 
 def _look(file: BinaryIO, image: Image.Image, *, full: bool) -> Look:
     look = Look(format=image.format or "", mode=image.mode, width=image.width, height=image.height)
+    refused = refusal(image.mode, image.width, image.height)
+    if refused is not None:
+        raise _BadFileError(refused)
     if not full and _ends_whole(file, image):
         return look
     image.load()
     if not full:
         return look
-    ImageOps.exif_transpose(image, in_place=True)
+    photo = upright(image)
     return replace(
         look,
         decoded=True,
-        width=image.width,
-        height=image.height,
-        pixels=_hash_pixels(image),
-        phash=_perceptual_hash(image),
+        width=photo.width,
+        height=photo.height,
+        pixels=_hash_pixels(photo),
+        phash=_perceptual_hash(photo),
         frames=_frames(image),
     )
 
@@ -150,13 +152,10 @@ def _identified(file: BinaryIO) -> Image.Image:
         file.seek(0)
         raise _BadFileError(_what_else(file.read(32))) from None
     except Image.DecompressionBombError as error:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         pixels = next(
             (int(word) for word in str(error).split(" (")[-1].split() if word.isdigit()), 0
         )
-        raise _BadFileError(
-            f"has {pixels:,} pixels, more than the {most:,} that are read; make it smaller"
-        ) from None
+        raise _BadFileError(refusal("RGB", pixels, 1) or str(error)) from None
     except Exception:
         raise _BadFileError(_BROKEN_HEADER) from None
 
@@ -217,19 +216,11 @@ def _chunks_are_whole(file: BinaryIO, size: int) -> bool:
     return False
 
 
-def _strips(image: Image.Image) -> Iterator[bytes]:
-    """The pixels from top to bottom, without a second copy of a large picture."""
-    rows = max(1, _STRIP_BYTES // max(1, image.width * 4))
-    for top in range(0, image.height, rows):
-        yield image.crop((0, top, image.width, min(top + rows, image.height))).tobytes()
-
-
 def _hash_pixels(image: Image.Image) -> bytes:
-    if image.mode == "P":
-        image = image.convert("RGBA")
-    digest = hashlib.sha256(f"{image.mode} {image.size}".encode())
-    for strip in _strips(image):
-        digest.update(strip)
+    mode = "RGBA" if image.mode == "P" else image.mode
+    digest = hashlib.sha256(f"{mode} {image.size}".encode())
+    for _, strip in strips(image):
+        digest.update((strip.convert(mode) if strip.mode != mode else strip).tobytes())
     return digest.digest()[:16]
 
 
@@ -249,11 +240,15 @@ def _perceptual_hash(image: Image.Image) -> int | None:
 
 def _grey(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float32)
+        values = np.array(image, dtype=np.float32)
         low, high = float(values.min()), float(values.max())
-        return Image.fromarray(((values - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
+        values -= low  # in place: a large picture four times over would fill the memory
+        values *= 255 / max(high - low, 1e-9)
+        return Image.fromarray(values.astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA", "P"):
         return over_white(image).convert("L")
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # Pillow knows no other way from there to grey
     return image.convert("L")
 
 

@@ -11,7 +11,9 @@ import hashlib
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
@@ -20,9 +22,11 @@ from PIL import __version__ as pillow_version
 
 from finetune.data.look import Look
 
-_TABLE = "looks_1"
+_TABLE = "looks_2"
 """Numbered anew when a look comes to mean something else."""
 _COLUMNS = ("reason", "decoded", "format", "mode", "width", "height", "frames", "pixels", "phash")
+_WIDTH = len(_COLUMNS) + 3
+"""Of a row: its key, the day, a checksum, and the look."""
 _AT_ONCE = 500
 _FORGOTTEN_AFTER_DAYS = 365
 
@@ -72,23 +76,28 @@ class Remembered:
         for start in range(0, len(asked), _AT_ONCE):
             some = asked[start : start + _AT_ONCE]
             marks = ",".join("?" * len(some))
-            query = f"SELECT key, {','.join(_COLUMNS)} FROM {_TABLE} WHERE key IN ({marks})"  # noqa: S608
+            columns = f"key, checksum, {','.join(_COLUMNS)}"
+            query = f"SELECT {columns} FROM {_TABLE} WHERE key IN ({marks})"  # noqa: S608
             try:
                 rows = self._database.execute(query, some).fetchall()
             except sqlite3.Error:
                 return found
-            found.update((row[0], _look_of(row[1:])) for row in rows)
+            # SQLite notices a damaged page only where it makes no sense any more.
+            whole = (row for row in rows if row[1] == _checksum(row[0], row[2:]))
+            found.update((row[0], _look_of(row[2:])) for row in whole)
         return found
 
     def keep(self, looks: Iterable[tuple[bytes | None, Look]]) -> None:
         """Remember looks; those that may end otherwise another time are left out."""
         today = int(time.time() // 86400)
         rows = [
-            (key, today, *_row_of(look)) for key, look in looks if key is not None and look.lasting
+            (key, today, _checksum(key, row := _row_of(look)), *row)
+            for key, look in looks
+            if key is not None and look.lasting
         ]
         if self._database is None or not rows:
             return
-        marks = ",".join("?" * (2 + len(_COLUMNS)))
+        marks = ",".join("?" * _WIDTH)
         with contextlib.suppress(sqlite3.Error), self._database:
             insert = f"INSERT OR REPLACE INTO {_TABLE} VALUES ({marks})"  # noqa: S608
             self._database.executemany(insert, rows)
@@ -123,7 +132,7 @@ class Remembered:
             with database:
                 database.execute(
                     f"CREATE TABLE IF NOT EXISTS {_TABLE} (key BLOB PRIMARY KEY, day INTEGER, "
-                    f"{','.join(_COLUMNS)}) WITHOUT ROWID"
+                    f"checksum INTEGER, {','.join(_COLUMNS)}) WITHOUT ROWID"
                 )
         except sqlite3.Error:
             database.close()
@@ -133,7 +142,12 @@ class Remembered:
 
 def _row_of(look: Look) -> tuple[object, ...]:
     phash = None if look.phash is None else look.phash.to_bytes(8, "big")
-    return (*(getattr(look, name) for name in _COLUMNS[:-1]), phash)
+    values = {**asdict(look), "decoded": int(look.decoded), "phash": phash}
+    return tuple(values[name] for name in _COLUMNS)
+
+
+def _checksum(key: object, row: tuple[object, ...]) -> int:
+    return zlib.crc32(repr((key, row)).encode("utf-8", "backslashreplace"))
 
 
 def _look_of(row: tuple[object, ...]) -> Look:

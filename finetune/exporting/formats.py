@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finetune.checkpoint import Metadata
-from finetune.errors import ConfigError, ModelError
+from finetune.errors import ConfigError, ModelError, OutputError
 from finetune.exporting.graph import LARGEST_SIDE, SMALLEST_SIDE, Exported, Preprocess
 from finetune.model import rebuild
 from finetune.run_folder import EXPORTED
@@ -72,12 +72,14 @@ def write(
     path = folder / EXPORTED[file_format]
     if file_format == "safetensors":
         state = OrderedDict((k, v.contiguous()) for k, v in network.state_dict().items())
-        save_file(state, path, metadata=dict(about))
+        with _saving(path):
+            save_file(state, path, metadata=dict(about))
         return _torchvision(path, metadata), "torchvision", ("batch",)
     program = _traced(network, metadata, preprocessing=preprocessing)
     dynamic = ("batch", "height", "width") if preprocessing else ("batch",)
     if file_format == "exported-program":
-        torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(about))})
+        with _saving(path):
+            torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(about))})
         return _torch_export(path), "torch.export", dynamic
     _save_onnx(program, path, about, dynamic)
     return _onnxruntime(path), "onnxruntime", dynamic
@@ -138,7 +140,8 @@ def _save_onnx(
                 shape[at] = name
     converted.model.metadata_props.update(about)
     size = sum(tensor.nbytes for tensor in program.state_dict.values())
-    converted.save(path, external_data=size > _MOST_IN_ONE_FILE)
+    with _saving(path):
+        converted.save(path, external_data=size > _MOST_IN_ONE_FILE)
 
 
 def _onnxruntime(path: Path) -> Answer:
@@ -194,6 +197,15 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def _saving(path: Path) -> Iterator[None]:
+    """A full disk is a RuntimeError to torch, and an error of its own to safetensors."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise OutputError(f"export: {path.name}: cannot be written: {_first(error)}") from error
 
 
 def _first(error: Exception) -> str:

@@ -1,0 +1,112 @@
+"""Try every promise as often as for the record, and write the table of docs/reliability.md.
+
+    python benchmarks/reliability.py --into docs/reliability.md
+
+It runs the tests of `promises.TESTS`, the slow ones too, with their full counts, and counts what
+held. ``--quick`` tries as often as every test run does. Without ``--into`` the tables go to stdout.
+Exit status 1: something did not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from lost import LOST
+from measure import commit, describe_machine, versions
+from promises import PROMISES, TESTS, Promise
+
+REPOSITORY = Path(__file__).parent.parent
+BEGIN, END = "<!-- counts: begin -->", "<!-- counts: end -->"
+PACKAGES = ("torch", "torchvision", "pillow", "pydantic", "safetensors", "hypothesis")
+Line = dict[str, Any]
+"""What a test counted: promise, tried, held."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="as often as every test run does")
+    parser.add_argument("--into", type=Path, help="replaces what stands between its two marks")
+    options = parser.parse_args()
+    failed, lines = try_all(quick=options.quick)
+    text = fragment(lines, failed=failed)
+    if options.into is None:
+        print(text)
+    else:
+        before, rest = options.into.read_text().split(BEGIN)
+        options.into.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")
+    return 1 if failed else 0
+
+
+def try_all(*, quick: bool) -> tuple[bool, list[Line]]:
+    """Run the tests; whether any failed, and every line that was counted."""
+    tests = [f"tests/{name}" for name in TESTS]
+    there = [name for name in tests if (REPOSITORY / name).exists()]
+    for name in sorted(set(tests) - set(there)):
+        print(f"{name} is not there", file=sys.stderr)
+    full = {f"FINETUNE_COUNT_{name}": str(n) for p in PROMISES for name, n in p.counts}
+    with tempfile.TemporaryDirectory() as folder:
+        counts = Path(folder) / "counts.jsonl"
+        counts.touch()
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "not gpu", *there],
+            cwd=REPOSITORY,
+            env=os.environ | ({} if quick else full) | {"FINETUNE_COUNTS": str(counts)},
+            stdout=sys.stderr,
+            check=False,
+        )
+        lines = [json.loads(line) for line in counts.read_text().splitlines()]
+    return done.returncode != 0, lines
+
+
+def fragment(lines: Iterable[Line], *, failed: bool) -> str:
+    """Both tables, and where and when that was."""
+    every = list(lines)
+    known = {key for promise in PROMISES for key in promise.keys}
+    strangers = sorted({line["promise"] for line in every} - known)
+    assert not strangers, f"counted under no key of promises.py: {strangers}"
+    rows = [_row(promise, every) for promise in PROMISES]
+    parts = [
+        "## Promises",
+        "\n".join(["| promise | tried | times | held |", "| --- | --- | ---: | ---: |", *rows]),
+        _where(failed),
+        "## What was lost at first",
+        "\n".join(["| case | guarded by |", "| --- | --- |", *(_guard(*row) for row in LOST)]),
+    ]
+    return "\n\n".join(parts)
+
+
+def _row(promise: Promise, lines: Sequence[Line]) -> str:
+    of_it = [line for line in lines if line["promise"] in promise.keys]
+    tried, held = (sum(line[what] for line in of_it) for what in ("tried", "held"))
+    figures = f"{tried:,} | {held:,}" if of_it else "not yet tried | "
+    return f"| {promise.text} | {promise.tried} | {figures} |"
+
+
+def _guard(case: str, test: str) -> str:
+    file, _, name = test.partition("::")
+    return f"| {case} | [`{name}`](../{file}) |"
+
+
+def _where(failed: bool) -> str:
+    machine = describe_machine()
+    found = versions(sys.executable, PACKAGES)
+    of = ", ".join(f"{name} {version}" for name, version in found.items())
+    ended = "A test failed in this run." if failed else "Every test passed."
+    return (
+        f"{date.today().isoformat()}: {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_gib']:g} GiB, {machine['system']}, commit "
+        f"{commit(REPOSITORY) or 'unknown'}; {of}. {ended}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
