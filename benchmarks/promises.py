@@ -140,7 +140,7 @@ PROMISES = (
 )
 
 TESTS = (
-    *("test_kills.py", "test_resume.py", "test_signals.py", "test_write_faults.py"),
+    *("test_kills.py", "test_resume.py", "test_signals.py", "test_step.py", "test_write_faults.py"),
     *("test_damage.py", "test_hostile_checkpoints.py", "test_odd_images.py"),
     *("test_folder_trees.py", "test_config_fuzz.py", "test_deletions.py", "test_frozen_bits.py"),
 )

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from counting import Count, times
 from fork_server import Program
-from recording import count_of, record
 from run_files import assert_same_run
 from run_server import KINDS, Runs
 
@@ -104,6 +104,7 @@ def go_on(runs: Runs, kind: str, run: str, message: str, first: list[str]) -> No
     assert_same_run(runs.folder / kind, runs.folder / run)
 
 
+@pytest.mark.promise("signals")
 @pytest.mark.parametrize("place", PLACES)
 def test_a_signal_ends_the_run_and_says_how_it_goes_on(
     runs: Runs,
@@ -123,6 +124,7 @@ def test_a_signal_ends_the_run_and_says_how_it_goes_on(
     go_on(runs, kind, place, message, first)
 
 
+@pytest.mark.promise("second-signal")
 @pytest.mark.parametrize("place", ["step", "save", "evaluation"])
 def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(
     runs: Runs,
@@ -145,6 +147,7 @@ def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(
         assert place == "save"
 
 
+@pytest.mark.promise("signals")
 def test_a_signal_to_the_whole_group_reaches_no_worker(runs: Runs) -> None:
     """Ctrl-C and `timeout` send it to every process of a job."""
     first = runs.arguments("everything", "group", workers=2)
@@ -155,6 +158,7 @@ def test_a_signal_to_the_whole_group_reaches_no_worker(runs: Runs) -> None:
     go_on(runs, "everything", "group", message, first)
 
 
+@pytest.mark.promise("signals")
 def test_workers_that_die_of_the_same_signal_lose_nothing(runs: Runs) -> None:
     """A service manager sends it to every process there is, whatever its group."""
     first = runs.arguments("everything", "workers", workers=2)
@@ -188,8 +192,8 @@ def with_workers_killed() -> None:
     importlib.import_module("finetune.cli").main()
 
 
-def test_signals_at_random_moments(runs: Runs) -> None:
-    total, late = count_of("signals", 4), 0
+def test_signals_at_random_moments(runs: Runs, count: Count) -> None:
+    total, held = times("SIGNALS", 4), 0
     rng = random.Random(0)
     for number in range(total):
         kind, workers = rng.choice(list(KINDS)), rng.choice([0, 2])
@@ -201,12 +205,13 @@ def test_signals_at_random_moments(runs: Runs) -> None:
         start = time.monotonic()
         program.send(asked)
         code = program.wait()
-        late += time.monotonic() - start > 10
+        held += time.monotonic() - start <= 10
         if code == 0 or (listening and code in (-asked, 1)):
             continue  # it was faster, or had not begun to listen
         message = ended(program, asked)
         go_on(runs, kind, run, message, first)
-    record("signals: saved, said how to go on, nothing left", tried=total, held=total, late=late)
+    count("signals", tried=total, held=held)
+    assert held == total
 
 
 def ends_by_default(program: Program) -> bool:
