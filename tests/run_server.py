@@ -24,6 +24,12 @@ runtime: {precision: float32, memory_format: contiguous, live_precision: float32
 KINDS = {
     # Every epoch decodes, in worker processes where there are any; dropout before the head.
     "everything": ["freeze.patterns=[]", "augment.policy=crop_flip"],
+    # Three networks, one after the other, each cut elsewhere.
+    "stages": [
+        "stages=[{epochs: 1, features: {cache: disk}}, "
+        "{epochs: 1, freeze: {patterns: ['*', '!features.12.*']}, features: {cache: disk}}, "
+        "{epochs: 1, freeze: {patterns: []}, augment: {policy: crop_flip}}]",
+    ],
     # The frozen part is computed once and kept on disk: filled, then read. Norm layers, averages.
     "part": [
         *("model.name=shufflenet_v2_x0_5", "freeze.patterns=['*', '!conv5.*']"),

@@ -152,6 +152,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "augment": {"policy": "crop_flip"},
         "schedule": {"name": "step", "step_epochs": 1, "gamma": 0.5},
     },
+    "stages": {
+        "stages": [
+            {"epochs": 1, "optimizer": {"lr": 3e-4}},
+            {"epochs": 2, "freeze": LAST_BLOCK, "optimizer": {"lr": 1e-4}},
+        ],
+    },
     "rates that fall when nothing gets better": {
         "train": {"monitor": "macro_f1", "early_stopping": {"patience": 2, "min_delta": 0.5}},
         "schedule": {"name": "plateau", "patience": 1},
@@ -176,6 +182,23 @@ def test_stopped_anywhere_it_goes_on_as_if_never_stopped(
     stop_in(None)
     summary = train(parts, resume=True)
     assert len(summary.resumed_at) == 3
+    assert_same_run(Path(whole.output_dir), Path(parts.output_dir))
+
+
+def test_a_run_in_stages_goes_on_behind_a_stage_and_within_the_next(
+    config: Make, stop_in: StopIn
+) -> None:
+    sections = {**KINDS["stages"], "train": {"ema": 0.9}}
+    whole, parts = config("whole", **sections), config("parts", **sections)
+    stop_in(None)
+    train(whole)
+    stop_in("saving")
+    assert "after epoch 1" in stopped(parts)
+    stop_in("evaluation")
+    assert "in the evaluation of epoch 2" in stopped(parts, resume=True)
+    stop_in(None)
+    summary = train(parts, resume=True)
+    assert [(stage.first_epoch, stage.last_epoch) for stage in summary.stages] == [(1, 1), (2, 3)]
     assert_same_run(Path(whole.output_dir), Path(parts.output_dir))
 
 
