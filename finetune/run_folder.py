@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import CheckpointError, OutputError
-from finetune.files import exists, is_folder, write_text
+from finetune.files import exists, is_folder
 
 _LONGEST_NAME = 255  # bytes, on every common file system
 _LONGEST_PATH = 3800  # bytes: Linux takes 4,095, and files have to find room below
@@ -205,6 +205,7 @@ def prepare(folder: Path, *, overwrite: bool) -> None:
     check_usable(folder, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _mark(folder)
         for name in _OWN:
             if not _leads_elsewhere(folder, name):
                 (folder / name).unlink(missing_ok=True)
@@ -217,7 +218,19 @@ def prepare(folder: Path, *, overwrite: bool) -> None:
                     (folder / below).rmdir()
     except OSError as error:
         raise OutputError(f"output_dir: {folder}: {error.strerror or error}") from error
-    write_text(folder / MARKER, "The other files here were written by finetune.\n")
+
+
+def _mark(folder: Path) -> None:
+    """Before anything else, and in place: killed at any moment, the folder is empty or ours."""
+    marker = folder / MARKER
+    try:
+        with marker.open("x", encoding="ascii") as file:
+            file.write("The other files here were written by finetune.\n")
+    except FileExistsError:
+        pass
+    except OSError:
+        marker.unlink(missing_ok=True)
+        raise
 
 
 def _leads_elsewhere(folder: Path, name: str) -> bool:

@@ -413,6 +413,21 @@ def test_a_folder_that_is_absent_is_made(tmp_path: Path, overwrite: bool) -> Non
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == [run_folder.MARKER]
 
 
+def test_a_folder_is_ours_before_anything_else_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in between, it held files and no mark, and the next run refused it."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(SystemExit):
+        run_folder.prepare(tmp_path / "run", overwrite=False)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [run_folder.MARKER]
+
+
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     run_folder.prepare(tmp_path, overwrite=False)
     assert (tmp_path / run_folder.MARKER).is_file()
