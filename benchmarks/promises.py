@@ -14,16 +14,18 @@ class Promise:
     """One row of the table.
 
     Attributes:
-        keys: What tests count it under.
         tried: How, in words.
+        keys: What tests count it under.
         counts: Environment variables without their beginning ``FINETUNE_COUNT_``, and what they
             are for the record.
+        tests: Tests that count nothing: each case of one is tried once. File and name.
     """
 
     text: str
     tried: str
-    keys: tuple[str, ...]
+    keys: tuple[str, ...] = ()
     counts: tuple[tuple[str, int], ...] = ()
+    tests: tuple[str, ...] = ()
 
 
 PROMISES = (
@@ -40,25 +42,66 @@ PROMISES = (
         (("KILLS_IN_SAVE", 200),),
     ),
     Promise(
-        "A stopped run ends within ten seconds, leaves no process and resumes bit for bit",
-        "SIGINT and SIGTERM at random times; a second one",
-        ("signals", "second-signal"),
+        "A damaged last checkpoint is noticed and the one before it taken, aloud",
+        "flipped, cut, emptied, exchanged",
+        tests=(
+            "test_resume.py::test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken",
+            "test_resume.py::test_where_both_are_damaged_nothing_begins_anew",
+        ),
+    ),
+    Promise(
+        "SIGINT or SIGTERM: saved, said how to go on, no process left, resumed bit for bit",
+        "at random times, and in each place that a run passes",
+        ("signals",),
         (("SIGNALS", 50),),
+        (
+            "test_signals.py::test_a_signal_ends_the_run_and_says_how_it_goes_on",
+            "test_signals.py::test_a_signal_to_the_whole_group_reaches_no_worker",
+            "test_signals.py::test_workers_that_die_of_the_same_signal_lose_nothing",
+        ),
+    ),
+    Promise("… within ten seconds", "the random times", ("signals-in-time",)),
+    Promise(
+        "A second signal leaves at once, the last checkpoint whole",
+        "in a step, a save, an evaluation",
+        tests=(
+            "test_signals.py::test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole",
+        ),
     ),
     Promise(
         "What no longer fits is refused under --resume, with the difference",
-        "freeze set, class list, data, architecture, no checkpoint",
-        ("resume-refused",),
+        "freeze set, class list, data, architecture, fewer epochs, no checkpoint, no run",
+        tests=(
+            "test_resume.py::test_another_training_is_refused_with_what_differs",
+            "test_resume.py::test_all_differences_are_shown_at_once",
+            "test_resume.py::test_another_image_is_refused_with_the_class_it_is_in",
+            "test_resume.py::test_a_renamed_image_is_refused",
+            "test_resume.py::test_another_class_is_refused_by_name",
+            "test_resume.py::test_fewer_epochs_than_were_done_are_refused",
+            "test_resume.py::test_a_folder_without_a_run_never_starts_from_nothing",
+        ),
     ),
     Promise(
-        "Not-a-number stops the run, and best and last never hold one",
-        "in image, weight, gradient; first, middle and last step",
-        ("not-a-number",),
+        "Not-a-number stops the run at its step, and best and last never hold one",
+        "in image, weight, label weight, gradient; first, middle and last step",
+        tests=(
+            "test_step.py::test_a_poisoned_image_stops_the_step_before_it_moves_a_weight",
+            "test_step.py::test_a_gradient_that_is_no_number_moves_no_weight",
+            "test_step.py::test_a_label_weight_that_is_no_number_stops_the_first_step",
+            "test_step.py::test_in_a_step_of_several_batches_the_one_is_named",
+            "test_resume.py::test_a_number_that_is_none_names_rate_batch_and_images",
+            "test_resume.py::test_a_weight_that_is_none_is_never_saved",
+        ),
     ),
     Promise(
-        "Out of memory halves the batch, doubles accumulation and says so",
+        "Out of memory halves what is computed at once, and the gradient stays",
         "allocations refused in the step",
-        ("out-of-memory",),
+        tests=(
+            "test_step.py::"
+            "test_out_of_memory_halves_what_is_computed_at_once_and_the_gradient_stays",
+            "test_step.py::test_memory_for_less_than_two_images_ends_the_run_with_what_to_do",
+            "test_step.py::test_a_run_that_goes_on_computes_as_few_at_once_as_before",
+        ),
     ),
     Promise(
         "A save that fails keeps the old file, says why in one line, leaves no half file",
@@ -91,8 +134,9 @@ PROMISES = (
     ),
     Promise(
         "A hostile checkpoint is refused in one line",
-        "files that run, claim, unpack to or state what they should not, times commands",
+        "files that run, claim, unpack to or state what they should not, through every command",
         ("hostile-checkpoints",),
+        (("HOSTILE", 100),),
     ),
     Promise(
         "… and takes no more memory than the file has",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,6 @@ def count(request: pytest.FixtureRequest) -> Count:
         keep(promise, tried=tried, held=held, test=request.node.nodeid)
 
     return count
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A test marked as a promise's counts as one trial of it."""
-    report = yield
-    mark = item.get_closest_marker("promise")
-    if mark is not None and report.when == "call":
-        keep(mark.args[0], tried=1, held=int(report.passed), test=item.nodeid)
-    return report
 
 
 def draw_photos(folder: Path, *, classes: int = 2, count: int = 6, size: int = 40) -> Path:

@@ -45,13 +45,17 @@ def killed_until_done(runs: Runs, number: int, most: int) -> int:
 
 def test_a_killed_run_goes_on_bit_for_bit(runs: Runs, count: Count) -> None:
     total, kills, number = times("KILLS", 20), 0, 0
-    try:
-        while kills < total:
+    lost: list[str] = []
+    while kills < total:
+        try:
             kills += killed_until_done(runs, number, min(MOST_KILLS_A_RUN, total - kills))
-            number += 1
-            assert number <= total + 10, "hardly any kill came in time"
-    finally:
-        count("kills", tried=max(total, kills), held=kills)
+        except AssertionError as error:
+            lost.append(f"run {number}: {error}")
+            kills += 1
+        number += 1
+        assert number <= total + 10, "hardly any kill came in time"
+    count("kills", tried=kills, held=kills - len(lost))
+    assert not lost
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_is_told_what_to_do(
@@ -95,13 +99,11 @@ def generation_of(path: Path) -> int:
 
 
 def test_a_save_that_is_killed_leaves_the_one_before_it(
-    runs: Runs,
-    tmp_path: Path,
-    count: Count,
+    runs: Runs, tmp_path: Path, count: Count
 ) -> None:
     (tmp_path / "model.pt").write_bytes((runs.folder / "part" / LAST).read_bytes())
     rng = random.Random(0)
-    total, held, generation = times("KILLS_IN_SAVE", 20), 0, 0
+    total, generation, held = times("KILLS_IN_SAVE", 20), 0, 0
     for _ in range(total):
         given = (str(tmp_path), str(generation))
         program = runs.server.start(*given, call="test_kills:save_for_ever")

@@ -42,14 +42,39 @@ def test_every_key_is_counted_by_a_test_that_is_run() -> None:
     import promises
 
     there = [REPOSITORY / "tests" / name for name in promises.TESTS]
-    text = "".join(path.read_text() for path in there if path.exists())
-    # Another branch of work brings the tests of resuming.
-    absent = [path.name for path in there if not path.exists()]
-    later = {"kills", "kills-in-save", "signals", "second-signal", "resume-refused"}
-    later |= {"not-a-number", "out-of-memory"}
+    text = "".join(path.read_text() for path in there)
     keys = {key for promise in promises.PROMISES for key in promise.keys}
-    missing = {key for key in keys if f'"{key}"' not in text}
-    assert missing <= (later if absent else set())
+    assert {key for key in keys if f'"{key}"' not in text} == set()
+    variables = {name for promise in promises.PROMISES for name, _ in promise.counts}
+    text += (REPOSITORY / "tests" / "hostile_checkpoints.py").read_text()
+    assert {name for name in variables if f'times("{name}"' not in text} == set()
+
+
+def test_every_test_that_is_named_is_there_and_run() -> None:
+    import promises
+
+    for promise in promises.PROMISES:
+        assert promise.keys or promise.tests, promise.text
+        for test in promise.tests:
+            file, _, name = test.partition("::")
+            assert file in promises.TESTS
+            assert f"def {name}(" in (REPOSITORY / "tests" / file).read_text(), test
+
+
+def test_cases_of_a_test_that_counts_nothing_are_counted(tmp_path: Path) -> None:
+    import reliability
+
+    cases = tmp_path / "cases.xml"
+    cases.write_text(
+        '<testsuites><testsuite><testcase classname="tests.test_a" name="test_x[1]"/>'
+        '<testcase classname="tests.test_a" name="test_x[2]"><failure/></testcase>'
+        '<testcase classname="tests.test_a" name="test_x[3]"><skipped/></testcase>'
+        "</testsuite></testsuites>"
+    )
+    assert [*reliability._lines_of(cases)] == [
+        line("test_a.py::test_x", 1, 1),
+        line("test_a.py::test_x", 1, 0),
+    ]
 
 
 def test_every_guard_is_there() -> None:

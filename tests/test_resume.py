@@ -358,7 +358,6 @@ def test_with_rates_that_do_not_depend_on_the_end_a_longer_run_is_the_same_run(
     assert_same_run(parts, whole)
 
 
-@pytest.mark.promise("resume-refused")
 @pytest.mark.usefixtures("run")
 def test_fewer_epochs_than_were_done_are_refused(config: Make) -> None:
     with pytest.raises(ConfigError, match=r"train.epochs: 2, but 3 have begun"):
@@ -378,7 +377,6 @@ def test_a_finished_run_has_nothing_left_to_do_and_says_what_it_was(
 # Refused
 
 
-@pytest.mark.promise("resume-refused")
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
@@ -429,7 +427,6 @@ def test_photos_may_lie_elsewhere(config: Make, own: Path) -> None:
     assert train(moved, resume=True).epochs == 4
 
 
-@pytest.mark.promise("resume-refused")
 @pytest.mark.usefixtures("run")
 def test_another_image_is_refused_with_the_class_it_is_in(config: Make, own: Path) -> None:
     shutil.copy(own / "train" / "class_1" / "0.png", own / "train" / "class_1" / "new.png")
@@ -437,7 +434,6 @@ def test_another_image_is_refused_with_the_class_it_is_in(config: Make, own: Pat
         train(config(data={"root": str(own)}), resume=True)
 
 
-@pytest.mark.promise("resume-refused")
 @pytest.mark.usefixtures("run")
 def test_a_renamed_image_is_refused(config: Make, own: Path) -> None:
     (own / "val" / "class_0" / "0.png").rename(own / "val" / "class_0" / "00.png")
@@ -445,7 +441,6 @@ def test_a_renamed_image_is_refused(config: Make, own: Path) -> None:
         train(config(data={"root": str(own)}), resume=True)
 
 
-@pytest.mark.promise("resume-refused")
 @pytest.mark.usefixtures("run")
 def test_another_class_is_refused_by_name(config: Make, own: Path) -> None:
     for split in ("train", "val"):
@@ -480,7 +475,6 @@ def test_the_weights_file_is_not_needed_again(config: Make, finished: Path, tmp_
     assert train(again, resume=True).epochs == 2
 
 
-@pytest.mark.promise("resume-refused")
 def test_frozen_tensors_that_are_not_the_first_ones_are_refused(config: Make, run: Path) -> None:
     checkpoint = read_checkpoint(run / "last.pt")
     checkpoint.model["features.0.weight"] += 1e-6
@@ -671,7 +665,6 @@ def test_frozen_tensors_are_no_part_of_the_average(config: Make) -> None:
 # Numbers that are none, and options without effect
 
 
-@pytest.mark.promise("not-a-number")
 def test_a_number_that_is_none_names_rate_batch_and_images(config: Make, drawn: Path) -> None:
     given = config(optimizer={"lr": 1e30, "momentum": 0.0}, freeze=EVERYTHING)
     with pytest.raises(ResultError) as caught:

@@ -201,7 +201,6 @@ ERRORS = [
 ]
 
 
-@pytest.mark.promise("out-of-memory")
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_out_of_memory_halves_what_is_computed_at_once_and_the_gradient_stays(
@@ -238,7 +237,6 @@ def test_no_piece_is_a_single_image() -> None:
     assert sorted(set(model.seen)) == [2, 3]
 
 
-@pytest.mark.promise("out-of-memory")
 def test_memory_for_less_than_two_images_ends_the_run_with_what_to_do() -> None:
     with pytest.raises(FinetuneError, match=r"out of memory with 2 images at a time; freeze more"):
         trained(Small(network(), 1, MemoryError), in_batches(8, images(8)))
@@ -298,7 +296,6 @@ class WithSteep(nn.Module):
         return output
 
 
-@pytest.mark.promise("not-a-number")
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_a_gradient_that_is_no_number_moves_no_weight(clip_norm: float | None) -> None:
     model = WithSteep(network())
@@ -308,7 +305,6 @@ def test_a_gradient_that_is_no_number_moves_no_weight(clip_norm: float | None) -
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.promise("not-a-number")
 def test_a_label_weight_that_is_no_number_stops_the_first_step() -> None:
     weights = [1.0, float("nan"), 1.0]
     with pytest.raises(NotFiniteError, match="epoch 1, batch 1"):
