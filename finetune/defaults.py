@@ -62,18 +62,19 @@ def resolve_defaults(
 def what_trains(plan: Plan) -> str:
     """head, block or everything, by the layers of the backbone whose weights train.
 
-    Norms and biases alone, in however many layers, are as little as a block; adapters begin from
-    nothing, as the head does.
+    Norms and biases alone move as the head does: on ants and bees, MobileNetV2's norms ended after
+    6 epochs with a loss of 0.15 at 0.02, and of 0.32 at a block's 0.005. So do adapters, which
+    begin from nothing.
     """
     backbone = {
         name: p for name, p in plan.skeleton.named_parameters() if not plan.freeze.is_head(name)
     }
-    trainable = {
-        name: p for name, p in backbone.items() if p.requires_grad and name not in plan.adapters
+    weights = {
+        plan.depths[name]
+        for name, p in backbone.items()
+        if p.requires_grad and name not in plan.adapters and decays(name, p.shape)
     }
-    weights = {plan.depths[name] for name, p in trainable.items() if decays(name, p.shape)}
-    layers = {plan.depths[name] for name in backbone}
-    return recipe.trains_of(max(len(weights), min(len(trainable), 1)), len(layers))
+    return recipe.trains_of(len(weights), len({plan.depths[name] for name in backbone}))
 
 
 def in_words(config: Config, resolved: Config, plan: Plan, num_train: int) -> list[str]:
@@ -88,9 +89,9 @@ def in_words(config: Config, resolved: Config, plan: Plan, num_train: int) -> li
     lines = []
     if became:
         what = {
-            recipe.HEAD: "the head trains",
-            recipe.BLOCK: "a part of the backbone trains",
-            recipe.EVERYTHING: "the backbone trains",
+            recipe.HEAD: "no weights but the head's train",
+            recipe.BLOCK: "some layers of the backbone train",
+            recipe.EVERYTHING: "most layers of the backbone train",
         }[what_trains(plan)]
         lines.append(f"auto, for {num_train:,} images where {what}: {', '.join(became)}")
     if before["augment"]["policy"] != after["augment"]["policy"]:

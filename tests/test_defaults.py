@@ -59,8 +59,8 @@ def rates_of(config: Config) -> tuple[Any, ...]:
     [
         (["*"], "head"),
         (["*", "!layer4.*"], "block"),
-        (["*", "!*.bn1.*"], "block"),
-        (["*", "!*.bias"], "block"),
+        (["*", "!*.bn1.*"], "head"),
+        (["*", "!*.bias"], "head"),
         (["conv1.*", "layer1.*"], "everything"),
         ([], "everything"),
     ],
@@ -214,8 +214,8 @@ def test_it_is_said_by_what_auto_was_resolved() -> None:
     config = config_of(freeze={"patterns": list(LAST_BLOCK)}, train={"epochs": 7})
     (line,) = in_words(config, resolved(config), make_plan(config, 2), 245)
     assert line == (
-        "auto, for 245 images where a part of the backbone trains: optimizer.name sgd, "
-        "optimizer.lr 0.005, optimizer.weight_decay 0.0, schedule.warmup_epochs 1.0"
+        "auto, for 245 images where some layers of the backbone train: optimizer.name "
+        "sgd, optimizer.lr 0.005, optimizer.weight_decay 0.0, schedule.warmup_epochs 1.0"
     )
 
 
