@@ -333,7 +333,7 @@ def test_an_unknown_key_of_a_group_is_refused_with_the_nearest(refuse: Refuse) -
 
 def test_a_group_that_says_nothing_is_refused_with_its_place(refuse: Refuse) -> None:
     message = refuse("optimizer:\n  groups:\n    - {match: ['fc.*'], lr: 1, lr_scale: 2}\n")
-    assert message == "pets.yaml:5: optimizer.groups.0: lr_scale: give either it or lr"
+    assert message == "pets.yaml:5: optimizer.groups.0.lr_scale: give either it or lr"
 
 
 def test_an_unknown_choice_is_refused_with_the_nearest(refuse: Refuse) -> None:
