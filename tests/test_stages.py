@@ -22,6 +22,7 @@ from torchvision import models
 from finetune import saving, step, stopping
 from finetune.checkpoint import Metadata, load_checkpoint
 from finetune.commands import epochs as epochs_module
+from finetune.commands import train as train_command
 from finetune.commands.compare import differing
 from finetune.commands.dry_run import dry_run
 from finetune.commands.evaluate import evaluate_checkpoint
@@ -610,13 +611,33 @@ def test_state_of_another_kind_is_not_taken_over(name: str, options: dict[str, A
 
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
-    """Lets a signal seem to have come before the n-th look for one: three steps, two batches of the
-    evaluation and one look behind it make an epoch; and one more ends a stage."""
+    """Lets a signal seem to have come before the n-th look for one while epochs are trained: three
+    steps, two batches of the evaluation and one look behind it make an epoch."""
+    real = train_command.run_epochs
+    left: int | None = None
+    training = False
+
+    def asked() -> bool:
+        nonlocal left
+        if not training or left is None:
+            return False
+        left -= 1
+        return left <= 0
+
+    def run_epochs(*arguments: Any, **options: Any) -> Any:
+        nonlocal training
+        training = True
+        try:
+            return real(*arguments, **options)
+        finally:
+            training = False
 
     def arrange(number: int | None) -> None:
-        looks = itertools.count(1)
-        monkeypatch.setattr(stopping, "asked", lambda: number is not None and next(looks) >= number)
+        nonlocal left
+        left = number
 
+    monkeypatch.setattr(stopping, "asked", asked)
+    monkeypatch.setattr(train_command, "run_epochs", run_epochs)
     return arrange
 
 
@@ -636,9 +657,9 @@ def test_stopped_in_any_stage_it_goes_on_as_if_never_stopped(
     stop_at(None)
     expected = train(whole)
     for look, where in (
-        (7, "after stage 1"),
-        (12, "in the evaluation of epoch 3"),
-        (6, "in epoch 4 behind batch 2"),
+        (6, "after epoch 1"),
+        (11, "in the evaluation of epoch 3"),
+        (5, "in epoch 4 behind batch 2"),
     ):
         stop_at(look)
         with pytest.raises(Interrupted, match=where):
@@ -657,7 +678,7 @@ def test_a_run_in_stages_goes_on_by_the_config_in_its_folder(
 ) -> None:
     """Which is ahead of the last checkpoint when a stage was stopped before its first step."""
     config = make(stages=[HEAD, BLOCK], runtime={})
-    stop_at(8)
+    stop_at(7)
     with pytest.raises(Interrupted):
         train(config)
     folder = Path(config.output_dir)

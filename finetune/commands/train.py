@@ -141,7 +141,8 @@ class _Run:
         # From here on a signal waits for the end of a step, and leaves a checkpoint.
         is_last = number + 1 == len(settled.stages)
         end = "the last epoch" if is_last else f"stage {number + 1}"
-        with stopping.patiently(f" after {end}; saved. {goes_on}"):
+        after = f" after {end}; saved. {goes_on}"
+        with stopping.patiently(after):
             if resumed is not None:
                 run_folder.reopen(folder, resumed.path)
             elif not number:
