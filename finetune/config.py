@@ -10,7 +10,15 @@ import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from finetune import config_stages
 from finetune.backbones import family_of
@@ -243,11 +251,18 @@ class Config(Section):
         for number, stage in enumerate(self.stages):
             yield f"stages.{number}.", stage.epochs, stage
 
+    @model_serializer(mode="wrap")
+    def _without_what_a_recipe_stands_for(
+        self, serialize: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        if self.recipe:
+            del values["freeze"]["patterns"]
+        return values
+
     def plain(self) -> dict[str, Any]:
         """The config as plain values, ready for YAML or JSON; what has no effect is left out."""
         values = self.model_dump(mode="json", exclude_none=True)
-        if self.recipe:
-            del values["freeze"]["patterns"]
         if self.stages:
             return config_stages.without_base(values)
         del values["stages"]

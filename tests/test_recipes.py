@@ -191,7 +191,7 @@ def test_a_recipe_trains_as_the_patterns_that_it_stands_for(
 
 def test_head_then_all_divides_the_epochs_and_lowers_the_learning_rate(make_config: Make) -> None:
     config = make_config(recipe="head_then_all", train={"epochs": 10}, optimizer={"lr": 0.1})
-    head, everything = expand_recipe(config).stages
+    head, everything = expand_recipe(config, num_train=18).stages
     assert (head.epochs, everything.epochs) == (2, 8)
     assert (head.freeze.patterns, everything.freeze.patterns) == (("*",), ())
     assert (head.optimizer.lr, everything.optimizer.lr) == (0.1, 0.02)
@@ -201,17 +201,23 @@ def test_head_then_all_divides_the_epochs_and_lowers_the_learning_rate(make_conf
 
 def test_head_then_all_keeps_a_warmup_that_was_given(make_config: Make) -> None:
     config = make_config(recipe="head_then_all", train={"epochs": 5}, schedule={"warmup_epochs": 5})
-    assert [one.schedule.warmup_epochs for one in expand_recipe(config).stages] == [0, 4]
+    assert [one.schedule.warmup_epochs for one in expand_recipe(config, num_train=18).stages] == [
+        0,
+        4,
+    ]
 
 
 def test_head_then_all_lowers_it_more_for_adamw(make_config: Make) -> None:
     config = make_config(recipe="head_then_all", optimizer={"name": "adamw"})
-    assert [one.optimizer.lr for one in expand_recipe(config).stages] == [0.001, 5e-05]
+    assert [one.optimizer.lr for one in expand_recipe(config, num_train=18).stages] == [
+        0.001,
+        5e-05,
+    ]
 
 
 def test_head_then_all_of_one_epoch_is_refused(make_config: Make) -> None:
     with pytest.raises(ConfigError, match=r"divides train.epochs between two stages"):
-        expand_recipe(make_config(recipe="head_then_all", train={"epochs": 1}))
+        expand_recipe(make_config(recipe="head_then_all", train={"epochs": 1}), num_train=18)
 
 
 def test_a_dry_run_shows_what_a_recipe_stands_for(make_config: Make) -> None:
@@ -241,7 +247,9 @@ def test_a_recipe_beside_what_it_would_overrule_is_refused(
 
 
 def test_a_recipe_leaves_the_statistics_of_norms_to_the_config(make_config: Make) -> None:
-    config = expand_recipe(make_config(recipe="linear_probe", freeze={"norm_stats": "update"}))
+    config = expand_recipe(
+        make_config(recipe="linear_probe", freeze={"norm_stats": "update"}), num_train=18
+    )
     assert (config.freeze.patterns, config.freeze.norm_stats) == (("*",), "update")
 
 

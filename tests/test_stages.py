@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import draw_photos
 from pydantic import ValidationError
+from run_files import assert_same_run
 from torch import nn
 from torchvision import models
 
-from finetune import loop, saving
+from finetune import saving, step, stopping
 from finetune.checkpoint import Metadata, load_checkpoint
 from finetune.commands import epochs as epochs_module
+from finetune.commands import train as train_command
 from finetune.commands.compare import differing
 from finetune.commands.dry_run import dry_run
 from finetune.commands.evaluate import evaluate_checkpoint
@@ -27,13 +32,13 @@ from finetune.commands.show_batch import show_batch
 from finetune.commands.train import train
 from finetune.config import Config
 from finetune.config_file import load_config, to_yaml
-from finetune.errors import ConfigError, ResultError
+from finetune.errors import ConfigError, Interrupted, ResultError
 from finetune.evaluate import Evaluation
-from finetune.handover import hand_over
+from finetune.handover import Memory
 from finetune.optim import build_optimizer
-from finetune.proof import Proof, throughout
+from finetune.proof import Proof
 from finetune.report.text import render_dry_run, render_freeze_report, render_train
-from finetune.results import FreezeReport, StagedFreezeReport
+from finetune.results import FreezeReport, StagedFreezeReport, TrainSummary
 from finetune.split import Prefix
 from finetune.stages import stage_at, stage_configs
 
@@ -57,12 +62,43 @@ def make(make_config: Make) -> Make:
     return make
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainSummary]:
+    """A run of three stages, and what it said; no test changes it."""
+    folder = tmp_path_factory.mktemp("once")
+    draw_photos(folder / "photos" / "train", count=9)
+    draw_photos(folder / "photos" / "val", count=5)
+    preprocessing = {"resize": 36, "crop": 32}
+    values = {
+        "model": {
+            "name": "shufflenet_v2_x0_5",
+            "weights": "none",
+            "preprocessing": preprocessing,
+        },
+        "data": {"root": str(folder / "photos"), "batch_size": 6, "workers": 0},
+        "augment": {"policy": "flip"},
+        "runtime": FORMS,
+        "stages": [{**HEAD, "epochs": 2}, BLOCK, ALL],
+        "output_dir": str(folder / "run"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        summary = train(Config.model_validate(values))
+    return folder / "run", summary
+
+
+@pytest.fixture
+def run(trained_once: tuple[Path, TrainSummary], tmp_path: Path) -> Path:
+    """A copy of its folder."""
+    return Path(shutil.copytree(trained_once[0], tmp_path / "run"))
+
+
 def checkpoint(config: Config, name: str) -> tuple[dict[str, torch.Tensor], Metadata]:
     return load_checkpoint(Path(config.output_dir) / name)
 
 
-def lines_of(config: Config) -> list[dict[str, Any]]:
-    text = Path(config.output_dir, "metrics.jsonl").read_text(encoding="utf-8")
+def lines_of(run: Path | str) -> list[dict[str, Any]]:
+    text = Path(run, "metrics.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -111,10 +147,12 @@ def test_what_a_stage_leaves_out_comes_from_the_base_key_by_key(
     assert (first.freeze.patterns, second.freeze.patterns) == (("*",), ())
 
 
-@pytest.mark.parametrize(("base", "other"), [("sgd", "adamw"), ("adamw", "sgd")])
+@pytest.mark.parametrize(
+    ("base", "other"), [*itertools.permutations(("SGD", "adamw", "rmsprop"), 2)]
+)
 def test_nothing_of_another_optimizer_leaks_into_a_stage(make: Make, base: str, other: str) -> None:
-    own = {"name": base, "lr": 0.5, "weight_decay": 0.25}
-    if base == "sgd":
+    own = {"name": base, "lr": 0.5, "weight_decay": 0.25, "options": {"foreach": False}}
+    if base != "adamw":
         own["momentum"] = 0.5
     config = make(optimizer=own, stages=[{}, {"optimizer": {"name": other}}])
     first, second = stage_configs(config)
@@ -122,13 +160,23 @@ def test_nothing_of_another_optimizer_leaks_into_a_stage(make: Make, base: str, 
     assert second.optimizer == make(optimizer={"name": other}).optimizer
 
 
-@pytest.mark.parametrize("name", ["constant", "cosine", "step"])
+@pytest.mark.parametrize("name", ["constant", "cosine", "step", "one_cycle", "plateau"])
 def test_nothing_of_another_schedule_leaks_into_a_stage(make: Make, name: str) -> None:
-    base = {"name": "step", "step_epochs": 3, "gamma": 0.5, "warmup_epochs": 0.5}
+    base = {"name": "step", "step_epochs": 3, "gamma": 0.5, "warmup_epochs": 0.0}
     config = make(schedule=base, stages=[{}, {"schedule": {"name": name}}])
     second = stage_configs(config)[1].schedule
-    assert second.warmup_epochs == 0.5
-    assert second.gamma == (0.5 if name == "step" else None)
+    assert second == make(schedule=base if name == "step" else {"name": name}).schedule
+
+
+def test_what_belongs_to_no_name_comes_from_the_base_all_the_same(make: Make) -> None:
+    config = make(
+        optimizer={"decay_norms_and_biases": True},
+        schedule={"name": "step", "warmup_epochs": 0.5},
+        stages=[{}, {"schedule": {"name": "cosine"}, "optimizer": {"name": "AdamW"}}],
+    )
+    second = stage_configs(config)[1]
+    assert second.schedule.warmup_epochs == 0.5
+    assert second.optimizer.decay_norms_and_biases
 
 
 def test_a_config_in_stages_reads_back_as_the_same_stages(make: Make, tmp_path: Path) -> None:
@@ -274,13 +322,14 @@ def test_the_stage_of_an_epoch_is_counted_through() -> None:
 # The run
 
 
-def test_every_stage_is_stated_recorded_and_proven(make: Make) -> None:
-    config = make(stages=[{**HEAD, "epochs": 2}, BLOCK, ALL])
-    summary = train(config)
+def test_every_stage_is_stated_recorded_and_proven(
+    trained_once: tuple[Path, TrainSummary],
+) -> None:
+    run, summary = trained_once
     first, second, third = summary.stages
     assert [(one.first_epoch, one.last_epoch) for one in summary.stages] == [(1, 2), (3, 3), (4, 4)]
-    assert [line["epoch"] for line in lines_of(config)] == [1, 2, 3, 4]
-    assert [line["stage"] for line in lines_of(config)] == [1, 1, 2, 3]
+    assert [line["epoch"] for line in lines_of(run)] == [1, 2, 3, 4]
+    assert [line["stage"] for line in lines_of(run)] == [1, 1, 2, 3]
     assert first.trainable_parameters == 2050 < second.trainable_parameters
     assert (third.frozen_parameters, third.frozen_verified, third.cut_after) == (0, 0, None)
     assert first.frozen_verified > second.frozen_verified > 0
@@ -291,33 +340,34 @@ def test_every_stage_is_stated_recorded_and_proven(make: Make) -> None:
     assert re.search(r"Stage 2 +epoch 3 in ", text)
     assert "patterns * !conv5.*: " in text
     assert "no cut: the whole network runs in every epoch" in text
-    saved = json.loads(Path(config.output_dir, "freeze-report.json").read_text(encoding="utf-8"))
+    saved = json.loads(Path(run, "freeze-report.json").read_text(encoding="utf-8"))
     assert [len(one["patterns"]) for one in saved["stages"]] == [1, 2, 0]
-    text = Path(config.output_dir, "freeze-report.txt").read_text(encoding="utf-8")
+    text = Path(run, "freeze-report.txt").read_text(encoding="utf-8")
     assert "Stage 2 of 3, 1 epoch" in text
 
 
-def test_eval_gives_exactly_the_figures_of_the_checkpoints_stage(make: Make) -> None:
-    config = make(stages=[HEAD, BLOCK, ALL], augment={"policy": "flip"})
-    summary = train(config)
+def test_eval_gives_exactly_the_figures_of_the_checkpoints_stage(
+    trained_once: tuple[Path, TrainSummary], run: Path
+) -> None:
+    _, summary = trained_once
     for name, scores in (("best.pt", summary.val), ("last.pt", summary.last)):
-        _, metadata = checkpoint(config, name)
-        result = evaluate_checkpoint(Path(config.output_dir) / name)
+        _, metadata = load_checkpoint(run / name)
+        result = evaluate_checkpoint(run / name)
         assert (result.top1, result.loss) == (scores.top1, scores.loss)
-        stage = lines_of(config)[metadata.epoch - 1]["stage"]
-        assert metadata.freeze_plan.patterns == config.stages[stage - 1].freeze.patterns
+        stage = lines_of(run)[metadata.epoch - 1]["stage"]
+        assert metadata.freeze_plan.patterns == summary.stages[stage - 1].patterns
         assert metadata.config.freeze.patterns == metadata.freeze_plan.patterns
         assert len(metadata.config.stages) == 3
 
 
 def test_the_saved_config_runs_again_to_the_same_bits(make: Make, tmp_path: Path) -> None:
-    config = make(stages=[HEAD, BLOCK, ALL], runtime={})
+    config = make(stages=[HEAD, ALL], runtime={})
     train(config)
     saved = load_config(
         Path(config.output_dir) / "config.yaml", [f"output_dir={tmp_path / 'again'}"]
     )
     assert "auto" not in to_yaml(saved)
-    assert [one.augment.policy for one in saved.stages] == ["flip", "flip", "crop_flip"]
+    assert [one.augment.policy for one in saved.stages] == ["flip", "crop_flip"]
     train(saved)
     assert equal(checkpoint(config, "last.pt")[0], checkpoint(saved, "last.pt")[0])
 
@@ -334,17 +384,9 @@ def test_two_equal_stages_are_one_run_of_both_lengths(make: Make, tmp_path: Path
     train(whole)
     train(parts)
     assert equal(checkpoint(whole, "last.pt")[0], checkpoint(parts, "last.pt")[0])
-    assert [one["loss"] for one in lines_of(whole)] == [one["loss"] for one in lines_of(parts)]
-
-
-def test_a_first_stage_trains_as_if_alone(make: Make, tmp_path: Path) -> None:
-    alone = make(freeze=BLOCK["freeze"], train={"epochs": 2})
-    first = make(stages=[{**BLOCK, "epochs": 2}, ALL], output_dir=str(tmp_path / "first"))
-    train(alone)
-    train(first)
-    figures = ("loss", "top1", "lr", "val")
-    for one, other in zip(lines_of(alone), lines_of(first), strict=False):
-        assert [one[key] for key in figures] == [other[key] for key in figures]
+    assert [one["loss"] for one in lines_of(whole.output_dir)] == [
+        one["loss"] for one in lines_of(parts.output_dir)
+    ]
 
 
 def test_steps_of_two_stages_share_no_key(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,9 +395,9 @@ def test_steps_of_two_stages_share_no_key(make: Make, monkeypatch: pytest.Monkey
     train_epochs = epochs_module.train_epochs
 
     def listening(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr(loop.torch, "manual_seed", lambda n: seeds.append(n) or real(n))
+        monkeypatch.setattr(step.torch, "manual_seed", lambda n: seeds.append(n) or real(n))
         yield from train_epochs(*arguments, **options)
-        monkeypatch.setattr(loop.torch, "manual_seed", real)
+        monkeypatch.setattr(step.torch, "manual_seed", real)
 
     monkeypatch.setattr(epochs_module, "train_epochs", listening)
     train(make(stages=[HEAD, {**HEAD, "epochs": 2}]))
@@ -392,21 +434,15 @@ def test_what_a_stage_trained_and_the_next_freezes_is_computed_anew(
         return real(self, images)
 
     monkeypatch.setattr(Prefix, "forward", counting)
-    states = []
-    for cache in ("disk", "memory"):
-        sizes.clear()
-        config = make(
-            stages=[{**ALL, "optimizer": {"lr": 0.05}}, {**HEAD, "epochs": 3}],
-            features={"cache": cache},
-            augment={"policy": "flip"},
-            output_dir=str(tmp_path / cache),
-        )
-        summary = train(config)
-        assert sum(sizes) == 18 * 2 + 10
-        result = evaluate_checkpoint(Path(config.output_dir) / "last.pt")
-        assert (result.top1, result.loss) == (summary.last.top1, summary.last.loss)
-        states.append(checkpoint(config, "last.pt")[0])
-    assert equal(*states)
+    config = make(
+        stages=[{**ALL, "optimizer": {"lr": 0.05}}, HEAD],
+        features={"cache": "disk"},
+        augment={"policy": "flip"},
+    )
+    summary = train(config)
+    assert sum(sizes) == 18 * 2 + 10
+    result = evaluate_checkpoint(Path(config.output_dir) / "last.pt")
+    assert (result.top1, result.loss) == (summary.last.top1, summary.last.loss)
 
 
 @pytest.mark.parametrize(
@@ -418,10 +454,12 @@ def test_a_tensor_that_changed_in_the_stage_that_froze_it_is_refused(
 ) -> None:
     real = saving.save_checkpoint
 
-    def careless(path: Path, state: dict[str, torch.Tensor], metadata: Metadata) -> None:
+    def careless(
+        path: Path, state: dict[str, torch.Tensor], metadata: Metadata, **options: Any
+    ) -> None:
         if metadata.epoch == 2:
-            state[where] = state[where] + 1e-3
-        real(path, state, metadata)
+            state = {**state, where: state[where] + 1e-3}
+        real(path, state, metadata, **options)
 
     monkeypatch.setattr(saving, "save_checkpoint", careless)
     with pytest.raises(ResultError, match=rf"1 of \d+ frozen tensors changed: {where}"):
@@ -429,12 +467,9 @@ def test_a_tensor_that_changed_in_the_stage_that_froze_it_is_refused(
 
 
 def test_what_no_stage_thaws_is_proven_over_the_whole_run() -> None:
-    first = Proof({"a": "1", "b": "2", "c": "3"}, ("x",))
     second = Proof({"b": "2", "c": "other"}, ("y",))
-    whole = throughout([first, second])
+    whole = second.as_begun({"a": "1", "b": "2", "c": "3"})
     assert whole.sha256 == {"b": "2", "c": "3"}
-    assert whole.exempt == ("x", "y")
-    assert throughout([first]) == first
 
 
 def test_a_pattern_of_a_late_stage_is_checked_before_the_first_trains(make: Make) -> None:
@@ -483,13 +518,11 @@ def test_show_batch_draws_with_the_augmentation_of_the_epochs_stage(
         show_batch(config, tmp_path / "x.png", epoch=3)
 
 
-def test_the_page_shows_the_stages(make: Make) -> None:
-    config = make(stages=[HEAD, BLOCK])
-    train(config)
-    result = report(config.output_dir)
+def test_the_page_shows_the_stages(run: Path) -> None:
+    result = report(str(run))
     page = Path(result.files[0]).read_text(encoding="utf-8")
     assert '<table id="stages">' in page
-    assert page.count('class="mark"') == 2
+    assert page.count('class="mark"') == 2 * 2
     assert "* !conv5.*" in page
 
 
@@ -521,6 +554,14 @@ def trained(name: str, model: nn.Module, **options: Any) -> torch.optim.Optimize
     return optimizer
 
 
+def handed_over(
+    before: torch.optim.Optimizer, old: nn.Module, after: torch.optim.Optimizer, new: nn.Module
+) -> int:
+    memory = Memory.of(before, old.named_parameters())
+    plain = {name for name, _ in new.named_parameters()}
+    return memory.hand_over(after, new.named_parameters(), plain=plain)
+
+
 def networks() -> tuple[nn.Module, nn.Module]:
     return models.squeezenet1_1(num_classes=2), models.squeezenet1_1(num_classes=2)
 
@@ -532,7 +573,7 @@ def test_state_goes_to_the_parameter_of_the_same_name(name: str) -> None:
         parameter.requires_grad_(key.startswith("classifier"))
     before = trained(name, old)
     after = build_optimizer(new.parameters(), config_of(name))
-    assert hand_over(before, old, after, new) == 2
+    assert handed_over(before, old, after, new) == 2
     theirs, mine = old.classifier[1].bias, new.classifier[1].bias
     assert before.state[theirs].keys() == after.state[mine].keys()
     for key, value in before.state[theirs].items():
@@ -551,7 +592,7 @@ def test_state_takes_the_layout_of_its_parameter() -> None:
     new = new.to(memory_format=torch.channels_last)
     before = trained("sgd", old)
     after = build_optimizer(new.parameters(), config_of("sgd"))
-    hand_over(before, old, after, new)
+    handed_over(before, old, after, new)
     weight = new.features[0].weight
     assert after.state[weight]["momentum_buffer"].stride() == weight.stride()
 
@@ -561,5 +602,139 @@ def test_state_of_another_kind_is_not_taken_over(name: str, options: dict[str, A
     old, new = networks()
     before = trained("sgd", old)
     after = build_optimizer(new.parameters(), config_of(name, **options))
-    assert hand_over(before, old, after, new) == 0
+    assert handed_over(before, old, after, new) == 0
     assert not after.state
+
+
+# Stopped and gone on with
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    """Lets a signal seem to have come before the n-th look for one while epochs are trained: three
+    steps, two batches of the evaluation and one look behind it make an epoch."""
+    real = train_command.run_epochs
+    left: int | None = None
+    training = False
+
+    def asked() -> bool:
+        nonlocal left
+        if not training or left is None:
+            return False
+        left -= 1
+        return left <= 0
+
+    def run_epochs(*arguments: Any, **options: Any) -> Any:
+        nonlocal training
+        training = True
+        try:
+            return real(*arguments, **options)
+        finally:
+            training = False
+
+    def arrange(number: int | None) -> None:
+        nonlocal left
+        left = number
+
+    monkeypatch.setattr(stopping, "asked", asked)
+    monkeypatch.setattr(train_command, "run_epochs", run_epochs)
+    return arrange
+
+
+STAGES = [
+    HEAD,
+    {**BLOCK, "epochs": 2, "optimizer": {"name": "adamw"}},
+    {**ALL, "optimizer": {"name": "adamw"}, "schedule": {"warmup_epochs": 0.5}},
+]
+
+
+def test_stopped_in_any_stage_it_goes_on_as_if_never_stopped(
+    make: Make, tmp_path: Path, stop_at: Callable[[int | None], None]
+) -> None:
+    sections: dict[str, Any] = {"stages": STAGES, "train": {"ema": 0.9}}
+    whole = make(**sections, output_dir=str(tmp_path / "whole"))
+    parts = make(**sections, output_dir=str(tmp_path / "parts"))
+    stop_at(None)
+    expected = train(whole)
+    for look, where in (
+        (6, "after epoch 1"),
+        (11, "in the evaluation of epoch 3"),
+        (5, "in epoch 4 behind batch 2"),
+    ):
+        stop_at(look)
+        with pytest.raises(Interrupted, match=where):
+            train(parts, resume=Path(parts.output_dir).exists())
+    stop_at(None)
+    summary = train(parts, resume=True)
+    assert len(summary.resumed_at) == 3
+    assert_same_run(Path(whole.output_dir), Path(parts.output_dir))
+    for one, other in zip(expected.stages, summary.stages, strict=True):
+        assert replace(one, elapsed_s=0) == replace(other, elapsed_s=0)
+    assert summary.frozen_verified == expected.frozen_verified
+
+
+def test_a_run_in_stages_goes_on_by_the_config_in_its_folder(
+    make: Make, tmp_path: Path, stop_at: Callable[[int | None], None]
+) -> None:
+    """Which is ahead of the last checkpoint when a stage was stopped before its first step."""
+    config = make(stages=[HEAD, BLOCK], runtime={})
+    stop_at(7)
+    with pytest.raises(Interrupted):
+        train(config)
+    folder = Path(config.output_dir)
+    load_checkpoint(folder / "previous.pt")
+    (folder / "previous.pt").replace(folder / "last.pt")
+    stop_at(None)
+    summary = train(load_config(folder / "config.yaml"), resume=True)
+    assert summary.resumed_at == ("the start of epoch 2",)
+    assert summary.last_epoch == 2
+
+
+def test_a_finished_run_in_stages_goes_on_with_a_longer_last_stage(run: Path) -> None:
+    def changed(epochs: int) -> Config:
+        overrides = [f"output_dir={run}", f"stages.2.epochs={epochs}"]
+        return load_config(run / "config.yaml", overrides)
+
+    summary = train(changed(3), resume=True)
+    spans = [(one.first_epoch, one.last_epoch) for one in summary.stages]
+    assert spans == [(1, 2), (3, 3), (4, 6)]
+    with pytest.raises(ConfigError, match=r"stages.2.epochs: 1, but 3 have begun"):
+        train(changed(1), resume=True)
+
+
+@pytest.mark.parametrize("override", ["stages.0.epochs=3", "stages.2.optimizer.lr=0.3"])
+def test_another_past_is_refused(run: Path, override: str) -> None:
+    other = load_config(run / "config.yaml", [f"output_dir={run}", override])
+    with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        train(other, resume=True)
+
+
+def test_a_stage_that_ends_early_says_so_and_the_next_begins_behind_it(make: Make) -> None:
+    config = make(
+        stages=[{**HEAD, "epochs": 5}, BLOCK],
+        train={"early_stopping": {"patience": 1, "min_delta": 0.9}},
+    )
+    first, second = train(config).stages
+    assert (first.last_epoch, second.first_epoch) == (2, 3)
+    assert first.stopped is not None
+    assert second.stopped is None
+
+
+def test_a_stage_begins_with_the_average_that_the_one_before_ended_with(make: Make) -> None:
+    config = make(
+        stages=[HEAD, {**HEAD, "optimizer": {"lr": 1e-12}}],
+        train={"ema": 0.5},
+        augment={"policy": "flip"},
+    )
+    states = []
+    real = saving.save_checkpoint
+
+    def seeing(path: Path, state: dict[str, torch.Tensor], *rest: Any, **options: Any) -> None:
+        if path.name == "last.pt":
+            states.append(state["fc.weight"].clone())
+        real(path, state, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving, "save_checkpoint", seeing)
+        train(config)
+    assert torch.allclose(states[0], states[-1], atol=1e-9)

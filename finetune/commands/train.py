@@ -139,7 +139,9 @@ class _Run:
         work = prepared.plan.cost.forward_live * prepared.config.data.batch_size
         minutes = prepared.config.train.checkpoint_minutes
         # From here on a signal waits for the end of a step, and leaves a checkpoint.
-        after = f" after the last epoch; saved. {goes_on}"
+        is_last = number + 1 == len(settled.stages)
+        end = "the last epoch" if is_last else f"stage {number + 1}"
+        after = f" after {end}; saved. {goes_on}"
         with stopping.patiently(after):
             if resumed is not None:
                 run_folder.reopen(folder, resumed.path)
