@@ -29,7 +29,6 @@ from finetune.results import (
     Operations,
     ParameterRow,
     PatternRow,
-    StagedFreezeReport,
     Totals,
 )
 from finetune.split import WORTH_KEEPING_BYTES, Split, find_cut
@@ -283,15 +282,6 @@ def _totals(rows: tuple[ParameterRow, ...]) -> Totals:
         trainable_tensors=len(rows) - len(frozen),
         frozen_tensors=len(frozen),
     )
-
-
-def staged_report(
-    reports: Sequence[FreezeReport], stages: Sequence[Config]
-) -> FreezeReport | StagedFreezeReport:
-    """The freeze reports of a run's stages as one; of a run without stages its own."""
-    if len(reports) == 1:
-        return reports[0]
-    return StagedFreezeReport(tuple(reports), tuple(config.train.epochs for config in stages))
 
 
 def totals_of(reports: Sequence[FreezeReport]) -> Totals:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from finetune.config import Config, StageConfig, StageFeatures, StageFreeze, StageRuntime
 from finetune.config_section import Section
+from finetune.results import FreezeReport, StagedFreezeReport
 
 _Part = TypeVar("_Part", bound=Section)
 
@@ -88,3 +89,12 @@ def stage_at(stages: Sequence[Config], epoch: int) -> int:
 def epochs_of(stages: Sequence[Config]) -> int:
     """Of the whole run."""
     return sum(config.train.epochs for config in stages)
+
+
+def staged_report(
+    reports: Sequence[FreezeReport], stages: Sequence[Config]
+) -> FreezeReport | StagedFreezeReport:
+    """The freeze reports of a run's stages as one; of a run without stages its own."""
+    if len(reports) == 1:
+        return reports[0]
+    return StagedFreezeReport(tuple(reports), tuple(config.train.epochs for config in stages))

@@ -27,6 +27,7 @@ from finetune.keyed import seed_for
 from finetune.loop import EpochResult, train_epochs
 from finetune.monitor import Monitor
 from finetune.progress import Progress
+from finetune.report.tables import plural
 from finetune.saving import Saver
 from finetune.stages import epochs_of, stage_configs
 from finetune.train_mode import set_train_mode
@@ -79,6 +80,10 @@ def run_epochs(
     num_classes = prepared.plan.num_classes
     steps = -(-len(training) // config.train.accumulate)
     run = Underway(prepared, steps_per_epoch=steps, start=start, past=past, resumed=resumed)
+    if past.memory is not None:
+        kept = plural(run.state_kept, "tensor")
+        state = f"keeps its state of {kept}" if run.state_kept else "begins without a state"
+        progress.say(f"{config.optimizer.name} {state} from the stage before")
     position, monitor = run.position, run.monitor
     epochs = _recorded(run, folder)
     first = len(past.records)

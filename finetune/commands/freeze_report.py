@@ -11,10 +11,10 @@ from finetune.data.sources import find_train_val
 from finetune.defaults import resolve_defaults
 from finetune.errors import ConfigError, DataError
 from finetune.named_recipes import expand_recipe
-from finetune.planning import Plan, make_freeze_report, staged_report
+from finetune.planning import Plan, make_freeze_report
 from finetune.progress import Progress
 from finetune.results import FreezeReport, StagedFreezeReport
-from finetune.stages import stage_configs
+from finetune.stages import stage_configs, staged_report
 
 
 def freeze_report(

@@ -22,7 +22,7 @@ from finetune.data.quick_check import dropping_unreadable
 from finetune.evaluate import Evaluation
 from finetune.files import write_csv, write_text
 from finetune.monitor import why_stopped
-from finetune.planning import make_freeze_report, staged_report, totals_of
+from finetune.planning import make_freeze_report, totals_of
 from finetune.progress import Progress, Silent
 from finetune.proof import Proof
 from finetune.report.json_text import to_json
@@ -31,7 +31,7 @@ from finetune.results import FreezeReport, Scores, TrainSummary
 from finetune.runtime import peak_memory_mib, threads_for
 from finetune.saving import Saver
 from finetune.stage_results import StageSummary
-from finetune.stages import epochs_of, stage_configs
+from finetune.stages import epochs_of, stage_configs, staged_report
 
 
 def train(

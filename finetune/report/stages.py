@@ -27,8 +27,7 @@ def _trained(stage: StageSummary) -> list[Fact]:
     return [
         (
             f"Stage {stage.number}",
-            f"{_span(stage.first_epoch, stage.last_epoch)} in {stage.elapsed_s:.1f} s, the best of "
-            f"them {stage.best_epoch}: val top-1 {stage.val.top1:.2%}; {stage.optimizer}, "
+            f"{_span(stage)}: val top-1 {stage.val.top1:.2%}; {stage.optimizer}, "
             f"lr {stage.lr:g}{kept}",
         ),
         ("", f"{_freezing(stage)}{verified}"),
@@ -78,8 +77,11 @@ def listed_patterns(patterns: Sequence[str]) -> str:
     return f"{text} and {more} more" if more > 0 else text
 
 
-def _span(first: int, last: int) -> str:
-    return f"epoch {first}" if first == last else f"epochs {first} to {last}"
+def _span(stage: StageSummary) -> str:
+    first, last = stage.first_epoch, stage.last_epoch
+    if first == last:
+        return f"epoch {last} in {stage.elapsed_s:.1f} s"
+    return f"epochs {first} to {last} in {stage.elapsed_s:.1f} s, the best is {stage.best_epoch}"
 
 
 def _freezing(stage: StageFacts) -> str:
