@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import pickle
+import re
 import resource
 import struct
 import sys
@@ -223,6 +224,9 @@ HOSTILE: dict[str, Make] = {
     "endless-temperature.pt": stating(temperature=1e-300),
     "no-preprocessing.pt": stating(preprocessing={"resize": 10**9, "crop": 1}),
     "older.pt": stating(format=0),
+    "training-record.pt": lambda path, sound, _: torch.save(
+        whole(*sound) | {"training": {"record": "{}", "tensors": {}}}, path
+    ),
 }
 """By file name; what every command refuses."""
 SOUND_TENSORS = frozenset(
@@ -256,12 +260,25 @@ def commands(path: Path, photos: Path, config: Path) -> dict[str, list[str]]:
         "safetensors": ["export", file, "--format", "safetensors"],
         "exported-program": ["export", file, "--format", "exported-program"],
         "onnx": ["export", file, "--format", "onnx"],
+        "resume": ["train", "--resume", run_of(path, config)],
     }
+
+
+def run_of(path: Path, config: Path) -> str:
+    """A run's folder whose last checkpoint is this file."""
+    folder = path.parent / "runs" / path.name
+    folder.mkdir(parents=True)
+    (folder / ".finetune-run").touch()
+    (folder / "last.pt").write_bytes(path.read_bytes())
+    text = re.sub("^output_dir: .*$", f"output_dir: {folder}", config.read_text(), flags=re.M)
+    (folder / "config.yaml").write_text(text)
+    return str(folder)
 
 
 def make_all(folder: Path, canary: Path) -> None:
     content = torch.load(folder / "sound.pt", weights_only=True)
-    sound = content["model"], json.loads(content["metadata"])
+    # Of a format that has no hash yet: whoever lies can hash as well.
+    sound = content["model"], json.loads(content["metadata"]) | {"format": 1}
     for name, make in HOSTILE.items():
         make(folder / name, sound, canary)
 

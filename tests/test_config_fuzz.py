@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from finetune.config import Config
+from finetune.config import Config, StageConfig
 from finetune.config_file import load_config, to_yaml
 from finetune.config_problems import _dotted_keys, _section_in
 from finetune.errors import ConfigError
@@ -112,6 +112,21 @@ def of_other_keys(draw: st.DrawFn) -> tuple[str, list[str], None]:
 
 
 @st.composite
+def of_stages(draw: st.DrawFn) -> tuple[str, list[str], None]:
+    """The sound config with stages, of their own keys or of others."""
+    words = sorted({*StageConfig.model_fields, "train", "data", "name"})
+    keys = sorted({key.rpartition(".")[2] for key in leaves(StageConfig)})
+    section = st.dictionaries(st.sampled_from(keys), VALUES, max_size=3)
+    sound = st.sampled_from([{"epochs": 2}, {"freeze": {"patterns": ["*"]}}, {}])
+    stage = st.one_of(
+        sound, st.dictionaries(st.sampled_from(words), st.one_of(section, VALUES), max_size=4)
+    )
+    stages = draw(st.one_of(st.lists(stage, max_size=4), VALUES))
+    base = BASE.replace("train: {epochs: 3, label_smoothing: 0.1}\n", "")
+    return f"{draw(st.sampled_from([BASE, base]))}stages: {as_yaml(stages)}\n", [], None
+
+
+@st.composite
 def with_broken_text(draw: st.DrawFn) -> tuple[str, list[str], None]:
     """The sound config with pieces cut, doubled, exchanged or written over."""
     text = BASE
@@ -162,8 +177,9 @@ def answer(file: Path, content: str | bytes, overrides: list[str]) -> str | None
             config = load_config(file, overrides)
         except ConfigError as error:
             return str(error)
-        file.write_text(to_yaml(config), encoding="utf-8")
-        assert load_config(file) == config
+        written = to_yaml(config)
+        file.write_text(written, encoding="utf-8")
+        assert to_yaml(load_config(file)) == written
     return None
 
 
@@ -188,7 +204,8 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "made", [with_other_values(), of_other_keys(), with_broken_text(), of_bytes()]
+    "made",
+    [with_other_values(), of_other_keys(), of_stages(), with_broken_text(), of_bytes()],
 )
 def test_no_generated_config_ends_in_a_traceback(
     file: Path, count: Count, made: st.SearchStrategy[Any]
@@ -196,7 +213,7 @@ def test_no_generated_config_ends_in_a_traceback(
     tried = 0
 
     @settings(
-        max_examples=-(-EXAMPLES // 4),
+        max_examples=-(-EXAMPLES // 5),
         deadline=None,
         derandomize=True,
         database=None,

@@ -15,10 +15,9 @@ import pytest
 import torch
 from counting import Count, times
 from small_checkpoint import few_tensors, small_checkpoint
-from torch import nn
 
 from finetune import feature_cache, run_folder
-from finetune.checkpoint import Metadata
+from finetune.checkpoint import Checkpoint, Metadata
 from finetune.commands.cache import clear_cache
 from finetune.commands.train import train
 from finetune.config import Config
@@ -301,9 +300,6 @@ class Life:
         (self.mine / "photo.jpg").write_bytes(b"mine")
         (self.mine / "best.pt").write_bytes(b"mine")
         self.own: dict[str, bytes] = {}
-        self.model = nn.Module()
-        for name, value in few_tensors(2, 1.0).items():
-            self.model.register_buffer(name.replace(".", "_"), value)
 
     def step(self) -> None:
         steps = [self.begin, self.save, self.rename, self.put_own, self.link, self.store]
@@ -316,9 +312,11 @@ class Life:
     def save(self) -> None:
         if not (self.folder / run_folder.MARKER).exists():
             return
-        with Saver(self.folder, self.model, ()) as saver:
+        minutes = self.rng.choice([1e-9, 10])
+        with Saver(self.folder, (), minutes=minutes) as saver:
             for _ in range(self.rng.randint(1, 3)):
-                saver.keep(self.metadata, is_best=self.rng.random() < 0.5)
+                checkpoint = Checkpoint(few_tensors(2, 1.0), self.metadata)
+                saver.keep(checkpoint, is_best=self.rng.random() < 0.5)
 
     def rename(self) -> None:
         if self.folder.exists():

@@ -74,9 +74,9 @@ def test_no_hostile_checkpoint_does_harm(
     for what, answer in answers["answers"].items():
         said = [line for line in answer["said"].splitlines() if line.startswith("finetune: ")]
         one_line = answer["said"].splitlines()[-1:] == said and len(said) == 1
-        code = 4 if what.endswith(" weights") else 5
-        # Weights of a checkpoint are looked at for what they are: `weights` takes none of these.
-        if not one_line or answer["code"] != code or "Traceback" in answer["said"]:
+        codes = (4, 5) if what.endswith(" weights") else (5,)
+        # As weights it is taken for what it seems: a run of our own, or somebody's tensors.
+        if not one_line or answer["code"] not in codes or "Traceback" in answer["said"]:
             lost[what] = answer
     tried = len(answers["answers"])
     count("hostile-checkpoints", tried=tried, held=tried - len(lost))
