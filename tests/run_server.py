@@ -26,7 +26,7 @@ KINDS = {
     "everything": ["freeze.patterns=[]", "augment.policy=crop_flip"],
     # Three networks, one after the other, each cut elsewhere.
     "stages": [
-        "stages=[{epochs: 1, features: {cache: disk}}, "
+        "stages=[{features: {cache: disk}}, "
         "{epochs: 1, freeze: {patterns: ['*', '!features.12.*']}, features: {cache: disk}}, "
         "{epochs: 1, freeze: {patterns: []}, augment: {policy: crop_flip}}]",
     ],
@@ -71,10 +71,12 @@ def serve_runs(folder: Path) -> Iterator[Runs]:
     (folder / "io").mkdir()
     server = ForkServer(folder / "io", XDG_CACHE_HOME=str(folder / "cache"))
     runs = Runs(folder, server, {})
-    for kind in KINDS:
-        start = time.monotonic()
-        code, err = server.run(*runs.arguments(kind, kind))
-        assert code == 0, err
-        runs.seconds[kind] = time.monotonic() - start
-    yield runs
-    server.close()
+    try:
+        for kind in KINDS:
+            start = time.monotonic()
+            code, err = server.run(*runs.arguments(kind, kind))
+            assert code == 0, err
+            runs.seconds[kind] = time.monotonic() - start
+        yield runs
+    finally:
+        server.close()
