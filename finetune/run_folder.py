@@ -130,7 +130,7 @@ def check_usable(folder: Path, *, overwrite: bool) -> None:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
         raise OutputError(f"output_dir: {folder}: cannot be read: {error.strerror}") from error
-    if not names:
+    if all(name.startswith(".tmp-") for name in names):  # empty, or killed before it was marked
         return
     if MARKER not in names:
         raise OutputError(

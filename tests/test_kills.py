@@ -13,6 +13,7 @@ from counting import Count, times
 from run_files import assert_same_run
 from run_server import KINDS, Runs
 
+from finetune import run_folder
 from finetune.checkpoint import Training, read_checkpoint, save_checkpoint
 from finetune.run_folder import LAST, PREVIOUS
 
@@ -70,6 +71,15 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_told_what_to_do(
         f"finetune: {folder}: holds no checkpoint to go on from: it was ended before it wrote its "
         "first one. Begin again: the same command with --overwrite in place of --resume\n"
     )
+
+
+def test_a_folder_that_was_not_marked_yet_when_its_run_was_killed_is_taken(
+    tmp_path: Path,
+) -> None:
+    """The mark is written as all else is, through a file of another name."""
+    (tmp_path / ".tmp-abcd1234").touch()
+    run_folder.prepare(tmp_path, overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == [run_folder.MARKER]
 
 
 def save_for_ever() -> None:
