@@ -112,6 +112,7 @@ sys.exit("torch was imported" if "torch" in sys.modules else code)
         (["show-batch", "--config", "absent.yaml"], 2),
         (["train", "--confg", "x"], 2),
         (["train", "--config", "absent.yaml"], 2),
+        (["train", "--resume", "absent"], 6),
         (["train", "--config", "CONFIG", "--set", "train.epochs=x"], 2),
         (["train", "--config", "CONFIG", "--set", "model.name=resnet81"], 2),
         (["freeze-report", "--config", "CONFIG", "--set", "lr=1"], 2),
@@ -161,6 +162,10 @@ def test_each_kind_of_error_has_its_exit_code(
     [
         (["train"], "Missing option '--config'"),
         (["train", "--confg", "x"], "No such option: --confg"),
+        (["train", "--resume"], "Missing option '--config'; or, to go on with a run, its folder"),
+        (["train", "runs/x"], "a config goes with --config, and a run's folder with --resume"),
+        (["train", "--config", "CONFIG", "--resume", "--overwrite"], "--overwrite has no effect"),
+        (["train", "--config", "CONFIG", "--resume", "--dry-run"], "--dry-run has no effect"),
         (["trian"], "No such command 'trian'"),
         (["train", "--config"], "requires an argument"),
         (["train", "--config", "absent.yaml"], "absent.yaml: no such config file"),

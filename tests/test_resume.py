@@ -30,6 +30,7 @@ from finetune.errors import (
     OutputError,
     ResultError,
 )
+from finetune.report.text import render_train
 
 Make = Callable[..., Config]
 StopIn = Callable[..., None]
@@ -287,6 +288,7 @@ def test_a_run_that_is_killed_goes_on_at_its_last_checkpoint_within_an_epoch(
     assert (training.record.position.epoch, training.record.position.batch) == (1, 3)
     summary = train(often.model_copy(update={"output_dir": str(killed)}), resume=True)
     assert summary.resumed_at == ("epoch 1 behind batch 3",)
+    assert "Resumed    1 time, the last time at epoch 1 behind batch 3" in render_train(summary)
     assert_same_run(finished, killed)
 
 

@@ -20,7 +20,7 @@ from run_files import assert_same_run
 from run_server import KINDS, Runs
 
 from finetune.checkpoint import read_checkpoint
-from finetune.run_folder import LAST
+from finetune.run_folder import LAST, SUMMARY
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -97,10 +97,12 @@ def go_on(runs: Runs, kind: str, run: str, message: str, first: list[str]) -> No
     _, found, command = message.rpartition("o on with: finetune ")
     if found:
         code, err = runs.server.run(*shlex.split(command))
-    else:
-        assert message.endswith("the same command begins again"), message
+        assert code == 0, err
+    elif not (runs.folder / run / SUMMARY).exists():
+        before = "finetune: interrupted", "finetune: terminated"  # before anything was looked at
+        assert message in before or message.endswith("the same command begins again"), message
         code, err = runs.server.run(*first)
-    assert code == 0, err
+        assert code == 0, err
     assert_same_run(runs.folder / kind, runs.folder / run)
 
 

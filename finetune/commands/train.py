@@ -79,8 +79,9 @@ def _train(
     for _ in settled.stages[len(past.stages) :]:
         past = run.train_stage(past, latest, resumed)
         resumed = None
-    summary = _summary(latest[0], past, time.perf_counter() - start)
-    write_text(folder / run_folder.SUMMARY, to_json(summary))
+    with stopping.impatiently(f" after the last epoch; saved. Go on with: {command(folder)}"):
+        summary = _summary(latest[0], past, time.perf_counter() - start)
+        write_text(folder / run_folder.SUMMARY, to_json(summary))
     return summary
 
 
