@@ -180,8 +180,8 @@ def _nearest_key(path: Path) -> str:
 
 
 def _keys_beside(path: Path) -> list[str]:
-    """Every key of the base, or of the stage that the path lies in; those of ``tune`` bear the names
-    of what they vary, which is what somebody elsewhere means."""
+    """Every key of the base, or of the stage that the path lies in; those of ``tune`` bear the
+    names of what they vary, which is what somebody elsewhere means."""
     if len(path) > 2 and path[0] == _STAGES:
         return _dotted_keys(StageConfig, f"{_STAGES}.{path[1]}.")
     return [key for key in _dotted_keys() if path[0] == _TUNE or not key.startswith(f"{_TUNE}.")]
