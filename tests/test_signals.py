@@ -27,7 +27,7 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 PLACES = {
     # What is at work when the signal comes: module, what in it, and at which call of it.
-    "check": ("finetune.commands.preparation", "quick_check", 1),
+    "check": ("finetune.commands.settling", "quick_check", 1),
     "weights": ("finetune.commands.preparation", "take_proof", 1),
     "fill": ("finetune.feature_cache", "FeatureStore.put", 1),
     "filling in workers": (
