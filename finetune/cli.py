@@ -23,7 +23,7 @@ from finetune.cli_options import (
     SetOption,
 )
 from finetune.cli_support import DebugOption, emit, torch_imports
-from finetune.errors import ConfigError, FinetuneError, OutputError, printable
+from finetune.errors import ConfigError, FinetuneError, Interrupted, OutputError, printable
 from finetune.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def main() -> NoReturn:
 def _run() -> int:
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except FinetuneError as error:
+    except (FinetuneError, Interrupted) as error:
         return _fail(str(error), error.exit_code)
     except TyperException as error:
         return _fail(_usage_message(error), 2)

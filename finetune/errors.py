@@ -6,8 +6,8 @@ FinetuneError (1, unexpected)
  ├─ ModelError (4)        backbone, weights, input size
  ├─ CheckpointError (5)   a file that should hold a checkpoint
  ├─ OutputError (6)       the run folder cannot be written
- ├─ ResultError (7)       a result that must not be used: not-a-number, a frozen tensor that changed
- └─ Interrupted (130, 143)
+ └─ ResultError (7)       a result that must not be used: not-a-number, a frozen tensor that changed
+Interrupted (130, 143)    a signal; it is no Exception
 
 A message says where, what, and what to do. ``cli.main`` is the one place that catches them.
 """
@@ -104,8 +104,12 @@ class NotFiniteError(ResultError):
         self.what, self.epoch, self.batch, self.lr = what, epoch, batch, lr
 
 
-class Interrupted(FinetuneError):  # noqa: N818
-    """A signal asked the program to stop: 130 after SIGINT, 143 after SIGTERM."""
+class Interrupted(BaseException):  # noqa: N818
+    """A signal asked the program to stop: 130 after SIGINT, 143 after SIGTERM.
+
+    Like KeyboardInterrupt it is no Exception: it may come at any line, also where whatever fails
+    means a damaged file.
+    """
 
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)

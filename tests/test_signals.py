@@ -44,6 +44,7 @@ PLACES = {
     "epoch": ("finetune.saving", "Saver.keep", 1),
     "last": ("finetune.saving", "Saver.keep", 2),
     "verify": ("finetune.commands.train", "_verify_saved", 1),
+    "read": ("finetune.tensor_file", "_refuse_bombs", 1),  # as _verify_saved does
 }
 BEFORE_TRAINING = ("check", "weights", "fill", "filling in workers")
 """There is nothing to save yet: the same command begins again."""
