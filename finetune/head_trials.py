@@ -77,8 +77,8 @@ def try_heads(
         ]
         works.append(itertools.zip_longest(*folds))
     # Small steps are Python's more than torch's, and Python computes in one thread.
-    large = max(len(piece.members) * piece.batch_size for piece in pieces) * numbers
-    apart = independent and ground.kept and large >= WORTH_SHARING
+    largest = max(len(piece.members) * piece.batch_size for piece in pieces)
+    apart = independent and ground.kept and largest * ground.live_work >= WORTH_SHARING
     steps = _beside_each_other(works, len(works) if apart else 1)
     total = sum(
         max(settings[at].epochs for at in piece.members) * _steps_per_epoch(ground, piece)
@@ -118,7 +118,7 @@ def _head_settings(config: Config, settings: Settings) -> HeadSettings:
 
 def _beside_each_other(works: Sequence[Iterator[object]], threads: int) -> Iterator[None]:
     """What these iterators yield, one after another or a core for each."""
-    told: SimpleQueue[bool] = SimpleQueue()
+    told: SimpleQueue[bool | BaseException] = SimpleQueue()
     stopped = threading.Event()
 
     def run(work: Iterator[object]) -> None:
@@ -127,19 +127,22 @@ def _beside_each_other(works: Sequence[Iterator[object]], threads: int) -> Itera
                 told.put(True)
                 if stopped.is_set():
                     return
-        finally:
             told.put(False)
+        except BaseException as error:
+            told.put(error)
 
     with one_thread_a_core(threads) as pool:
-        futures = [pool.submit(run, work) for work in works]
         try:
-            running = len(futures)
+            for work in works:
+                pool.submit(run, work)
+            running = len(works)
             while running:
-                if told.get():
+                news = told.get()
+                if isinstance(news, BaseException):
+                    raise news
+                if news:
                     yield
                 else:
                     running -= 1
-            for future in futures:
-                future.result()
         finally:  # an interruption, or an error in one of them: the others need not go on
             stopped.set()

@@ -32,6 +32,7 @@ class Ground:
         config: Resolved.
         train: The training images.
         folds: Of these; none where the validation split judges.
+        live_work: Multiply-adds of the live part's forward pass, for an image.
         kept: Features of the training images are there, whatever is asked of them.
         part: Batches of some training images.
         validation: The validation images' batches, where they judge.
@@ -42,6 +43,7 @@ class Ground:
     config: Config
     train: Images
     folds: tuple[Fold, ...]
+    live_work: int
     kept: bool
     part: Part
     validation: Source | None

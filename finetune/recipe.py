@@ -21,7 +21,7 @@ _FEWEST_EPOCHS, _MOST_EPOCHS = 10, 30
 _SMALL_PX, _SMALL_CROP = 96, 128
 _LONG = 2.0
 _IMBALANCED_FROM = 5.0
-_WITHOUT_NORM = frozenset({"alexnet", "vgg", "squeezenet"})
+WITHOUT_NORM = frozenset({"alexnet", "vgg", "squeezenet"})
 _TRAINED_BY_ADAMW = frozenset({"convnext", "vit", "swin", "swin_v2", "maxvit"})
 
 _MOST_TRAINS = 0.5
@@ -119,7 +119,7 @@ def optimizer_for(
         return Optimizer(name, _short(lr * larger**0.5), 0.01 if name == "adamw" else 0.0, warmup)
     if weights == "bundled" and trains == HEAD:
         return Optimizer(name, _short(0.1 * larger), 0.0, warmup)  # configs/quickstart.yaml
-    block = 0.002 if family in _WITHOUT_NORM else 0.005
+    block = 0.002 if family in WITHOUT_NORM else 0.005
     lr = {HEAD: 0.01, BLOCK: block, EVERYTHING: 0.002}[trains]
     return Optimizer(name, _short(lr * larger), 0.0, warmup)
 

@@ -9,12 +9,13 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from finetune.backbones import family_of
 from finetune.config import Config, ModelConfig, OptimizerConfig
 from finetune.config_problems import problems_of
 from finetune.config_tune import Range, TuneConfig, Values
 from finetune.errors import ConfigError
 from finetune.keyed import seed_for
-from finetune.recipe import FEW_PHOTOS
+from finetune.recipe import FEW_PHOTOS, WITHOUT_NORM
 from finetune.tune_results import Settings
 
 GRID_POINTS = 4
@@ -25,9 +26,10 @@ _FOLDS = 5
 _HEADS, _OTHERS = 64, 12
 """Trials: of heads, which train together, and of anything larger."""
 
-# Of a head on kept features; what holds pretrained weights as well takes about a tenth.
+# Of a head behind norm layers; what holds pretrained weights, or has no norm layer to hold steps,
+# takes about a tenth.
 _LR = {"sgd": Range(min=0.003, max=1.0), "adamw": Range(min=0.0003, max=0.1)}
-_LR_PRETRAINED = {"sgd": Range(min=0.0005, max=0.05), "adamw": Range(min=3e-5, max=3e-3)}
+_LR_CAUTIOUS = {"sgd": Range(min=0.0005, max=0.05), "adamw": Range(min=3e-5, max=3e-3)}
 _WEIGHT_DECAY = {"sgd": Range(min=1e-6, max=1e-1), "adamw": Range(min=1e-4, max=1.0)}
 _LABEL_SMOOTHING = (0.0, 0.05, 0.1)
 
@@ -53,7 +55,8 @@ def space_of(config: Config, *, only_head: bool, num_train: int) -> Space:
         ConfigError: a number of epochs is shorter than the warmup.
     """
     tune = config.tune or TuneConfig()
-    lr = _LR if only_head else _LR_PRETRAINED
+    held = only_head and family_of(config.model.name).name not in WITHOUT_NORM
+    lr = _LR if held else _LR_CAUTIOUS
     few = num_train < FEW_PHOTOS
     warmup = config.schedule.warmup_epochs
     epochs = tune.epochs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 
 from finetune.config import ModelConfig, OptimizerConfig, PreprocessingConfig, ScheduleConfig
 from finetune.evaluate import evaluate
+from finetune.head_trials import _beside_each_other
 from finetune.head_updates import HeadSettings
 from finetune.heads import lone_head, score_heads, train_heads
 from finetune.loop import train_epochs
 from finetune.model import build_untrained, resolve_model
 from finetune.optim import build_optimizer, build_schedule
+from finetune.shared_dropout import SharedDropout, share_dropout
 from finetune.split import split_model
 from finetune.train_mode import set_train_mode
 
@@ -220,3 +223,81 @@ def test_squeezenets_own_end_is_widened_as_it_is() -> None:
 def test_more_than_a_head_is_none() -> None:
     assert lone_head(live_of("mobilenet_v2", 32, thawed="features.18.")) is None
     assert lone_head(nn.Linear(2, 2)) is None
+
+
+# Beside each other
+
+
+def test_a_shared_dropout_draws_what_torchs_own_draws() -> None:
+    inputs = torch.randn(16, 40)
+    shared = SharedDropout(0.3).train()
+    shared.begin(11)
+    torch.manual_seed(11)
+    assert torch.equal(shared(inputs), nn.Dropout(0.3).train()(inputs))
+    assert torch.equal(shared.eval()(inputs), inputs)
+
+
+def test_copies_of_a_shared_dropout_draw_once_for_each_step_and_shape() -> None:
+    network = nn.Sequential(nn.Dropout(0.5), nn.Identity()).train()
+    assert share_dropout(network)
+    other = copy.deepcopy(network)
+    ones = torch.ones(4, 8)
+    masks = []
+    for seed in (1, 2):
+        for one in (network, other):
+            one[0].begin(seed)
+            masks.append((one(ones), one(ones[:3])))
+    for first, second in ((0, 1), (2, 3)):
+        assert torch.equal(masks[first][0], masks[second][0])
+        assert torch.equal(masks[first][1], masks[second][1])
+    assert not torch.equal(masks[0][0], masks[2][0])
+
+
+def test_where_two_dropouts_draw_they_stay_torchs_own() -> None:
+    network = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5)).train()
+    assert not share_dropout(network)
+    assert all(type(module) is nn.Dropout for module in network)
+    assert share_dropout(network.eval())
+
+
+def counting(number: int, seen: list[int]) -> Iterator[None]:
+    for _ in range(number):
+        seen.append(number)
+        yield
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_runs_beside_each_other_runs_to_its_end(threads: int) -> None:
+    seen: list[int] = []
+    steps = _beside_each_other([counting(3, seen), counting(5, seen)], threads)
+    assert len(list(steps)) == 8
+    assert sorted(seen) == [3] * 3 + [5] * 5
+
+
+def test_an_error_in_one_ends_all_and_is_raised() -> None:
+    def failing() -> Iterator[None]:
+        yield
+        raise ValueError("broken")
+
+    def endless(started: threading.Event) -> Iterator[None]:
+        while True:
+            started.set()
+            yield
+
+    with pytest.raises(ValueError, match="broken"):
+        for _ in _beside_each_other([failing(), endless(threading.Event())], 2):
+            pass
+
+
+def test_an_interruption_ends_what_runs() -> None:
+    started = threading.Event()
+
+    def endless() -> Iterator[None]:
+        while True:
+            started.set()
+            yield
+
+    steps = _beside_each_other([endless()], 1)
+    next(steps)
+    steps.close()  # returns: the thread has ended
+    assert started.is_set()

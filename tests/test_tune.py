@@ -435,7 +435,7 @@ def test_a_small_live_part_is_tried_one_after_another(make: Make) -> None:
 
 def test_where_nothing_is_kept_a_search_needs_to_be_asked_for(make: Make) -> None:
     config = make(freeze={"patterns": []}, tune=BRIEF, data={"batch_size": 6})
-    with pytest.raises(ConfigError, match=r"everything trains.* --allow-slow"):
+    with pytest.raises(ConfigError, match=r"the first layer trains.* --allow-slow"):
         tune(config)
     assert not Path(f"{config.output_dir}-tune").exists()
     result = tune(config, allow_slow=True, final=False)
@@ -447,6 +447,8 @@ def test_new_views_in_every_epoch_are_refused_with_the_way_out(make: Make) -> No
         tune(make(augment={"policy": "crop_flip"}))
     with pytest.raises(ConfigError, match=r"features\.cache off"):
         tune(make(features={"cache": "off"}))
+    with pytest.raises(ConfigError, match=r"9\d% of the network's work trains"):
+        tune(make(freeze={"patterns": ["*", "!stage2.*"]}))
 
 
 def test_random_views_are_kept_and_judged_without_augmentation(make: Make) -> None:

@@ -29,6 +29,9 @@ from finetune.train_mode import set_train_mode
 from finetune.trials import run_trials
 from finetune.tune_results import Settings, Trial, in_order
 
+_MOST_LIVE = 0.5
+"""Of the forward pass: where more than this is live, kept features save little."""
+
 
 @dataclass(frozen=True)
 class Searched:
@@ -69,8 +72,14 @@ def search(config: Config, *, in_grid: bool, allow_slow: bool, progress: Progres
     space = space_of(resolved, only_head=only_head, num_train=len(train))
     settings = settings_of(resolved, space, only_head=only_head, in_grid=in_grid)
     folds = _folds(prepared, num_folds(resolved, len(train)))
-    if not _keeps_features(prepared) and not allow_slow:
-        raise ConfigError(_slow(prepared, settings, max(len(folds), 1)))
+    reason = _why_slow(prepared)
+    if reason and not allow_slow:
+        rounds = max(len(folds), 1)
+        epochs = rounds * sum(one.epochs for one in settings)
+        raise ConfigError(
+            f"tune: {reason}. {len(settings)} trials would be {epochs:,} epochs nearly as long as "
+            "training everything; --allow-slow does that, --trials and tune.epochs bound it"
+        )
     ground = _ground(prepared, folds, progress)
     progress.say(_plan(only_head, settings, folds, len(train), len(prepared.data.val)))
     begun = time.perf_counter()
@@ -138,29 +147,23 @@ def _keeps_features(prepared: Prepared) -> bool:
     return config.features.cache != "off" and training_views(config).count is not None
 
 
-def _slow(prepared: Prepared, settings: Sequence[Settings], rounds: int) -> str:
-    """Why every trial would be a whole training, and what to do about it."""
-    config = prepared.config
-    epochs = rounds * sum(one.epochs for one in settings)
+def _why_slow(prepared: Prepared) -> str:
+    """Why a trial would cost nearly what training everything costs, and what to do; or nothing."""
+    config, cost = prepared.config, prepared.plan.cost
+    freeze = "freeze more with freeze.patterns"
     if prepared.engine.split.prefix is None:
-        why = (
-            "everything trains from the first layer on, so that nothing can be computed once; "
-            "freeze more with freeze.patterns"
-        )
-    elif training_views(config).count is None:
-        why = (
+        return f"the first layer trains, so that nothing can be computed once; {freeze}"
+    if training_views(config).count is None:
+        return (
             "the augmentation is new in every epoch, so that no features can be kept; take "
             "augment.policy flip, or bound it with augment.views"
         )
-    else:
-        why = (
-            "features are not kept (features.cache off), because what crosses is too large or you "
-            "said so; freeze more with freeze.patterns"
-        )
-    return (
-        f"tune: {why}. {len(settings)} trials would be {epochs:,} epochs of the whole training; "
-        "--allow-slow does that, --trials and tune.epochs bound it"
-    )
+    if config.features.cache == "off":
+        return "no features are kept (features.cache off): they are too large, or you said so"
+    share = cost.forward_live / (cost.forward_live + cost.forward_frozen)
+    if share > _MOST_LIVE:
+        return f"{share:.0%} of the network's work trains, or follows what does; {freeze}"
+    return ""
 
 
 def _plan(
@@ -182,6 +185,7 @@ def _ground(prepared: Prepared, folds: tuple[Fold, ...], progress: Progress) -> 
         config=config,
         train=prepared.data.train,
         folds=folds,
+        live_work=prepared.plan.cost.forward_live,
         kept=kept,
         part=_kept_part(prepared, bool(folds), progress)
         if kept

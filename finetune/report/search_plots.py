@@ -97,6 +97,15 @@ def draw_trials(result: TuneResult, path: Path) -> None:
         )
     folds = f"mean and standard deviation of {result.num_folds} folds"
     where = folds if result.num_folds else f"on {result.num_val:,} validation images"
+    if result.equal > 1:
+        ranked.axvspan(
+            0.5,
+            result.equal + 0.5,
+            color="black",
+            alpha=0.06,
+            linewidth=0,
+            label=f"not told apart by {_NAMES[result.metric].partition(',')[0]}: ordered by loss",
+        )
     ranked.set(
         title=f"{len(trials):,} trials, the best first: {where}",
         xlabel="rank",
