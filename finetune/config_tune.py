@@ -71,8 +71,8 @@ class TuneConfig(Section):
     folds: Annotated[Any, BeforeValidator(_folds)] = "auto"
     """Of the cross-validation on the training images; 0: the validation split chooses. auto: 5 for
     small sets, else 0."""
-    metric: Literal["top1", "balanced_accuracy", "loss"] = "top1"
-    """What chooses; of equals, the lower loss."""
+    metric: Literal["top1", "balanced_accuracy", "macro_f1", "loss"] | None = None
+    """What chooses; of those that it cannot tell apart, the lowest loss. Default: train.monitor."""
     optimizer: Annotated[tuple[Name, ...], BeforeValidator(_listed)] = ("sgd", "adamw")
     lr: Numbers | None = None
     """Default: by the optimizer, and by what trains."""

@@ -190,13 +190,16 @@ def score_heads(heads: Heads, batches: Iterable[FeatureBatch]) -> list[FoldScore
     device, classes = heads.layer.weight.device, heads.num_classes
     precise = torch.float32 if device.type == "mps" else torch.float64
     hits = torch.zeros(classes, heads.count, dtype=precise, device=device)
+    answers = torch.zeros_like(hits)
     counts = torch.zeros(classes, dtype=precise, device=device)
     loss = torch.zeros(heads.count, dtype=precise, device=device)
     with eval_mode(heads):
         for features, labels in batches:
             logits = heads(features)
-            right = logits.argmax(dim=2) == labels[:, None]
-            hits.index_add_(0, labels, right.to(precise))
+            answered = logits.argmax(dim=2)
+            right = (answered == labels[:, None]).to(precise)
+            hits.index_add_(0, labels, right)
+            answers.scatter_add_(0, answered, torch.ones_like(right))
             counts += torch.bincount(labels, minlength=classes)
             every = labels[:, None].expand(-1, heads.count)
             losses = F.cross_entropy(logits.transpose(1, 2), every, reduction="none")
@@ -204,5 +207,7 @@ def score_heads(heads: Heads, batches: Iterable[FeatureBatch]) -> list[FoldScore
     number = int(counts.sum())
     top1 = (hits.sum(dim=0) / number).tolist()
     balanced = (hits / counts[:, None])[counts > 0].mean(dim=0).tolist()
-    means = (loss / number).tolist()
-    return [FoldScore(number, *scores) for scores in zip(top1, balanced, means, strict=True)]
+    there = counts[:, None] + answers
+    f1 = (2 * hits / there).nan_to_num().sum(dim=0) / (there > 0).sum(dim=0)
+    figures = (top1, balanced, f1.tolist(), (loss / number).tolist())
+    return [FoldScore(number, *scores) for scores in zip(*figures, strict=True)]

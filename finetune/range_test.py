@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from finetune.config import Config
+from finetune.errors import NotFiniteError
 from finetune.features import FeatureBatch, Source
 from finetune.loop import train_epochs
 from finetune.optim import build_optimizer
@@ -72,6 +73,8 @@ def range_test(
             lowest = min(lowest, so_far)
             if so_far > _DIVERGED * lowest:
                 break
+    except NotFiniteError:
+        pass  # found before the step was taken: the test ends here as well
     finally:
         live.load_state_dict(first)
     return losses

@@ -172,7 +172,8 @@ def _points(values: Values) -> tuple[float, ...]:
 
 
 def with_settings(config: Config, settings: Settings) -> Config:
-    """The config as a trial trains it; what belongs to another optimizer is left behind."""
+    """The config as a trial trains it: one stage, which the base tells; what belongs to another
+    optimizer is left behind."""
     moved = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if settings.optimizer == config.optimizer.name:
         optimizer = config.optimizer.model_copy(update=moved)
@@ -184,6 +185,7 @@ def with_settings(config: Config, settings: Settings) -> Config:
             "optimizer": optimizer,
             "data": config.data.model_copy(update={"batch_size": settings.batch_size}),
             "train": config.train.model_copy(update=length),
+            "stages": (),
             "tune": None,
         }
     )
@@ -198,10 +200,10 @@ def with_backbones(config: Config, given: str) -> list[Config]:
     Raises:
         ConfigError: one is unknown or comes twice, or more than the head would train.
     """
-    if config.freeze.patterns != ("*",):
+    if config.recipe not in (None, "linear_probe") or config.freeze.patterns != ("*",):
         raise ConfigError(
-            "--backbones compares probes, in which the head alone trains, and patterns name parts "
-            'of one backbone: take a config with freeze.patterns ["*"]'
+            "--backbones compares probes, in which the head alone trains: leave out recipe and "
+            "freeze.patterns, whose names are those of one backbone"
         )
     found: dict[tuple[str, str], Config] = {}
     for entry in given.split(","):

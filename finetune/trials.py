@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from finetune.config import Config
+from finetune.errors import NotFiniteError
 from finetune.evaluate import evaluate
 from finetune.head_trials import try_heads
 from finetune.heads import lone_head
@@ -59,7 +61,7 @@ def _trial(fold: Round, live: nn.Module, config: Config) -> FoldScore:
     schedule = build_schedule(
         optimizer, config.schedule, epochs=epochs, steps_per_epoch=len(batches)
     )
-    for _ in train_epochs(
+    trained = train_epochs(
         live,
         batches=batches.epoch,
         optimizer=optimizer,
@@ -71,7 +73,11 @@ def _trial(fold: Round, live: nn.Module, config: Config) -> FoldScore:
         label_smoothing=config.train.label_smoothing,
         class_weights=fold.class_weights(),
         aux_weight=ground.aux_weight,
-    ):
-        pass
+    )
+    try:
+        for _ in trained:
+            pass
+    except NotFiniteError:
+        return FoldScore(0, *[math.nan] * 4)
     val = evaluate(live, fold.held_out.epoch(), num_classes=ground.num_classes)
-    return FoldScore(val.num_images, val.top1, val.balanced_accuracy, val.loss)
+    return FoldScore(val.num_images, val.top1, val.balanced_accuracy, val.macro_f1, val.loss)

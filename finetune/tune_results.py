@@ -29,6 +29,7 @@ class FoldScore:
     num_images: int
     top1: float
     balanced_accuracy: float
+    macro_f1: float
     loss: float
 
 
@@ -40,7 +41,7 @@ class Trial:
         number: From 0, the config's own settings.
         model, weights: The backbone.
         folds: Figures of each fold; none where any fold diverged.
-        top1, balanced_accuracy, loss: Means over the folds; None where it diverged.
+        top1, balanced_accuracy, macro_f1, loss: Means over the folds; None where it diverged.
         spread: Standard deviation over the folds of what was chosen by; None for a single fold.
     """
 
@@ -51,6 +52,7 @@ class Trial:
     folds: tuple[FoldScore, ...]
     top1: float | None
     balanced_accuracy: float | None
+    macro_f1: float | None
     loss: float | None
     spread: float | None
 
@@ -67,7 +69,7 @@ class Trial:
     ) -> Trial:
         """The means and the spread of these folds."""
         if not all(math.isfinite(fold.loss) for fold in folds):
-            return cls(number, model, weights, settings, (), None, None, None, None)
+            return cls(number, model, weights, settings, (), *[None] * 5)
         values = [getattr(fold, metric) for fold in folds]
         return cls(
             number,
@@ -77,6 +79,7 @@ class Trial:
             tuple(folds),
             top1=statistics.fmean(fold.top1 for fold in folds),
             balanced_accuracy=statistics.fmean(fold.balanced_accuracy for fold in folds),
+            macro_f1=statistics.fmean(fold.macro_f1 for fold in folds),
             loss=statistics.fmean(fold.loss for fold in folds),
             spread=statistics.stdev(values) if len(values) > 1 else None,
         )

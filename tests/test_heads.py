@@ -146,6 +146,7 @@ def test_each_head_is_what_the_loop_makes_of_it_alone(
             figures = evaluate(expected, batches.epoch(9), num_classes=CLASSES)
             assert (score.num_images, score.top1) == (figures.num_images, figures.top1)
             assert score.balanced_accuracy == pytest.approx(figures.balanced_accuracy)
+            assert score.macro_f1 == pytest.approx(figures.macro_f1)
             assert score.loss == pytest.approx(figures.loss, rel=1e-5)
             seen.append(index)
     assert sorted(seen) == list(range(len(SETTINGS)))

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from finetune import cli
 from finetune.commands import search as search_module
 from finetune.commands.dry_run import dry_run
 from finetune.commands.preparation import prepare_alone, source_of
-from finetune.commands.search import search
+from finetune.commands.search import metric_of, search
 from finetune.commands.tune import tune
 from finetune.config import Config, TuneConfig
 from finetune.config_file import load_config, to_yaml
@@ -36,6 +37,7 @@ from finetune.search_space import (
     with_settings,
 )
 from finetune.split import Prefix
+from finetune.stages import stage_configs
 from finetune.train_mode import set_train_mode
 from finetune.tune_results import (
     FoldScore,
@@ -50,6 +52,8 @@ Make = Callable[..., Config]
 
 FIXED = {"precision": "float32", "memory_format": "contiguous"}
 SMALL = {"trials": 6, "folds": 3, "epochs": [2, 3], "batch_size": [4, 8]}
+BRIEF = {**SMALL, "trials": 2, "folds": 2, "epochs": [1]}
+LAST_BLOCK = {"patterns": ["*", "!conv5.*"]}
 
 
 @pytest.fixture
@@ -145,6 +149,13 @@ def test_another_optimizer_leaves_foreign_options_behind(make: Make) -> None:
     assert (kept.data.batch_size, kept.train.epochs, kept.train.label_smoothing) == (4, 3, 0.2)
 
 
+def test_a_run_of_one_stage_is_told_by_the_base(make: Make) -> None:
+    config = make(stages=[{"epochs": 9, "optimizer": {"lr": 0.5}}])
+    moved = with_settings(config, Settings("sgd", 0.01, 0.1, 0.2, 4, 3))
+    (stage,) = stage_configs(moved)
+    assert (stage.train.epochs, stage.optimizer.lr) == (3, 0.01)
+
+
 def test_small_sets_are_judged_by_folds_and_large_ones_by_the_validation_split(make: Make) -> None:
     config = make(tune=None)
     assert (num_folds(config, 4_999), num_folds(config, 5_000)) == (5, 0)
@@ -199,7 +210,7 @@ def test_a_search_is_read_back_from_yaml(tmp_path: Path, make: Make) -> None:
 
 
 def trial(number: int, *figures: tuple[float, float]) -> Trial:
-    folds = [FoldScore(10, top1, top1, loss) for top1, loss in figures]
+    folds = [FoldScore(10, top1, top1, top1, loss) for top1, loss in figures]
     return Trial.of(number, "m", "w", Settings("sgd", 0.1, 0.0, 0.0, 8, 2), folds, metric="top1")
 
 
@@ -218,6 +229,24 @@ def test_trials_are_ranked_by_mean_and_the_diverged_come_last() -> None:
     assert numbers(in_order(trials, "loss")) == [1, 0, 3, 2]
     assert trials[1].spread == pytest.approx(0.1414, abs=1e-4)
     assert trials[2].top1 is None
+
+
+def test_what_training_monitors_chooses_unless_the_search_says_otherwise(make: Make) -> None:
+    assert metric_of(make()) == "top1"
+    assert metric_of(make(train={"monitor": "macro_f1"})) == "macro_f1"
+    told = {**SMALL, "metric": "loss"}
+    assert metric_of(make(train={"monitor": "macro_f1"}, tune=told)) == "loss"
+
+
+def test_a_trial_that_the_loop_ends_has_diverged(make: Make) -> None:
+    config = make(
+        freeze=LAST_BLOCK,
+        data={"batch_size": 6},
+        tune={**BRIEF, "optimizer": "sgd", "lr": 1e30},
+    )
+    found = search(config, in_grid=False, allow_slow=False, progress=Silent())
+    assert [one.number for one in found.trials if one.loss is None] == [1]
+    assert found.trials[0].number == 0
 
 
 def test_of_those_that_so_few_images_cannot_tell_apart_the_lowest_loss_is_taken() -> None:
@@ -410,10 +439,6 @@ def test_the_validation_split_may_choose_and_is_then_no_fair_figure(make: Make) 
 # More than a head
 
 
-LAST_BLOCK = {"patterns": ["*", "!conv5.*"]}
-BRIEF = {**SMALL, "trials": 2, "folds": 2, "epochs": [1]}
-
-
 def test_a_small_live_part_is_tried_one_after_another(make: Make) -> None:
     config = make(freeze=LAST_BLOCK, tune=BRIEF, data={"batch_size": 6})
     result = tune(config)
@@ -481,6 +506,13 @@ def test_backbones_are_compared_and_the_best_is_trained(make: Make) -> None:
     assert "backbone" in render_tune(result)
 
 
+@pytest.mark.parametrize("given", [{"recipe": "norm_only"}, {"freeze": LAST_BLOCK}])
+def test_backbones_are_compared_by_probes_alone(make: Make, given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"leave out recipe and freeze\.patterns"):
+        with_backbones(make(**given), "resnet18")
+    assert len(with_backbones(make(recipe="linear_probe"), "resnet18")) == 1
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -493,11 +525,6 @@ def test_backbones_are_compared_and_the_best_is_trained(make: Make) -> None:
 def test_wrong_backbones_are_refused(make: Make, given: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         with_backbones(make(), given)
-
-
-def test_backbones_are_compared_by_probes_alone(make: Make) -> None:
-    with pytest.raises(ConfigError, match=r"freeze\.patterns"):
-        with_backbones(make(freeze=LAST_BLOCK), "resnet18")
 
 
 # What is written

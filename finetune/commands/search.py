@@ -130,7 +130,8 @@ def _refuse_what_trials_leave_out(config: Config) -> None:
 
 def metric_of(config: Config) -> str:
     """What chooses."""
-    return config.tune.metric if config.tune is not None else "top1"
+    own = config.tune.metric if config.tune is not None else None
+    return own or config.train.monitor
 
 
 def _folds(prepared: Prepared, count: int) -> tuple[Fold, ...]:

@@ -11,9 +11,9 @@ from PIL import Image
 from finetune.errors import ConfigError, OutputError
 from finetune.files import exists, is_folder
 from finetune.report.plots import load_matplotlib, save
+from finetune.results import MONITORED
 from finetune.tune_results import LrRange, Trial, TuneResult
 
-_NAMES = {"top1": "top-1, %", "balanced_accuracy": "balanced accuracy, %", "loss": "loss"}
 _MAKER = "finetune lr-find"
 
 
@@ -104,12 +104,12 @@ def draw_trials(result: TuneResult, path: Path) -> None:
             color="black",
             alpha=0.06,
             linewidth=0,
-            label=f"not told apart by {_NAMES[result.metric].partition(',')[0]}: ordered by loss",
+            label=f"not told apart by {MONITORED[result.metric]}: ordered by loss",
         )
     ranked.set(
         title=f"{len(trials):,} trials, the best first: {where}",
         xlabel="rank",
-        ylabel=_NAMES[result.metric],
+        ylabel=MONITORED[result.metric] + (", %" if result.metric != "loss" else ""),
     )
     rates.set(title="the same over the learning rate", xlabel="learning rate", xscale="log")
     ranked.legend(frameon=False, loc="lower left")

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 
 from finetune.report.tables import count, plural, table
+from finetune.results import MONITORED
 from finetune.tune_results import LrRange, RangePoint, Trial, TuneResult
 
 _MOST_TRIALS = 10
 _BAR = 24
 _MOST_LINES = 16
-_NAMES = {"top1": "top-1", "balanced_accuracy": "balanced", "loss": "loss"}
+_SHORT = {"top1": "top-1", "balanced_accuracy": "balanced", "macro_f1": "macro F1"}
 
 
 def settings_in_words(trial: Trial) -> str:
@@ -47,7 +48,7 @@ def _backbones(result: TuneResult) -> str:
         )
         for row in result.backbones
     ]
-    header = ("backbone, its best head", "parameters", "input", _NAMES[share], "loss", "took")
+    header = ("backbone, its best head", "parameters", "input", _SHORT[share], "loss", "took")
     return table(header, rows, right=(1, 2, 3, 4, 5))
 
 
@@ -73,7 +74,7 @@ def _trials(result: TuneResult) -> str:
         for trial in shown
     ]
     settings = ("optim", "lr", "decay", "smooth", "batch", "epochs")
-    header = ("trial", _NAMES[share], "loss", *settings)
+    header = ("trial", _SHORT[share], "loss", *settings)
     listed = table(header, rows, right=(1, 2, 4, 5, 6, 7, 8), gap=2)
     diverged = sum(trial.loss is None for trial in mine)
     left_out = len(mine) - len(rows)
@@ -86,7 +87,7 @@ def _trials(result: TuneResult) -> str:
 
 
 def _shown_share(result: TuneResult) -> str:
-    return "balanced_accuracy" if result.metric == "balanced_accuracy" else "top1"
+    return "top1" if result.metric == "loss" else result.metric
 
 
 def _spread(trial: Trial, result: TuneResult) -> float | None:
@@ -108,15 +109,15 @@ def _facts(result: TuneResult) -> list[tuple[str, str]]:
     spread = "; ± is the spread over folds" if result.num_folds else ""
     facts = [
         ("Searched", _searched(result)),
-        ("Chosen on", f"{result.chosen_on}, by {_NAMES[result.metric]}{spread}"),
+        ("Chosen on", f"{result.chosen_on}, by {MONITORED[result.metric]}{spread}"),
         ("Best", settings_in_words(result.winner)),
     ]
     if result.equal > 1:
         facts.append(
             (
                 "",
-                f"the lowest loss of {result.equal:,} trials that {_NAMES[result.metric]} cannot "
-                "tell apart on so few images (one standard error)",
+                f"the lowest loss of {result.equal:,} trials that {MONITORED[result.metric]} on so "
+                "few images cannot tell apart (one standard error)",
             )
         )
     if result.train is not None:
