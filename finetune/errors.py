@@ -104,7 +104,7 @@ class NotFiniteError(ResultError):
         self.what, self.epoch, self.batch, self.lr = what, epoch, batch, lr
 
 
-class Interrupted(BaseException):  # noqa: N818
+class Interrupted(BaseException):
     """A signal asked the program to stop: 130 after SIGINT, 143 after SIGTERM.
 
     Like KeyboardInterrupt it is no Exception: it may come at any line, also where whatever fails

@@ -472,7 +472,8 @@ def test_new_views_in_every_epoch_are_refused_with_the_way_out(make: Make) -> No
         tune(make(augment={"policy": "crop_flip"}))
     with pytest.raises(ConfigError, match=r"features\.cache off"):
         tune(make(features={"cache": "off"}))
-    with pytest.raises(ConfigError, match=r"9\d% of the network's work trains"):
+    # The first convolution is a fifth of this network: 8.1 of its 41 million multiply-adds.
+    with pytest.raises(ConfigError, match=r"79% of the network's work trains"):
         tune(make(freeze={"patterns": ["*", "!stage2.*"]}))
 
 
