@@ -109,7 +109,7 @@ def _options() -> argparse.Namespace:
 
 
 def _head_of_document(setting: Setting) -> dict[str, Any]:
-    pythons = {"finetune": (sys.executable, OUR_PACKAGES)}
+    pythons: dict[str, tuple[str, tuple[str, ...]]] = {"finetune": (sys.executable, OUR_PACKAGES)}
     if setting.peers_python:
         pythons["peers"] = (setting.peers_python, PEER_PACKAGES)
     for python, _ in pythons.values():

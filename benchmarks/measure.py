@@ -86,7 +86,7 @@ def run_process(
             child.wait()
     if child.returncode:
         said = "\n".join(stderr.strip().splitlines()[-15:])
-        raise ProcessError(f"{child.args}\nexit status {child.returncode}\n{said}")
+        raise ProcessError(f"{command}\nexit status {child.returncode}\n{said}")
     cpu_s = _children_cpu_s() - cpu_before
     return Process(stdout, Took(wall_s, cpu_s, sampler.peak_mib, load))
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
 CLOSE = 0.1
@@ -29,7 +30,7 @@ def plain(checkpoint: str, folder: str) -> None:
     from torch.utils.data import DataLoader, Dataset
     from torchvision import models, transforms
 
-    class Photos(Dataset):
+    class Photos(Dataset[torch.Tensor]):
         def __init__(self) -> None:
             suffixes = {".jpg", ".jpeg", ".png"}
             files = (path for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
@@ -47,7 +48,8 @@ def plain(checkpoint: str, folder: str) -> None:
             return len(self.files)
 
         def __getitem__(self, at: int) -> torch.Tensor:
-            return self.transform(Image.open(self.files[at]).convert("RGB"))
+            pixels: torch.Tensor = self.transform(Image.open(self.files[at]).convert("RGB"))
+            return pixels
 
     content = torch.load(checkpoint, weights_only=True)
     names = json.loads(content["metadata"])["class_names"]
@@ -71,7 +73,7 @@ def plain(checkpoint: str, folder: str) -> None:
     print(json.dumps({"images_per_s": len(photos) / elapsed_s, "answers": answers}))
 
 
-def run(command: list[str]) -> tuple[dict, float]:
+def run(command: list[str]) -> tuple[dict[str, Any], float]:
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     if done.returncode:

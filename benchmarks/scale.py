@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     import_seconds(sys.executable, REPOSITORY)  # untimed, as in compare.py
     runs: list[dict[str, Any]] = []
-    document = {
+    document: dict[str, Any] = {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit(REPOSITORY),
         "machine": describe_machine(),

@@ -64,13 +64,19 @@ def arguments(description: str | None, **extra: dict[str, object]) -> argparse.N
     return parser.parse_args()
 
 
-def image_folders(data: Path, augment: str = "crop_flip") -> dict[str, datasets.ImageFolder]:
-    """Training and validation images; ``augment`` is crop_flip, flip or none."""
+def image_folders(
+    data: Path, augment: str = "crop_flip", size: int = 224
+) -> dict[str, datasets.ImageFolder]:
+    """Training and validation images; ``augment`` is crop_flip, flip or none.
+
+    Another size than 224 is for photos as small as that: nothing is cut off.
+    """
     tail = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    centre = [transforms.Resize(256), transforms.CenterCrop(224)]
+    resize = 256 if size == 224 else size
+    centre = [transforms.Resize(resize), transforms.CenterCrop(size)]
     flip = transforms.RandomHorizontalFlip()
     steps = {
-        "crop_flip": [transforms.RandomResizedCrop(224), flip],
+        "crop_flip": [transforms.RandomResizedCrop(size), flip],
         "flip": [*centre, flip],
         "none": centre,
     }

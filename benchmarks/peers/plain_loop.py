@@ -31,12 +31,15 @@ def main() -> None:
         train={"nargs": "*", "default": [], "help": "globs of parameters that train"},
         augment={"choices": ["crop_flip", "flip", "none"], "default": "crop_flip"},
         model={"default": "mobilenet_v2"},
+        size={"type": int, "default": 224, "help": "pixels a side"},
+        seed={"type": int, "default": 0},
+        bfloat16={"action": "store_true", "help": "autocast and channels_last: not the plain time"},
     )
 
     def train(epochs: Epochs) -> str:
-        torch.manual_seed(0)
+        torch.manual_seed(options.seed)
         device = best_device()
-        folders = image_folders(options.data, options.augment)
+        folders = image_folders(options.data, options.augment, options.size)
         loaders = {
             "train": DataLoader(
                 folders["train"], batch_size=BATCH_SIZE, shuffle=True, num_workers=WORKERS
@@ -48,6 +51,9 @@ def main() -> None:
             parameter.requires_grad = any(fnmatchcase(name, glob) for glob in options.train)
         new_head(model, len(folders["train"].classes))
         model.to(device)
+        if options.bfloat16:
+            model.to(memory_format=torch.channels_last)
+        fast = torch.autocast(device.type, torch.bfloat16, enabled=options.bfloat16)
         optimizer = torch.optim.SGD(
             [p for p in model.parameters() if p.requires_grad], lr=options.lr, momentum=0.9
         )
@@ -56,14 +62,16 @@ def main() -> None:
             model.train()
             for images, labels in loaders["train"]:
                 optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(model(images.to(device)), labels.to(device))
+                with fast:
+                    logits = model(images.to(device))
+                loss = nn.functional.cross_entropy(logits.float(), labels.to(device))
                 loss.backward()
                 optimizer.step()
             schedule.step()
             epochs.trained()
             model.eval()
             correct = 0
-            with torch.no_grad():
+            with torch.no_grad(), fast:
                 for images, labels in loaders["val"]:
                     predicted = model(images.to(device)).argmax(1)
                     correct += int((predicted == labels.to(device)).sum())
