@@ -22,11 +22,16 @@ import torchvision
 from finetune import __version__
 from finetune.errors import ConfigError
 
-_M_ARENA_MAX = -8
-"""mallopt's own number for it, in glibc's malloc.h."""
+_M_ARENA_MAX, _M_MMAP_MAX, _M_TRIM_THRESHOLD = -8, -4, -1
+"""mallopt's own numbers for them, in glibc's malloc.h."""
+_MMAPS, _TRIM_BYTES = 65_536, 128 * 1024
+"""What the latter two are by default."""
+_NEVER = -1
 
 WORTH_SHARING = 20_000_000
 """Multiply-adds of a step's forward pass: about a millisecond of one core."""
+
+_WORTH_KEEPING = 100 * WORTH_SHARING
 
 _SHARE_OF_MEMORY = 4
 """Decoded images, or features that find no disk, may take this part of what is free."""
@@ -144,8 +149,33 @@ def use_one_heap() -> None:
     The frozen part in two threads then holds a fifth less memory at its peak (526 against 651 MiB,
     MobileNetV2), at the same speed: tensors are too large for the heaps' locks to matter.
     """
+    _mallopt(_M_ARENA_MAX, 1)
+
+
+@contextmanager
+def heap_for(multiply_adds: int) -> Iterator[None]:
+    """Where a step is large, keep what it frees for the next one.
+
+    glibc maps every tensor above 32 MiB by itself and unmaps it when it is freed, so that the
+    system fills its pages with zeros in each step anew: a fifth of the processor's time where all
+    of MobileNetV2 trains. Kept, an epoch took 2.86 in place of 3.63 s, with a tenth more memory.
+    """
+    if multiply_adds < _WORTH_KEEPING:
+        yield
+        return
+    _mallopt(_M_MMAP_MAX, 0)
+    _mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    try:
+        yield
+    finally:
+        _mallopt(_M_MMAP_MAX, _MMAPS)
+        _mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
+        release_memory()
+
+
+def _mallopt(parameter: int, value: int) -> None:
     with suppress(OSError, AttributeError, TypeError):  # not glibc
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def release_memory() -> None:

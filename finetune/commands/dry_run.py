@@ -14,7 +14,7 @@ from finetune.data.loading import batch_sizes
 from finetune.planning import make_freeze_report, totals_of
 from finetune.progress import Progress, Silent
 from finetune.results import DryRun, FreezeReport
-from finetune.runtime import threads_for
+from finetune.runtime import heap_for, threads_for
 from finetune.stage_results import PlannedStage
 from finetune.timing import predict_time
 
@@ -74,7 +74,8 @@ def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | Non
 def _planned(prepared: Prepared, number: int) -> tuple[FreezeReport, PlannedStage]:
     plan, config = prepared.plan, prepared.config
     report = make_freeze_report(plan, config, split=prepared.engine.split)
-    with threads_for(plan.cost.forward_live * config.data.batch_size):
+    work = plan.cost.forward_live * config.data.batch_size
+    with threads_for(work), heap_for(work):
         predicted = predict_time(prepared.engine, config, prepared.data, training_views(config))
     facts = stage_facts(config, report, number=number)
     return report, PlannedStage(**vars(facts), predicted=predicted)
