@@ -15,16 +15,16 @@ pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="the heap is glibc's: other systems have their own"
 )
 
-MIB = 2**20
-SIZE = 64 * MIB
-"""Above what glibc itself ever keeps."""
+SIZE = 64 * 2**20
+"""Bytes of a tensor: above what glibc itself ever keeps."""
+TIMES = 10
 
 
-def pages_filled(times: int) -> int:
+def pages_filled(size: int, times: int = TIMES) -> int:
     """By the system, for a tensor that is written and freed so often."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(times):
-        torch.ones(SIZE, dtype=torch.uint8)
+        torch.ones(size, dtype=torch.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
@@ -33,21 +33,19 @@ def resident_bytes() -> int:
 
 
 def test_large_tensors_of_a_large_step_are_kept_for_the_next() -> None:
-    pages = SIZE // resource.getpagesize()
     with heap_for(1000 * WORTH_SHARING):
-        pages_filled(1)
-        assert pages_filled(8) < pages / 2
-    assert pages_filled(8) >= 8 * pages / 2
+        assert pages_filled(SIZE) < TIMES / 2 * SIZE / resource.getpagesize()
 
 
 def test_those_of_a_small_step_are_left_to_the_system() -> None:
+    size = 3 * SIZE  # more than what an earlier large step left to the heap to fill again
     with heap_for(WORTH_SHARING):
-        assert pages_filled(8) >= 8 * SIZE // resource.getpagesize() / 2
+        assert pages_filled(size) > TIMES / 2 * size / resource.getpagesize()
 
 
 def test_afterwards_the_system_has_them_back() -> None:
     before = resident_bytes()
     with heap_for(1000 * WORTH_SHARING):
-        pages_filled(1)
+        pages_filled(SIZE, 1)
         assert resident_bytes() - before > SIZE / 2
     assert resident_bytes() - before < SIZE / 2
