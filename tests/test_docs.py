@@ -87,7 +87,7 @@ def configs() -> Iterator[Any]:
             yield pytest.param(text, id=f"{path.name}-{number}")
 
 
-@pytest.mark.parametrize("text", configs())
+@pytest.mark.parametrize("text", [*configs()])
 def test_every_config_in_the_documents_loads(text: str, tmp_path: Path) -> None:
     file = tmp_path / "pets.yaml"
     file.write_text(text if "model:" in text else MINIMAL + text)
