@@ -1,7 +1,7 @@
 """Which images are held out for validation: in proportion, seeded, whole groups; no torch.
 
 Who is held out follows from a hash of the seed and of each image's own name, never from a position:
-the same images on every machine, and one more photo moves no other.
+the same images on every machine, and one more photo moves at most one other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The check that every run makes: can each file be read, as far as a quick look can tell?
 
 A file that was never looked at has its header read and its end compared with what its format ends
-with: some 30 microseconds. What is remembered, from here or from ``check-data``, costs a query. So
+with: some 50 microseconds. What is remembered, from here or from ``check-data``, costs a query. So
 a run of known files starts at once, and a damaged file is still named before training, with all
 others of its kind.
 """
