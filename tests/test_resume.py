@@ -403,6 +403,41 @@ def test_another_training_is_refused_with_what_differs(
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
+def test_a_change_that_does_not_fit_the_rest_is_refused_in_words(
+    config: Make, stop_in: StopIn
+) -> None:
+    """A warm-up that was chosen for as many epochs as there were is longer than those now."""
+    given = config(train={"epochs": 3}, schedule={"warmup_epochs": 2.0})
+    stop_in("step", 2)
+    stopped(given)
+    stop_in(None)
+    shorter = load_config(Path(given.output_dir) / "config.yaml")
+    shorter = shorter.model_copy(update={"train": shorter.train.model_copy(update={"epochs": 1})})
+    with pytest.raises(ConfigError, match=r"go on with this: schedule.warmup_epochs: 2 is longer"):
+        train(shorter, resume=True)
+
+
+def test_patterns_take_the_place_of_a_recipe_that_froze_the_same(
+    config: Make, stop_in: StopIn
+) -> None:
+    given = config(recipe="linear_probe")
+    stop_in("step", 2)
+    stopped(given)
+    stop_in(None)
+    saved = Path(given.output_dir) / "config.yaml"
+    overrides = ["freeze.patterns=['features.*']"]
+    assert train(load_config(saved, overrides), resume=True).last_epoch == 3
+    assert train(given, resume=True).last_epoch == 3
+
+
+@pytest.mark.usefixtures("run")
+def test_what_is_for_tune_alone_is_no_difference(config: Make) -> None:
+    """The section comes, and it goes again."""
+    given = config(train={"epochs": 4}, tune={"lr": [0.1, 0.01]})
+    assert train(given, resume=True).last_epoch == 4
+    assert train(config(train={"epochs": 4}), resume=True).last_epoch == 4
+
+
 @pytest.mark.usefixtures("run")
 def test_all_differences_are_shown_at_once(config: Make) -> None:
     with pytest.raises(ConfigError) as caught:

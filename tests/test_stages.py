@@ -673,6 +673,10 @@ def test_stopped_in_any_stage_it_goes_on_as_if_never_stopped(
     assert summary.frozen_verified == expected.frozen_verified
 
 
+RECIPE: dict[str, Any] = {"recipe": "head_then_all", "train": {"epochs": 2}}
+
+
+@pytest.mark.parametrize("given", [{"stages": [HEAD, BLOCK]}, RECIPE], ids=["stages", "recipe"])
 def test_a_run_in_stages_goes_on_by_the_config_in_its_folder(
     make: Make, tmp_path: Path, stop_at: Callable[[int | None], None]
 ) -> None:
@@ -700,6 +704,37 @@ def test_a_finished_run_in_stages_goes_on_with_a_longer_last_stage(run: Path) ->
     assert spans == [(1, 2), (3, 3), (4, 6)]
     with pytest.raises(ConfigError, match=r"stages.2.epochs: 1, but 3 have begun"):
         train(changed(1), resume=True)
+
+
+def test_a_run_by_a_recipe_of_stages_goes_on_with_more_epochs(make: Make) -> None:
+    """Those of the config, in its last stage; or those of the stage, by the config in its folder;
+    and by the first config once more, which has not changed since."""
+    train(make(**RECIPE))
+    longer = make(recipe="head_then_all", train={"epochs": 4})
+    summary = train(longer, resume=True)
+    assert [(one.first_epoch, one.last_epoch) for one in summary.stages] == [(1, 1), (2, 4)]
+    folder = Path(summary.run_dir)
+    by_stage = load_config(folder / "config.yaml", ["stages.1.epochs=4"])
+    assert train(by_stage, resume=True).last_epoch == 5
+    assert train(longer, resume=True).last_epoch == 5
+
+
+@pytest.mark.parametrize(
+    ("epochs", "said"),
+    [
+        (1, r"train.epochs: 1, but the stages before the last have 1 of them; give at least 2"),
+        ("auto", r"train.epochs: auto.*give it a number"),
+    ],
+)
+def test_epochs_that_leave_no_last_stage_are_refused(
+    make: Make, stop_at: Callable[[int | None], None], epochs: int | str, said: str
+) -> None:
+    stop_at(2)
+    with pytest.raises(Interrupted):
+        train(make(**RECIPE))
+    stop_at(None)
+    with pytest.raises(ConfigError, match=said):
+        train(make(recipe="head_then_all", train={"epochs": epochs}), resume=True)
 
 
 @pytest.mark.parametrize("override", ["stages.0.epochs=3", "stages.2.optimizer.lr=0.3"])

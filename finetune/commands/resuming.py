@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from finetune import run_folder
 from finetune.checkpoint import Checkpoint, Training, TrainingRecord, read_checkpoint
 from finetune.config import Config
+from finetune.config_problems import problems_of
 from finetune.config_section import AUTO
 from finetune.data.fingerprint import differences, fingerprint_of
 from finetune.data.images import TrainVal
@@ -40,6 +42,8 @@ _JUDGED_BY_WHAT_THEY_COME_TO = {"freeze.patterns", "data.root"}
 _MOST_LISTED = 8
 
 _Path = tuple[str | int, ...]
+
+_EPOCHS: _Path = ("train", "epochs")
 
 
 @dataclass(frozen=True)
@@ -154,11 +158,12 @@ def find_resumed(given: Config, progress: Progress) -> Resumed:
         ]
         raise ConfigError(_refusal(folder, "another config", shown))
     new = {key: now for key, (_, now) in changed.items()}
-    config = _with(saved, new)
+    config = _with(saved, _of_stages(saved, new))
     _refuse_fewer_epochs(config, record)
     progress.say(f"going on from {path}: {record.position}")
     _say_what_may_differ(checkpoint, training, progress)
-    return Resumed(path, checkpoint, training, config, _with(record.given, new))
+    given = _with(record.given, _beside_recipe(record.given, new))
+    return Resumed(path, checkpoint, training, config, given)
 
 
 def command(folder: str | Path) -> str:
@@ -199,6 +204,36 @@ def _refuse_fewer_epochs(config: Config, record: TrainingRecord) -> None:
         raise ConfigError(
             f"{key}: {epochs}, but {begun} have begun in {config.output_dir}; give at least as many"
         )
+
+
+def _of_stages(saved: Config, values: Mapping[_Path, Any]) -> dict[_Path, Any]:
+    """The same, with the epochs of a recipe that became stages as those of the last stage.
+
+    Raises:
+        ConfigError: too few of them are left for it.
+    """
+    epochs = values.get(_EPOCHS)
+    if not saved.stages or epochs is None:
+        return dict(values)
+    if epochs == AUTO:
+        raise ConfigError("train.epochs: auto chose for the run when it began; give it a number")
+    *earlier, _ = (stage.train.epochs for stage in stage_configs(saved))
+    if epochs <= sum(earlier):
+        raise ConfigError(
+            f"train.epochs: {epochs}, but the stages before the last have {sum(earlier)} of them; "
+            f"give at least {sum(earlier) + 1}"
+        )
+    rest = {key: value for key, value in values.items() if key != _EPOCHS}
+    return rest | {("stages", len(earlier), "epochs"): epochs - sum(earlier)}
+
+
+def _beside_recipe(given: Config, values: Mapping[_Path, Any]) -> dict[_Path, Any]:
+    """Those that a config can state; what its recipe stands for is for the saved config alone."""
+    return {
+        key: value
+        for key, value in values.items()
+        if not (given.recipe and (key[0] == "stages" or key == ("freeze", "patterns")))
+    }
 
 
 def _may_change(key: _Path, values: tuple[Any, Any], stage: int) -> bool:
@@ -246,6 +281,8 @@ def _leaves(values: Mapping[Any, Any], path: _Path = ()) -> dict[_Path, Any]:
     leaves: dict[_Path, Any] = {}
     for key, value in values.items():
         inner = (*path, key)
+        if inner == ("tune",):  # for `finetune tune` alone
+            continue
         if inner == ("stages",):
             value = dict(enumerate(value))
         leaves |= _leaves(value, inner) if isinstance(value, Mapping) else {inner: value}
@@ -253,7 +290,11 @@ def _leaves(values: Mapping[Any, Any], path: _Path = ()) -> dict[_Path, Any]:
 
 
 def _with(config: Config, values: Mapping[_Path, Any]) -> Config:
-    """The config with other values at some keys; None for the default."""
+    """The config with other values at some keys; None for the default.
+
+    Raises:
+        ConfigError: they do not fit the others.
+    """
     whole = config.plain()
     for path, value in values.items():
         section: Any = whole
@@ -262,7 +303,12 @@ def _with(config: Config, values: Mapping[_Path, Any]) -> Config:
         section[path[-1]] = value
         if value is None:
             del section[path[-1]]
-    return Config.model_validate(whole)
+    try:
+        return Config.model_validate(whole)
+    except ValidationError as error:
+        shown = [f"{_dotted(problem.path)}: {problem.text}" for problem in problems_of(error)]
+        folder = Path(config.output_dir)
+        raise ConfigError(_refusal(folder, "another config", shown)) from error
 
 
 def _listed(what: str, names: Collection[str]) -> list[str]:
