@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -469,6 +470,19 @@ def test_another_image_is_refused_with_the_class_it_is_in(config: Make, own: Pat
     shutil.copy(own / "train" / "class_1" / "0.png", own / "train" / "class_1" / "new.png")
     with pytest.raises(DataError, match=r"train/class_1: 9 images of [\d,]+ bytes before, 10 imag"):
         train(config(data={"root": str(own)}), resume=True)
+
+
+@pytest.mark.usefixtures("run")
+def test_an_image_that_was_written_anew_in_the_same_size_is_said(config: Make, own: Path) -> None:
+    """Its content may be another; or it was only copied without its time."""
+    same, other = Heard(), Heard()
+    moved = config(data={"root": str(own)})
+    train(moved, resume=True, progress=same)
+    os.utime(own / "train" / "class_1" / "0.png", (0, 0))
+    train(moved, resume=True, progress=other)
+    told = [text for text in other.warned if "written at another time" in text]
+    assert len(told) == 1
+    assert same.warned == []
 
 
 @pytest.mark.usefixtures("run")

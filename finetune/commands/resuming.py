@@ -90,8 +90,8 @@ class Resumed:
         if shown:
             raise ConfigError(_refusal(self.path.parent, "another network", shown))
 
-    def refuse_other_data(self, data: TrainVal) -> None:
-        """The images must be the same, and their classes.
+    def refuse_other_data(self, data: TrainVal, progress: Progress) -> None:
+        """The images must be the same, and their classes; a warning where they may be others.
 
         Raises:
             DataError: shows what differs.
@@ -99,9 +99,16 @@ class Resumed:
         before, now = self.checkpoint.metadata.class_names, data.train.class_names
         shown = _listed("class of the run is absent", {*before} - {*now})
         shown += _listed("class is new", {*now} - {*before})
-        shown = shown or differences(self.training.record.data, fingerprint_of(data))
+        noted, found = self.training.record.data, fingerprint_of(data)
+        shown = shown or differences(noted, found)
         if shown:
             raise DataError(_refusal(self.path.parent, "other data", shown))
+        if noted.times and noted.times != found.times:
+            progress.warn(
+                "images were written at another time than those that the run began with, though "
+                "in the same sizes: the run goes on; if they show something else, begin a new one "
+                "with another output_dir"
+            )
 
     def fill(self, model: nn.Module) -> None:
         """Give the network the tensors that it had.

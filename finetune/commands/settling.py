@@ -80,7 +80,7 @@ def settle(config: Config, progress: Progress, resumed: Resumed | None = None) -
         progress.warn(warning)
     data, checked = _checked(data, config.data, progress)
     if resumed is not None:
-        resumed.refuse_other_data(data)
+        resumed.refuse_other_data(data, progress)
     stages = _resolve_defaults(stages, plans, data, progress)
     for number, stage in enumerate(stages):
         config = with_stages(stage, config.stages, number)
