@@ -657,6 +657,44 @@ def make_best(run: Path, epoch: int) -> None:
     save_checkpoint(run / "best.pt", state, metadata.model_copy(update={"epoch": epoch}))
 
 
+def make_perfect(run: Path, epoch: int) -> None:
+    """Let an epoch have been the best."""
+    checkpoint = read_checkpoint(run / "last.pt")
+    assert checkpoint.training is not None
+    record = checkpoint.training.record
+    records = list(record.records)
+    val = {**records[epoch - 1]["val"], "top1": 1.0, "loss": 0.0}
+    records[epoch - 1] = {**records[epoch - 1], "val": val}
+    changed = record.model_copy(update={"records": tuple(records)})
+    training = replace(checkpoint.training, record=changed)
+    save_checkpoint(run / "last.pt", checkpoint.model, checkpoint.metadata, training=training)
+
+
+def test_a_best_that_stood_in_for_a_lost_one_stays_the_best(config: Make, run: Path) -> None:
+    """Of what is on disk: a later epoch has to be better than that, not than what was lost."""
+    kept = best_of(run)
+    make_perfect(run, 1 if kept > 1 else 2)
+    heard = Heard()
+    summary = train(config(train={"epochs": 4}), resume=True, progress=heard)
+    assert heard.warned == []
+    assert summary.best_epoch in (kept, 4)
+    assert load_checkpoint(run / "best.pt")[1].epoch == summary.best_epoch
+
+
+def test_a_lost_best_is_lost_to_the_next_stage_as_well(config: Make, stop_in: StopIn) -> None:
+    first, second = KINDS["stages"]["stages"]
+    given = config(stages=[{**first, "epochs": 2}, {**second, "epochs": 1}])
+    stop_in("saving", 2)
+    stopped(given)
+    stop_in(None)
+    folder = Path(given.output_dir)
+    make_perfect(folder, 1)
+    flip(folder / "best.pt")
+    summary = train(given, resume=True)
+    assert summary.best_epoch in (2, 3)
+    assert load_checkpoint(folder / "best.pt")[1].epoch == summary.best_epoch
+
+
 def test_a_best_that_is_ahead_stays_for_the_same_epochs_come_again(config: Make, run: Path) -> None:
     make_best(run, 99)
     heard = Heard()
@@ -668,13 +706,7 @@ def test_a_best_of_epochs_that_will_not_come_again_is_replaced_aloud(
     config: Make, run: Path
 ) -> None:
     """The run grows, so that its rates are others from here on: the last epoch stands in."""
-    checkpoint = read_checkpoint(run / "last.pt")
-    assert checkpoint.training is not None
-    record = checkpoint.training.record
-    first = {**record.records[0], "val": {**record.records[0]["val"], "top1": 1.0, "loss": 0.0}}
-    records = (first, *record.records[1:])  # so that the best was not the last one
-    training = replace(checkpoint.training, record=record.model_copy(update={"records": records}))
-    save_checkpoint(run / "last.pt", checkpoint.model, checkpoint.metadata, training=training)
+    make_perfect(run, 1)  # so that the best was not the last one
     make_best(run, 99)
     heard = Heard()
     summary = train(config(train={"epochs": 4}), resume=True, progress=heard)

@@ -87,9 +87,8 @@ def run_epochs(
     position, monitor = run.position, run.monitor
     epochs = _recorded(run, folder)
     first = len(past.records)
-    if resumed is None:
-        best = best_of(epochs, monitor) if epochs else None
-    else:
+    best = past.best
+    if resumed is not None:
         best = _best_on_disk(run, epochs, resumed, folder, progress)
 
     def save_between_steps() -> None:
@@ -203,7 +202,8 @@ def _recorded(run: Underway, folder: Path) -> list[Epoch]:
 def _best_on_disk(
     run: Underway, epochs: Sequence[Epoch], resumed: Resumed, folder: Path, progress: Progress
 ) -> Epoch | None:
-    """The best epoch so far, whose weights are in the file.
+    """The best epoch so far, whose weights are in the file; where a better one was lost, the one
+    that took its place.
 
     That file may be ahead: written before a last one that was never finished, or was damaged. Then
     the same epochs come again, and their best with them; unless the run grows, and they do not.
@@ -221,6 +221,9 @@ def _best_on_disk(
         grows = len(lengths) > 1
         if metadata.epoch == best.trained.epoch or (metadata.epoch > len(epochs) and not grows):
             return best
+        at = metadata.epoch - 1
+        if 0 <= at < len(epochs) and run.records[at]["val"] == metadata.metrics:
+            return epochs[at]
         problem = f"{path}: is of epoch {metadata.epoch}, not of {best.trained.epoch}"
     if resumed.training.record.position.batch:
         progress.warn(f"{problem}; the best epoch is chosen among those to come")

@@ -227,6 +227,7 @@ class _Run:
             (*past.stages, summary),
             tuple(trained.under_way.records),
             latest.verified.sha256,
+            trained.best,
             trained.under_way.memory(),
             trained.under_way.resumed_at,
         )

@@ -43,12 +43,14 @@ class Past:
     Attributes:
         records: Of their epochs.
         unchanged: Name and SHA-256 of every tensor that all of them left as it was loaded.
+        best: Epoch whose weights ``best.pt`` holds.
         memory: Of the optimizer of the last of them; None where this process did not train it.
     """
 
     stages: tuple[StageSummary, ...] = ()
     records: tuple[dict[str, Any], ...] = ()
     unchanged: Mapping[str, str] | None = None
+    best: Epoch | None = None
     memory: Memory | None = None
     resumed_at: tuple[str, ...] = ()
 
