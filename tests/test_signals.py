@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import random
 import shlex
@@ -158,19 +159,49 @@ def test_a_signal_to_the_whole_group_reaches_no_worker(runs: Runs) -> None:
     go_on(runs, "everything", "group", message, first)
 
 
-def test_workers_that_die_of_the_same_signal_lose_nothing(runs: Runs) -> None:
+@pytest.mark.parametrize(
+    ("place", "where"),
+    [("step", "in epoch 1 behind batch"), ("evaluation", "in the evaluation of epoch 1;")],
+)
+def test_workers_that_die_of_the_same_signal_lose_nothing(
+    runs: Runs, place: str, where: str
+) -> None:
     """A service manager sends it to every process there is, whatever its group."""
-    first = runs.arguments("everything", "workers", workers=2)
-    program = runs.server.start(*first, call="test_signals:with_workers_killed")
+    first = runs.arguments("everything", f"workers-{place}", workers=2)
+    program = runs.server.start(*first, call=f"test_signals:with_workers_killed_in_{place}")
     message = ended(program, signal.SIGTERM)
-    assert "terminated in epoch 1 behind batch" in message
-    go_on(runs, "everything", "workers", message, first)
+    assert f"terminated {where}" in message
+    go_on(runs, "everything", f"workers-{place}", message, first)
 
 
-def with_workers_killed() -> None:
+def stop_with_workers() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    for worker in multiprocessing.active_children():
+        worker.kill()  # one that has just begun would not hear anything else
+        worker.join()
+
+
+def with_workers_killed_in_evaluation() -> None:
+    """What a program does: kills its workers and tells itself to stop, as soon as those of the
+    first evaluation are there."""
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Workers
+
+    real: Callable[..., None] = Workers.__init__
+    calls = 0
+
+    def begin(*arguments: Any, **options: Any) -> None:
+        nonlocal calls
+        calls += 1
+        real(*arguments, **options)
+        if calls == 2:
+            stop_with_workers()
+
+    Workers.__init__ = begin
+    importlib.import_module("finetune.cli").main()
+
+
+def with_workers_killed_in_step() -> None:
     """What a program does: kills its workers and tells itself to stop, in its third step."""
-    import multiprocessing
-
     from finetune.step import Step
 
     real: Callable[..., None] = Step.take
@@ -180,11 +211,7 @@ def with_workers_killed() -> None:
         nonlocal calls
         calls += 1
         if calls == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-            for worker in multiprocessing.active_children():
-                assert worker.pid is not None
-                os.kill(worker.pid, signal.SIGTERM)
-                worker.join()
+            stop_with_workers()
         real(*arguments, **options)
 
     Step.take = take  # type: ignore[method-assign]

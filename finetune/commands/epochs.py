@@ -179,7 +179,10 @@ def _evaluated(
     try:
         with run.averaged(), merged(run.prepared.model):
             val = evaluate(live, tracked, num_classes=num_classes)
-    except Interrupted:
+    except (Interrupted, RuntimeError):
+        if not stopping.asked():
+            raise
+        # A RuntimeError: worker processes died of the signal that we were sent.
         saver.keep_now(run.checkpoint(evaluated=False))
         raise _stopped(f"in the evaluation of epoch {trained.epoch}", folder) from None
     return Epoch(trained, val, time.perf_counter() - start, run.position.stage + 1)
