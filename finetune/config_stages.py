@@ -63,7 +63,15 @@ def _taken(section: str, base: Mapping[str, Any], stage: Mapping[str, Any]) -> d
         default, of_a_name = _OF_A_NAME[section]
         if _folded(own["name"]) != _folded(given.get("name", default)):
             other |= of_a_name
+            if any(of_a_name & group.keys() for group in _groups(given)):
+                other |= {"groups"}
     return {key: value for key, value in given.items() if key not in own and key not in other}
+
+
+def _groups(section: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    groups = section.get("groups")
+    groups = groups if isinstance(groups, list | tuple) else ()
+    return [group for group in groups if isinstance(group, Mapping)]
 
 
 def _folded(name: Any) -> Any:

@@ -154,6 +154,7 @@ def test_nothing_of_another_optimizer_leaks_into_a_stage(make: Make, base: str, 
     own = {"name": base, "lr": 0.5, "weight_decay": 0.25, "options": {"foreach": False}}
     if base != "adamw":
         own["momentum"] = 0.5
+    own["groups"] = [{"match": ["fc.*"], "lr_scale": 2.0}, {"match": ["*.bias"], "lr": 0.25}]
     config = make(optimizer=own, stages=[{}, {"optimizer": {"name": other}}])
     first, second = stage_configs(config)
     assert first.optimizer.lr == 0.5
@@ -170,13 +171,17 @@ def test_nothing_of_another_schedule_leaks_into_a_stage(make: Make, name: str) -
 
 def test_what_belongs_to_no_name_comes_from_the_base_all_the_same(make: Make) -> None:
     config = make(
-        optimizer={"decay_norms_and_biases": True},
+        optimizer={
+            "decay_norms_and_biases": True,
+            "groups": [{"match": ["fc.*"], "lr_scale": 2.0}],
+        },
         schedule={"name": "step", "warmup_epochs": 0.5},
         stages=[{}, {"schedule": {"name": "cosine"}, "optimizer": {"name": "AdamW"}}],
     )
     second = stage_configs(config)[1]
     assert second.schedule.warmup_epochs == 0.5
     assert second.optimizer.decay_norms_and_biases
+    assert second.optimizer.groups[0].lr_scale == 2.0
 
 
 def test_a_config_in_stages_reads_back_as_the_same_stages(make: Make, tmp_path: Path) -> None:
@@ -678,10 +683,10 @@ RECIPE: dict[str, Any] = {"recipe": "head_then_all", "train": {"epochs": 2}}
 
 @pytest.mark.parametrize("given", [{"stages": [HEAD, BLOCK]}, RECIPE], ids=["stages", "recipe"])
 def test_a_run_in_stages_goes_on_by_the_config_in_its_folder(
-    make: Make, tmp_path: Path, stop_at: Callable[[int | None], None]
+    make: Make, stop_at: Callable[[int | None], None], given: dict[str, Any]
 ) -> None:
     """Which is ahead of the last checkpoint when a stage was stopped before its first step."""
-    config = make(stages=[HEAD, BLOCK], runtime={})
+    config = make(**given, runtime={})
     stop_at(7)
     with pytest.raises(Interrupted):
         train(config)
