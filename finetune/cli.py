@@ -127,6 +127,11 @@ def _config_to_train(
             hint = "or, to go on with a run, its folder" if resume else "`finetune init` writes one"
             raise ConfigError(f"train: Missing option '--config'; {hint}")
         return load_config(config, overrides)
+    if any(override.partition("=")[0].strip() == "output_dir" for override in overrides):
+        raise ConfigError(
+            f"--set output_dir: has no effect with --resume {run}: a run goes on in its own "
+            "folder; leave one out"
+        )
     loaded = load_config(config or run_folder.config_of(run), overrides)
     return loaded.model_copy(update={"output_dir": run})
 

@@ -174,10 +174,16 @@ def config_of(run: str) -> Path:
     """The resolved config of a run, by its folder.
 
     Raises:
-        OutputError: no run is there.
+        OutputError: no run is there, or it has none yet.
     """
     check_is_run(Path(run))
-    return Path(run) / CONFIG
+    path = Path(run) / CONFIG
+    if not exists(path):
+        raise OutputError(
+            f"output_dir: {run}: holds no {CONFIG}: the run was ended before it wrote one. Begin "
+            "again with the config that it was given: finetune train --config FILE --overwrite"
+        )
+    return path
 
 
 def reopen(folder: Path, checkpoint: Path) -> None:

@@ -166,6 +166,10 @@ def test_each_kind_of_error_has_its_exit_code(
         (["train", "runs/x"], "a config goes with --config, and a run's folder with --resume"),
         (["train", "--config", "CONFIG", "--resume", "--overwrite"], "--overwrite has no effect"),
         (["train", "--config", "CONFIG", "--resume", "--dry-run"], "--dry-run has no effect"),
+        (
+            ["train", "--resume", "runs/x", "--set", "output_dir=runs/y"],
+            "--set output_dir: has no effect with --resume runs/x",
+        ),
         (["trian"], "No such command 'trian'"),
         (["train", "--config"], "requires an argument"),
         (["train", "--config", "absent.yaml"], "absent.yaml: no such config file"),

@@ -71,6 +71,13 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_told_what_to_do(
         f"finetune: {folder}: holds no checkpoint to go on from: it was ended before it wrote its "
         "first one. Begin again: the same command with --overwrite in place of --resume\n"
     )
+    code, err = runs.server.run("train", "--resume", str(folder))
+    assert code == 6
+    assert err == (
+        f"finetune: output_dir: {folder}: holds no config.yaml: the run was ended before it wrote "
+        "one. Begin again with the config that it was given: finetune train --config FILE "
+        "--overwrite\n"
+    )
 
 
 def test_a_folder_that_was_not_marked_yet_when_its_run_was_killed_is_taken(
