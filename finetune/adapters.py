@@ -187,6 +187,12 @@ def adapters_of(model: nn.Module) -> list[Adapter]:
     ]
 
 
+def named_plainly(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """All parameters; those of the plain network by their names in it, whatever wraps them."""
+    for name, parameter in model.named_parameters():
+        yield name.replace(".base_layer", ""), parameter
+
+
 def named_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters that train; an adapter's by the name of the weight that they stand beside."""
     names = {
@@ -195,7 +201,7 @@ def named_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         for letter in "AB"
         for parameter in getattr(adapter.layer, f"lora_{letter}").parameters()
     }
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_plainly(model):
         if parameter.requires_grad:
             yield names.get(id(parameter), name), parameter
 

@@ -35,8 +35,11 @@ def decays(name: str, shape: Sequence[int]) -> bool:
 
     timm's rule (``param_groups_weight_decay``: one dimension, or a bias), where a dimension of one
     does not count: a layer scale is ``(C, 1, 1)`` here and ``(C,)`` there. With torchvision's
-    ``set_weight_decay`` in its references, class token and position tables are spared as well.
+    ``set_weight_decay`` in its references, class token and position tables are spared as well. An
+    adapter's matrices decay, of whatever rank.
     """
+    if name.endswith((".lora_A", ".lora_B")):
+        return True
     if sum(side > 1 for side in shape) < 2:
         return False
     return _TABLES.isdisjoint(name.split("."))
@@ -84,7 +87,7 @@ def check_groups(
     """Refuse what cannot take effect.
 
     Args:
-        names: Of all parameters, in the network's order.
+        names: Of all parameters, in the network's order, and of adapters.
         frozen: Those of them that do not move.
 
     Raises:
@@ -120,6 +123,8 @@ def _glob_problem(
     if not matched:
         return idle_message(glob, names, without="optimizer.groups=[]")
     if all(name in frozen for name in matched):
+        if any(f"{name}.lora_A" in names for name in matched):
+            return f"{glob!r} matches only frozen weights; what moves is beside: '{glob}.lora_*'"
         return (
             f"{glob!r} matches only frozen parameters, which do not move; thaw them with "
             f"freeze.patterns, as in '!{glob}', or remove it here"

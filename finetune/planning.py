@@ -60,6 +60,20 @@ class Plan:
         depths = depths_of(self.skeleton, self.spec.family)
         return depths | {f"{n}.lora_{letter}": depths[n] for n in self.adapters for letter in "AB"}
 
+    @cached_property
+    def moving(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what the optimizer moves: of an adapted weight the two matrices beside it."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, parameter in self.skeleton.named_parameters():
+            if name in self.adapters:
+                outputs, inputs = parameter.shape
+                rank = self.adapters[name] // (outputs + inputs)
+                shapes[f"{name}.lora_A"] = (rank, inputs)
+                shapes[f"{name}.lora_B"] = (outputs, rank)
+            elif parameter.requires_grad:
+                shapes[name] = tuple(parameter.shape)
+        return shapes
+
     @property
     def held(self) -> frozenset[str]:
         """Names of the parameters that stay as they were loaded."""
@@ -88,7 +102,8 @@ def make_plan(config: Config, num_classes: int, *, spec: ModelSpec | None = None
     apply_freeze(skeleton, freeze.frozen - adapters.keys())
     set_train_mode(skeleton, update_norm_stats=config.freeze.norm_stats == "update")
     plan = Plan(spec, freeze, skeleton, num_classes, adapters)
-    check_groups(config.optimizer, names, plan.held, depths=plan.depths)
+    every_name = list(dict.fromkeys([*names, *plan.moving]))
+    check_groups(config.optimizer, every_name, freeze.frozen, depths=plan.depths)
     check_optimizer(
         config.optimizer, {n: p for n, p in skeleton.named_parameters() if p.requires_grad}
     )
@@ -312,15 +327,12 @@ def _norm_rows(skeleton: nn.Module) -> tuple[NormRow, ...]:
 
 
 def _group_rows(plan: Plan, optimizer: OptimizerConfig) -> tuple[GroupRow, ...]:
-    moving = {n: p for n, p in plan.skeleton.named_parameters() if p.requires_grad}
-    sizes = {n: p.numel() for n, p in moving.items()} | plan.adapters
-    groups = plan_groups(optimizer, {n: p.shape for n, p in moving.items()}, depths=plan.depths)
     return tuple(
         GroupRow(
             *(group.lr, group.weight_decay, len(group.names)),
-            *(sum(sizes[name] for name in group.names), group.names),
+            *(sum(math.prod(plan.moving[name]) for name in group.names), group.names),
         )
-        for group in groups
+        for group in plan_groups(optimizer, plan.moving, depths=plan.depths)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from finetune.adapters import (
     adapters_of,
     attach,
     merged,
+    named_plainly,
     named_trainable,
     plain_state,
     plan_adapters,
@@ -31,6 +33,8 @@ from finetune.commands.train import train
 from finetune.config import AdaptConfig, Config, ModelConfig
 from finetune.errors import ConfigError, ModelError
 from finetune.model import build_skeleton, resolve_model
+from finetune.named_recipes import expand_recipe
+from finetune.planning import apply_freeze, make_plan
 from finetune.report.text import render_freeze_report, render_train
 from finetune.split import find_cut, split_model
 
@@ -181,6 +185,35 @@ def test_adapters_and_the_head_alone_train_and_are_named_by_their_weights() -> N
 
 
 @needs_peft
+def test_what_trains_beside_an_adapter_keeps_its_name() -> None:
+    model = small_vit()
+    names = [name for name, _ in model.named_parameters()]
+    layer = "encoder.layers.encoder_layer_1"
+    biases = {f"{layer}.mlp.0.bias", f"{layer}.self_attention.in_proj_bias"}
+    for name in biases:
+        model.get_parameter(name).requires_grad_(True)
+    attach(model, lora().lora, tuple(targets_of(small_vit(), lora())), seed=0)
+    assert biases < {name for name, _ in named_trainable(model)}
+    assert [name for name, _ in named_plainly(model) if ".lora_" not in name] == names
+
+
+@needs_peft
+@pytest.mark.parametrize("name", ["swin_t", "vit_b_16"])
+def test_the_plan_moves_what_the_optimizer_is_given(name: str) -> None:
+    """By the same names and shapes, so that a group or a rate that is shown is the one in force."""
+    config = config_of(name, recipe="bias_only")
+    plan = make_plan(expand_recipe(config, num_train=None), 3)
+    model = copy.deepcopy(plan.skeleton)
+    apply_freeze(model, plan.held)
+    assert config.adapt is not None
+    attach(model, config.adapt.lora, tuple(plan.adapters), seed=0)
+    given = {key: tuple(parameter.shape) for key, parameter in named_trainable(model)}
+    assert any(key.endswith("mlp.0.bias") for key in given)
+    assert {key: tuple(shape) for key, shape in plan.moving.items()} == given
+    assert given.keys() <= plan.depths.keys()
+
+
+@needs_peft
 def test_every_adapter_changes_the_answer() -> None:
     plain = small_vit().eval()(IMAGES)
     for target in targets_of(small_vit(), lora()):
@@ -251,6 +284,23 @@ def test_the_freeze_report_counts_adapters_and_needs_no_peft() -> None:
     text = render_freeze_report(report)
     assert "parameters train beside 27 frozen weights, and are added to them" in text
     assert f"{report.adapters.parameters + 768 * 3 + 3:,} train" in text.splitlines()[0]
+
+
+def with_group(**group: Any) -> Config:
+    return config_of("swin_t", optimizer={"name": "adamw", "lr": 0.1, "groups": [group]})
+
+
+def test_a_group_goes_by_the_names_of_adapters() -> None:
+    report = freeze_report(with_group(match=["*.lora_B"], lr=0.5), num_classes=3)
+    names = {row.lr: row.names for row in report.groups}
+    assert len(names[0.5]) == report.adapters.weights
+    assert all(name.endswith(".weight.lora_B") for name in names[0.5])
+
+
+def test_a_group_over_a_weight_that_only_its_adapter_moves_is_refused() -> None:
+    config = with_group(match=["*.mlp.0.weight"], lr=0.5)
+    with pytest.raises(ConfigError, match=r"what moves is beside: '\*.mlp.0.weight.lora_\*'"):
+        freeze_report(config, num_classes=3)
 
 
 def test_a_size_that_does_not_fit_is_answered_as_without_adapters() -> None:

@@ -20,7 +20,7 @@ from finetune.errors import ConfigError
 from finetune.layers import depths_of
 from finetune.model import build_skeleton, resolve_model
 from finetune.optim import build_optimizer
-from finetune.param_groups import Group, check_groups, plan_groups
+from finetune.param_groups import Group, check_groups, decays, plan_groups
 from finetune.report.groups import render_groups
 from finetune.report.text import render_dry_run, render_freeze_report
 
@@ -102,6 +102,13 @@ def test_weight_decay_spares_a_transformers_tokens_tables_and_scales(
     others = {n for n, _ in model.named_parameters() if words & set(n.split("."))}
     assert others
     assert spared == vectors | others
+
+
+@pytest.mark.parametrize(("letter", "shape"), [("A", (1, 8)), ("B", (8, 1))])
+def test_an_adapter_of_rank_one_decays_as_those_of_any_rank(
+    letter: str, shape: tuple[int, ...]
+) -> None:
+    assert decays(f"mlp.0.weight.lora_{letter}", shape)
 
 
 def test_decay_on_norms_and_biases_can_be_asked_for() -> None:

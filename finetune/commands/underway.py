@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.adapters import named_trainable, plain_state
+from finetune.adapters import named_plainly, named_trainable, plain_state
 from finetune.averaging import Average
 from finetune.checkpoint import Checkpoint, Frozen, Metadata, Training, TrainingRecord
 from finetune.commands.epoch_record import Epoch
@@ -108,7 +108,7 @@ class Underway:
         self.optimizer = build_optimizer(
             named_trainable(model), config.optimizer, depths=prepared.plan.depths
         )
-        self._parameters = list(model.named_parameters())
+        self._parameters = list(named_plainly(model))
         if past.memory is not None:
             plain = {decision.name for decision in prepared.plan.freeze.decisions}
             self.state_kept = past.memory.hand_over(self.optimizer, self._parameters, plain=plain)
