@@ -51,8 +51,7 @@ class Memory:
         named = list(named)
         moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
         held = {name for name, p in named if id(p) in moved and name in plain}
-        # Copies: a count of steps would be shared otherwise, and is added to in place.
-        tensors = {k: value.clone() for k, value in self.tensors.items() if _name(k) in held}
+        tensors = {label: value for label, value in self.tensors.items() if _name(label) in held}
         numbers = {label: value for label, value in self.numbers.items() if _name(label) in held}
         remember(optimizer, named, tensors, numbers)
         return len({_name(label) for label in [*tensors, *numbers]})

@@ -50,9 +50,12 @@ def remember(
     for label, value in {**tensors, **numbers}.items():
         name, _, key = label.rpartition("/")
         parameter = by_name[name]
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            # Laid out as the parameter, which is what the fast kernels ask for.
-            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        if isinstance(value, Tensor):
+            # A copy: a count of steps would be shared otherwise, and is added to in place. Laid out
+            # as the parameter, which is what the fast kernels ask for.
+            alike = value.shape == parameter.shape
+            new = torch.empty_like(parameter if alike else value, dtype=value.dtype)
+            value = new.copy_(value)
         state.setdefault(position[id(parameter)], {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from finetune import saving, step, stopping
 from finetune.checkpoint import Metadata, load_checkpoint
 from finetune.commands import epochs as epochs_module
 from finetune.commands import train as train_command
+from finetune.commands import underway
 from finetune.commands.compare import differing
 from finetune.commands.dry_run import dry_run
 from finetune.commands.evaluate import evaluate_checkpoint
@@ -609,6 +611,38 @@ def test_state_of_another_kind_is_not_taken_over(name: str, options: dict[str, A
     after = build_optimizer(new.parameters(), config_of(name, **options))
     assert handed_over(before, old, after, new) == 0
     assert not after.state
+
+
+def test_what_a_stage_hands_on_is_not_held_beside_the_next(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, and what the optimizer remembers of them, lie in memory once."""
+    handed: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    carried, memory = underway.Underway.carried, underway.Underway.memory
+    take = step.Step.take
+
+    def carrying(self: underway.Underway) -> Any:
+        found = carried(self)
+        handed.extend(weakref.ref(tensor) for tensor in found.state.values())
+        return found
+
+    def remembering(self: underway.Underway) -> Any:
+        found = memory(self)
+        handed.extend(weakref.ref(tensor) for tensor in found.tensors.values())
+        return found
+
+    def taking(*arguments: Any) -> None:
+        alive.append(sum(ref() is not None for ref in handed))
+        take(*arguments)
+
+    monkeypatch.setattr(underway.Underway, "carried", carrying)
+    monkeypatch.setattr(underway.Underway, "memory", remembering)
+    monkeypatch.setattr(step.Step, "take", taking)
+    summary = train(make(stages=[BLOCK, BLOCK]))
+    assert summary.stages[1].state_kept > 0
+    assert len(handed) > summary.stages[1].state_kept
+    assert alive == [0] * 6
 
 
 # Stopped and gone on with

@@ -132,6 +132,7 @@ class _Run:
             prepared = prepare(
                 settled, self.progress, number=number, carried=carried, resumed=resumed
             )
+            del carried  # the model has copies
             report = _report(prepared)
             # Before the folder is touched: a photo that cannot be read costs no earlier run.
             with stopping.patiently():

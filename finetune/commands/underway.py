@@ -112,6 +112,7 @@ class Underway:
         if past.memory is not None:
             plain = {decision.name for decision in prepared.plan.freeze.decisions}
             self.state_kept = past.memory.hand_over(self.optimizer, self._parameters, plain=plain)
+            past.memory.tensors.clear()  # of the size of the network: once is enough
         self.schedule = build_schedule(
             self.optimizer,
             config.schedule,
