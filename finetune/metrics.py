@@ -56,11 +56,19 @@ class Meter:
         self._loss += loss_sum.to(self._loss.dtype)
         answers = logits.argmax(dim=1)
         hit = answers == labels
-        self._count += torch.bincount(labels, minlength=self.num_classes)
-        self._correct += torch.bincount(labels[hit], minlength=self.num_classes)
-        self._answered += torch.bincount(answers, minlength=self.num_classes)
+        every = torch.ones_like(hit)
+        self._count += self._by_class(labels, every)
+        self._correct += self._by_class(labels, hit)
+        self._answered += self._by_class(answers, every)
         if self.num_classes >= TOP5_FROM:
             self._top5 += (logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1).sum()
+
+    def _by_class(self, classes: Tensor, counted: Tensor) -> Tensor:
+        """How many of each class are counted. Neither bincount nor a mask: both have to ask the
+        device how large their result is. MPS cannot add up whole numbers by index, and float32
+        is exact for any batch."""
+        counts = torch.zeros(self.num_classes, dtype=torch.float32, device=classes.device)
+        return counts.index_add_(0, classes, counted.float()).long()
 
     @property
     def num_images(self) -> int:

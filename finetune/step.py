@@ -19,7 +19,7 @@ from finetune.split import Features
 Batch = tuple[Features, Tensor]
 """What the model takes, and labels, as `finetune.loop.train_epochs` describes them."""
 
-_LOOK_EVERY = 64
+_LOOK_EVERY = 8
 """Values that may wait on a device until it is asked what they are."""
 
 _FEWEST_AT_ONCE = 2

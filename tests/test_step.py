@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ConstantLR
 from finetune.averaging import Average
 from finetune.errors import FinetuneError, NotFiniteError
 from finetune.loop import EpochResult, train_epochs
+from finetune.metrics import Meter
 from finetune.position import Position
 from finetune.step import Watch
 
@@ -317,15 +318,24 @@ def test_in_a_step_of_several_batches_the_one_is_named() -> None:
     assert caught.value.batch == 4
 
 
+@pytest.mark.parametrize("classes", [3, 7])
+def test_a_meter_asks_a_device_for_nothing(classes: int) -> None:
+    """On the meta device there are no values: whatever asks for one fails."""
+    device = torch.device("meta")
+    logits = torch.empty(4, classes, device=device)
+    labels = torch.empty(4, dtype=torch.int64, device=device)
+    Meter(classes, device).add(logits, labels, loss=torch.empty((), device=device))
+
+
 def test_another_device_is_asked_for_many_steps_at_once() -> None:
     """No GPU is at hand: the device's values are the CPU's, and what is counted is the asking."""
     watch = Watch(torch.device("cuda"))
     error = [NotFiniteError("x", epoch=1, batch=batch, lr=0.1) for batch in range(100)]
-    for batch in range(63):
-        watch.see(torch.tensor(float("nan") if batch == 40 else 1.0), error[batch])
+    for batch in range(7):
+        watch.see(torch.tensor(float("nan") if batch == 4 else 1.0), error[batch])
     with pytest.raises(NotFiniteError) as caught:
-        watch.see(torch.tensor(1.0), error[63])
-    assert caught.value.batch == 40
+        watch.see(torch.tensor(1.0), error[7])
+    assert caught.value.batch == 4
     watch.see(torch.tensor(float("inf")), error[70])
     with pytest.raises(NotFiniteError):
         watch.look()
