@@ -22,6 +22,9 @@ Batch = tuple[Features, Tensor]
 _LOOK_EVERY = 8
 """Values that may wait on a device until it is asked what they are."""
 
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+"""Of a RuntimeError: of torch's CPU allocator, of MPS and CUDA's runtime, of cuBLAS and cuDNN."""
+
 _FEWEST_AT_ONCE = 2
 """Images: norm layers cannot train on one."""
 
@@ -69,7 +72,8 @@ class Step:
     """Moves a model along the gradient of the mean loss over all images that it is given.
 
     Batches of unequal size weigh as what they hold. Norm layers in train mode see each batch, and
-    each piece of one, by itself.
+    each piece of one, by itself; where memory ran out, what came before that is seen once more by
+    their statistics, since to put them back would cost every step a copy.
 
     Args:
         loss_of: Logits and labels to the mean loss of a batch.
@@ -180,7 +184,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or the machine, has no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def _half_of(images: int) -> int:

@@ -198,6 +198,9 @@ ERRORS = [
         "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate "
         "memory: you tried to allocate 4194304 bytes. Error code 12 (Cannot allocate memory)"
     ),
+    lambda: RuntimeError("MPS backend out of memory (MPS allocated: 8.85 GB, max allowed: 9 GB)."),
+    lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"),
+    lambda: RuntimeError("CUDA error: out of memory"),
     MemoryError,
 ]
 
