@@ -135,7 +135,8 @@ def _copied(checkpoint: Checkpoint, unchanging: Collection[str]) -> Checkpoint:
 
 def _copies(tensors: Mapping[str, Tensor], unchanging: Collection[str]) -> OrderedDict[str, Tensor]:
     copies = OrderedDict(
-        (name, tensor if name in unchanging else tensor.detach().clone())
+        # On the CPU, where they are written from: a GPU may have no room for another copy.
+        (name, tensor if name in unchanging else tensor.detach().to("cpu", copy=True))
         for name, tensor in tensors.items()
     )
     copy_module_versions(tensors, copies)
