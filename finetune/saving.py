@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-import torch
 from torch import Tensor
 
 from finetune.checkpoint import Checkpoint, save_checkpoint
-from finetune.errors import OutputError, ResultError
+from finetune.errors import OutputError
 from finetune.run_folder import BEST, LAST, PREVIOUS
 from finetune.tensor_file import copy_module_versions
 
@@ -66,9 +65,7 @@ class Saver:
 
         Raises:
             OutputError: it could not be written.
-            ResultError: a tensor holds what is no finite number; nothing of it was kept.
         """
-        refuse_not_finite(checkpoint, self.unchanging)
         elapsed = time.perf_counter() - self._start
         now = self._spent <= _SHARE * elapsed or self.is_due
         kept = checkpoint if now else _copied(checkpoint, self.unchanging)
@@ -82,9 +79,8 @@ class Saver:
         """Write what stands in the middle of an epoch.
 
         Raises:
-            OutputError, ResultError: as `keep`.
+            OutputError: it could not be written.
         """
-        refuse_not_finite(checkpoint, self.unchanging)
         self._last = checkpoint
         self._write()
 
@@ -103,25 +99,6 @@ class Saver:
             )
         self._written = time.perf_counter()
         self._spent += self._written - start
-
-
-def refuse_not_finite(checkpoint: Checkpoint, unchanging: Collection[str]) -> None:
-    """Nothing that is no number is ever saved.
-
-    Raises:
-        ResultError: names a tensor that holds one.
-    """
-    for name, tensor in _changing(checkpoint, unchanging):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ResultError(f"{name} holds what is not a finite number")
-
-
-def _changing(checkpoint: Checkpoint, unchanging: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in checkpoint.model.items():
-        if name not in unchanging:
-            yield name, tensor
-    if checkpoint.training is not None:
-        yield from checkpoint.training.tensors.items()
 
 
 def _copied(checkpoint: Checkpoint, unchanging: Collection[str]) -> Checkpoint:

@@ -160,7 +160,6 @@ class Underway:
         """
         remembered, numbers = memory_of(self.optimizer, self._parameters)
         tensors = _under(_OPTIMIZER, remembered)
-        self._refuse_not_finite({**self._changing, **tensors})
         if not evaluated:
             tensors |= _under(_METER, self.meter.tensors())
         model = plain_state(self.prepared.model)
@@ -168,6 +167,8 @@ class Underway:
             tensors |= _under(_WEIGHTS, self._changing)
         if self.average is not None:
             model = self._with(self.average.tensors)
+        changing = {k: v for k, v in model.items() if k not in self.prepared.proof.sha256}
+        self._refuse_not_finite({**changing, **tensors})
         # Not validated: with many records that would take as long as a short epoch.
         record = TrainingRecord.model_construct(
             given=self.prepared.given,
