@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from finetune.config import TrainConfig
 from finetune.evaluate import Evaluation
 from finetune.results import MONITORED
@@ -21,7 +18,6 @@ class Monitor:
     def __init__(self, config: TrainConfig) -> None:
         self.name = config.monitor
         self.stopping = config.early_stopping
-        self._best: tuple[float, float] | None = None
         self._to_beat: float | None = None
         self._waited = 0
 
@@ -33,36 +29,18 @@ class Monitor:
         """What a better epoch has a greater one of; among equal ones the earlier is the best."""
         return self.figure(val), -val.loss
 
-    def see(self, val: Evaluation) -> bool:
-        """Take in an epoch's evaluation; whether it is the best so far."""
+    def see(self, val: Evaluation) -> None:
+        """Take in an epoch's evaluation."""
         figure = self.figure(val)
         min_delta = self.stopping.min_delta if self.stopping else 0.0
         self._waited += 1
         if self._to_beat is None or figure > self._to_beat + min_delta:
             self._to_beat, self._waited = figure, 0
-        rank = self.rank(val)
-        is_best = self._best is None or rank > self._best
-        if is_best:
-            self._best = rank
-        return is_best
 
     @property
     def stop(self) -> bool:
         """Whether training ends after the epoch seen last."""
         return self.stopping is not None and self._waited >= self.stopping.patience
-
-    def state_dict(self) -> dict[str, Any]:
-        """What it has seen, as plain numbers."""
-        return {
-            "best": None if self._best is None else list(self._best),
-            "to_beat": self._to_beat,
-            "waited": self._waited,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another one was."""
-        self._best = None if state["best"] is None else tuple(state["best"])
-        self._to_beat, self._waited = state["to_beat"], state["waited"]
 
 
 def why_stopped(config: TrainConfig, last_epoch: int) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -114,16 +114,3 @@ class Plateau(ReduceLROnPlateau):
             self.rose = False
         else:
             super().step(metrics, epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists."""
-        state = super().state_dict()
-        state["warmup"] = None if self.warmup is None else self.warmup.state_dict()
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another one was."""
-        warmup = self.warmup
-        if warmup is not None:
-            warmup.load_state_dict(state_dict["warmup"])
-        super().load_state_dict({**state_dict, "warmup": warmup})

@@ -34,7 +34,7 @@ def seen(
 def best_of(epochs: Sequence[Evaluation], **section: Any) -> int:
     """Number of the best epoch, from 1."""
     monitor = Monitor(Section.model_validate(section))
-    return max(number for number, val in enumerate(epochs, start=1) if monitor.see(val))
+    return 1 + max(range(len(epochs)), key=lambda at: monitor.rank(epochs[at]))
 
 
 def last_of(epochs: Sequence[Evaluation], **section: Any) -> int:
@@ -101,17 +101,6 @@ def test_early_stopping_goes_by_the_figure_alone() -> None:
 def test_early_stopping_by_loss_waits_for_it_to_fall() -> None:
     epochs = [seen(loss=loss) for loss in (0.5, 0.4, 0.45, 0.41, 0.1)]
     assert last_of(epochs, monitor="loss", early_stopping={"patience": 2}) == 4
-
-
-def test_a_monitor_goes_on_from_its_state() -> None:
-    section = Section.model_validate({"early_stopping": {"patience": 2}})
-    monitor, other = Monitor(section), Monitor(section)
-    for top1 in (0.5, 0.6, 0.55):
-        monitor.see(seen(top1))
-    other.load_state_dict(json.loads(json.dumps(monitor.state_dict())))
-    assert other.see(seen(0.6, 0.9)) == monitor.see(seen(0.6, 0.9)) is True
-    assert other.stop
-    assert monitor.stop
 
 
 def test_why_it_stopped_is_said_in_words() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
 import math
 from typing import Any
 
@@ -132,21 +131,6 @@ def test_plateau_does_not_judge_the_warm_up() -> None:
     optimizer, schedule = plateau(patience=1, gamma=0.5, warmup_epochs=2.0)
     rates = [run_epoch(optimizer, schedule, figure) for figure in (0.9, 0.1, 0.1, 0.1)]
     assert rates == pytest.approx([0.505, 1.0, 1.0, 0.5], abs=1e-6)
-
-
-def test_plateau_goes_on_from_its_state() -> None:
-    optimizer, schedule = plateau(patience=2, gamma=0.5, warmup_epochs=1.5)
-    for figure in (0.1, 0.2, 0.2):
-        run_epoch(optimizer, schedule, figure)
-    file = io.BytesIO()
-    torch.save([optimizer.state_dict(), schedule.state_dict()], file)
-    file.seek(0)
-    optimizer_state, state = torch.load(file, weights_only=True)
-    other_optimizer, other = plateau(patience=2, gamma=0.5, warmup_epochs=1.5)
-    other.load_state_dict(state)
-    other_optimizer.load_state_dict(optimizer_state)
-    for figure in (0.2, 0.1, 0.3, 0.3, 0.3):
-        assert run_epoch(other_optimizer, other, figure) == run_epoch(optimizer, schedule, figure)
 
 
 @pytest.mark.parametrize(
