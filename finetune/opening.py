@@ -52,9 +52,9 @@ def open_network(
     Raises:
         CheckpointError: tensors and metadata do not agree.
     """
-    make_deterministic()
     use_one_heap()
     device = _device(metadata, progress)
+    make_deterministic(device)
     model = load_network(path, state, metadata)
     apply_freeze(model, frozenset(metadata.freeze_plan.names))
     updates = metadata.config.freeze.norm_stats == "update"

@@ -9,6 +9,7 @@ import platform
 import resource
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -61,15 +62,20 @@ def select_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def make_deterministic() -> None:
+def make_deterministic(device: torch.device) -> None:
     """Same input, same bits, on one machine: choose deterministic kernels where there is a choice.
 
-    Operations that have no deterministic form on CUDA run all the same: a warning in the middle
-    of an epoch would help nobody.
+    Operations that have no deterministic form on CUDA, such as the backward pass of attention, run
+    all the same: a warning in the middle of an epoch would help nobody.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    if device.type == "cuda":
+        warnings.filterwarnings("ignore", ".*(a deterministic implementation|non-deterministic).*")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Nothing here reads memory before it is written, and to fill it takes time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 @contextmanager

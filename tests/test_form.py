@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -278,3 +279,16 @@ def test_networks_that_differ_in_shape_or_input_do_not_share_a_form() -> None:
         (nn.Linear(3, 2).requires_grad_(False), small),
     ]
     assert len({_what_is_timed(*network) for network in networks}) == 4
+
+
+@pytest.mark.parametrize(("device", "enabled"), [("cpu", False), ("cuda", True)])
+def test_cuda_takes_deterministic_kernels_where_there_are_some(device: str, enabled: bool) -> None:
+    """Those that have none run all the same."""
+    with warnings.catch_warnings():
+        try:
+            runtime.make_deterministic(torch.device(device))
+            assert torch.are_deterministic_algorithms_enabled() is enabled
+            assert torch.is_deterministic_algorithms_warn_only_enabled() is enabled
+        finally:
+            torch.use_deterministic_algorithms(False)
+            torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]

@@ -61,9 +61,9 @@ def settle(config: Config, progress: Progress, resumed: Resumed | None = None) -
     given = config if resumed is None else resumed.given
     if config.adapt is not None:
         require_peft()
-    make_deterministic()
     use_one_heap()
     device = select_device(config.runtime.device)
+    make_deterministic(device)
     data = _found(config, progress)
     names = data.train.class_names
     config = _expanded(config, len(data.train), progress)
