@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,6 +35,7 @@ from finetune.runtime import (
     spare_memory_bytes,
 )
 from finetune.split import Split, split_model
+from finetune.step import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -118,19 +120,24 @@ def build_engine(
     cores = available_cores() if split.prefix is not None and device.type == "cpu" else 1
 
     network = _what_is_timed(model, preprocessing)
+    # A GPU is given whole batches; of a few images it would mostly be the launches that are timed.
+    rows = CPU_ROWS if device.type == "cpu" else config.data.batch_size
 
     @functools.cache
-    def pixels() -> Tensor:
-        return _some_pixels(images, preprocessing, CPU_ROWS)
+    def pixels(rows: int) -> Tensor:
+        return _some_pixels(images, preprocessing, rows)
 
     prefix_choice, computation = Choice(Form(), {}), plain
     if split.prefix is not None:
-        prefix_choice = choose_form(
-            runtime,
-            lambda form: forward_runner(plain, pixels())(form),
-            device=device,
-            images=CPU_ROWS * cores,  # the others compute as many at the same time
-            key=f"{network} {identity}",
+        prefix_choice = _choose_for(
+            rows,
+            lambda rows: choose_form(
+                runtime,
+                lambda form: forward_runner(plain, pixels(rows))(form),
+                device=device,
+                images=rows * cores,  # the others compute as many at the same time
+                key=f"{network} {identity}",
+            ),
         )
         _say(progress, "the frozen part", prefix_choice)
         form = prefix_choice.form
@@ -139,17 +146,34 @@ def build_engine(
     work = (cost or measure_cost(skeleton, crop=preprocessing.crop)).forward_live
     # A head alone, for one: it takes no time in any form, and computes in float32.
     small = work * config.data.batch_size < WORTH_SHARING
-    live_choice = choose_form(
-        _small_runtime(runtime) if small else live_runtime(runtime),
-        lambda form: training_runner(split.live, computation.features(pixels()), device)(form),
-        device=device,
-        images=CPU_ROWS,
-        work=len(images) * config.train.epochs,
-        key=f"live {network} {identity}",
+    live_choice = _choose_for(
+        rows,
+        lambda rows: choose_form(
+            _small_runtime(runtime) if small else live_runtime(runtime),
+            lambda form: training_runner(split.live, computation.features(pixels(rows)), device)(
+                form
+            ),
+            device=device,
+            images=rows,
+            work=len(images) * config.train.epochs,
+            key=f"live {network} {identity}",
+        ),
     )
     _say(progress, "what trains", live_choice)
     live = InForm(split.live, live_choice.form, device, large=not small)
     return Engine(split, live, computation, prefix_choice, live_choice)
+
+
+def _choose_for(rows: int, choose: Callable[[int], Choice]) -> Choice:
+    """Timed with so many images; with few, where memory does not suffice for a batch: training
+    computes it in smaller pieces then."""
+    if rows > CPU_ROWS:
+        try:
+            return choose(rows)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+    return choose(min(rows, CPU_ROWS))
 
 
 def _what_is_timed(model: nn.Module, preprocessing: PreprocessingConfig) -> str:

@@ -151,11 +151,11 @@ def _fastest(
     may_compile = work is not None and config.compile == "auto" and device.type == "cuda"
     if len(forms) == 1 and not may_compile:
         return Choice(forms[0], {})
-    path = _memory(f"{key} {device.type} {may_compile and work}", forms)
+    path = _memory(f"{key} {device.type} {images} {may_compile and work}", forms)
     remembered = _recall(path, forms)
     if remembered is not None:
         return remembered
-    choice = _time(forms, run, images, skip_far_behind=device.type == "cpu")
+    choice = _time(forms, run, images, on_cpu=device.type == "cpu")
     if may_compile and work is not None:
         choice = _with_compiled(choice, run, images, work)
     try:
@@ -166,18 +166,18 @@ def _fastest(
     return choice
 
 
-def _time(forms: list[Form], run: Runner, images: int, *, skip_far_behind: bool) -> Choice:
+def _time(forms: list[Form], run: Runner, images: int, *, on_cpu: bool) -> Choice:
     """Every form once, those that may be fast once more, and those close to the best in turn, since
     a machine's speed changes from one second to the next.
 
-    A form's first run compiles its kernels and counts only where it is far behind all the same,
-    which on a GPU says nothing.
+    On a CPU what takes no time is left as it is, and a form whose first run, which compiles its
+    kernels, is far behind is left at once; on a GPU neither says anything.
     """
     plain = Form()
     step = run(plain)
     reference = step()
     first = _timed(step)
-    if plain in forms and first < _NOT_WORTH_TIMING_S:
+    if on_cpu and plain in forms and first < _NOT_WORTH_TIMING_S:
         return Choice(plain, {})
     took = {plain: first} if plain in forms else {}
     steps = {plain: step}
@@ -190,7 +190,7 @@ def _time(forms: list[Form], run: Runner, images: int, *, skip_far_behind: bool)
         if distance(result, reference) > TOLERANCE:
             continue
         bound = _FAR_BEHIND * min(took.values(), default=math.inf)
-        if first < bound or not skip_far_behind:
+        if first < bound or not on_cpu:
             first = _timed(step)
         steps[form], took[form] = step, first
         close = _CLOSE * min(took.values())
@@ -237,16 +237,17 @@ def _with_compiled(choice: Choice, run: Runner, images: int, work: int) -> Choic
 
 
 def _timed(step: Callable[[], Tensor]) -> float:
-    _wait_for_device()
+    wait_for_device()
     start = time.perf_counter()
     step()
-    _wait_for_device()
+    wait_for_device()
     return time.perf_counter() - start
 
 
-def _wait_for_device() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def wait_for_device() -> None:
+    """Until all that a GPU was given is done: it works while Python goes on."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def _memory(key: str, forms: list[Form]) -> Path:

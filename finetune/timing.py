@@ -16,6 +16,7 @@ from finetune.data.loading import PhotoDataset
 from finetune.data.views import Views
 from finetune.engine import Engine
 from finetune.evaluate import evaluate
+from finetune.form import wait_for_device
 from finetune.loop import train_epochs
 from finetune.optim import build_optimizer, build_schedule
 from finetune.results import PredictedTime
@@ -97,6 +98,8 @@ def _rows(features: Features, count: int) -> Features:
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:
+    wait_for_device()
     start = time.perf_counter()
     result = work()
+    wait_for_device()
     return time.perf_counter() - start, result

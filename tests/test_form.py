@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from finetune import form, runtime
 from finetune.config import PreprocessingConfig, RuntimeConfig
-from finetune.engine import _what_is_timed, live_runtime
+from finetune.engine import _choose_for, _what_is_timed, live_runtime
 from finetune.form import TOLERANCE, Choice, Form, Runner, choose_form, distance
 from finetune.in_form import InForm
 from finetune.runtime import one_thread_a_core
@@ -150,12 +150,30 @@ def test_compiling_on_request_is_compiling_the_fastest_form(
     assert choice.form == Form("bfloat16", "channels_last", compiled=True)
 
 
-def test_a_network_too_fast_to_time_on_cuda_is_left_uncompiled(
+def test_what_takes_no_time_on_cuda_is_timed_all_the_same(
     choose: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A GPU computes whole batches of a network in a millisecond, many times."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    clock = Clock(dict.fromkeys(SECONDS, 0.0001))
-    assert choose(clock, device=torch.device("cuda"), work=10**9) == Choice(Form(), {})
+    clock = Clock({name: seconds / 1000 for name, seconds in SECONDS.items()})
+    choice = choose(clock, device=torch.device("cuda"))
+    assert choice.form == Form("bfloat16", "channels_last")
+
+
+@pytest.mark.parametrize(("room", "timed"), [(64, [64]), (63, [64, 8]), (8, [64, 8])])
+def test_forms_are_timed_on_few_images_where_a_batch_does_not_fit(
+    room: int, timed: list[int]
+) -> None:
+    asked: list[int] = []
+
+    def choose(rows: int) -> Choice:
+        asked.append(rows)
+        if rows > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Choice(Form(), {})
+
+    _choose_for(64, choose)
+    assert asked == timed
 
 
 @pytest.mark.parametrize("off", [0.0, 1.0])
