@@ -11,12 +11,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune.checkpoint import Metadata, load_checkpoint
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, first_few
 from finetune.files import exists, expand_user, is_file, is_folder
 from finetune.run_folder import BEST
 from finetune.tensor_file import DamagedFileError, UnsafeFileError, read_tensors
-
-_MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -75,19 +73,14 @@ def freezing_changes(earlier: Earlier, names: Sequence[str], frozen: Collection[
     if not thawed and not newly:
         return ""
     parts = [
-        f"{len(thawed):,} that were frozen train ({_some(thawed)})" if thawed else "",
-        f"{len(newly):,} that trained are frozen ({_some(newly)})" if newly else "",
+        f"{len(thawed):,} that were frozen train ({first_few(thawed)})" if thawed else "",
+        f"{len(newly):,} that trained are frozen ({first_few(newly)})" if newly else "",
     ]
     patterns = ", ".join(earlier.metadata.freeze_plan.patterns) or "none"
     return (
         f"{earlier.path} was trained with {len(before):,} of {len(names):,} tensors frozen "
         f"(patterns: {patterns}), here {len(now):,} are: {'; '.join(filter(None, parts))}"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def kept_classes(
@@ -113,8 +106,8 @@ def kept_classes(
     kept = tuple(name for name in class_names if name in known)
     if not kept:
         raise ConfigError(
-            f"model.keep_head: none of the {len(class_names):,} classes ({_some(class_names)}) is "
-            f"among the {len(before):,} of {earlier.path} ({_some(before)}); remove the line, and "
-            "the head is new"
+            f"model.keep_head: none of the {len(class_names):,} classes ({first_few(class_names)}) "
+            f"is among the {len(before):,} of {earlier.path} ({first_few(before)}); remove the "
+            "line, and the head is new"
         )
     return kept

@@ -133,6 +133,13 @@ def did_you_mean(word: str, choices: Iterable[str], *, limit: int = 1) -> str:
     return f" Did you mean {' or '.join(repr(choice) for choice in close)}?"
 
 
+def first_few(texts: Iterable[str], *, most: int = 3, between: str = ", ") -> str:
+    """The first of them, and how many more there are."""
+    every = list(texts)
+    more = f" and {len(every) - most:,} more" if len(every) > most else ""
+    return between.join(every[:most]) + more
+
+
 def printable(text: str, *, but: str = "") -> str:
     """Text with what cannot be printed escaped: a name in it must not steer a terminal.
 

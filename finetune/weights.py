@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from finetune.checkpoint import load_checkpoint
-from finetune.errors import ModelError, did_you_mean
+from finetune.errors import ModelError, did_you_mean, first_few
 from finetune.files import exists, expand_user, is_folder, sha256_of
 from finetune.model import ModelSpec, is_entry
 from finetune.tensor_file import (
@@ -250,8 +250,5 @@ def _check_fit(
         )
 
 
-def _listed(kind: str, names: list[str], *, most: int = 4) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return [f"{len(names)} {kind} ({', '.join(names[:most])}{more})"]
+def _listed(kind: str, names: list[str]) -> list[str]:
+    return [f"{len(names)} {kind} ({first_few(names, most=4)})"] if names else []

@@ -19,7 +19,7 @@ from finetune.config_problems import problems_of
 from finetune.config_section import AUTO
 from finetune.data.fingerprint import differences, fingerprint_of
 from finetune.data.images import TrainVal
-from finetune.errors import CheckpointError, ConfigError, DataError, ResultError
+from finetune.errors import CheckpointError, ConfigError, DataError, ResultError, first_few
 from finetune.files import exists
 from finetune.model import ModelSpec
 from finetune.planning import Plan
@@ -319,10 +319,7 @@ def _with(config: Config, values: Mapping[_Path, Any]) -> Config:
 
 
 def _listed(what: str, names: Collection[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"{what}: {', '.join(sorted(names)[:3])}{more}"]
+    return [f"{what}: {first_few(sorted(names))}"] if names else []
 
 
 def _refusal(folder: Path, what: str, shown: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from finetune.errors import DataError, did_you_mean
+from finetune.errors import DataError, did_you_mean, first_few
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
@@ -146,9 +146,7 @@ def below(path: str | os.PathLike[str], base: Path) -> str:
 
 def shown_few(paths: Iterable[str | os.PathLike[str]], base: Path | None = None) -> str:
     """The first three, and how many more there are."""
-    every = list(paths)
-    more = f" and {len(every) - 3:,} more" if len(every) > 3 else ""
-    return ", ".join(shown(path, base) for path in every[:3]) + more
+    return first_few(shown(path, base) for path in paths)
 
 
 def near(path: Path) -> str:

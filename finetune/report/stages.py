@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from finetune.errors import first_few
 from finetune.report.tables import count, plural
 from finetune.stage_results import PlannedStage, PredictedTime, StageFacts, StageSummary
 
@@ -72,9 +73,7 @@ def _seconds(seconds: float) -> str:
 
 def listed_patterns(patterns: Sequence[str]) -> str:
     """The first few of them."""
-    more = len(patterns) - _MOST_PATTERNS
-    text = " ".join(patterns[:_MOST_PATTERNS]) or "none"
-    return f"{text} and {more} more" if more > 0 else text
+    return first_few(patterns, most=_MOST_PATTERNS, between=" ") or "none"
 
 
 def _span(stage: StageSummary) -> str:
