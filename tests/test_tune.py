@@ -20,7 +20,7 @@ from finetune.commands.tune import tune
 from finetune.config import Config, TuneConfig
 from finetune.config_file import load_config, to_yaml
 from finetune.config_tune import Range
-from finetune.errors import ConfigError, OutputError, ResultError
+from finetune.errors import ConfigError, Interrupted, OutputError, ResultError
 from finetune.evaluate import evaluate
 from finetune.loop import train_epochs
 from finetune.optim import build_optimizer, build_schedule
@@ -603,6 +603,32 @@ def test_options_come_before_the_section(run: Run, file: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("options", "message"),
+def test_a_search_is_not_written_into_the_run_that_it_ends_in(make: Make) -> None:
+    config = make(data={"root": "absent"})
+    for inside in ("", "search"):
+        with pytest.raises(OutputError, match=r"--output: .*lies in output_dir"):
+            tune(config, output=Path(config.output_dir, inside))
+    beside = make(output_dir=f"{config.output_dir}/")
+    assert tune(beside, final=False).best == f"{config.output_dir}-tune/best.yaml"
+
+
+def test_a_search_whose_final_training_broke_off_says_how_to_go_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken_off(*_: object, **__: object) -> None:
+        raise Interrupted("stopped", exit_code=130)
+
+    config = make(tune=BRIEF)
+    monkeypatch.setattr("finetune.commands.tune.train", broken_off)
+    with pytest.raises(Interrupted):
+        tune(config)
+    folder = Path(f"{config.output_dir}-tune")
+    written = json.loads((folder / "tune.json").read_text())
+    assert written["reported"] == "no model is trained by it yet"
+    with pytest.raises(OutputError, match=rf"`finetune train --config {folder}/best\.yaml`"):
+        tune(config)
+
+
     [
         (("--grid", "--trials", "3"), "leave --trials out"),
         (("--grid",), "leave --trials out"),  # the section has trials

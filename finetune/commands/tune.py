@@ -72,7 +72,7 @@ def tune(
         skip = config.data.on_unreadable
         found.append(dropping_unreadable(work, on_unreadable=skip, progress=progress))
     metric = metric_of(config)
-    best, result = _result(found, metric, folder)
+    best, result = _result(found, metric, folder, final=final)
     if result.winner.loss is None:
         raise ResultError(
             "tune: every trial diverged, its loss no finite number; search lower rates, as with "
@@ -104,8 +104,9 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
     there = [name for name in (BEST, RESULT, PLOT) if exists(folder / name)]
     if there and not overwrite:
         raise OutputError(
-            f"{folder}: already holds a search ({', '.join(there)}); add --overwrite to replace "
-            "it, or choose another place with --output DIR"
+            f"{folder}: already holds a search ({', '.join(there)}); train by it with "
+            f"`{_train_by(folder)}`, add --overwrite to replace it, or choose another place with "
+            "--output DIR"
         )
 
 
@@ -115,11 +116,17 @@ def _has_test(config: Config, progress: Progress) -> bool:
         return False
     data = find_train_val(config.data, seed=config.seed, progress=progress)
     names = data.train.class_names
+def _train_by(folder: Path) -> str:
+    return f"finetune train --config {shlex.quote(str(folder / BEST))}"
+
+
     find_split(config.data, "test", class_names=names, seed=config.seed, root=None)
     return True
 
 
-def _result(found: Sequence[Searched], metric: str, folder: Path) -> tuple[Searched, TuneResult]:
+def _result(
+    found: Sequence[Searched], metric: str, folder: Path, *, final: bool
+) -> tuple[Searched, TuneResult]:
     """The winner's backbone, and the search alone: nothing is written or trained yet."""
     trials = in_order([trial for searched in found for trial in searched.trials], metric)
     first = {id(searched): trials.index(searched.trials[0]) for searched in found}
@@ -158,8 +165,8 @@ def _result(found: Sequence[Searched], metric: str, folder: Path) -> tuple[Searc
         chosen_on=f"{folds}-fold cross-validation on {best.num_train:,} training images"
         if folds
         else f"the {best.num_val:,} validation images",
-        reported="nothing was trained (--no-train)",
-        next=(f"finetune train --config {shlex.quote(str(folder / BEST))}",),
+        reported="no model is trained by it yet" if final else "nothing was trained (--no-train)",
+        next=(_train_by(folder),),
     )
 
 
