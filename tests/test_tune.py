@@ -15,9 +15,9 @@ from finetune import cli
 from finetune.commands import search as search_module
 from finetune.commands.dry_run import dry_run
 from finetune.commands.preparation import prepare_alone, source_of
-from finetune.commands.search import metric_of, search
-from finetune.commands.tune import tune
-from finetune.config import Config, TuneConfig
+from finetune.commands.search import Searched, metric_of, search
+from finetune.commands.tune import _result, tune
+from finetune.config import Config, ModelConfig, TuneConfig
 from finetune.config_file import load_config, to_yaml
 from finetune.config_tune import Range
 from finetune.errors import ConfigError, Interrupted, OutputError, ResultError
@@ -507,7 +507,37 @@ def test_backbones_are_compared_and_the_best_is_trained(make: Make) -> None:
     assert "backbone" in render_tune(result)
 
 
-@pytest.mark.parametrize("given", [{"recipe": "norm_only"}, {"freeze": LAST_BLOCK}])
+def made_up(config: Config, model: str, *figures: tuple[float, float]) -> Searched:
+    """A search of these trials' top-1 and loss, on 245 images."""
+    trials = []
+    for number, (top1, loss) in enumerate(figures):
+        folds = [FoldScore(245, top1, top1, top1, loss)]
+        settings = Settings("sgd", 0.1, 0.0, 0.0, 8, 2)
+        trials.append(Trial.of(number, model, "none", settings, folds, metric="top1"))
+    own = config.model_copy(update={"model": ModelConfig(name=model, weights="none")})
+    ordered = tuple(in_order(trials, "top1"))
+    return Searched(own, 1, 32, True, 5, 245, 10, 2, ordered, 1.0, 1.0)
+
+
+def test_the_backbone_of_the_best_trial_is_the_best_backbone(make: Make) -> None:
+    # Alone, 0.930 is not told apart from 0.940 and has the lower loss; beside 0.950 it is.
+    one = made_up(make(), "resnet18", (0.94, 0.15), (0.93, 0.10))
+    other = made_up(make(), "alexnet", (0.95, 0.20))
+    for found in ([one, other], [other, one]):
+        best, result = _result(found, "top1", Path("x"), final=True)
+        assert best.config.model.name == result.winner.model == result.model == "resnet18"
+        assert [row.model for row in result.backbones] == ["resnet18", "alexnet"]
+        assert result.backbones[0].best == result.winner
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"recipe": "norm_only"},
+        {"freeze": LAST_BLOCK},
+        {"stages": [{"epochs": 2, "freeze": LAST_BLOCK}]},
+    ],
+)
 def test_backbones_are_compared_by_probes_alone(make: Make, given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"leave out recipe and freeze\.patterns"):
         with_backbones(make(**given), "resnet18")

@@ -27,6 +27,7 @@ from finetune.search_space import with_settings
 from finetune.tune_results import (
     BackboneRow,
     TestScore,
+    Trial,
     TuneResult,
     equal_to_best,
     in_order,
@@ -129,7 +130,9 @@ def _result(
 ) -> tuple[Searched, TuneResult]:
     """The winner's backbone, and the search alone: nothing is written or trained yet."""
     trials = in_order([trial for searched in found for trial in searched.trials], metric)
-    first = {id(searched): trials.index(searched.trials[0]) for searched in found}
+    # Among all trials another one may be a backbone's best than among its own: which trials the
+    # metric cannot tell apart depends on the best of them.
+    first = {id(searched): _first(searched.trials, trials) for searched in found}
     ranked = sorted(found, key=lambda searched: first[id(searched)])
     best = ranked[0]
     rows = [
@@ -138,7 +141,7 @@ def _result(
             weights=searched.config.model.weights,
             parameters=searched.parameters,
             input_size=searched.input_size,
-            best=searched.trials[0],
+            best=trials[first[id(searched)]],
             elapsed_s=searched.elapsed_s,
         )
         for searched in ranked
@@ -175,6 +178,12 @@ def _write(result: TuneResult, chosen: Config, folder: Path, progress: Progress)
     run_folder.make_output(folder)
     said = (
         f"# Written by `finetune tune`: trial {result.winner.number} of {len(result.trials):,}, "
+def _first(own: Sequence[Trial], ranked: Sequence[Trial]) -> int:
+    """Place of the first of these among all."""
+    members = {id(trial) for trial in own}
+    return next(at for at, trial in enumerate(ranked) if id(trial) in members)
+
+
         f"{settings_in_words(result.winner)}.\n# Chosen on {result.chosen_on}.\n"
     )
     write_text(folder / BEST, said + to_yaml(chosen))
