@@ -62,8 +62,8 @@ def tune(
     """
     start = time.perf_counter()
     progress = progress or Silent()
-    folder = output if output is not None else Path(f"{config.output_dir}-tune")
-    _check_free(folder, overwrite=overwrite)
+    folder = output if output is not None else Path(f"{Path(config.output_dir)}-tune")
+    _check_free(folder, Path(config.output_dir), overwrite=overwrite)
     if final:
         run_folder.check_usable(Path(config.output_dir), overwrite=overwrite)
     has_test = final and _has_test(config, progress)
@@ -98,8 +98,13 @@ def tune(
     return result
 
 
-def _check_free(folder: Path, *, overwrite: bool) -> None:
+def _check_free(folder: Path, run: Path, *, overwrite: bool) -> None:
     """Before any work: can the search be written there?"""
+    if folder.resolve().is_relative_to(run.resolve()):
+        raise OutputError(
+            f"--output: {folder}: lies in output_dir, {run}, which holds a run and nothing else; "
+            "choose another place with --output DIR"
+        )
     if exists(folder) and not is_folder(folder):
         raise OutputError(f"{folder}: is a file, not a folder; --output DIR names another place")
     there = [name for name in (BEST, RESULT, PLOT) if exists(folder / name)]
@@ -111,16 +116,16 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
         )
 
 
+def _train_by(folder: Path) -> str:
+    return f"finetune train --config {shlex.quote(str(folder / BEST))}"
+
+
 def _has_test(config: Config, progress: Progress) -> bool:
     """Whether there is a test split; one that could not be scored is refused before any work."""
     if "test" not in open_source(config.data, progress).splits:
         return False
     data = find_train_val(config.data, seed=config.seed, progress=progress)
     names = data.train.class_names
-def _train_by(folder: Path) -> str:
-    return f"finetune train --config {shlex.quote(str(folder / BEST))}"
-
-
     find_split(config.data, "test", class_names=names, seed=config.seed, root=None)
     return True
 
@@ -173,17 +178,17 @@ def _result(
     )
 
 
-def _write(result: TuneResult, chosen: Config, folder: Path, progress: Progress) -> TuneResult:
-    """The winner's config, the picture where there is matplotlib, and the figures so far."""
-    run_folder.make_output(folder)
-    said = (
-        f"# Written by `finetune tune`: trial {result.winner.number} of {len(result.trials):,}, "
 def _first(own: Sequence[Trial], ranked: Sequence[Trial]) -> int:
     """Place of the first of these among all."""
     members = {id(trial) for trial in own}
     return next(at for at, trial in enumerate(ranked) if id(trial) in members)
 
 
+def _write(result: TuneResult, chosen: Config, folder: Path, progress: Progress) -> TuneResult:
+    """The winner's config, the picture where there is matplotlib, and the figures so far."""
+    run_folder.make_output(folder)
+    said = (
+        f"# Written by `finetune tune`: trial {result.winner.number} of {len(result.trials):,}, "
         f"{settings_in_words(result.winner)}.\n# Chosen on {result.chosen_on}.\n"
     )
     write_text(folder / BEST, said + to_yaml(chosen))
