@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Optimizer
 
 from finetune.config import Config
 from finetune.errors import NotFiniteError
 from finetune.features import FeatureBatch, Source
 from finetune.loop import train_epochs
-from finetune.optim import build_optimizer
 from finetune.progress import Progress
 
 _MEMORY = 0.9
@@ -44,8 +44,8 @@ def range_test(
         live: What the ordinary loop trains, by its own steps.
     """
     first = OrderedDict((name, t.detach().clone()) for name, t in live.state_dict().items())
-    optimizer = build_optimizer(live.parameters(), config.optimizer)
-    stream = _endless(batches)
+    optimizer: Optimizer,
+    steps = _endless(batches, config.train.accumulate)
     trained = train_epochs(
         live,
         batches=lambda _: [next(stream)],  # an epoch of one step, so that each gives its loss
@@ -56,6 +56,7 @@ def range_test(
         set_mode=set_mode,
         epochs=len(rates),
         num_classes=num_classes,
+        optimizer: Fresh, by that config; the rates of its groups keep their ratios.
         seed=config.seed,
         label_smoothing=config.train.label_smoothing,
         class_weights=class_weights,

@@ -17,7 +17,8 @@ from finetune.head_updates import HeadSettings
 from finetune.heads import lone_head, score_heads, train_heads
 from finetune.loop import train_epochs
 from finetune.model import build_untrained, resolve_model
-from finetune.optim import build_optimizer, build_schedule
+from finetune.optim import build_optimizer
+from finetune.schedules import build_schedule
 from finetune.shared_dropout import SharedDropout, share_dropout
 from finetune.split import split_model
 from finetune.train_mode import set_train_mode
@@ -92,7 +93,7 @@ def alone(
 ) -> nn.Module:
     """What the ordinary loop makes of a network."""
     network = copy.deepcopy(network)
-    moves = build_optimizer(network.parameters(), one.optimizer)
+    moves = build_optimizer(network.named_parameters(), one.optimizer)
     plan = build_schedule(moves, schedule, epochs=one.epochs, steps_per_epoch=len(batches))
     for _ in train_epochs(
         network,

@@ -14,9 +14,9 @@ from torch import nn
 from finetune.config import Config, OptimizerConfig, ScheduleConfig
 from finetune.config_optimizer import OPTIMIZERS
 from finetune.errors import ConfigError
-from finetune.optim import build_optimizer, build_schedule, check_optimizer
+from finetune.optim import build_optimizer, check_optimizer
 from finetune.planning import make_plan
-from finetune.schedules import Plateau, end_epoch
+from finetune.schedules import Plateau, build_schedule, end_epoch
 
 USABLE = sorted(name for name, known in OPTIMIZERS.items() if not known.refused)
 
@@ -95,7 +95,7 @@ def test_one_cycle_of_a_few_steps_stays_between_nothing_and_the_peak(
 
 def test_one_cycle_leaves_the_momentum_as_it_was_given() -> None:
     layer = nn.Linear(1, 1)
-    optimizer = build_optimizer(layer.parameters(), optimizer_config(momentum=0.8))
+    optimizer = build_optimizer(layer.named_parameters(), optimizer_config(momentum=0.8))
     config = ScheduleConfig.model_validate({"name": "one_cycle"})
     schedule = build_schedule(optimizer, config, epochs=1, steps_per_epoch=10)
     for _ in range(5):
@@ -212,7 +212,7 @@ def test_every_optimizer_moves_what_it_holds_and_keeps_what_is_said(name: str) -
     weight = nn.Parameter(torch.randn(4, 5))
     before = weight.detach().clone()
     config = optimizer_config(name=name)
-    optimizer = build_optimizer([weight], config)
+    optimizer = build_optimizer([("weight", weight)], config)
     for _ in range(2):
         weight.grad = torch.randn(4, 5)
         optimizer.step()
@@ -236,7 +236,7 @@ def test_every_optimizer_moves_what_it_holds_and_keeps_what_is_said(name: str) -
 def test_options_change_what_is_kept(values: dict[str, Any], tensors: int) -> None:
     weight = nn.Parameter(torch.ones(4, 5))
     weight.grad = torch.ones(4, 5)
-    optimizer = build_optimizer([weight], optimizer_config(**values))
+    optimizer = build_optimizer([("weight", weight)], optimizer_config(**values))
     optimizer.step()
     state = [s for s in optimizer.state[weight].values() if isinstance(s, torch.Tensor)]
     kept = sum(tensor.shape == weight.shape for tensor in state)
@@ -245,17 +245,34 @@ def test_options_change_what_is_kept(values: dict[str, Any], tensors: int) -> No
 
 def test_optimizers_take_their_options() -> None:
     layer = nn.Linear(1, 1)
-    sgd = build_optimizer(layer.parameters(), optimizer_config())
-    adamw = build_optimizer(layer.parameters(), optimizer_config(name="adamw"))
+    sgd = build_optimizer(layer.named_parameters(), optimizer_config())
+    adamw = build_optimizer(layer.named_parameters(), optimizer_config(name="adamw"))
     assert isinstance(sgd, torch.optim.SGD)
     assert (sgd.defaults["lr"], sgd.defaults["momentum"]) == (0.01, 0.9)
     assert isinstance(adamw, torch.optim.AdamW)
     assert (adamw.defaults["lr"], adamw.defaults["weight_decay"]) == (0.001, 0.01)
     options = {"betas": [0.8, 0.9], "amsgrad": True}
-    adam = build_optimizer(layer.parameters(), optimizer_config(name="Adam", options=options))
+    adam = build_optimizer(layer.named_parameters(), optimizer_config(name="Adam", options=options))
     assert (adam.defaults["betas"], adam.defaults["amsgrad"]) == ((0.8, 0.9), True)
-    nesterov = build_optimizer(layer.parameters(), optimizer_config(options={"nesterov": True}))
+    nesterov = build_optimizer(
+        layer.named_parameters(), optimizer_config(options={"nesterov": True})
+    )
     assert nesterov.param_groups[0]["nesterov"]
+
+
+class OnCuda(nn.Parameter):
+    """As far as it says of itself."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("foreach", [True, False])
+def test_another_way_over_the_parameters_is_not_fused_as_well(name: str, foreach: bool) -> None:
+    weight = OnCuda(torch.ones(2))
+    config = optimizer_config(name=name, options={"foreach": foreach})
+    assert not build_optimizer([("weight", weight)], config).defaults["fused"]
+    assert build_optimizer([("weight", weight)], optimizer_config(name=name)).defaults["fused"]
 
 
 def refused(name: str, options: dict[str, Any], **values: Any) -> str:

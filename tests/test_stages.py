@@ -547,7 +547,7 @@ def trained(name: str, model: nn.Module, **options: Any) -> torch.optim.Optimize
             "optimizer": {"name": name, **options},
         }
     )
-    optimizer = build_optimizer(model.parameters(), config.optimizer)
+    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
     optimizer.step()
@@ -572,7 +572,7 @@ def test_state_goes_to_the_parameter_of_the_same_name(name: str) -> None:
     for key, parameter in old.named_parameters():
         parameter.requires_grad_(key.startswith("classifier"))
     before = trained(name, old)
-    after = build_optimizer(new.parameters(), config_of(name))
+    after = build_optimizer(new.named_parameters(), config_of(name))
     assert handed_over(before, old, after, new) == 2
     theirs, mine = old.classifier[1].bias, new.classifier[1].bias
     assert before.state[theirs].keys() == after.state[mine].keys()
@@ -591,7 +591,7 @@ def test_state_takes_the_layout_of_its_parameter() -> None:
     old, new = networks()
     new = new.to(memory_format=torch.channels_last)
     before = trained("sgd", old)
-    after = build_optimizer(new.parameters(), config_of("sgd"))
+    after = build_optimizer(new.named_parameters(), config_of("sgd"))
     handed_over(before, old, after, new)
     weight = new.features[0].weight
     assert after.state[weight]["momentum_buffer"].stride() == weight.stride()
@@ -601,7 +601,7 @@ def test_state_takes_the_layout_of_its_parameter() -> None:
 def test_state_of_another_kind_is_not_taken_over(name: str, options: dict[str, Any]) -> None:
     old, new = networks()
     before = trained("sgd", old)
-    after = build_optimizer(new.parameters(), config_of(name, **options))
+    after = build_optimizer(new.named_parameters(), config_of(name, **options))
     assert handed_over(before, old, after, new) == 0
     assert not after.state
 

@@ -23,11 +23,11 @@ from finetune.config_tune import Range
 from finetune.errors import ConfigError, Interrupted, OutputError, ResultError
 from finetune.evaluate import evaluate
 from finetune.loop import train_epochs
-from finetune.optim import build_optimizer, build_schedule
 from finetune.progress import Silent
 from finetune.report.json_text import to_json
 from finetune.report.tuning import render_tune
 from finetune.search_space import (
+from finetune.schedules import build_schedule
     MOST_TRIALS,
     draw,
     num_folds,
@@ -38,7 +38,6 @@ from finetune.search_space import (
 )
 from finetune.split import Prefix
 from finetune.stages import stage_configs
-from finetune.train_mode import set_train_mode
 from finetune.tune_results import (
     FoldScore,
     Settings,
@@ -346,7 +345,7 @@ def test_a_batched_trial_scores_what_the_ordinary_loop_scores(make: Make) -> Non
         for fold, score in zip(folds, one.folds, strict=True):
             live.load_state_dict(first)
             batches = training.part(fold.train, batch_size=told.data.batch_size, training=True)
-            optimizer = build_optimizer(live.parameters(), told.optimizer)
+            optimizer = prepared.optimizer_of(told.optimizer)
             schedule = build_schedule(
                 optimizer,
                 told.schedule,
@@ -358,7 +357,7 @@ def test_a_batched_trial_scores_what_the_ordinary_loop_scores(make: Make) -> Non
                 batches=batches.epoch,
                 optimizer=optimizer,
                 schedule=schedule,
-                set_mode=lambda: set_train_mode(prepared.model),
+                set_mode=prepared.set_mode,
                 epochs=told.train.epochs,
                 num_classes=2,
                 seed=told.seed,

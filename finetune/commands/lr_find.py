@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from finetune.commands.preparation import prepare_alone, source_of, updates_norm_stats
+from finetune.commands.preparation import prepare_alone, source_of
 from finetune.config import Config
 from finetune.data.balance import class_weights
 from finetune.data.quick_check import dropping_unreadable
@@ -16,7 +16,6 @@ from finetune.progress import Progress, Silent
 from finetune.range_test import range_test
 from finetune.report.search_plots import check_picture, draw_lr_range
 from finetune.runtime import threads_for
-from finetune.train_mode import set_train_mode
 from finetune.tune_results import LrRange, RangePoint
 
 _FEWEST = 5
@@ -71,9 +70,8 @@ def _test(config: Config, rates: list[float], progress: Progress) -> LrRange:
             source,
             rates,
             config=config,
-            set_mode=lambda: set_train_mode(
-                prepared.model, update_norm_stats=updates_norm_stats(config)
-            ),
+            optimizer=prepared.optimizer_of(config.optimizer),
+            set_mode=prepared.set_mode,
             num_classes=prepared.plan.num_classes,
             class_weights=class_weights(train.counts())
             if config.data.balance == "weights"

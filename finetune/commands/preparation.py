@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from finetune.adapters import attach
+from finetune.adapters import attach, named_trainable
 from finetune.commands.resuming import Resumed
 from finetune.commands.settling import Settled, settle
-from finetune.config import AugmentConfig, Config, StageConfig
+from finetune.config import AugmentConfig, Config, OptimizerConfig, StageConfig
 from finetune.config_augment import DRAWN_POLICIES
 from finetune.data.images import TrainVal
 from finetune.data.loading import resolve_workers
@@ -22,6 +23,7 @@ from finetune.engine import Engine, build_engine, make_source, resolve_cache
 from finetune.errors import ConfigError
 from finetune.features import Source
 from finetune.model import build_untrained, rebuild
+from finetune.optim import build_optimizer
 from finetune.planning import Plan, apply_freeze, resolve_config, resolve_policy
 from finetune.progress import Progress
 from finetune.proof import Proof, take_proof
@@ -65,6 +67,14 @@ class Prepared:
     """Of torch."""
     skipped: tuple[Skipped, ...] = ()
     """Files that cannot be read and are left out."""
+
+    def optimizer_of(self, config: OptimizerConfig) -> Optimizer:
+        """A new one over what trains."""
+        return build_optimizer(named_trainable(self.model), config, depths=self.plan.depths)
+
+    def set_mode(self) -> None:
+        """Put every module into its mode for training."""
+        set_train_mode(self.model, update_norm_stats=updates_norm_stats(self.config))
 
 
 def prepare(

@@ -11,7 +11,6 @@ from finetune.commands.preparation import (
     prepare_alone,
     source_of,
     training_views,
-    updates_norm_stats,
 )
 from finetune.config import Config
 from finetune.config_section import AUTO
@@ -25,7 +24,7 @@ from finetune.heads import lone_head
 from finetune.judging import Ground, Part
 from finetune.progress import Progress
 from finetune.search_space import num_folds, settings_of, space_of
-from finetune.train_mode import set_train_mode
+from finetune.split import split_model
 from finetune.trials import run_trials
 from finetune.tune_results import Settings, Trial, in_order
 
@@ -192,9 +191,8 @@ def _ground(prepared: Prepared, folds: tuple[Fold, ...], progress: Progress) -> 
         if kept
         else _fresh_part(prepared, progress),
         validation=None if folds else source_of(prepared, progress, training=False),
-        set_mode=lambda: set_train_mode(
-            prepared.model, update_norm_stats=updates_norm_stats(config)
-        ),
+        optimizer_of=prepared.optimizer_of,
+        set_mode=prepared.set_mode,
         aux_weight=prepared.plan.spec.family.aux_weight,
     )
 
