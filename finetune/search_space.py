@@ -33,6 +33,8 @@ _LR_CAUTIOUS = {"sgd": Range(min=0.0005, max=0.05), "adamw": Range(min=3e-5, max
 _WEIGHT_DECAY = {"sgd": Range(min=1e-6, max=1e-1), "adamw": Range(min=1e-4, max=1.0)}
 _LABEL_SMOOTHING = (0.0, 0.05, 0.1)
 
+_OF_ANY_OPTIMIZER = ("layer_decay", "groups", "decay_norms_and_biases")
+"""Keys of the section ``optimizer`` that go by parameters, whichever class moves them."""
 T = TypeVar("T")
 
 
@@ -178,7 +180,8 @@ def with_settings(config: Config, settings: Settings) -> Config:
     if settings.optimizer == config.optimizer.name:
         optimizer = config.optimizer.model_copy(update=moved)
     else:
-        optimizer = OptimizerConfig.model_validate({"name": settings.optimizer, **moved})
+        kept = {key: getattr(config.optimizer, key) for key in _OF_ANY_OPTIMIZER}
+        optimizer = OptimizerConfig.model_validate({"name": settings.optimizer, **moved, **kept})
     length = {"epochs": settings.epochs, "label_smoothing": settings.label_smoothing}
     return config.model_copy(
         update={

@@ -149,6 +149,16 @@ def test_another_optimizer_leaves_foreign_options_behind(make: Make) -> None:
 
 
 def test_a_run_of_one_stage_is_told_by_the_base(make: Make) -> None:
+def test_what_goes_by_parameters_holds_for_another_optimizer(make: Make) -> None:
+    groups = [{"match": ["conv5.*"], "lr_scale": 0.1}]
+    own = {"decay_norms_and_biases": True, "layer_decay": 0.5, "groups": groups}
+    config = make(optimizer={"name": "sgd", **own})
+    moved = with_settings(config, Settings("adamw", 0.01, 0.1, 0.2, 4, 3)).optimizer
+    assert moved.name == "adamw"
+    assert moved.decay_norms_and_biases
+    assert (moved.layer_decay, moved.groups) == (0.5, config.optimizer.groups)
+
+
     config = make(stages=[{"epochs": 9, "optimizer": {"lr": 0.5}}])
     moved = with_settings(config, Settings("sgd", 0.01, 0.1, 0.2, 4, 3))
     (stage,) = stage_configs(moved)
