@@ -346,7 +346,7 @@ def test_a_batched_trial_scores_what_the_ordinary_loop_scores(make: Make) -> Non
     found = search(config, in_grid=False, allow_slow=False, progress=Silent())
     prepared = prepare_alone(config, Silent(), what="test")
     training = source_of(prepared, Silent(), training=True)
-    folds = search_module._folds(prepared, 3)
+    folds = search_module._folds(prepared.config, prepared.data)
     live = prepared.engine.live
     first = {name: tensor.clone() for name, tensor in live.state_dict().items()}
     assert {one.settings.optimizer for one in found.trials} == {"sgd", "adamw"}
@@ -422,16 +422,6 @@ def test_the_frozen_part_runs_once_for_all_trials_and_the_training_after_them(
     assert sum(seen) == 18 * 2 + 10  # each training image and its mirror image; each of val
 
 
-def test_with_balanced_weights_each_fold_has_its_own(make: Make, photos: Path) -> None:
-    for name in ("0", "1", "2", "3"):
-        (photos / "train" / "class_0" / f"{name}.png").unlink()
-    plain = search(make(), in_grid=False, allow_slow=False, progress=Silent())
-    weighted = search(
-        make(data={"balance": "weights"}), in_grid=False, allow_slow=False, progress=Silent()
-    )
-    assert {t.number: t.loss for t in plain.trials} != {t.number: t.loss for t in weighted.trials}
-
-
 def test_the_validation_split_may_choose_and_is_then_no_fair_figure(make: Make) -> None:
     result = tune(make(tune={**SMALL, "folds": 0}))
     assert result.chosen_on == "the 10 validation images"
@@ -486,7 +476,7 @@ def test_new_views_in_every_epoch_are_refused_with_the_way_out(make: Make) -> No
         tune(make(freeze={"patterns": ["*", "!stage2.*"]}))
 
 
-def test_random_views_are_kept_and_judged_without_augmentation(make: Make) -> None:
+def test_random_views_are_kept_once_for_all_trials(make: Make) -> None:
     config = make(augment={"policy": "crop_flip", "views": 3})
     result = tune(config, final=False)
     assert len(result.trials) == 6

@@ -140,7 +140,12 @@ def prepare(
 
 
 def prepare_alone(config: Config, progress: Progress, *, what: str) -> Prepared:
-    """As `prepare`, for a command that works on one stage.
+    """As `prepare`, for a command that works on one stage; the arguments are `settle_alone`'s."""
+    return prepare(settle_alone(config, progress, what=what), progress)
+
+
+def settle_alone(config: Config, progress: Progress, *, what: str) -> Settled:
+    """As `settle`, for a command that works on one stage.
 
     Args:
         what: The command, for the message.
@@ -154,7 +159,7 @@ def prepare_alone(config: Config, progress: Progress, *, what: str) -> Prepared:
             f"{'recipe' if config.recipe else 'stages'}: {what} works on one stage, and this "
             f"config has {len(settled.stages)}; give it a config without them"
         )
-    return prepare(settled, progress)
+    return settled
 
 
 def _network(settled: Settled, carried: Carried | None, resumed: Resumed | None) -> nn.Module:
