@@ -25,9 +25,10 @@ from finetune.evaluate import evaluate
 from finetune.loop import train_epochs
 from finetune.progress import Silent
 from finetune.report.json_text import to_json
+from finetune.report.search_plots import draw_trials
 from finetune.report.tuning import render_tune
-from finetune.search_space import (
 from finetune.schedules import build_schedule
+from finetune.search_space import (
     MOST_TRIALS,
     draw,
     num_folds,
@@ -148,7 +149,6 @@ def test_another_optimizer_leaves_foreign_options_behind(make: Make) -> None:
     assert (kept.data.batch_size, kept.train.epochs, kept.train.label_smoothing) == (4, 3, 0.2)
 
 
-def test_a_run_of_one_stage_is_told_by_the_base(make: Make) -> None:
 def test_what_goes_by_parameters_holds_for_another_optimizer(make: Make) -> None:
     groups = [{"match": ["conv5.*"], "lr_scale": 0.1}]
     own = {"decay_norms_and_biases": True, "layer_decay": 0.5, "groups": groups}
@@ -159,6 +159,7 @@ def test_what_goes_by_parameters_holds_for_another_optimizer(make: Make) -> None
     assert (moved.layer_decay, moved.groups) == (0.5, config.optimizer.groups)
 
 
+def test_a_run_of_one_stage_is_told_by_the_base(make: Make) -> None:
     config = make(stages=[{"epochs": 9, "optimizer": {"lr": 0.5}}])
     moved = with_settings(config, Settings("sgd", 0.01, 0.1, 0.2, 4, 3))
     (stage,) = stage_configs(moved)
@@ -538,7 +539,7 @@ def test_the_backbone_of_the_best_trial_is_the_best_backbone(make: Make) -> None
     ],
 )
 def test_backbones_are_compared_by_probes_alone(make: Make, given: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"leave out recipe and freeze\.patterns"):
+    with pytest.raises(ConfigError, match=r"leave out recipe, stages and freeze\.patterns"):
         with_backbones(make(**given), "resnet18")
     assert len(with_backbones(make(recipe="linear_probe"), "resnet18")) == 1
 
@@ -555,6 +556,28 @@ def test_backbones_are_compared_by_probes_alone(make: Make, given: dict[str, Any
 def test_wrong_backbones_are_refused(make: Make, given: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         with_backbones(make(), given)
+
+
+def test_what_a_backbone_can_have_of_the_configs_model_it_has(make: Make) -> None:
+    own = {"name": "googlenet", "weights": "run", "keep_head": "same_names", "aux_heads": True}
+    given = "googlenet,googlenet=none,inception_v3,resnet18"
+    same, blank, kin, other = (one.model for one in with_backbones(make(model=own), given))
+    assert same == make(model=own).model
+    assert (blank.keep_head, blank.aux_heads, blank.weights) == ("none", True, "none")
+    assert (kin.aux_heads, other.aux_heads) == (True, False)
+    assert kin.preprocessing == make(model=own).model.preprocessing
+
+
+def test_the_picture_marks_the_configs_own_settings_of_the_best_backbone_alone(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    drawn: list[Any] = []
+    monkeypatch.setattr("finetune.report.search_plots.save", lambda figure, _: drawn.append(figure))
+    found = [made_up(make(), name, (0.9, 0.2), (0.8, 0.3)) for name in ("resnet18", "alexnet")]
+    draw_trials(_result(found, "top1", Path("x"), final=False)[1], Path("x.png"))
+    labels = [line.get_label() for axes in drawn[0].axes for line in axes.get_lines()]
+    assert labels.count("the config's own settings") == 1
 
 
 # What is written
@@ -578,6 +601,32 @@ def test_an_earlier_search_and_an_earlier_run_are_kept(make: Make, tmp_path: Pat
         tune(config, output=tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere").exists()
     tune(config, overwrite=True)
+
+
+def test_a_search_is_not_written_into_the_run_that_it_ends_in(make: Make) -> None:
+    config = make(data={"root": "absent"})
+    for inside in ("", "search"):
+        with pytest.raises(OutputError, match=r"--output: .*lies in output_dir"):
+            tune(config, output=Path(config.output_dir, inside))
+    beside = make(output_dir=f"{config.output_dir}/")
+    assert tune(beside, final=False).best == f"{config.output_dir}-tune/best.yaml"
+
+
+def test_a_search_whose_final_training_broke_off_says_how_to_go_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken_off(*_: object, **__: object) -> None:
+        raise Interrupted("stopped", exit_code=130)
+
+    config = make(tune=BRIEF)
+    monkeypatch.setattr("finetune.commands.tune.train", broken_off)
+    with pytest.raises(Interrupted):
+        tune(config)
+    folder = Path(f"{config.output_dir}-tune")
+    written = json.loads((folder / "tune.json").read_text())
+    assert written["reported"] == "no model is trained by it yet"
+    with pytest.raises(OutputError, match=rf"`finetune train --config {folder}/best\.yaml`"):
+        tune(config)
 
 
 def test_every_trial_that_diverges_is_a_refused_result(make: Make) -> None:
@@ -632,32 +681,6 @@ def test_options_come_before_the_section(run: Run, file: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("options", "message"),
-def test_a_search_is_not_written_into_the_run_that_it_ends_in(make: Make) -> None:
-    config = make(data={"root": "absent"})
-    for inside in ("", "search"):
-        with pytest.raises(OutputError, match=r"--output: .*lies in output_dir"):
-            tune(config, output=Path(config.output_dir, inside))
-    beside = make(output_dir=f"{config.output_dir}/")
-    assert tune(beside, final=False).best == f"{config.output_dir}-tune/best.yaml"
-
-
-def test_a_search_whose_final_training_broke_off_says_how_to_go_on(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken_off(*_: object, **__: object) -> None:
-        raise Interrupted("stopped", exit_code=130)
-
-    config = make(tune=BRIEF)
-    monkeypatch.setattr("finetune.commands.tune.train", broken_off)
-    with pytest.raises(Interrupted):
-        tune(config)
-    folder = Path(f"{config.output_dir}-tune")
-    written = json.loads((folder / "tune.json").read_text())
-    assert written["reported"] == "no model is trained by it yet"
-    with pytest.raises(OutputError, match=rf"`finetune train --config {folder}/best\.yaml`"):
-        tune(config)
-
-
     [
         (("--grid", "--trials", "3"), "leave --trials out"),
         (("--grid",), "leave --trials out"),  # the section has trials
