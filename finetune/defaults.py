@@ -29,12 +29,13 @@ def resolve_defaults(
         ConfigError: there is no rule for this optimizer, or the warm-up is longer than training.
     """
     given, trains = config.optimizer, what_trains(plan)
+    step = config.data.batch_size * config.train.accumulate
     rules = recipe.optimizer_for(
         config.model.name,
         config.model.weights,
         trains,
         name=given.name,
-        batch_size=config.data.batch_size,
+        batch_size=step if num_train is None else min(step, num_train),
     )
     epochs = config.train.epochs
     if epochs == AUTO and num_train is not None:

@@ -98,6 +98,17 @@ def test_rates_go_with_the_batch_in_proportion_for_sgd_and_with_the_root_for_ada
     assert resolved(config_of("swin_t", data=data)).optimizer.lr == 0.002
 
 
+def test_a_rate_goes_with_the_images_of_a_step_and_not_far_beyond_what_was_measured() -> None:
+    data = {"root": "absent", "batch_size": 128}
+    assert resolved(config_of(data=data), 64).optimizer.lr == 0.02  # a batch holds 64 at most
+    accumulated = config_of(train={"epochs": "auto", "accumulate": 4})
+    assert resolved(accumulated).optimizer.lr == 0.04  # batches of 32
+    largest = config_of(data={"root": "absent", "batch_size": 256})
+    assert resolved(largest, 50_000).optimizer.lr == 0.08
+    huge = config_of(data={"root": "absent", "batch_size": 4096})
+    assert resolved(huge, 50_000).optimizer.lr == 0.08
+
+
 def test_an_optimizer_that_was_named_gets_its_own_kinds_values() -> None:
     optimizer = {"name": "adam", "lr": "auto", "weight_decay": "auto"}
     assert rates_of(resolved(config_of(optimizer=optimizer)))[:3] == ("adam", 0.001, 0.0)
