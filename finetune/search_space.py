@@ -27,8 +27,8 @@ _FOLDS = 5
 _HEADS, _OTHERS = 64, 12
 """Trials: of heads, which train together, and of anything larger."""
 
-# Of a head behind norm layers; what holds pretrained weights, or has no norm layer to hold steps,
-# takes about a tenth.
+# Of a head behind norm layers; searched lower where pretrained weights move, or no norm layer holds
+# the steps.
 _LR = {"sgd": Range(min=0.003, max=1.0), "adamw": Range(min=0.0003, max=0.1)}
 _LR_CAUTIOUS = {"sgd": Range(min=0.0005, max=0.05), "adamw": Range(min=3e-5, max=3e-3)}
 _WEIGHT_DECAY = {"sgd": Range(min=1e-6, max=1e-1), "adamw": Range(min=1e-4, max=1.0)}
