@@ -28,8 +28,7 @@ _MOST_TRAINS = 0.5
 _MEASURED_AT = 32
 """Images a batch."""
 _MOST_LARGER = 8
-RATED = frozenset({"sgd", "adam", "adamw", "adamax", "nadam", "radam"})
-"""Optimizers whose learning rate there is a rule for."""
+"""Times that batch, as far as learning rates go with it."""
 
 HEAD, BLOCK, EVERYTHING = "head", "block", "everything"
 
@@ -110,7 +109,7 @@ def optimizer_for(
     SGD, as BiT fine-tunes (Kolesnikov et al. 2020); AdamW's own (Loshchilov and Hutter 2019).
 
     Args:
-        name: auto, or one of `RATED`.
+        name: auto, or one of `finetune.config_optimizer.RATED`.
         batch_size: Images of an optimizer step.
     """
     family = family_of(model).name

@@ -51,6 +51,7 @@ def small_config(name: str, **model: object) -> Config:
             },
             "data": {"root": "unread", "batch_size": 4},
             "optimizer": {"lr": 0.1},
+            "schedule": {"warmup_epochs": 0.0},
             "output_dir": "unwritten",
         }
     )

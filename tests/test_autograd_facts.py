@@ -81,7 +81,9 @@ def test_a_tensor_made_under_no_grad_does_not_make_a_later_forward_gradient_free
 
 def test_the_optimizer_never_sees_a_frozen_parameter() -> None:
     model = small_net(lambda name: name.startswith("fc."))
-    optimizer = build_optimizer(model.named_parameters(), OptimizerConfig.model_validate({}))
+    optimizer = build_optimizer(
+        model.named_parameters(), OptimizerConfig.model_validate({"lr": 0.01})
+    )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in model.fc.parameters()}
 
@@ -100,7 +102,7 @@ def test_evaluation_restores_each_modules_own_mode() -> None:
 
 
 def run_epochs(model: nn.Module, *, epochs: int = 2, **options: object) -> list[object]:
-    config = OptimizerConfig.model_validate({"name": "adamw", "weight_decay": 0.5})
+    config = OptimizerConfig.model_validate({"name": "adamw", "lr": 0.001, "weight_decay": 0.5})
     optimizer = build_optimizer(model.named_parameters(), config)
     return list(
         train_epochs(
@@ -108,7 +110,10 @@ def run_epochs(model: nn.Module, *, epochs: int = 2, **options: object) -> list[
             batches=lambda _: [(IMAGES, LABELS), (IMAGES[:2], LABELS[:2])],
             optimizer=optimizer,
             schedule=build_schedule(
-                optimizer, ScheduleConfig.model_validate({}), epochs=epochs, steps_per_epoch=2
+                optimizer,
+                ScheduleConfig.model_validate({"warmup_epochs": 0.0}),
+                epochs=epochs,
+                steps_per_epoch=2,
             ),
             set_mode=lambda: set_train_mode(model),
             epochs=epochs,

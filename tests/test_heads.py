@@ -72,7 +72,7 @@ class Convolved(nn.Module):
 
 
 def optimizer(name: str, **options: float) -> OptimizerConfig:
-    return OptimizerConfig.model_validate({"name": name, **options})
+    return OptimizerConfig.model_validate({"name": name, "lr": 0.01, **options})
 
 
 SETTINGS = [
@@ -116,7 +116,11 @@ def alone(
     ("network", "shape"), [(Dense, (6,)), (Convolved, (4, 3, 3))], ids=["linear", "conv"]
 )
 @pytest.mark.parametrize(
-    "schedule", [{"name": "cosine", "warmup_epochs": 1}, {"name": "step", "step_epochs": 1}]
+    "schedule",
+    [
+        {"name": "cosine", "warmup_epochs": 1},
+        {"name": "step", "step_epochs": 1, "warmup_epochs": 0.0},
+    ],
 )
 def test_each_head_is_what_the_loop_makes_of_it_alone(
     network: type[nn.Module],
@@ -153,7 +157,7 @@ def test_each_head_is_what_the_loop_makes_of_it_alone(
     assert sorted(seen) == list(range(len(SETTINGS)))
 
 
-COSINE = ScheduleConfig.model_validate({"name": "cosine"})
+COSINE = ScheduleConfig.model_validate({"name": "cosine", "warmup_epochs": 0.0})
 
 
 def test_the_first_network_stays_as_it_was() -> None:

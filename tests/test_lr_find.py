@@ -127,7 +127,10 @@ def test_its_steps_are_those_of_training_at_that_rate(
     """At one rate throughout it is an ordinary run, whose steps give the same losses."""
     optimizer = {"lr": 0.02, **sections.get("optimizer", {})}
     prepared = prepare_alone(
-        make(**{**sections, "optimizer": optimizer}, schedule={"name": "constant"}),
+        make(
+            **{**sections, "optimizer": optimizer},
+            schedule={"name": "constant", "warmup_epochs": 0.0},
+        ),
         Silent(),
         what="test",
     )

@@ -245,7 +245,9 @@ OWN = {
 
 
 def test_a_run_moves_its_groups_and_shows_the_heads_rate(make_config: Make) -> None:
-    config = make_config(**THAWED, optimizer=OWN, schedule={"name": "constant"})
+    config = make_config(
+        **THAWED, optimizer=OWN, schedule={"name": "constant", "warmup_epochs": 0.0}
+    )
     train(config)
     first = Path(config.output_dir, "metrics.jsonl").read_text().splitlines()[0]
     assert json.loads(first)["lr"] == 0.01

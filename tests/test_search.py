@@ -272,7 +272,7 @@ def test_groups_and_layer_decay_hold_as_in_training(
         freeze=LAST_BLOCK,
         data={"batch_size": 6},
         optimizer={"lr": 0.01, "layer_decay": 0.5, "groups": groups},
-        schedule={"name": "constant"},
+        schedule={"name": "constant", "warmup_epochs": 0.0},
     )
     try_out(config, by=by)
     rates = moved(optimizers, "initial_lr" if by == "lr-find" else "lr")

@@ -61,7 +61,8 @@ def make(make_config: Make) -> Make:
     """Configs of a small probe with a short search, and no timing of forms."""
 
     def with_search(**sections: object) -> Config:
-        return make_config(**{"runtime": FIXED, "tune": SMALL} | sections)
+        whole = {"runtime": FIXED, "tune": SMALL, "schedule": {"warmup_epochs": 0.0}}
+        return make_config(**whole | sections)
 
     return with_search
 
@@ -125,6 +126,7 @@ def test_a_grid_holds_every_combination_once(make: Make) -> None:
             "epochs": [2, 3],
         },
         train={"epochs": 2},
+        optimizer={"lr": 0.01},
     )
     space = space_of(config, only_head=True, num_train=18)
     settings = settings_of(config, space, only_head=True, in_grid=True)

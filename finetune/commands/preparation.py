@@ -108,6 +108,8 @@ def prepare(
     model.to(device)
     set_train_mode(model, update_norm_stats=updates)
     if carried is None:
+        for line in settled.chosen:
+            progress.say(line)
         checked = settled.checked
         (progress.warn if checked.worrying else progress.say)(checked.verdict)
         progress.say(f"{_begins(settled)}; {proof.count} frozen tensors hashed")
