@@ -112,7 +112,7 @@ def lr_find(
         float, typer.Option("--max-lr", min=1e-12, max=1e3, help="The last one.")
     ] = 10.0,
     steps: Annotated[
-        int, typer.Option("--steps", min=20, max=10_000, help="Batches, one a rate.")
+        int, typer.Option("--steps", min=20, max=1_000, help="Of the optimizer, one a rate.")
     ] = 100,
     output: Annotated[
         str | None,

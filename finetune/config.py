@@ -76,7 +76,7 @@ class EarlyStoppingConfig(Section):
 class TrainConfig(Section):
     """The length and the aim of training."""
 
-    epochs: CountOrAuto = 25
+    epochs: CountOrAuto = AUTO
     """Passes over the training images; auto: by their number."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target spread over all classes (Szegedy et al. 2015)."""

@@ -62,8 +62,13 @@ OPTIMIZERS = {
     )
 }
 
+RATED = frozenset({"sgd", "adam", "adamw", "adamax", "nadam", "radam"})
+"""Optimizers whose learning rate there is a rule for, in `finetune.recipe`."""
+
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    name: known.defaults for name, known in OPTIMIZERS.items() if not known.refused
+    name: known.defaults | ({"lr": AUTO} if name in RATED else {})
+    for name, known in OPTIMIZERS.items()
+    if not known.refused
 } | {AUTO: {"lr": AUTO, "weight_decay": AUTO}}
 
 NO_OPTIONS = {
@@ -141,8 +146,8 @@ class OptimizerConfig(Section):
     name: str = "sgd"
     """A class of torch.optim in any case; auto: sgd, or adamw for the families trained by it."""
     lr: RateOrAuto
-    """Peak learning rate, per optimizer step; default 0.01 for sgd, 0.001 for adamw, else torch's.
-    auto: by what trains."""
+    """Peak learning rate, per optimizer step. auto, the default where there is a rule: by what
+    trains, and by the images of a step; else torch's."""
     weight_decay: ShareOrAuto
     """Default 0 for sgd, 0.01 for adamw, else torch's."""
     momentum: float | None = Field(default=None, ge=0, lt=1)
@@ -215,7 +220,7 @@ class ScheduleConfig(Section):
     """How the learning rate changes, step by step; groups keep their ratio."""
 
     name: Literal["constant", "cosine", "step", "one_cycle", "plateau"] = "cosine"
-    warmup_epochs: ShareOrAuto = 0.0
+    warmup_epochs: ShareOrAuto = AUTO
     """Linear rise from a hundredth of the peak, in epochs; auto: by what trains."""
     step_epochs: int | None = Field(default=None, ge=1, le=MOST)
     """step only: epochs between drops; default 7."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune import recipe
 from finetune.config import Config, OptimizerConfig
+from finetune.config_optimizer import RATED
 from finetune.config_section import AUTO
 from finetune.errors import ConfigError
 from finetune.param_groups import decays
@@ -29,12 +30,13 @@ def resolve_defaults(
         ConfigError: there is no rule for this optimizer, or the warm-up is longer than training.
     """
     given, trains = config.optimizer, what_trains(plan)
+    step = config.data.batch_size * config.train.accumulate
     rules = recipe.optimizer_for(
         config.model.name,
         config.model.weights,
         trains,
         name=given.name,
-        batch_size=config.data.batch_size,
+        batch_size=step if num_train is None else min(step, num_train),
     )
     epochs = config.train.epochs
     if epochs == AUTO and num_train is not None:
@@ -113,9 +115,9 @@ def _warmup(config: Config, rules: recipe.Optimizer, epochs: Any) -> float:
 def _optimizer(given: OptimizerConfig, rules: recipe.Optimizer) -> OptimizerConfig:
     if AUTO not in (given.name, given.lr, given.weight_decay):
         return given
-    if rules.name not in recipe.RATED and given.lr == AUTO:
+    if rules.name not in RATED and given.lr == AUTO:
         raise ConfigError(
-            f"optimizer.lr: auto has rules for {', '.join(sorted(recipe.RATED))}; give "
+            f"optimizer.lr: auto has rules for {', '.join(sorted(RATED))}; give "
             f"{given.name} a number"
         )
     values = {"name": rules.name, "lr": rules.lr, "weight_decay": rules.weight_decay}

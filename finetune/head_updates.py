@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.config import OptimizerConfig, ScheduleConfig
-from finetune.optim import build_optimizer, build_schedule
+from finetune.optim import build_optimizer
+from finetune.schedules import build_schedule
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def factors(
     """The learning rate of each step, ``(steps,)`` float64, of an optimizer whose own is 1: from
     the very schedule that the loop would step."""
     parameter = nn.Parameter(torch.zeros(()))
-    alone = build_optimizer([parameter], optimizer)
+    alone = build_optimizer([("alone", parameter)], optimizer)
     plan = build_schedule(alone, schedule, epochs=epochs, steps_per_epoch=steps_per_epoch)
     found = []
     for _ in range(epochs * steps_per_epoch):
@@ -134,7 +135,9 @@ class _Rule:
             start, stop = heads.start * self._num_classes, heads.stop * self._num_classes
             like = parameter.detach()[start:stop]
             self._rates = self._rates.to(like.device)
-            groups = [build_optimizer([parameter], one).param_groups[0] for one in optimizers]
+            groups = [
+                build_optimizer([(name, parameter)], one).param_groups[0] for one in optimizers
+            ]
             self.common: dict[str, Any] = groups[0]
             self._options[name] = {
                 key: self._a_row_each(torch.tensor([group[key] for group in groups]).to(like), like)

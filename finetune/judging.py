@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from finetune.config import Config
+from torch.optim import Optimizer
+
+from finetune.config import Config, OptimizerConfig
 from finetune.data.balance import class_weights
 from finetune.data.folds import Fold
 from finetune.data.images import Images
@@ -36,6 +38,7 @@ class Ground:
         kept: Features of the training images are there, whatever is asked of them.
         part: Batches of some training images.
         validation: The validation images' batches, where they judge.
+        optimizer_of: A new one over what trains.
         set_mode: Puts the live part's modules into their modes for training.
     """
 
@@ -47,6 +50,7 @@ class Ground:
     kept: bool
     part: Part
     validation: Source | None
+    optimizer_of: Callable[[OptimizerConfig], Optimizer]
     set_mode: Callable[[], None]
     aux_weight: float
 

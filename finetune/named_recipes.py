@@ -36,9 +36,6 @@ _GENTLER_SGD, _GENTLER = 5.0, 20.0
 """Everything trains at a head's learning rate divided by this: 0.01 becomes 0.002 with SGD, 0.001
 becomes 5e-5 with AdamW, as in `finetune.recipe`."""
 
-_WARMUP_SHARE = 10
-"""A stage of everything warms up for one of so many of its epochs, while momentum builds up."""
-
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -145,7 +142,7 @@ def _head_then_all(config: Config, num_train: int | None) -> Config:
         second["optimizer"] = {"lr": float(f"{gentler:.3g}")}
     if schedule.name != "one_cycle" and schedule.warmup_epochs != AUTO:
         longest = epochs - head
-        warmup = min(schedule.warmup_epochs or longest / _WARMUP_SHARE, longest)
+        warmup = min(schedule.warmup_epochs, longest)
         first["schedule"] = {"warmup_epochs": 0.0}
         second["schedule"] = {"warmup_epochs": warmup}
     stages = [first, second]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch.optim
@@ -15,13 +15,12 @@ from finetune.config_optimizer import NO_OPTIONS, OPTIMIZERS
 from finetune.config_section import AUTO
 from finetune.errors import ConfigError, did_you_mean
 from finetune.param_groups import plan_groups
-from finetune.schedules import build_schedule as build_schedule
 
 _FUSED = frozenset({"sgd", "adam", "adamw"})
 
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]],
+    parameters: Iterable[tuple[str, nn.Parameter]],
     config: OptimizerConfig,
     *,
     depths: Mapping[str, int] | None = None,
@@ -30,19 +29,17 @@ def build_optimizer(
     that it holds, gradient or not.
 
     Args:
-        parameters: As ``torch.optim`` takes them; with their names in the whole model where the
-            config goes by names.
+        parameters: With their names, by which some are spared weight decay: those in the whole
+            model where the config has groups or a ``layer_decay``.
         config: With no ``auto`` left.
         depths: From `finetune.layers`, for ``layer_decay``.
     """
-    named = {
-        name: parameter
-        for name, parameter in _with_names(parameters, needed=bool(config.groups))
-        if parameter.requires_grad
-    }
+    named = {name: parameter for name, parameter in parameters if parameter.requires_grad}
     arguments = _arguments(config)
-    # One kernel for all parameters; on a CPU the loop over them was the faster.
-    if config.name in _FUSED and all(parameter.is_cuda for parameter in named.values()):
+    # One kernel for all parameters, where the config asks for no other way; on a CPU the loop over
+    # them was the faster.
+    on_cuda = all(parameter.is_cuda for parameter in named.values())
+    if config.name in _FUSED and on_cuda and "foreach" not in arguments:
         arguments = {"fused": True} | arguments
     groups = plan_groups(config, {name: p.shape for name, p in named.items()}, depths=depths)
     own = {"lr", "weight_decay"} & arguments.keys()
@@ -57,14 +54,6 @@ def build_optimizer(
             **arguments,
         ),
     )
-
-
-def _with_names(
-    parameters: Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]], *, needed: bool
-) -> Iterator[tuple[str, nn.Parameter]]:
-    for at, given in enumerate(parameters):
-        assert isinstance(given, tuple) or not needed
-        yield given if isinstance(given, tuple) else (str(at), given)
 
 
 def check_optimizer(config: OptimizerConfig, trainable: Mapping[str, nn.Parameter]) -> None:

@@ -27,8 +27,8 @@ _TRAINED_BY_ADAMW = frozenset({"convnext", "vit", "swin", "swin_v2", "maxvit"})
 _MOST_TRAINS = 0.5
 _MEASURED_AT = 32
 """Images a batch."""
-RATED = frozenset({"sgd", "adam", "adamw", "adamax", "nadam", "radam"})
-"""Optimizers whose learning rate there is a rule for."""
+_MOST_LARGER = 8
+"""Times that batch, as far as learning rates go with it."""
 
 HEAD, BLOCK, EVERYTHING = "head", "block", "everything"
 
@@ -99,21 +99,24 @@ def trains_of(training: int, layers: int) -> str:
 def optimizer_for(
     model: str, weights: str, trains: str, *, name: str = AUTO, batch_size: int = _MEASURED_AT
 ) -> Optimizer:
-    """The measured recipes' values (configs/); lower where there is no norm layer to hold steps.
+    """The measured recipes' values (configs/); a block's is lower where there is no norm layer to
+    hold its steps.
 
     AdamW for the families that were themselves trained by it, at its usual tenth for pretrained
     parameters. Learning rates go with the batch: in proportion for SGD (Goyal et al. 2017), with
-    its root for Adam's kind (Malladi et al. 2022). No weight decay with SGD, as BiT fine-tunes
-    (Kolesnikov et al. 2020); AdamW's own (Loshchilov and Hutter 2019).
+    its root for Adam's kind (Malladi et al. 2022), up to eight times the batch that they were
+    measured at: far beyond it neither rule holds without a longer warm-up. No weight decay with
+    SGD, as BiT fine-tunes (Kolesnikov et al. 2020); AdamW's own (Loshchilov and Hutter 2019).
 
     Args:
-        name: auto, or one of `RATED`.
+        name: auto, or one of `finetune.config_optimizer.RATED`.
+        batch_size: Images of an optimizer step.
     """
     family = family_of(model).name
     if name == AUTO:
         name = "adamw" if family in _TRAINED_BY_ADAMW else "sgd"
     warmup = {HEAD: 0, BLOCK: 1, EVERYTHING: 2}[trains]
-    larger = batch_size / _MEASURED_AT
+    larger = min(batch_size / _MEASURED_AT, _MOST_LARGER)
     if name != "sgd":
         lr = {HEAD: 1e-3, BLOCK: 1e-4, EVERYTHING: 5e-5}[trains]
         return Optimizer(name, _short(lr * larger**0.5), 0.01 if name == "adamw" else 0.0, warmup)

@@ -9,13 +9,14 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from finetune.backbones import family_of
+from finetune.backbones import BUILDERS, family_of
 from finetune.config import Config, ModelConfig, OptimizerConfig
 from finetune.config_problems import problems_of
 from finetune.config_tune import Range, TuneConfig, Values
 from finetune.errors import ConfigError
 from finetune.keyed import seed_for
 from finetune.recipe import FEW_PHOTOS, WITHOUT_NORM
+from finetune.stages import stage_configs
 from finetune.tune_results import Settings
 
 GRID_POINTS = 4
@@ -26,12 +27,14 @@ _FOLDS = 5
 _HEADS, _OTHERS = 64, 12
 """Trials: of heads, which train together, and of anything larger."""
 
-# Of a head behind norm layers; what holds pretrained weights, or has no norm layer to hold steps,
-# takes about a tenth.
+# Of a head behind norm layers; searched lower where pretrained weights move, or no norm layer holds
+# the steps.
 _LR = {"sgd": Range(min=0.003, max=1.0), "adamw": Range(min=0.0003, max=0.1)}
 _LR_CAUTIOUS = {"sgd": Range(min=0.0005, max=0.05), "adamw": Range(min=3e-5, max=3e-3)}
 _WEIGHT_DECAY = {"sgd": Range(min=1e-6, max=1e-1), "adamw": Range(min=1e-4, max=1.0)}
 _LABEL_SMOOTHING = (0.0, 0.05, 0.1)
+_OF_ANY_OPTIMIZER = ("layer_decay", "groups", "decay_norms_and_biases")
+"""Keys of the section ``optimizer`` that go by parameters, whichever class moves them."""
 
 T = TypeVar("T")
 
@@ -178,7 +181,8 @@ def with_settings(config: Config, settings: Settings) -> Config:
     if settings.optimizer == config.optimizer.name:
         optimizer = config.optimizer.model_copy(update=moved)
     else:
-        optimizer = OptimizerConfig.model_validate({"name": settings.optimizer, **moved})
+        kept = {key: getattr(config.optimizer, key) for key in _OF_ANY_OPTIMIZER}
+        optimizer = OptimizerConfig.model_validate({"name": settings.optimizer, **moved, **kept})
     length = {"epochs": settings.epochs, "label_smoothing": settings.label_smoothing}
     return config.model_copy(
         update={
@@ -200,10 +204,11 @@ def with_backbones(config: Config, given: str) -> list[Config]:
     Raises:
         ConfigError: one is unknown or comes twice, or more than the head would train.
     """
-    if config.recipe not in (None, "linear_probe") or config.freeze.patterns != ("*",):
+    patterns = {one.freeze.patterns for one in stage_configs(config)}
+    if config.recipe not in (None, "linear_probe") or patterns != {("*",)}:
         raise ConfigError(
-            "--backbones compares probes, in which the head alone trains: leave out recipe and "
-            "freeze.patterns, whose names are those of one backbone"
+            "--backbones compares probes, in which the head alone trains: leave out recipe, "
+            "stages and freeze.patterns, whose names are those of one backbone"
         )
     found: dict[tuple[str, str], Config] = {}
     for entry in given.split(","):
@@ -219,11 +224,16 @@ def with_backbones(config: Config, given: str) -> list[Config]:
 
 
 def _backbone(own: ModelConfig, name: str, weights: str) -> ModelConfig:
-    preprocessing = own.preprocessing
-    if isinstance(preprocessing, str) and name != own.name:
-        preprocessing = "auto"
+    if (name, weights) == (own.name, own.weights):
+        return own
+    values = own.model_dump(exclude_unset=True) | {"name": name, "weights": weights}
+    values.pop("keep_head", None)  # of the config's own weights
+    if name in BUILDERS and not family_of(name).aux_modules:
+        values.pop("aux_heads", None)
+    if isinstance(own.preprocessing, str) and name != own.name:
+        values["preprocessing"] = "auto"
     try:
-        return ModelConfig(name=name, weights=weights, preprocessing=preprocessing)
+        return ModelConfig.model_validate(values)
     except ValidationError as error:
         texts = "; ".join(problem.text for problem in problems_of(error))
         raise ConfigError(f"--backbones: {name or 'an empty name'}: {texts}") from None

@@ -18,9 +18,10 @@ from finetune.engine import Engine
 from finetune.evaluate import evaluate
 from finetune.form import wait_for_device
 from finetune.loop import train_epochs
-from finetune.optim import build_optimizer, build_schedule
+from finetune.optim import build_optimizer
 from finetune.results import PredictedTime
 from finetune.runtime import available_cores
+from finetune.schedules import build_schedule
 from finetune.split import Features
 
 _MOST_IMAGES = 32
@@ -67,7 +68,7 @@ def _time_live(engine: Engine, config: Config, features: Features) -> tuple[floa
     num_classes = _evaluated(live, inputs).shape[1]
     # Groups take no time of their own, and go by names that a live part does not have.
     alike = config.optimizer.model_copy(update={"groups": (), "layer_decay": None})
-    optimizer = build_optimizer(live.parameters(), alike)
+    optimizer = build_optimizer(live.named_parameters(), alike)
     schedule = build_schedule(optimizer, config.schedule, epochs=1, steps_per_epoch=2 * _STEPS)
     _warm, then = train_epochs(
         live,

@@ -15,8 +15,8 @@ from finetune.head_trials import try_heads
 from finetune.heads import lone_head
 from finetune.judging import Ground, Round
 from finetune.loop import train_epochs
-from finetune.optim import build_optimizer, build_schedule
 from finetune.progress import Progress
+from finetune.schedules import build_schedule
 from finetune.search_space import with_settings
 from finetune.tune_results import FoldScore, Settings
 
@@ -56,7 +56,7 @@ def _one_by_one(
 def _trial(fold: Round, live: nn.Module, config: Config) -> FoldScore:
     ground = fold.ground
     batches = fold.batches(config.data.batch_size)
-    optimizer = build_optimizer(live.parameters(), config.optimizer)
+    optimizer = ground.optimizer_of(config.optimizer)
     epochs = config.train.epochs
     schedule = build_schedule(
         optimizer, config.schedule, epochs=epochs, steps_per_epoch=len(batches)

@@ -21,9 +21,10 @@ from finetune.evaluate import evaluate
 from finetune.loop import train_epochs
 from finetune.model import build_skeleton, build_untrained, check_input_size, resolve_model
 from finetune.opening import load_network
-from finetune.optim import build_optimizer, build_schedule
+from finetune.optim import build_optimizer
 from finetune.planning import apply_freeze, make_plan, resolve_config
 from finetune.proof import take_proof
+from finetune.schedules import build_schedule
 from finetune.train_mode import set_train_mode
 
 # Weights above this size are written and hashed only where somebody asks for the record.
@@ -50,6 +51,7 @@ def small_config(name: str, **model: object) -> Config:
             },
             "data": {"root": "unread", "batch_size": 4},
             "optimizer": {"lr": 0.1},
+            "schedule": {"warmup_epochs": 0.0},
             "output_dir": "unwritten",
         }
     )
@@ -106,7 +108,7 @@ def test_freeze_step_save_load_evaluate(name: str, tmp_path: Path) -> None:
     batch = (torch.rand(3, 3, crop, crop), torch.tensor([0, 1, 2]))
     head = {f"{plan.spec.family.head}.{key}" for key in ("weight", "bias")}
     before = {key: value.clone() for key, value in model.state_dict().items() if key in head}
-    optimizer = build_optimizer(model.parameters(), config.optimizer)
+    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
     (_,) = train_epochs(
         model,
         batches=lambda _: [batch],
@@ -199,7 +201,7 @@ def test_auxiliary_heads_train_when_asked_for(name: str, crop: int) -> None:
     apply_freeze(model, plan.freeze.frozen)
     aux = model.get_submodule(plan.spec.family.aux_heads[0]).weight
     before = aux.detach().clone()
-    optimizer = build_optimizer(model.parameters(), config.optimizer)
+    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
     list(
         train_epochs(
             model,

@@ -13,7 +13,8 @@ from finetune.config import OptimizerConfig, ScheduleConfig
 from finetune.evaluate import evaluate
 from finetune.loop import train_epochs
 from finetune.metrics import Meter
-from finetune.optim import build_optimizer, build_schedule
+from finetune.optim import build_optimizer
+from finetune.schedules import build_schedule
 from finetune.train_mode import set_train_mode
 
 IMAGES = torch.rand(4, 3, 32, 32)
@@ -80,7 +81,9 @@ def test_a_tensor_made_under_no_grad_does_not_make_a_later_forward_gradient_free
 
 def test_the_optimizer_never_sees_a_frozen_parameter() -> None:
     model = small_net(lambda name: name.startswith("fc."))
-    optimizer = build_optimizer(model.parameters(), OptimizerConfig.model_validate({}))
+    optimizer = build_optimizer(
+        model.named_parameters(), OptimizerConfig.model_validate({"lr": 0.01})
+    )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in model.fc.parameters()}
 
@@ -99,15 +102,18 @@ def test_evaluation_restores_each_modules_own_mode() -> None:
 
 
 def run_epochs(model: nn.Module, *, epochs: int = 2, **options: object) -> list[object]:
-    config = OptimizerConfig.model_validate({"name": "adamw", "weight_decay": 0.5})
-    optimizer = build_optimizer(model.parameters(), config)
+    config = OptimizerConfig.model_validate({"name": "adamw", "lr": 0.001, "weight_decay": 0.5})
+    optimizer = build_optimizer(model.named_parameters(), config)
     return list(
         train_epochs(
             model,
             batches=lambda _: [(IMAGES, LABELS), (IMAGES[:2], LABELS[:2])],
             optimizer=optimizer,
             schedule=build_schedule(
-                optimizer, ScheduleConfig.model_validate({}), epochs=epochs, steps_per_epoch=2
+                optimizer,
+                ScheduleConfig.model_validate({"warmup_epochs": 0.0}),
+                epochs=epochs,
+                steps_per_epoch=2,
             ),
             set_mode=lambda: set_train_mode(model),
             epochs=epochs,

@@ -584,7 +584,7 @@ def test_model_and_root_alone_make_a_run(load: Load) -> None:
             "views": 0,
         },
         "train": {
-            "epochs": 25,
+            "epochs": "auto",
             "label_smoothing": 0.0,
             "monitor": "top1",
             "accumulate": 1,
@@ -592,13 +592,13 @@ def test_model_and_root_alone_make_a_run(load: Load) -> None:
         },
         "optimizer": {
             "name": "sgd",
-            "lr": 0.01,
+            "lr": "auto",
             "weight_decay": 0.0,
             "momentum": 0.9,
             "decay_norms_and_biases": False,
             "groups": [],
         },
-        "schedule": {"name": "cosine", "warmup_epochs": 0.0},
+        "schedule": {"name": "cosine", "warmup_epochs": "auto"},
         "features": {"cache": "auto", "known_by": "time"},
         "runtime": {
             "device": "auto",
@@ -626,7 +626,9 @@ def test_the_run_folder_is_named_after_the_file(tmp_path: Path) -> None:
 
 def test_each_optimizer_has_its_own_defaults(load: Load) -> None:
     adamw = load("optimizer: {name: adamw}\n").optimizer
-    assert (adamw.lr, adamw.weight_decay, adamw.momentum) == (0.001, 0.01, None)
+    assert (adamw.lr, adamw.weight_decay, adamw.momentum) == ("auto", 0.01, None)
+    rmsprop = load("optimizer: {name: rmsprop}\n").optimizer
+    assert (rmsprop.lr, rmsprop.momentum) == (0.01, 0.0)
 
 
 def test_the_step_schedule_has_its_own_defaults(load: Load) -> None:

@@ -98,6 +98,32 @@ def test_rates_go_with_the_batch_in_proportion_for_sgd_and_with_the_root_for_ada
     assert resolved(config_of("swin_t", data=data)).optimizer.lr == 0.002
 
 
+def test_a_rate_goes_with_the_images_of_a_step_and_not_far_beyond_what_was_measured() -> None:
+    data = {"root": "absent", "batch_size": 128}
+    assert resolved(config_of(data=data), 64).optimizer.lr == 0.02  # a batch holds 64 at most
+    accumulated = config_of(train={"epochs": "auto", "accumulate": 4})
+    assert resolved(accumulated).optimizer.lr == 0.04  # batches of 32
+    largest = config_of(data={"root": "absent", "batch_size": 256})
+    assert resolved(largest, 50_000).optimizer.lr == 0.08
+    huge = config_of(data={"root": "absent", "batch_size": 4096})
+    assert resolved(huge, 50_000).optimizer.lr == 0.08
+
+
+def test_what_is_not_given_is_chosen_by_the_images_and_by_what_trains() -> None:
+    nothing: dict[str, Any] = {"train": {}, "optimizer": {}, "schedule": {}}
+    everything = resolved(config_of(freeze={"patterns": []}, **nothing), 11_400)
+    assert rates_of(everything) == ("sgd", 0.002, 0.0, 2.0)
+    assert everything.train.epochs == 22
+    head = resolved(config_of(**nothing), 245)
+    assert rates_of(head) == ("sgd", 0.01, 0.0, 0.0)
+    assert head.train.epochs == 30
+
+
+def test_an_optimizer_without_a_rule_keeps_its_own_rate() -> None:
+    config = config_of(optimizer={"name": "rmsprop"}, freeze={"patterns": []})
+    assert rates_of(resolved(config)) == ("rmsprop", 0.01, 0.0, 2.0)
+
+
 def test_an_optimizer_that_was_named_gets_its_own_kinds_values() -> None:
     optimizer = {"name": "adam", "lr": "auto", "weight_decay": "auto"}
     assert rates_of(resolved(config_of(optimizer=optimizer)))[:3] == ("adam", 0.001, 0.0)
@@ -122,7 +148,11 @@ def test_an_explicit_value_always_wins() -> None:
 
 
 def test_a_config_without_auto_stays_as_it_is() -> None:
-    plain: dict[str, Any] = {"train": {}, "optimizer": {}, "schedule": {}}
+    plain: dict[str, Any] = {
+        "train": {"epochs": 25},
+        "optimizer": {"lr": 0.01},
+        "schedule": {"warmup_epochs": 0.0},
+    }
     config = config_of(freeze={"patterns": []}, **plain)
     assert resolved(config) == config
     assert in_words(config, resolved(config), make_plan(config, 2), 10) == []
@@ -184,7 +214,7 @@ def test_auto_gives_what_init_writes_down(model: str, num_train: int) -> None:
     written = Config.model_validate({**yaml_text.parse(text).value, "output_dir": "x"})
     config = config_of(model, freeze={"patterns": list(written.freeze.patterns)})
     after = resolved(config, num_train)
-    assert rates_of(after) == rates_of(written)
+    assert rates_of(after) == rates_of(resolved(written, num_train))
     assert after.train.epochs == written.train.epochs
     assert after.optimizer == written.optimizer
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from finetune.data.folds import Fold, make_folds
+from finetune.data.folds import Fold, groups_of_copies, make_folds
 from finetune.errors import DataError
 
 
@@ -75,8 +75,9 @@ def test_groups_stay_whole_and_classes_are_nearly_in_proportion() -> None:
             assert not members & {*fold.held_out} or members <= {*fold.held_out}
     totals = Counter(labels)
     for fold in found:
-        for label, count in Counter(labels[at] for at in fold.held_out).items():
-            assert abs(count / totals[label] - 1 / 5) < 0.05
+        held_out = Counter(labels[at] for at in fold.held_out)
+        for label, count in totals.items():
+            assert abs(held_out[label] / count - 1 / 5) < 0.05
 
 
 def test_every_class_is_known_in_every_fold_though_groups_hold_several() -> None:
@@ -92,6 +93,12 @@ def test_a_class_in_a_single_group_is_always_trained_on() -> None:
     labels = [0] * 8 + [1] * 2
     groups = [f"g{at}" for at in range(8)] + ["lone", "lone"]
     assert all({8, 9} <= {*fold.train} for fold in folds(labels, groups, count=4))
+
+
+def test_images_of_equal_contents_are_one_group_by_the_first_of_their_names() -> None:
+    names = ["b.jpg", "a.jpg", "c.jpg"]
+    assert groups_of_copies(names, ["x", "x", "y"]) == ("a.jpg", "a.jpg", "c.jpg")
+    assert groups_of_copies(names, ["x", "y", "z"]) == ()
 
 
 @pytest.mark.parametrize("groups", [None, ["a", "b"] * 3])

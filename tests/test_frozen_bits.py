@@ -22,9 +22,10 @@ from finetune.evaluate import evaluate
 from finetune.files import sha256_of
 from finetune.loop import train_epochs
 from finetune.model import build_skeleton, build_untrained, resolve_model
-from finetune.optim import build_optimizer, build_schedule
+from finetune.optim import build_optimizer
 from finetune.planning import apply_freeze, make_plan
 from finetune.proof import take_proof
+from finetune.schedules import build_schedule
 from finetune.train_mode import norm_layers, set_train_mode
 from finetune.weights import load_pretrained
 
@@ -54,7 +55,7 @@ FAMILIES = smallest_with_norms()
 
 
 def train_on(model: nn.Module, config: Config, batch: tuple[Tensor, Tensor], epochs: int) -> None:
-    optimizer = build_optimizer(model.parameters(), config.optimizer)
+    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
     schedule = build_schedule(optimizer, config.schedule, epochs=epochs, steps_per_epoch=1)
     for _ in train_epochs(
         model,

@@ -17,7 +17,8 @@ from finetune.head_updates import HeadSettings
 from finetune.heads import lone_head, score_heads, train_heads
 from finetune.loop import train_epochs
 from finetune.model import build_untrained, resolve_model
-from finetune.optim import build_optimizer, build_schedule
+from finetune.optim import build_optimizer
+from finetune.schedules import build_schedule
 from finetune.shared_dropout import SharedDropout, share_dropout
 from finetune.split import split_model
 from finetune.train_mode import set_train_mode
@@ -71,7 +72,7 @@ class Convolved(nn.Module):
 
 
 def optimizer(name: str, **options: float) -> OptimizerConfig:
-    return OptimizerConfig.model_validate({"name": name, **options})
+    return OptimizerConfig.model_validate({"name": name, "lr": 0.01, **options})
 
 
 SETTINGS = [
@@ -92,7 +93,7 @@ def alone(
 ) -> nn.Module:
     """What the ordinary loop makes of a network."""
     network = copy.deepcopy(network)
-    moves = build_optimizer(network.parameters(), one.optimizer)
+    moves = build_optimizer(network.named_parameters(), one.optimizer)
     plan = build_schedule(moves, schedule, epochs=one.epochs, steps_per_epoch=len(batches))
     for _ in train_epochs(
         network,
@@ -115,7 +116,11 @@ def alone(
     ("network", "shape"), [(Dense, (6,)), (Convolved, (4, 3, 3))], ids=["linear", "conv"]
 )
 @pytest.mark.parametrize(
-    "schedule", [{"name": "cosine", "warmup_epochs": 1}, {"name": "step", "step_epochs": 1}]
+    "schedule",
+    [
+        {"name": "cosine", "warmup_epochs": 1},
+        {"name": "step", "step_epochs": 1, "warmup_epochs": 0.0},
+    ],
 )
 def test_each_head_is_what_the_loop_makes_of_it_alone(
     network: type[nn.Module],
@@ -152,7 +157,7 @@ def test_each_head_is_what_the_loop_makes_of_it_alone(
     assert sorted(seen) == list(range(len(SETTINGS)))
 
 
-COSINE = ScheduleConfig.model_validate({"name": "cosine"})
+COSINE = ScheduleConfig.model_validate({"name": "cosine", "warmup_epochs": 0.0})
 
 
 def test_the_first_network_stays_as_it_was() -> None:

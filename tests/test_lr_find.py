@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,16 +17,15 @@ from finetune import cli
 from finetune.commands import lr_find as command
 from finetune.commands.lr_find import lr_find
 from finetune.commands.preparation import Prepared, prepare_alone, source_of
-from finetune.config import Config, ScheduleConfig
+from finetune.config import Config
 from finetune.config_file import to_yaml
 from finetune.errors import ConfigError, OutputError, ResultError
-from finetune.loop import train_epochs
+from finetune.loop import EpochResult, train_epochs
 from finetune.lr_curve import exponential_rates, lr_curve
-from finetune.optim import build_optimizer, build_schedule
 from finetune.progress import Silent
-from finetune.range_test import range_test
+from finetune.range_test import RangeTest, range_test
 from finetune.report.tuning import render_lr_range
-from finetune.train_mode import set_train_mode
+from finetune.schedules import build_schedule
 
 Make = Callable[..., Config]
 
@@ -77,13 +77,14 @@ def test_smoothing_follows_a_straight_line_to_its_ends() -> None:
     assert lr_curve(rates, line).smoothed == pytest.approx(line)
 
 
-def losses_of(prepared: Prepared, rates: list[float]) -> list[float]:
+def range_of(prepared: Prepared, rates: list[float]) -> RangeTest:
     return range_test(
         prepared.engine.live,
         source_of(prepared, Silent(), training=True),
         rates,
         config=prepared.config,
-        set_mode=lambda: set_train_mode(prepared.model),
+        optimizer=prepared.optimizer_of(prepared.config.optimizer),
+        set_mode=prepared.set_mode,
         num_classes=2,
         class_weights=None,
         aux_weight=0.0,
@@ -97,43 +98,90 @@ def test_what_trains_is_afterwards_as_before(make: Make, patterns: list[str]) ->
         make(freeze={"patterns": patterns}, data={"batch_size": 6}), Silent(), what="test"
     )
     before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
-    assert len(losses_of(prepared, exponential_rates(1e-4, 1, 20))) > 5
+    assert len(range_of(prepared, exponential_rates(1e-4, 1, 20)).losses) > 5
     after = prepared.model.state_dict()
     assert all(bool((after[name] == before[name]).all()) for name in before)
 
 
-def test_its_steps_are_those_of_training_at_that_rate(make: Make) -> None:
+@pytest.mark.parametrize(
+    ("sections", "sizes"),
+    [
+        ({}, [8, 8, 2]),
+        ({"train": {"accumulate": 2, "clip_norm": 0.1}}, [16, 2]),
+        (
+            {
+                "freeze": {"patterns": ["*", "!conv5.*"]},
+                "optimizer": {
+                    "layer_decay": 0.5,
+                    "groups": [{"match": ["conv5.1.*"], "lr_scale": 0.1}],
+                },
+            },
+            [8, 8, 2],
+        ),
+    ],
+    ids=["plain", "accumulated", "in groups"],
+)
+def test_its_steps_are_those_of_training_at_that_rate(
+    make: Make, sections: dict[str, dict[str, Any]], sizes: list[int]
+) -> None:
     """At one rate throughout it is an ordinary run, whose steps give the same losses."""
+    optimizer = {"lr": 0.02, **sections.get("optimizer", {})}
     prepared = prepare_alone(
-        make(optimizer={"lr": 0.02}, schedule={"name": "constant"}), Silent(), what="test"
+        make(
+            **{**sections, "optimizer": optimizer},
+            schedule={"name": "constant", "warmup_epochs": 0.0},
+        ),
+        Silent(),
+        what="test",
     )
+    config = prepared.config
     source = source_of(prepared, Silent(), training=True)
-    losses = losses_of(prepared, [0.02] * (2 * len(source)))
-    live = prepared.engine.live
-    optimizer = build_optimizer(live.parameters(), prepared.config.optimizer)
-    plan = build_schedule(
-        optimizer,
-        ScheduleConfig.model_validate({"name": "constant"}),
-        epochs=2,
-        steps_per_epoch=len(source),
-    )
+    losses = range_of(prepared, [0.02] * (2 * len(sizes))).losses
+    moves = prepared.optimizer_of(config.optimizer)
     epochs = list(
         train_epochs(
-            live,
+            prepared.engine.live,
             batches=source.epoch,
-            optimizer=optimizer,
-            schedule=plan,
-            set_mode=lambda: set_train_mode(prepared.model),
+            optimizer=moves,
+            schedule=build_schedule(moves, config.schedule, epochs=2, steps_per_epoch=len(sizes)),
+            set_mode=prepared.set_mode,
             epochs=2,
             num_classes=2,
-            seed=prepared.config.seed,
+            seed=config.seed,
+            accumulate=config.train.accumulate,
+            clip_norm=config.train.clip_norm,
         )
     )
-    sizes = [8, 8, 2] * 2
     for at, epoch in enumerate(epochs):
-        mine = losses[3 * at : 3 * at + 3]
-        mean = sum(loss * size for loss, size in zip(mine, sizes, strict=False)) / 18
+        mine = losses[at * len(sizes) : (at + 1) * len(sizes)]
+        mean = sum(loss * size for loss, size in zip(mine, sizes, strict=True)) / 18
         assert mean == pytest.approx(epoch.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("losses", "ended_at", "kept"),
+    [
+        ([1.0] * 10 + [1e3] + [1.0] * 9, 10, 11),
+        ([1.0] * 19 + [1e3], 19, 20),
+        ([1.0] * 10 + [math.nan] + [1.0] * 9, 10, 10),
+        ([1.0] * 20, None, 20),
+    ],
+)
+def test_it_ends_at_the_rate_whose_loss_said_so(
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    losses: list[float],
+    ended_at: int | None,
+    kept: int,
+) -> None:
+    def made_up(*_: object, **__: object) -> list[EpochResult]:
+        return [EpochResult(1, 0.1, loss, 0.0, 8, 0.0) for loss in losses]
+
+    rates = exponential_rates(1e-4, 1, 20)
+    monkeypatch.setattr("finetune.range_test.train_epochs", made_up)
+    found = lr_find(make(), lowest=1e-4, highest=1.0, steps=20)
+    assert found.diverged_at == (None if ended_at is None else rates[ended_at])
+    assert len(found.points) == kept
 
 
 def test_divergence_ends_it(make: Make) -> None:
@@ -148,11 +196,11 @@ def test_divergence_ends_it(make: Make) -> None:
 def test_a_loss_that_is_no_number_from_the_start_is_refused(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def at_once(*_: object, **__: object) -> list[float]:
-        return [0.7, 0.7]
+    def at_once(*_: object, **__: object) -> RangeTest:
+        return RangeTest((0.7, 0.7), 0.25)
 
     monkeypatch.setattr(command, "range_test", at_once)
-    with pytest.raises(ResultError, match=r"after 2 steps, at lr .*--min-lr"):
+    with pytest.raises(ResultError, match=r"after 2 steps, at lr 0\.25; begin lower with --min-lr"):
         lr_find(make())
 
 
@@ -192,6 +240,21 @@ def test_an_empty_range_is_refused_before_any_work(make: Make) -> None:
         lr_find(make(data={"root": "absent"}), lowest=1.0, highest=1.0)
 
 
+def test_more_steps_than_the_curve_is_made_for_are_refused(
+    make: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(to_yaml(make(data={"root": "absent"})))
+    monkeypatch.setattr(
+        sys, "argv", ["finetune", "lr-find", "--config", "c.yaml", "--steps", "1001"]
+    )
+    assert cli._run() == 2
+    assert "should be less than or equal to 1000" in capsys.readouterr().err
+
+
 def test_the_command_prints_json_and_needs_no_matplotlib(
     make: Make,
     tmp_path: Path,
@@ -202,12 +265,14 @@ def test_the_command_prints_json_and_needs_no_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     Path("c.yaml").write_text(to_yaml(make()))
     monkeypatch.setattr(
-        sys, "argv", ["finetune", "lr-find", "--config", "c.yaml", "--steps", "30", "--json"]
+        sys,
+        "argv",
+        [*("finetune", "lr-find", "--config", "c.yaml", "--json"), "--steps=30", "--max-lr=0.001"],
     )
     assert cli._run() == 0
     captured = capsys.readouterr()
     document = json.loads(captured.out)
     assert document["plot"] is None
-    assert len(document["points"]) <= 30
+    assert len(document["points"]) == 30
     assert "pip install 'finetune-vision[plots]'" in captured.err
     assert not list(tmp_path.glob("*.png"))

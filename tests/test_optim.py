@@ -11,17 +11,18 @@ import torch
 from torch import nn
 
 from finetune.config import Config, OptimizerConfig, ScheduleConfig
-from finetune.config_optimizer import OPTIMIZERS
+from finetune.config_optimizer import OPTIMIZERS, RATED
+from finetune.config_section import AUTO
 from finetune.errors import ConfigError
-from finetune.optim import build_optimizer, build_schedule, check_optimizer
+from finetune.optim import build_optimizer, check_optimizer
 from finetune.planning import make_plan
-from finetune.schedules import Plateau, end_epoch
+from finetune.schedules import Plateau, build_schedule, end_epoch
 
 USABLE = sorted(name for name, known in OPTIMIZERS.items() if not known.refused)
 
 
 def optimizer_config(**values: Any) -> OptimizerConfig:
-    return OptimizerConfig.model_validate(values)
+    return OptimizerConfig.model_validate({"lr": 0.01} | values)
 
 
 def rates_of(
@@ -32,7 +33,7 @@ def rates_of(
     optimizer = torch.optim.SGD(
         [{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)]
     )
-    config = ScheduleConfig.model_validate(schedule)
+    config = ScheduleConfig.model_validate({"warmup_epochs": 0.0} | schedule)
     plan = build_schedule(optimizer, config, epochs=epochs, steps_per_epoch=steps)
     seen = []
     for _ in range(epochs * steps):
@@ -94,8 +95,8 @@ def test_one_cycle_of_a_few_steps_stays_between_nothing_and_the_peak(
 
 def test_one_cycle_leaves_the_momentum_as_it_was_given() -> None:
     layer = nn.Linear(1, 1)
-    optimizer = build_optimizer(layer.parameters(), optimizer_config(momentum=0.8))
-    config = ScheduleConfig.model_validate({"name": "one_cycle"})
+    optimizer = build_optimizer(layer.named_parameters(), optimizer_config(momentum=0.8))
+    config = ScheduleConfig.model_validate({"name": "one_cycle", "warmup_epochs": 0.0})
     schedule = build_schedule(optimizer, config, epochs=1, steps_per_epoch=10)
     for _ in range(5):
         optimizer.step()
@@ -105,7 +106,7 @@ def test_one_cycle_leaves_the_momentum_as_it_was_given() -> None:
 
 def plateau(**options: Any) -> tuple[torch.optim.Optimizer, Plateau]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    config = ScheduleConfig.model_validate({"name": "plateau", **options})
+    config = ScheduleConfig.model_validate({"name": "plateau", "warmup_epochs": 0.0, **options})
     schedule = build_schedule(optimizer, config, epochs=10, steps_per_epoch=2)
     assert isinstance(schedule, Plateau)
     return optimizer, schedule
@@ -154,7 +155,7 @@ def test_plateau_keeps_the_ratio_of_tiny_rates() -> None:
     optimizer = torch.optim.SGD(
         [{"params": [parameters[0]], "lr": 1.0}, {"params": [parameters[1]], "lr": 1e-9}]
     )
-    config = ScheduleConfig.model_validate({"name": "plateau", "patience": 1})
+    config = ScheduleConfig.model_validate({"name": "plateau", "patience": 1, "warmup_epochs": 0.0})
     schedule = build_schedule(optimizer, config, epochs=5, steps_per_epoch=1)
     for _ in range(3):
         end_epoch(schedule, 0.5)
@@ -186,8 +187,9 @@ def test_defaults_are_torchs_own_but_for_sgd(name: str) -> None:
     if name == "sgd":
         own |= {"lr": 0.01, "momentum": 0.9}
     assert OPTIMIZERS[name].defaults == own
-    config = optimizer_config(name=name)
-    assert (config.lr, config.weight_decay) == (own["lr"], own["weight_decay"])
+    config = OptimizerConfig.model_validate({"name": name})
+    lr = AUTO if name in RATED else own["lr"]
+    assert (config.lr, config.weight_decay) == (lr, own["weight_decay"])
 
 
 @pytest.mark.parametrize("name", USABLE)
@@ -196,7 +198,7 @@ def test_every_optimizer_moves_what_it_holds_and_keeps_what_is_said(name: str) -
     weight = nn.Parameter(torch.randn(4, 5))
     before = weight.detach().clone()
     config = optimizer_config(name=name)
-    optimizer = build_optimizer([weight], config)
+    optimizer = build_optimizer([("weight", weight)], config)
     for _ in range(2):
         weight.grad = torch.randn(4, 5)
         optimizer.step()
@@ -220,7 +222,7 @@ def test_every_optimizer_moves_what_it_holds_and_keeps_what_is_said(name: str) -
 def test_options_change_what_is_kept(values: dict[str, Any], tensors: int) -> None:
     weight = nn.Parameter(torch.ones(4, 5))
     weight.grad = torch.ones(4, 5)
-    optimizer = build_optimizer([weight], optimizer_config(**values))
+    optimizer = build_optimizer([("weight", weight)], optimizer_config(**values))
     optimizer.step()
     state = [s for s in optimizer.state[weight].values() if isinstance(s, torch.Tensor)]
     kept = sum(tensor.shape == weight.shape for tensor in state)
@@ -229,17 +231,34 @@ def test_options_change_what_is_kept(values: dict[str, Any], tensors: int) -> No
 
 def test_optimizers_take_their_options() -> None:
     layer = nn.Linear(1, 1)
-    sgd = build_optimizer(layer.parameters(), optimizer_config())
-    adamw = build_optimizer(layer.parameters(), optimizer_config(name="adamw"))
+    sgd = build_optimizer(layer.named_parameters(), optimizer_config())
+    adamw = build_optimizer(layer.named_parameters(), optimizer_config(name="adamw"))
     assert isinstance(sgd, torch.optim.SGD)
     assert (sgd.defaults["lr"], sgd.defaults["momentum"]) == (0.01, 0.9)
     assert isinstance(adamw, torch.optim.AdamW)
-    assert (adamw.defaults["lr"], adamw.defaults["weight_decay"]) == (0.001, 0.01)
+    assert (adamw.defaults["lr"], adamw.defaults["weight_decay"]) == (0.01, 0.01)
     options = {"betas": [0.8, 0.9], "amsgrad": True}
-    adam = build_optimizer(layer.parameters(), optimizer_config(name="Adam", options=options))
+    adam = build_optimizer(layer.named_parameters(), optimizer_config(name="Adam", options=options))
     assert (adam.defaults["betas"], adam.defaults["amsgrad"]) == ((0.8, 0.9), True)
-    nesterov = build_optimizer(layer.parameters(), optimizer_config(options={"nesterov": True}))
+    nesterov = build_optimizer(
+        layer.named_parameters(), optimizer_config(options={"nesterov": True})
+    )
     assert nesterov.param_groups[0]["nesterov"]
+
+
+class OnCuda(nn.Parameter):
+    """As far as it says of itself."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("foreach", [True, False])
+def test_another_way_over_the_parameters_is_not_fused_as_well(name: str, foreach: bool) -> None:
+    weight = OnCuda(torch.ones(2))
+    config = optimizer_config(name=name, options={"foreach": foreach})
+    assert not build_optimizer([("weight", weight)], config).defaults["fused"]
+    assert build_optimizer([("weight", weight)], optimizer_config(name=name)).defaults["fused"]
 
 
 def refused(name: str, options: dict[str, Any], **values: Any) -> str:

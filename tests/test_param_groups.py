@@ -12,13 +12,14 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from finetune.checkpoint import load_checkpoint
 from finetune.commands.dry_run import dry_run
 from finetune.commands.freeze_report import freeze_report
 from finetune.commands.train import train
 from finetune.config import Config, ModelConfig, OptimizerConfig
 from finetune.errors import ConfigError
 from finetune.layers import depths_of
-from finetune.model import build_skeleton, resolve_model
+from finetune.model import build_skeleton, build_untrained, resolve_model
 from finetune.optim import build_optimizer
 from finetune.param_groups import Group, check_groups, decays, plan_groups
 from finetune.report.groups import render_groups
@@ -251,10 +252,26 @@ OWN = {
 
 
 def test_a_run_moves_its_groups_and_shows_the_heads_rate(make_config: Make) -> None:
-    config = make_config(**THAWED, optimizer=OWN, schedule={"name": "constant"})
+    config = make_config(
+        **THAWED, optimizer=OWN, schedule={"name": "constant", "warmup_epochs": 0.0}
+    )
     train(config)
     first = Path(config.output_dir, "metrics.jsonl").read_text().splitlines()[0]
     assert json.loads(first)["lr"] == 0.01
+    before = build_untrained(resolve_model(config.model), 2, seed=config.seed).state_dict()
+    after, _ = load_checkpoint(Path(config.output_dir, "last.pt"))
+    names = [name for name, _ in build_skeleton(resolve_model(config.model), 2).named_parameters()]
+
+    def farthest(start: str) -> float:
+        """By AdamW's rule about its rate a step, whatever the gradient."""
+        moved = [after[n] - before[n] for n in names if n.startswith(start)]
+        return max(float(difference.abs().max()) for difference in moved)
+
+    steps = 2 * 3
+    assert 0 < farthest("stage4.0.") < 1.5 * steps * 1e-4
+    assert farthest("stage4.1.") > 4 * steps * 1e-4
+    assert farthest("fc.") > farthest("conv5.") > farthest("stage4.1.")
+    assert farthest("stage3.") == 0
 
 
 def test_the_groups_are_shown_before_training(make_config: Make) -> None:

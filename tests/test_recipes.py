@@ -195,7 +195,7 @@ def test_head_then_all_divides_the_epochs_and_lowers_the_learning_rate(make_conf
     assert (head.epochs, everything.epochs) == (2, 8)
     assert (head.freeze.patterns, everything.freeze.patterns) == (("*",), ())
     assert (head.optimizer.lr, everything.optimizer.lr) == (0.1, 0.02)
-    assert (head.schedule.warmup_epochs, everything.schedule.warmup_epochs) == (0, 0.8)
+    assert (head.schedule.warmup_epochs, everything.schedule.warmup_epochs) == ("auto", "auto")
     assert everything.optimizer.momentum == config.optimizer.momentum
 
 
@@ -208,7 +208,7 @@ def test_head_then_all_keeps_a_warmup_that_was_given(make_config: Make) -> None:
 
 
 def test_head_then_all_lowers_it_more_for_adamw(make_config: Make) -> None:
-    config = make_config(recipe="head_then_all", optimizer={"name": "adamw"})
+    config = make_config(recipe="head_then_all", optimizer={"name": "adamw", "lr": 0.001})
     assert [one.optimizer.lr for one in expand_recipe(config, num_train=18).stages] == [
         0.001,
         5e-05,

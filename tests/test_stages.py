@@ -168,7 +168,10 @@ def test_nothing_of_another_schedule_leaks_into_a_stage(make: Make, name: str) -
     base = {"name": "step", "step_epochs": 3, "gamma": 0.5, "warmup_epochs": 0.0}
     config = make(schedule=base, stages=[{}, {"schedule": {"name": name}}])
     second = stage_configs(config)[1].schedule
-    assert second == make(schedule=base if name == "step" else {"name": name}).schedule
+    assert (
+        second
+        == make(schedule=base if name == "step" else {"name": name, "warmup_epochs": 0.0}).schedule
+    )
 
 
 def test_what_belongs_to_no_name_comes_from_the_base_all_the_same(make: Make) -> None:
@@ -246,7 +249,7 @@ def test_an_override_that_would_change_nothing_is_refused(make: Make, tmp_path: 
     with pytest.raises(ConfigError, match=r"--set optimizer.lr=0.2: has no effect: every stage"):
         load_config(path, ["optimizer.lr=0.2"])
     changed = load_config(path, ["stages.1.optimizer.lr=0.2", "stages.0.epochs=9"])
-    assert [one.optimizer.lr for one in stage_configs(changed)] == [0.01, 0.2]
+    assert [one.optimizer.lr for one in stage_configs(changed)] == ["auto", 0.2]
     assert [one.train.epochs for one in stage_configs(changed)] == [9, 1]
 
 
@@ -381,7 +384,7 @@ def test_the_saved_config_runs_again_to_the_same_bits(make: Make, tmp_path: Path
 
 def test_two_equal_stages_are_one_run_of_both_lengths(make: Make, tmp_path: Path) -> None:
     """Network, optimizer's state, order and views all go on."""
-    common = {"optimizer": {"name": "sgd"}, "schedule": {"name": "constant"}}
+    common = {"schedule": {"name": "constant", "warmup_epochs": 0.0}}
     whole = make(**common, train={"epochs": 3}, freeze=BLOCK["freeze"])
     parts = make(
         **common,
@@ -488,7 +491,7 @@ def test_a_pattern_of_a_late_stage_is_checked_before_the_first_trains(make: Make
 
 
 def test_a_dry_run_predicts_each_stage_and_writes_nothing(make: Make) -> None:
-    config = make(stages=[HEAD, ALL], augment={"policy": "flip"})
+    config = make(stages=[HEAD, {**ALL, "optimizer": {"lr": 0.01}}], augment={"policy": "flip"})
     result = dry_run(config)
     assert not Path(config.output_dir).exists()
     head, everything = result.stages
@@ -551,10 +554,10 @@ def trained(name: str, model: nn.Module, **options: Any) -> torch.optim.Optimize
             "model": {"name": "resnet18"},
             "data": {"root": "x"},
             "output_dir": "x",
-            "optimizer": {"name": name, **options},
+            "optimizer": {"name": name, "lr": 0.01, **options},
         }
     )
-    optimizer = build_optimizer(model.parameters(), config.optimizer)
+    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
     optimizer.step()
@@ -579,7 +582,7 @@ def test_state_goes_to_the_parameter_of_the_same_name(name: str) -> None:
     for key, parameter in old.named_parameters():
         parameter.requires_grad_(key.startswith("classifier"))
     before = trained(name, old)
-    after = build_optimizer(new.parameters(), config_of(name))
+    after = build_optimizer(new.named_parameters(), config_of(name))
     assert handed_over(before, old, after, new) == 2
     theirs, mine = old.classifier[1].bias, new.classifier[1].bias
     assert before.state[theirs].keys() == after.state[mine].keys()
@@ -591,14 +594,16 @@ def test_state_goes_to_the_parameter_of_the_same_name(name: str) -> None:
 
 def config_of(name: str, **options: Any) -> Any:
     values = {"model": {"name": "resnet18"}, "data": {"root": "x"}, "output_dir": "x"}
-    return Config.model_validate({**values, "optimizer": {"name": name, **options}}).optimizer
+    return Config.model_validate(
+        {**values, "optimizer": {"name": name, "lr": 0.01, **options}}
+    ).optimizer
 
 
 def test_state_takes_the_layout_of_its_parameter() -> None:
     old, new = networks()
     new = new.to(memory_format=torch.channels_last)
     before = trained("sgd", old)
-    after = build_optimizer(new.parameters(), config_of("sgd"))
+    after = build_optimizer(new.named_parameters(), config_of("sgd"))
     handed_over(before, old, after, new)
     weight = new.features[0].weight
     assert after.state[weight]["momentum_buffer"].stride() == weight.stride()
@@ -608,7 +613,7 @@ def test_state_takes_the_layout_of_its_parameter() -> None:
 def test_state_of_another_kind_is_not_taken_over(name: str, options: dict[str, Any]) -> None:
     old, new = networks()
     before = trained("sgd", old)
-    after = build_optimizer(new.parameters(), config_of(name, **options))
+    after = build_optimizer(new.named_parameters(), config_of(name, **options))
     assert handed_over(before, old, after, new) == 0
     assert not after.state
 

@@ -15,18 +15,19 @@ from finetune import cli
 from finetune.commands import search as search_module
 from finetune.commands.dry_run import dry_run
 from finetune.commands.preparation import prepare_alone, source_of
-from finetune.commands.search import metric_of, search
-from finetune.commands.tune import tune
-from finetune.config import Config, TuneConfig
+from finetune.commands.search import Searched, metric_of, search
+from finetune.commands.tune import _result, tune
+from finetune.config import Config, ModelConfig, TuneConfig
 from finetune.config_file import load_config, to_yaml
 from finetune.config_tune import Range
-from finetune.errors import ConfigError, OutputError, ResultError
+from finetune.errors import ConfigError, Interrupted, OutputError, ResultError
 from finetune.evaluate import evaluate
 from finetune.loop import train_epochs
-from finetune.optim import build_optimizer, build_schedule
 from finetune.progress import Silent
 from finetune.report.json_text import to_json
+from finetune.report.search_plots import draw_trials
 from finetune.report.tuning import render_tune
+from finetune.schedules import build_schedule
 from finetune.search_space import (
     MOST_TRIALS,
     draw,
@@ -38,7 +39,6 @@ from finetune.search_space import (
 )
 from finetune.split import Prefix
 from finetune.stages import stage_configs
-from finetune.train_mode import set_train_mode
 from finetune.tune_results import (
     FoldScore,
     Settings,
@@ -61,7 +61,8 @@ def make(make_config: Make) -> Make:
     """Configs of a small probe with a short search, and no timing of forms."""
 
     def with_search(**sections: object) -> Config:
-        return make_config(**{"runtime": FIXED, "tune": SMALL} | sections)
+        whole = {"runtime": FIXED, "tune": SMALL, "schedule": {"warmup_epochs": 0.0}}
+        return make_config(**whole | sections)
 
     return with_search
 
@@ -125,6 +126,7 @@ def test_a_grid_holds_every_combination_once(make: Make) -> None:
             "epochs": [2, 3],
         },
         train={"epochs": 2},
+        optimizer={"lr": 0.01},
     )
     space = space_of(config, only_head=True, num_train=18)
     settings = settings_of(config, space, only_head=True, in_grid=True)
@@ -147,6 +149,16 @@ def test_another_optimizer_leaves_foreign_options_behind(make: Make) -> None:
     kept = with_settings(config, Settings("sgd", 0.01, 0.1, 0.2, 4, 3))
     assert (kept.optimizer.momentum, kept.optimizer.weight_decay) == (0.5, 0.1)
     assert (kept.data.batch_size, kept.train.epochs, kept.train.label_smoothing) == (4, 3, 0.2)
+
+
+def test_what_goes_by_parameters_holds_for_another_optimizer(make: Make) -> None:
+    groups = [{"match": ["conv5.*"], "lr_scale": 0.1}]
+    own = {"decay_norms_and_biases": True, "layer_decay": 0.5, "groups": groups}
+    config = make(optimizer={"name": "sgd", **own})
+    moved = with_settings(config, Settings("adamw", 0.01, 0.1, 0.2, 4, 3)).optimizer
+    assert moved.name == "adamw"
+    assert moved.decay_norms_and_biases
+    assert (moved.layer_decay, moved.groups) == (0.5, config.optimizer.groups)
 
 
 def test_a_run_of_one_stage_is_told_by_the_base(make: Make) -> None:
@@ -337,7 +349,7 @@ def test_a_batched_trial_scores_what_the_ordinary_loop_scores(make: Make) -> Non
     found = search(config, in_grid=False, allow_slow=False, progress=Silent())
     prepared = prepare_alone(config, Silent(), what="test")
     training = source_of(prepared, Silent(), training=True)
-    folds = search_module._folds(prepared, 3)
+    folds = search_module._folds(prepared.config, prepared.data)
     live = prepared.engine.live
     first = {name: tensor.clone() for name, tensor in live.state_dict().items()}
     assert {one.settings.optimizer for one in found.trials} == {"sgd", "adamw"}
@@ -346,7 +358,7 @@ def test_a_batched_trial_scores_what_the_ordinary_loop_scores(make: Make) -> Non
         for fold, score in zip(folds, one.folds, strict=True):
             live.load_state_dict(first)
             batches = training.part(fold.train, batch_size=told.data.batch_size, training=True)
-            optimizer = build_optimizer(live.parameters(), told.optimizer)
+            optimizer = prepared.optimizer_of(told.optimizer)
             schedule = build_schedule(
                 optimizer,
                 told.schedule,
@@ -358,7 +370,7 @@ def test_a_batched_trial_scores_what_the_ordinary_loop_scores(make: Make) -> Non
                 batches=batches.epoch,
                 optimizer=optimizer,
                 schedule=schedule,
-                set_mode=lambda: set_train_mode(prepared.model),
+                set_mode=prepared.set_mode,
                 epochs=told.train.epochs,
                 num_classes=2,
                 seed=told.seed,
@@ -411,16 +423,6 @@ def test_the_frozen_part_runs_once_for_all_trials_and_the_training_after_them(
     monkeypatch.setattr(Prefix, "forward", counting)
     tune(make())
     assert sum(seen) == 18 * 2 + 10  # each training image and its mirror image; each of val
-
-
-def test_with_balanced_weights_each_fold_has_its_own(make: Make, photos: Path) -> None:
-    for name in ("0", "1", "2", "3"):
-        (photos / "train" / "class_0" / f"{name}.png").unlink()
-    plain = search(make(), in_grid=False, allow_slow=False, progress=Silent())
-    weighted = search(
-        make(data={"balance": "weights"}), in_grid=False, allow_slow=False, progress=Silent()
-    )
-    assert {t.number: t.loss for t in plain.trials} != {t.number: t.loss for t in weighted.trials}
 
 
 def test_the_validation_split_may_choose_and_is_then_no_fair_figure(make: Make) -> None:
@@ -477,7 +479,7 @@ def test_new_views_in_every_epoch_are_refused_with_the_way_out(make: Make) -> No
         tune(make(freeze={"patterns": ["*", "!stage2.*"]}))
 
 
-def test_random_views_are_kept_and_judged_without_augmentation(make: Make) -> None:
+def test_random_views_are_kept_once_for_all_trials(make: Make) -> None:
     config = make(augment={"policy": "crop_flip", "views": 3})
     result = tune(config, final=False)
     assert len(result.trials) == 6
@@ -507,9 +509,39 @@ def test_backbones_are_compared_and_the_best_is_trained(make: Make) -> None:
     assert "backbone" in render_tune(result)
 
 
-@pytest.mark.parametrize("given", [{"recipe": "norm_only"}, {"freeze": LAST_BLOCK}])
+def made_up(config: Config, model: str, *figures: tuple[float, float]) -> Searched:
+    """A search of these trials' top-1 and loss, on 245 images."""
+    trials = []
+    for number, (top1, loss) in enumerate(figures):
+        folds = [FoldScore(245, top1, top1, top1, loss)]
+        settings = Settings("sgd", 0.1, 0.0, 0.0, 8, 2)
+        trials.append(Trial.of(number, model, "none", settings, folds, metric="top1"))
+    own = config.model_copy(update={"model": ModelConfig(name=model, weights="none")})
+    ordered = tuple(in_order(trials, "top1"))
+    return Searched(own, 1, 32, True, 5, 245, 10, 2, ordered, 1.0, 1.0)
+
+
+def test_the_backbone_of_the_best_trial_is_the_best_backbone(make: Make) -> None:
+    # Alone, 0.930 is not told apart from 0.940 and has the lower loss; beside 0.950 it is.
+    one = made_up(make(), "resnet18", (0.94, 0.15), (0.93, 0.10))
+    other = made_up(make(), "alexnet", (0.95, 0.20))
+    for found in ([one, other], [other, one]):
+        best, result = _result(found, "top1", Path("x"), final=True)
+        assert best.config.model.name == result.winner.model == result.model == "resnet18"
+        assert [row.model for row in result.backbones] == ["resnet18", "alexnet"]
+        assert result.backbones[0].best == result.winner
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"recipe": "norm_only"},
+        {"freeze": LAST_BLOCK},
+        {"stages": [{"epochs": 2, "freeze": LAST_BLOCK}]},
+    ],
+)
 def test_backbones_are_compared_by_probes_alone(make: Make, given: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"leave out recipe and freeze\.patterns"):
+    with pytest.raises(ConfigError, match=r"leave out recipe, stages and freeze\.patterns"):
         with_backbones(make(**given), "resnet18")
     assert len(with_backbones(make(recipe="linear_probe"), "resnet18")) == 1
 
@@ -526,6 +558,28 @@ def test_backbones_are_compared_by_probes_alone(make: Make, given: dict[str, Any
 def test_wrong_backbones_are_refused(make: Make, given: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         with_backbones(make(), given)
+
+
+def test_what_a_backbone_can_have_of_the_configs_model_it_has(make: Make) -> None:
+    own = {"name": "googlenet", "weights": "run", "keep_head": "same_names", "aux_heads": True}
+    given = "googlenet,googlenet=none,inception_v3,resnet18"
+    same, blank, kin, other = (one.model for one in with_backbones(make(model=own), given))
+    assert same == make(model=own).model
+    assert (blank.keep_head, blank.aux_heads, blank.weights) == ("none", True, "none")
+    assert (kin.aux_heads, other.aux_heads) == (True, False)
+    assert kin.preprocessing == make(model=own).model.preprocessing
+
+
+def test_the_picture_marks_the_configs_own_settings_of_the_best_backbone_alone(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    drawn: list[Any] = []
+    monkeypatch.setattr("finetune.report.search_plots.save", lambda figure, _: drawn.append(figure))
+    found = [made_up(make(), name, (0.9, 0.2), (0.8, 0.3)) for name in ("resnet18", "alexnet")]
+    draw_trials(_result(found, "top1", Path("x"), final=False)[1], Path("x.png"))
+    labels = [line.get_label() for axes in drawn[0].axes for line in axes.get_lines()]
+    assert labels.count("the config's own settings") == 1
 
 
 # What is written
@@ -549,6 +603,32 @@ def test_an_earlier_search_and_an_earlier_run_are_kept(make: Make, tmp_path: Pat
         tune(config, output=tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere").exists()
     tune(config, overwrite=True)
+
+
+def test_a_search_is_not_written_into_the_run_that_it_ends_in(make: Make) -> None:
+    config = make(data={"root": "absent"})
+    for inside in ("", "search"):
+        with pytest.raises(OutputError, match=r"--output: .*lies in output_dir"):
+            tune(config, output=Path(config.output_dir, inside))
+    beside = make(output_dir=f"{config.output_dir}/")
+    assert tune(beside, final=False).best == f"{config.output_dir}-tune/best.yaml"
+
+
+def test_a_search_whose_final_training_broke_off_says_how_to_go_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken_off(*_: object, **__: object) -> None:
+        raise Interrupted("stopped", exit_code=130)
+
+    config = make(tune=BRIEF)
+    monkeypatch.setattr("finetune.commands.tune.train", broken_off)
+    with pytest.raises(Interrupted):
+        tune(config)
+    folder = Path(f"{config.output_dir}-tune")
+    written = json.loads((folder / "tune.json").read_text())
+    assert written["reported"] == "no model is trained by it yet"
+    with pytest.raises(OutputError, match=rf"`finetune train --config {folder}/best\.yaml`"):
+        tune(config)
 
 
 def test_every_trial_that_diverges_is_a_refused_result(make: Make) -> None:

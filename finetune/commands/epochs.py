@@ -13,7 +13,7 @@ from finetune import run_folder, stopping
 from finetune.adapters import merged
 from finetune.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from finetune.commands.epoch_record import Epoch
-from finetune.commands.preparation import Prepared, updates_norm_stats
+from finetune.commands.preparation import Prepared
 from finetune.commands.resuming import Resumed, command
 from finetune.commands.underway import Past, Underway
 from finetune.config import Config
@@ -30,7 +30,6 @@ from finetune.progress import Progress
 from finetune.report.tables import plural
 from finetune.saving import Saver
 from finetune.stages import epochs_of, stage_configs
-from finetune.train_mode import set_train_mode
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def run_epochs(
         Interrupted: a signal asked for it; what was done is saved.
         ResultError: a loss, a gradient or a weight is no number.
     """
-    config, model, live = prepared.config, prepared.model, prepared.engine.live
+    config, live = prepared.config, prepared.engine.live
     num_classes = prepared.plan.num_classes
     steps = -(-len(training) // config.train.accumulate)
     run = Underway(prepared, steps_per_epoch=steps, start=start, past=past, resumed=resumed)
@@ -115,7 +114,7 @@ def run_epochs(
             batches=batches,
             optimizer=run.optimizer,
             schedule=run.schedule,
-            set_mode=lambda: set_train_mode(model, update_norm_stats=updates_norm_stats(config)),
+            set_mode=prepared.set_mode,
             epochs=first + config.train.epochs,
             num_classes=num_classes,
             # Batches count from 0 in each stage: their keys are those of no other stage.

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from finetune.commands.preparation import prepare_alone, source_of, updates_norm_stats
+from finetune.commands.preparation import prepare_alone, source_of
 from finetune.config import Config
 from finetune.data.balance import class_weights
 from finetune.data.quick_check import dropping_unreadable
@@ -16,7 +16,6 @@ from finetune.progress import Progress, Silent
 from finetune.range_test import range_test
 from finetune.report.search_plots import check_picture, draw_lr_range
 from finetune.runtime import threads_for
-from finetune.train_mode import set_train_mode
 from finetune.tune_results import LrRange, RangePoint
 
 _FEWEST = 5
@@ -36,7 +35,7 @@ def lr_find(
     Args:
         plot: A PNG of the curve.
         lowest, highest: The range.
-        steps: Batches; the rate grows by the same factor after each.
+        steps: Of the optimizer; the rate grows by the same factor after each.
 
     Raises:
         ConfigError: the range is empty, or the picture's name is no PNG's.
@@ -66,14 +65,13 @@ def _test(config: Config, rates: list[float], progress: Progress) -> LrRange:
     source = source_of(prepared, progress, training=True)
     live = prepared.engine.live
     with threads_for(prepared.plan.cost.forward_live * config.data.batch_size):
-        losses = range_test(
+        tested = range_test(
             live,
             source,
             rates,
             config=config,
-            set_mode=lambda: set_train_mode(
-                prepared.model, update_norm_stats=updates_norm_stats(config)
-            ),
+            optimizer=prepared.optimizer_of(config.optimizer),
+            set_mode=prepared.set_mode,
             num_classes=prepared.plan.num_classes,
             class_weights=class_weights(train.counts())
             if config.data.balance == "weights"
@@ -81,10 +79,11 @@ def _test(config: Config, rates: list[float], progress: Progress) -> LrRange:
             aux_weight=prepared.plan.spec.family.aux_weight,
             progress=progress,
         )
+    losses = tested.losses
     if len(losses) < _FEWEST:
         raise ResultError(
             f"lr-find: the loss was no finite number after {len(losses)} steps, at lr "
-            f"{rates[len(losses)]:.2g}; begin lower with --min-lr"
+            f"{tested.ended_at:.2g}; begin lower with --min-lr"
         )
     curve = lr_curve(rates[: len(losses)], losses)
     trainable = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
@@ -98,7 +97,7 @@ def _test(config: Config, rates: list[float], progress: Progress) -> LrRange:
         lr=curve.steepest,
         rule=RULE,
         lowest=curve.lowest,
-        diverged_at=rates[len(losses)] if len(losses) < len(rates) else None,
+        diverged_at=tested.ended_at,
         configured_lr=config.optimizer.lr,
         elapsed_s=0.0,
         plot=None,

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from finetune.adapters import attach
+from finetune.adapters import attach, named_trainable
 from finetune.commands.resuming import Resumed
 from finetune.commands.settling import Settled, settle
-from finetune.config import AugmentConfig, Config, StageConfig
+from finetune.config import AugmentConfig, Config, OptimizerConfig, StageConfig
 from finetune.config_augment import DRAWN_POLICIES
 from finetune.data.images import TrainVal
 from finetune.data.loading import resolve_workers
@@ -22,6 +23,7 @@ from finetune.engine import Engine, build_engine, make_source, resolve_cache
 from finetune.errors import ConfigError
 from finetune.features import Source
 from finetune.model import build_untrained, rebuild
+from finetune.optim import build_optimizer
 from finetune.planning import Plan, apply_freeze, resolve_config, resolve_policy
 from finetune.progress import Progress
 from finetune.proof import Proof, take_proof
@@ -66,6 +68,14 @@ class Prepared:
     skipped: tuple[Skipped, ...] = ()
     """Files that cannot be read and are left out."""
 
+    def optimizer_of(self, config: OptimizerConfig) -> Optimizer:
+        """A new one over what trains."""
+        return build_optimizer(named_trainable(self.model), config, depths=self.plan.depths)
+
+    def set_mode(self) -> None:
+        """Put every module into its mode for training."""
+        set_train_mode(self.model, update_norm_stats=updates_norm_stats(self.config))
+
 
 def prepare(
     settled: Settled,
@@ -98,6 +108,8 @@ def prepare(
     model.to(device)
     set_train_mode(model, update_norm_stats=updates)
     if carried is None:
+        for line in settled.chosen:
+            progress.say(line)
         checked = settled.checked
         (progress.warn if checked.worrying else progress.say)(checked.verdict)
         progress.say(f"{_begins(settled)}; {proof.count} frozen tensors hashed")
@@ -130,7 +142,12 @@ def prepare(
 
 
 def prepare_alone(config: Config, progress: Progress, *, what: str) -> Prepared:
-    """As `prepare`, for a command that works on one stage.
+    """As `prepare`, for a command that works on one stage; the arguments are `settle_alone`'s."""
+    return prepare(settle_alone(config, progress, what=what), progress)
+
+
+def settle_alone(config: Config, progress: Progress, *, what: str) -> Settled:
+    """As `settle`, for a command that works on one stage.
 
     Args:
         what: The command, for the message.
@@ -144,7 +161,7 @@ def prepare_alone(config: Config, progress: Progress, *, what: str) -> Prepared:
             f"{'recipe' if config.recipe else 'stages'}: {what} works on one stage, and this "
             f"config has {len(settled.stages)}; give it a config without them"
         )
-    return prepare(settled, progress)
+    return settled
 
 
 def _network(settled: Settled, carried: Carried | None, resumed: Resumed | None) -> nn.Module:

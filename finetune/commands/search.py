@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from finetune.commands.preparation import (
     Prepared,
-    prepare_alone,
+    prepare,
+    settle_alone,
     source_of,
     training_views,
-    updates_norm_stats,
 )
 from finetune.config import Config
 from finetune.config_section import AUTO
-from finetune.data.folds import Fold, make_folds
+from finetune.data.folds import Fold, groups_of_copies, make_folds
 from finetune.data.holdout import keys_of
+from finetune.data.images import TrainVal
+from finetune.data.loading import batch_sizes
+from finetune.data.quick_check import known_contents
 from finetune.data.views import Views
 from finetune.engine import make_source
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, DataError, ModelError
 from finetune.features import CachedFeatures, Source
 from finetune.heads import lone_head
 from finetune.judging import Ground, Part
+from finetune.model import check_input_size
+from finetune.planning import Plan
 from finetune.progress import Progress
 from finetune.search_space import num_folds, settings_of, space_of
-from finetune.train_mode import set_train_mode
+from finetune.split import split_model
 from finetune.trials import run_trials
 from finetune.tune_results import Settings, Trial, in_order
 
@@ -61,44 +68,53 @@ def search(config: Config, *, in_grid: bool, allow_slow: bool, progress: Progres
 
     Raises:
         ConfigError: nothing of the network is kept, so that each trial would cost a whole training;
-            or the config asks for what a trial does not do.
+            or the config asks for what a trial does not do. Before weights are read, unless only
+            timing tells.
         DataError: the images do not give so many folds.
     """
     start = time.perf_counter()
-    _refuse_what_trials_leave_out(config)
-    prepared = prepare_alone(config, progress, what="tune")
-    resolved, train = prepared.config, prepared.data.train
-    only_head = lone_head(prepared.engine.split.live) is not None
-    space = space_of(resolved, only_head=only_head, num_train=len(train))
-    settings = settings_of(resolved, space, only_head=only_head, in_grid=in_grid)
-    folds = _folds(prepared, num_folds(resolved, len(train)))
-    reason = _why_slow(prepared)
-    if reason and not allow_slow:
-        rounds = max(len(folds), 1)
-        epochs = rounds * sum(one.epochs for one in settings)
-        raise ConfigError(
-            f"tune: {reason}. {len(settings)} trials would be {epochs:,} epochs nearly as long as "
-            "training everything; --allow-slow does that, --trials and tune.epochs bound it"
-        )
+    settled = settle_alone(config, progress, what="tune")
+    own, plan, data = settled.stages[0], settled.plans[0], settled.data
+    train = data.train
+    split = split_model(plan.skeleton, crop=plan.spec.preprocessing.crop, skeleton=plan.skeleton)
+    only_head = lone_head(split.live) is not None
+    _refuse_what_trials_leave_out(own, only_head=only_head)
+    space = space_of(own, only_head=only_head, num_train=len(train))
+    settings = settings_of(own, space, only_head=only_head, in_grid=in_grid)
+    folds = _folds(own, data)
+    _refuse_steps_of_one(settings, folds, plan, len(train))
+
+    def refuse_slow(config: Config) -> None:
+        reason = _why_slow(config, plan, has_prefix=split.prefix is not None)
+        if reason and not allow_slow:
+            epochs = max(len(folds), 1) * sum(one.epochs for one in settings)
+            raise ConfigError(
+                f"tune: {reason}. {len(settings)} trials would be {epochs:,} epochs nearly as long "
+                "as training everything; --allow-slow does that, --trials and tune.epochs bound it"
+            )
+
+    refuse_slow(own)
+    prepared = prepare(settled, progress)
+    refuse_slow(prepared.config)  # where what it says of augmentation and cache is no auto any more
     ground = _ground(prepared, folds, progress)
-    progress.say(_plan(only_head, settings, folds, len(train), len(prepared.data.val)))
+    progress.say(_plan(only_head, settings, folds, len(train), len(data.val)))
     begun = time.perf_counter()
     scores = run_trials(ground, settings, progress)
     metric = metric_of(config)
-    spec = prepared.plan.spec
+    spec = plan.spec
     trials = [
         Trial.of(number, spec.name, spec.weights, one, each, metric=metric)
         for number, (one, each) in enumerate(zip(settings, scores, strict=True))
     ]
     now = time.perf_counter()
     return Searched(
-        config=resolved,
+        config=prepared.config,
         parameters=sum(parameter.numel() for parameter in prepared.model.parameters()),
         input_size=spec.preprocessing.crop,
         only_head=only_head,
         num_folds=len(folds),
         num_train=len(train),
-        num_val=len(prepared.data.val),
+        num_val=len(data.val),
         num_classes=len(train.class_names),
         trials=tuple(in_order(trials, metric)),
         search_s=now - begun,
@@ -106,12 +122,11 @@ def search(config: Config, *, in_grid: bool, allow_slow: bool, progress: Progres
     )
 
 
-def _refuse_what_trials_leave_out(config: Config) -> None:
+def _refuse_what_trials_leave_out(config: Config, *, only_head: bool) -> None:
     train, optimizer = config.train, config.optimizer
     asked = {
         "adapt": config.adapt,
-        "optimizer.groups": optimizer.groups,
-        "optimizer.layer_decay": optimizer.layer_decay,
+        "optimizer.groups": only_head and optimizer.groups,
         "optimizer.options": optimizer.options,
         f"optimizer.name {optimizer.name}": optimizer.name not in ("sgd", "adamw", AUTO),
         "schedule.name plateau": config.schedule.name == "plateau",
@@ -134,12 +149,36 @@ def metric_of(config: Config) -> str:
     return own or config.train.monitor
 
 
-def _folds(prepared: Prepared, count: int) -> tuple[Fold, ...]:
-    if not count:
-        return ()
-    train = prepared.data.train
-    names = keys_of(train.paths, prepared.data.base)
-    return make_folds(train.labels, names, train.groups, count, seed=prepared.config.seed)
+def _folds(config: Config, data: TrainVal) -> tuple[Fold, ...]:
+    """As many as the config says; for auto as many of them as there can be, or none."""
+    train = data.train
+    names = keys_of(train.paths, data.base)
+    groups = train.groups or groups_of_copies(names, known_contents(train.paths))
+    make = partial(make_folds, train.labels, names, groups, seed=config.seed)
+    count = num_folds(config, len(train))
+    if config.tune is not None and config.tune.folds != AUTO:
+        return make(count) if count else ()
+    for fewer in range(count, 1, -1):
+        with suppress(DataError):
+            return make(fewer)
+    return ()
+
+
+def _refuse_steps_of_one(
+    settings: Sequence[Settings], folds: Sequence[Fold], plan: Plan, num_train: int
+) -> None:
+    """As `finetune.commands.settling` refuses a batch size that norm layers cannot train on."""
+    smallest = min(
+        size
+        for number in {len(fold.train) for fold in folds} or {num_train}
+        for asked in {one.batch_size for one in settings}
+        for size in batch_sizes(number, asked, join_last_of_one=True)
+    )
+    try:
+        check_input_size(plan.skeleton, plan.spec, batch_size=smallest)
+    except ModelError as error:
+        text = str(error).replace("data.batch_size", "tune.batch_size")
+        raise ConfigError(text) from error
 
 
 def _keeps_features(prepared: Prepared) -> bool:
@@ -148,13 +187,12 @@ def _keeps_features(prepared: Prepared) -> bool:
     return config.features.cache != "off" and training_views(config).count is not None
 
 
-def _why_slow(prepared: Prepared) -> str:
+def _why_slow(config: Config, plan: Plan, *, has_prefix: bool) -> str:
     """Why a trial would cost nearly what training everything costs, and what to do; or nothing."""
-    config, cost = prepared.config, prepared.plan.cost
-    freeze = "freeze more with freeze.patterns"
-    if prepared.engine.split.prefix is None:
+    cost, freeze = plan.cost, "freeze more with freeze.patterns"
+    if not has_prefix:
         return f"the first layer trains, so that nothing can be computed once; {freeze}"
-    if training_views(config).count is None:
+    if config.augment.policy != AUTO and training_views(config).count is None:
         return (
             "the augmentation is new in every epoch, so that no features can be kept; take "
             "augment.policy flip, or bound it with augment.views"
@@ -192,9 +230,8 @@ def _ground(prepared: Prepared, folds: tuple[Fold, ...], progress: Progress) -> 
         if kept
         else _fresh_part(prepared, progress),
         validation=None if folds else source_of(prepared, progress, training=False),
-        set_mode=lambda: set_train_mode(
-            prepared.model, update_norm_stats=updates_norm_stats(config)
-        ),
+        optimizer_of=prepared.optimizer_of,
+        set_mode=prepared.set_mode,
         aux_weight=prepared.plan.spec.family.aux_weight,
     )
 

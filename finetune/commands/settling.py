@@ -37,6 +37,7 @@ class Settled:
         stages: The config of each stage, plain; of a run without stages one.
         plans: Of each stage.
         kept: Classes whose rows of an earlier run's head are kept.
+        chosen: What each ``auto`` became, in words.
     """
 
     given: Config
@@ -47,6 +48,7 @@ class Settled:
     checked: Checked
     device: torch.device
     kept: tuple[str, ...]
+    chosen: tuple[str, ...]
 
 
 def settle(config: Config, progress: Progress, resumed: Resumed | None = None) -> Settled:
@@ -81,14 +83,14 @@ def settle(config: Config, progress: Progress, resumed: Resumed | None = None) -
     data, checked = _checked(data, config.data, progress)
     if resumed is not None:
         resumed.refuse_other_data(data, progress)
-    stages = _resolve_defaults(stages, plans, data, progress)
+    stages, chosen = _resolve_defaults(stages, plans, data)
     for number, stage in enumerate(stages):
         config = with_stages(stage, config.stages, number)
     sizes = batch_sizes(len(data.train), config.data.batch_size, join_last_of_one=True)
     _refuse_idle_accumulation(config, len(sizes))
     for plan in plans:
         check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
-    return Settled(given, config, stages, plans, data, checked, device, kept)
+    return Settled(given, config, stages, plans, data, checked, device, kept, chosen)
 
 
 def _expanded(config: Config, num_train: int, progress: Progress) -> Config:
@@ -123,16 +125,17 @@ def make_plans(
 
 
 def _resolve_defaults(
-    stages: Sequence[Config], plans: Sequence[Plan], data: TrainVal, progress: Progress
-) -> tuple[Config, ...]:
+    stages: Sequence[Config], plans: Sequence[Plan], data: TrainVal
+) -> tuple[tuple[Config, ...], tuple[str, ...]]:
+    """The stages with numbers for their ``auto``s, and what these became in words."""
     number, names = len(data.train), data.train.class_names
-    all_resolved = []
+    all_resolved, chosen = [], []
     for at, (config, plan) in enumerate(zip(stages, plans, strict=True), start=1):
         resolved = resolve_defaults(config, plan, num_train=number, class_names=names)
         for line in in_words(config, resolved, plan, number):
-            progress.say(f"stage {at}: {line}" if len(stages) > 1 else line)
+            chosen.append(f"stage {at}: {line}" if len(stages) > 1 else line)
         all_resolved.append(resolved)
-    return tuple(all_resolved)
+    return tuple(all_resolved), tuple(chosen)
 
 
 def _refuse_idle_accumulation(config: Config, batches: int) -> None:

@@ -27,6 +27,7 @@ from finetune.search_space import with_settings
 from finetune.tune_results import (
     BackboneRow,
     TestScore,
+    Trial,
     TuneResult,
     equal_to_best,
     in_order,
@@ -61,8 +62,8 @@ def tune(
     """
     start = time.perf_counter()
     progress = progress or Silent()
-    folder = output if output is not None else Path(f"{config.output_dir}-tune")
-    _check_free(folder, overwrite=overwrite)
+    folder = output if output is not None else Path(f"{Path(config.output_dir)}-tune")
+    _check_free(folder, Path(config.output_dir), overwrite=overwrite)
     if final:
         run_folder.check_usable(Path(config.output_dir), overwrite=overwrite)
     has_test = final and _has_test(config, progress)
@@ -72,7 +73,7 @@ def tune(
         skip = config.data.on_unreadable
         found.append(dropping_unreadable(work, on_unreadable=skip, progress=progress))
     metric = metric_of(config)
-    best, result = _result(found, metric, folder)
+    best, result = _result(found, metric, folder, final=final)
     if result.winner.loss is None:
         raise ResultError(
             "tune: every trial diverged, its loss no finite number; search lower rates, as with "
@@ -97,16 +98,26 @@ def tune(
     return result
 
 
-def _check_free(folder: Path, *, overwrite: bool) -> None:
+def _check_free(folder: Path, run: Path, *, overwrite: bool) -> None:
     """Before any work: can the search be written there?"""
+    if folder.resolve().is_relative_to(run.resolve()):
+        raise OutputError(
+            f"--output: {folder}: lies in output_dir, {run}, which holds a run and nothing else; "
+            "choose another place with --output DIR"
+        )
     if exists(folder) and not is_folder(folder):
         raise OutputError(f"{folder}: is a file, not a folder; --output DIR names another place")
     there = [name for name in (BEST, RESULT, PLOT) if exists(folder / name)]
     if there and not overwrite:
         raise OutputError(
-            f"{folder}: already holds a search ({', '.join(there)}); add --overwrite to replace "
-            "it, or choose another place with --output DIR"
+            f"{folder}: already holds a search ({', '.join(there)}); train by it with "
+            f"`{_train_by(folder)}`, add --overwrite to replace it, or choose another place with "
+            "--output DIR"
         )
+
+
+def _train_by(folder: Path) -> str:
+    return f"finetune train --config {shlex.quote(str(folder / BEST))}"
 
 
 def _has_test(config: Config, progress: Progress) -> bool:
@@ -119,10 +130,14 @@ def _has_test(config: Config, progress: Progress) -> bool:
     return True
 
 
-def _result(found: Sequence[Searched], metric: str, folder: Path) -> tuple[Searched, TuneResult]:
+def _result(
+    found: Sequence[Searched], metric: str, folder: Path, *, final: bool
+) -> tuple[Searched, TuneResult]:
     """The winner's backbone, and the search alone: nothing is written or trained yet."""
     trials = in_order([trial for searched in found for trial in searched.trials], metric)
-    first = {id(searched): trials.index(searched.trials[0]) for searched in found}
+    # Among all trials another one may be a backbone's best than among its own: which trials the
+    # metric cannot tell apart depends on the best of them.
+    first = {id(searched): _first(searched.trials, trials) for searched in found}
     ranked = sorted(found, key=lambda searched: first[id(searched)])
     best = ranked[0]
     rows = [
@@ -131,7 +146,7 @@ def _result(found: Sequence[Searched], metric: str, folder: Path) -> tuple[Searc
             weights=searched.config.model.weights,
             parameters=searched.parameters,
             input_size=searched.input_size,
-            best=searched.trials[0],
+            best=trials[first[id(searched)]],
             elapsed_s=searched.elapsed_s,
         )
         for searched in ranked
@@ -158,9 +173,15 @@ def _result(found: Sequence[Searched], metric: str, folder: Path) -> tuple[Searc
         chosen_on=f"{folds}-fold cross-validation on {best.num_train:,} training images"
         if folds
         else f"the {best.num_val:,} validation images",
-        reported="nothing was trained (--no-train)",
-        next=(f"finetune train --config {shlex.quote(str(folder / BEST))}",),
+        reported="no model is trained by it yet" if final else "nothing was trained (--no-train)",
+        next=(_train_by(folder),),
     )
+
+
+def _first(own: Sequence[Trial], ranked: Sequence[Trial]) -> int:
+    """Place of the first of these among all."""
+    members = {id(trial) for trial in own}
+    return next(at for at, trial in enumerate(ranked) if id(trial) in members)
 
 
 def _write(result: TuneResult, chosen: Config, folder: Path, progress: Progress) -> TuneResult:

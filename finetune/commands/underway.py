@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.adapters import named_plainly, named_trainable, plain_state
+from finetune.adapters import named_plainly, plain_state
 from finetune.averaging import Average
 from finetune.checkpoint import Checkpoint, Frozen, Metadata, Training, TrainingRecord
 from finetune.commands.epoch_record import Epoch
@@ -23,7 +23,6 @@ from finetune.errors import CheckpointError, NotFiniteError
 from finetune.handover import Memory
 from finetune.metrics import Meter
 from finetune.monitor import Monitor
-from finetune.optim import build_optimizer
 from finetune.optimizer_state import advance, memory_of, remember
 from finetune.position import Position
 from finetune.runtime import versions
@@ -105,9 +104,7 @@ class Underway:
         self.resumed_at = past.resumed_at
         self.meter = Meter(prepared.plan.num_classes, prepared.engine.device)
         self.monitor = Monitor(config.train)
-        self.optimizer = build_optimizer(
-            named_trainable(model), config.optimizer, depths=prepared.plan.depths
-        )
+        self.optimizer = prepared.optimizer_of(config.optimizer)
         self._parameters = list(named_plainly(model))
         if past.memory is not None:
             plain = {decision.name for decision in prepared.plan.freeze.decisions}

@@ -62,6 +62,22 @@ def make_folds(
     )
 
 
+def groups_of_copies(names: Sequence[str], contents: Sequence[str]) -> tuple[str, ...]:
+    """A group for each image, the same for images of equal contents: learned from a copy, an image
+    judges nothing. Empty where every image stands alone.
+
+    Args:
+        names: Of the images, the same on every machine.
+        contents: Equal where images are.
+    """
+    if len({*contents}) == len(contents):
+        return ()
+    first: dict[str, str] = {}
+    for name, content in sorted(zip(names, contents, strict=True)):
+        first.setdefault(content, name)
+    return tuple(first[content] for content in contents)
+
+
 _NEVER = -1
 """Of images that no fold holds out."""
 

@@ -102,6 +102,17 @@ def dropping_unreadable(work: Callable[[], T], *, on_unreadable: str, progress: 
             progress.warn(f"{error.found[0][0]}: turned out to be broken; beginning without it")
 
 
+def known_contents(paths: Sequence[Path]) -> list[str]:
+    """Of each image what is equal in copies of it, as far as full looks are remembered; where they
+    are not, its path."""
+    names = [str(path) for path in paths]
+    keys = [key_of_file(name) for name in names]
+    with Remembered() as remembered:
+        known = remembered.find(keys)
+    looks = [known.get(key, Look()) if key else Look() for key in keys]
+    return [look.pixels.hex() or name for look, name in zip(looks, names, strict=True)]
+
+
 def sizes_of(images: Images, most: int, progress: Progress) -> list[tuple[int, int]]:
     """Width and height, as the files state them, of so many images from all over."""
     number = min(most, len(images))

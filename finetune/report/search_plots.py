@@ -84,7 +84,8 @@ def draw_trials(result: TuneResult, path: Path) -> None:
         )
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    own = [trial for trial in trials if trial.number == 0 and trial.weights == best.weights]
+    searched = best.model, best.weights
+    own = [one for one in trials if one.number == 0 and (one.model, one.weights) == searched]
     for trial in own:
         ranked.plot(
             [ranks[id(trial)]],
