@@ -252,6 +252,7 @@ def stop(*_, **__):
     time.sleep(20)
 
 name, config = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 finetune.commands.train = types.SimpleNamespace(train=stop)
 sys.argv = ["finetune", "train", "--config", config]
 cli.main()
