@@ -32,8 +32,8 @@ from finetune.train_mode import norm_layers
 _HEAD_SHARE = 5
 """One in so many epochs trains the head alone: on kept features they take next to no time."""
 
-_GENTLER_SGD, _GENTLER = 5.0, 20.0
-"""Everything trains at a head's learning rate divided by this: 0.01 becomes 0.002 with SGD, 0.001
+_GENTLER_SGD, _GENTLER = 2.0, 20.0
+"""Everything trains at a head's learning rate divided by this: 0.01 becomes 0.005 with SGD, 0.001
 becomes 5e-5 with AdamW, as in `finetune.recipe`."""
 
 

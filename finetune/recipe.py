@@ -108,6 +108,9 @@ def optimizer_for(
     measured at: far beyond it neither rule holds without a longer warm-up. No weight decay with
     SGD, as BiT fine-tunes (Kolesnikov et al. 2020); AdamW's own (Loshchilov and Hutter 2019).
 
+    Where all of MobileNetV2 trained, SGD ended lower at 0.005 than at 0.002: on ants and bees, 10
+    epochs, three seeds, with a loss of 0.16 and 93.9 % for 0.27 and 93.7 %.
+
     Args:
         name: auto, or one of `finetune.config_optimizer.RATED`.
         batch_size: Images of an optimizer step.
@@ -122,8 +125,8 @@ def optimizer_for(
         return Optimizer(name, _short(lr * larger**0.5), 0.01 if name == "adamw" else 0.0, warmup)
     if weights == "bundled" and trains == HEAD:
         return Optimizer(name, _short(0.1 * larger), 0.0, warmup)  # configs/quickstart.yaml
-    block = 0.002 if family in WITHOUT_NORM else 0.005
-    lr = {HEAD: 0.01, BLOCK: block, EVERYTHING: 0.002}[trains]
+    pretrained = 0.002 if family in WITHOUT_NORM else 0.005
+    lr = 0.01 if trains == HEAD else pretrained
     return Optimizer(name, _short(lr * larger), 0.0, warmup)
 
 

@@ -75,7 +75,7 @@ def test_what_trains_is_read_off_the_plan(patterns: list[str], what: str) -> Non
     [
         ("resnet18", ["*"], ("sgd", 0.01, 0.0, 0.0)),
         ("resnet18", ["*", "!layer4.1.*"], ("sgd", 0.005, 0.0, 1.0)),
-        ("resnet18", [], ("sgd", 0.002, 0.0, 2.0)),
+        ("resnet18", [], ("sgd", 0.005, 0.0, 2.0)),
         ("squeezenet1_1", ["*", "!features.12.*"], ("sgd", 0.002, 0.0, 1.0)),
         ("swin_t", ["*"], ("adamw", 0.001, 0.01, 0.0)),
         ("convnext_tiny", [], ("adamw", 5e-5, 0.01, 2.0)),
@@ -112,7 +112,7 @@ def test_a_rate_goes_with_the_images_of_a_step_and_not_far_beyond_what_was_measu
 def test_what_is_not_given_is_chosen_by_the_images_and_by_what_trains() -> None:
     nothing: dict[str, Any] = {"train": {}, "optimizer": {}, "schedule": {}}
     everything = resolved(config_of(freeze={"patterns": []}, **nothing), 11_400)
-    assert rates_of(everything) == ("sgd", 0.002, 0.0, 2.0)
+    assert rates_of(everything) == ("sgd", 0.005, 0.0, 2.0)
     assert everything.train.epochs == 22
     head = resolved(config_of(**nothing), 245)
     assert rates_of(head) == ("sgd", 0.01, 0.0, 0.0)

@@ -194,7 +194,7 @@ def test_head_then_all_divides_the_epochs_and_lowers_the_learning_rate(make_conf
     head, everything = expand_recipe(config, num_train=18).stages
     assert (head.epochs, everything.epochs) == (2, 8)
     assert (head.freeze.patterns, everything.freeze.patterns) == (("*",), ())
-    assert (head.optimizer.lr, everything.optimizer.lr) == (0.1, 0.02)
+    assert (head.optimizer.lr, everything.optimizer.lr) == (0.1, 0.05)
     assert (head.schedule.warmup_epochs, everything.schedule.warmup_epochs) == ("auto", "auto")
     assert everything.optimizer.momentum == config.optimizer.momentum
 
