@@ -1,8 +1,9 @@
 """The figures of recipes.py and tune.py as markdown, so that none is typed by hand.
 
-    python benchmarks/recipe_table.py recipes.json [--tune tune.json] --into docs/training.md
+    python benchmarks/recipe_table.py FILE... [--tune tune.json] --into docs/training.md
 
-Replaces what stands between the two marks; without ``--into`` it goes to stdout.
+Sets may have been measured into several files. Replaces what stands between the two marks; without
+``--into`` it goes to stdout.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ Runs = dict[str, list[dict[str, Any]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path)
+    parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--tune", type=Path)
     parser.add_argument("--into", type=Path)
     options = parser.parse_args()
-    document = json.loads(options.file.read_text())
-    text = fragment(document["runs"])
+    documents = [json.loads(path.read_text()) for path in options.files]
+    text = fragment({key: run for one in documents for key, run in one["runs"].items()})
     if options.tune is not None:
         text += f"\n\n{tune_sentence(json.loads(options.tune.read_text()))}"
-    text += f"\n\n{_origin(document)}"
+    text += f"\n\n{_origin(documents[-1])}"
     if options.into is None:
         print(text)
         return

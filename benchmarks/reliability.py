@@ -35,9 +35,10 @@ Line = dict[str, Any]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="as often as every test run does")
+    parser.add_argument("--processes", type=int, default=1, help="that run tests side by side")
     parser.add_argument("--into", type=Path, help="replaces what stands between its two marks")
     options = parser.parse_args()
-    failed, lines = try_all(quick=options.quick)
+    failed, lines = try_all(quick=options.quick, processes=options.processes)
     text = fragment(lines, failed=failed)
     if options.into is None:
         print(text)
@@ -47,7 +48,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def try_all(*, quick: bool) -> tuple[bool, list[Line]]:
+def try_all(*, quick: bool, processes: int) -> tuple[bool, list[Line]]:
     """Run the tests; whether any failed, and every line that was counted."""
     tests = [f"tests/{name}" for name in TESTS]
     there = [name for name in tests if (REPOSITORY / name).exists()]
@@ -57,7 +58,15 @@ def try_all(*, quick: bool) -> tuple[bool, list[Line]]:
     with tempfile.TemporaryDirectory() as folder:
         counts, cases = Path(folder) / "counts.jsonl", Path(folder) / "cases.xml"
         counts.touch()
-        chosen = ["-q", "-n", "0", "-m", "not gpu", f"--junitxml={cases}", *there]
+        chosen = [
+            "-q",
+            "-n",
+            str(processes if processes > 1 else 0),
+            "-m",
+            "not gpu",
+            f"--junitxml={cases}",
+            *there,
+        ]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *chosen],
             cwd=REPOSITORY,
