@@ -51,7 +51,7 @@ class UnreadableError(DataError):
         self, found: Sequence[tuple[Path, str]], *, passing: Collection[Path] = ()
     ) -> None:
         what = "cannot be read any more" if passing else "cannot be decoded"
-        listed = [f"{_on_one_line(p)}: {what} ({reason})" for p, reason in found[:_MOST_LISTED]]
+        listed = [f"{on_one_line(str(p))}: {what} ({reason})" for p, reason in found[:_MOST_LISTED]]
         if len(found) > _MOST_LISTED:
             listed.append(f"and {len(found) - _MOST_LISTED:,} more")
         todo = (
@@ -151,6 +151,6 @@ def printable(text: str, *, but: str = "") -> str:
     return "".join(c if c.isprintable() or c in but else ascii(c)[1:-1] for c in text)
 
 
-def _on_one_line(path: Path) -> str:
-    text = str(path)
+def on_one_line(text: str) -> str:
+    """A name as it is; where something in it cannot be printed, that escaped and all in quotes."""
     return text if text.isprintable() else ascii(text)

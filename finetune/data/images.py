@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from finetune.errors import DataError, did_you_mean, first_few
+from finetune.errors import DataError, did_you_mean, first_few, on_one_line
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
@@ -135,8 +135,7 @@ def refuse_unknown_classes(
 
 def shown(path: str | os.PathLike[str], base: Path | None = None) -> str:
     """A path on one line: what cannot be printed is escaped, and then it stands in quotes."""
-    text = os.fspath(path) if base is None else below(path, base)
-    return text if text.isprintable() else ascii(text)
+    return on_one_line(os.fspath(path) if base is None else below(path, base))
 
 
 def below(path: str | os.PathLike[str], base: Path) -> str:

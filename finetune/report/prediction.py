@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from finetune.errors import on_one_line
 from finetune.eval_results import (
     Agreement,
     ExportResult,
@@ -33,12 +34,12 @@ class AsTable:
     def show(self, _: Sequence[str], answer: Prediction | Unreadable) -> None:
         """Keep a row."""
         if isinstance(answer, Unreadable):
-            self._rows.append((_printable(answer.path), "unreadable", "", answer.reason))
+            self._rows.append((on_one_line(answer.path), "unreadable", "", answer.reason))
             return
         said = f"{UNSURE} ({answer.label}?)" if answer.unsure else answer.label
         others = ", ".join(f"{name} {share:.1%}" for name, share in answer.top[1:])
         self._rows.append(
-            (_printable(answer.path or ""), said, f"{answer.probability:.1%}", others)
+            (on_one_line(answer.path or ""), said, f"{answer.probability:.1%}", others)
         )
 
     def end(self, _: PredictSummary) -> None:
@@ -191,7 +192,3 @@ def _json(value: Any, **options: Any) -> str:
     except UnicodeEncodeError:  # a file name with bytes that are not UTF-8
         text = json.dumps(value, **options)
     return text
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else ascii(text)
