@@ -41,6 +41,12 @@ def listen() -> None:
             signal.signal(number, _handle)
 
 
+def ignore() -> None:
+    """From now on: the program has its result, and is about to end with it."""
+    for number in _WORDS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def leave_to_the_parent(_worker: int = 0) -> None:
     """In a worker process: what is sent to all of a job, such as Ctrl-C, is the parent's to handle,
     which still needs what its workers are at; SIGTERM alone is how it ends them."""

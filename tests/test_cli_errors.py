@@ -267,6 +267,32 @@ def test_a_real_signal_stops_the_program_in_one_line(config: str, signal: str, c
     assert_one_message(Outcome(done.returncode, done.stdout, done.stderr), code=code)
 
 
+ENDING = """
+import atexit, os, signal, sys
+from finetune import cli
+
+class TakenApart:
+    def __del__(self):
+        print("taken apart")
+
+def at_the_end():
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("registered for the end")
+
+kept = TakenApart()
+atexit.register(at_the_end)
+sys.argv = ["finetune", "eval"]
+cli.main()
+"""
+
+
+def test_the_end_runs_what_is_registered_and_takes_nothing_apart() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "registered for the end\n")
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError("division by zero"), RuntimeError("odd")])
 def test_a_mistake_of_ours_is_code_1_and_says_how_to_see_more(
     run: Run, config: str, train_raises: Callable[..., None], error: Exception
