@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import errno
-import gc
 import os
 import sys
 import traceback
@@ -34,10 +33,6 @@ if TYPE_CHECKING:
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 """What a disk says that is full, broken or closed to writing, wherever that happens."""
-
-_COLLECT_AFTER = 100_000
-"""Objects that may be new before garbage is looked for; Python's own 700 make imports of torch a
-quarter slower, which leave none."""
 
 app = typer.Typer(
     name="finetune",
@@ -232,7 +227,7 @@ def _cache_text() -> Any:
 def main() -> NoReturn:
     """Run the command line; the one place where an error becomes a message and an exit code."""
     stopping.listen()
-    gc.set_threshold(_COLLECT_AFTER)
+    cli_support.ends_at_once = True
     _leave(_run())
 
 

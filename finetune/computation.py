@@ -25,9 +25,12 @@ On two cores MobileNetV2's prefix ran at 451 images/s by eights and at 242 by 32
 channels_last); ResNet-18 and -50, DenseNet and ConvNeXt were fastest by 8 or 16 as well.
 """
 
+_FEWEST_ROWS = 2
 _WIDE_BYTES = 16 * 2**20
-"""Half as many where their widest tensor is larger than this: each core holds two or three such
-tensors at once. By fours MobileNetV2's took 40 MiB less on two cores at nearly the same speed."""
+"""Fewer where their widest tensor would be larger than this: each core holds two or three such
+tensors at once. In float32 MobileNetV2's prefix ran at 177 images/s by twos, 167 by fours and 111
+by eights, EfficientNet-B4's (380 pixels) at 11, 10 and 7; in bfloat16 at 465 by fours and 477 by
+eights, and at 31, 28 and 22."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Computation:
         """Features of uint8 pixels ``(N, 3, H, W)``, as the prefix gives them, on the device."""
         if self.prefix is None or self.device.type != "cpu":
             return self._compute(pixels)
-        return _joined(on_cores(self._compute, list(torch.split(pixels, self.rows))))
+        return joined(on_cores(self._compute, list(torch.split(pixels, self.rows))))
 
     def in_this_thread(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """As above, for callers that run in several threads themselves.
@@ -63,7 +66,7 @@ class Computation:
             Interrupted: a signal asked to stop; whoever waits for the thread need not wait long.
         """
         parts = unless_asked(torch.split(pixels, self.rows))
-        return _joined([self._compute(part) for part in parts])
+        return joined([self._compute(part) for part in parts])
 
     def features(self, pixels: Tensor) -> Features:
         """What the live part takes."""
@@ -80,8 +83,10 @@ class Computation:
     @property
     def rows(self) -> int:
         """Images that a core computes at once."""
-        wide = CPU_ROWS * self.widest * self.form.dtype.itemsize > _WIDE_BYTES
-        return CPU_ROWS // 2 if wide else CPU_ROWS
+        rows = CPU_ROWS
+        while rows > _FEWEST_ROWS and rows * self.widest * self.form.dtype.itemsize > _WIDE_BYTES:
+            rows //= 2
+        return rows
 
     @property
     def image_bytes(self) -> int:
@@ -89,7 +94,8 @@ class Computation:
         return sum(torch.Size(shape).numel() for shape in self.crossing) * self.form.dtype.itemsize
 
 
-def _joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The features of all images, from those of some at a time."""
     return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
 
@@ -100,14 +106,16 @@ def as_features(tensors: tuple[Tensor, ...]) -> Features:
 
 
 def forward_runner(plain: Computation, pixels: Tensor) -> Runner:
-    """For `choose_form`: the forward pass of copies of a prefix, computed as it will be.
+    """For `choose_form`: the forward pass of a prefix, computed as it will be, in any form.
 
     On a CPU by one core: all of them would hold the tensors of every form, the largest too.
     """
 
     def prepare(form: Form) -> Callable[[], Tensor]:
         assert plain.prefix is not None
-        module = form.arrange(copy.deepcopy(plain.prefix), cast=True)
+        module = plain.prefix  # as it is, it is in the plain form
+        if form != plain.form:
+            module = form.arrange(copy.deepcopy(module), cast=True)
         computation = replace(plain, prefix=module, form=form)
 
         def step() -> Tensor:

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from finetune.computation import Computation, as_features
+from finetune.computation import Computation, as_features, joined
 from finetune.config import FeaturesConfig
 from finetune.data.images import Images
 from finetune.data.loading import (
@@ -48,6 +48,7 @@ from finetune.progress import Progress
 from finetune.runtime import (
     available_cores,
     one_thread_a_core,
+    release_memory,
     versions,
 )
 from finetune.split import Features
@@ -273,6 +274,7 @@ def _fill(
     missing = store.missing
     keys = [_keys_of(layout, block, views.count) for block in missing]
     dataset = PhotoDataset(images, computation.preprocessing, views)
+    release_memory()  # where the run needs most, nothing else is kept
     if workers or computation.device.type != "cpu":
         blocks = _computed_here(dataset, keys, computation, workers)
     else:
@@ -318,8 +320,16 @@ def _computed_in_threads(
     """Block by block, in order; each core decodes and computes a block of its own."""
 
     def compute(block: list[Key]) -> _Block:
-        batch = collate(dataset.__getitems__(block))
-        return batch if isinstance(batch, list) else computation.in_this_thread(batch[0])
+        """By no more images than are computed at once: pixels need memory as well."""
+        broken: list[Unreadable] = []
+        parts: list[tuple[Tensor, ...]] = []
+        for start in range(0, len(block), computation.rows):
+            batch = collate(dataset.__getitems__(block[start : start + computation.rows]))
+            if isinstance(batch, list):
+                broken += batch
+            elif not broken:
+                parts.append(computation.in_this_thread(batch[0]))
+        return broken or joined(parts)
 
     with one_thread_a_core(len(keys)) as pool:
         waiting: deque[Future[_Block]] = deque()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from finetune.config import RuntimeConfig
 from finetune.errors import OutputError
 from finetune.files import write_text
-from finetune.runtime import release_memory, versions
+from finetune.runtime import large_apart, release_memory, versions
 
 TOLERANCE = 0.05
 """Largest distance of one image's result from float32's, relative to its norm.
@@ -167,6 +167,14 @@ def _fastest(
 
 
 def _time(forms: list[Form], run: Runner, images: int, *, on_cpu: bool) -> Choice:
+    """The fastest of them, for so many images."""
+    took = _seconds_of(forms, run, on_cpu=on_cpu)
+    release_memory()  # of all copies
+    fastest = min(took, key=lambda form: took[form], default=Form())
+    return Choice(fastest, {str(form): seconds / images for form, seconds in took.items()})
+
+
+def _seconds_of(forms: list[Form], run: Runner, *, on_cpu: bool) -> dict[Form, float]:
     """Every form once, those that may be fast once more, and those close to the best in turn, since
     a machine's speed changes from one second to the next.
 
@@ -175,17 +183,19 @@ def _time(forms: list[Form], run: Runner, images: int, *, on_cpu: bool) -> Choic
     """
     plain = Form()
     step = run(plain)
-    reference = step()
+    with large_apart():
+        reference = step()
     first = _timed(step)
     if on_cpu and plain in forms and first < _NOT_WORTH_TIMING_S:
-        return Choice(plain, {})
+        return {}
     took = {plain: first} if plain in forms else {}
     steps = {plain: step}
     # From the end: the form that wins most often first, so that the others are soon left.
     for form in reversed([form for form in forms if form != plain]):
         step = run(form)
         start = time.perf_counter()
-        result = step()
+        with large_apart():
+            result = step()
         first = time.perf_counter() - start
         if distance(result, reference) > TOLERANCE:
             continue
@@ -201,9 +211,7 @@ def _time(forms: list[Form], run: Runner, images: int, *, on_cpu: bool) -> Choic
         bound = _CLOSE * min(took.values(), default=0.0)
         for form in [form for form in steps if took[form] <= bound]:
             took[form] = min(took[form], _timed(steps[form]))
-    release_memory()
-    fastest = min(took, key=lambda form: took[form], default=plain)
-    return Choice(fastest, {str(form): seconds / images for form, seconds in took.items()})
+    return took
 
 
 def distance(result: Tensor, reference: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import os
 import platform
@@ -23,11 +24,12 @@ import torchvision
 from finetune import __version__
 from finetune.errors import ConfigError
 
-_M_ARENA_MAX, _M_MMAP_MAX, _M_TRIM_THRESHOLD = -8, -4, -1
+_M_ARENA_MAX, _M_MMAP_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -4, -3, -1
 """mallopt's own numbers for them, in glibc's malloc.h."""
 _MMAPS, _TRIM_BYTES = 65_536, 128 * 1024
 """What the latter two are by default."""
 _NEVER = -1
+_LARGE_BYTES, _MOST_IN_HEAP = 2**18, 32 * 2**20
 
 WORTH_SHARING = 20_000_000
 """Multiply-adds of a step's forward pass: about a millisecond of one core."""
@@ -179,13 +181,28 @@ def heap_for(multiply_adds: int) -> Iterator[None]:
         release_memory()
 
 
+@contextmanager
+def large_apart() -> Iterator[None]:
+    """Tensors lie outside of glibc's heap: what stays there for good, such as oneDNN's kernels for
+    a shape that is met for the first time, comes to lie behind no gap that they leave.
+    """
+    _mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+    try:
+        yield
+    finally:
+        _mallopt(_M_MMAP_THRESHOLD, _MOST_IN_HEAP)
+        _mallopt(_M_TRIM_THRESHOLD, 2 * _MOST_IN_HEAP)
+
+
 def _mallopt(parameter: int, value: int) -> None:
     with suppress(OSError, AttributeError, TypeError):  # not glibc
         ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def release_memory() -> None:
-    """Give back to the system what glibc keeps of what was freed: copies of a network, say."""
+    """Give back to the system what nobody needs any more: copies of a network, say, whose graphs
+    refer to themselves, and what glibc keeps of what was freed."""
+    gc.collect()
     with suppress(OSError, AttributeError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 
