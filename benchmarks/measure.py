@@ -63,6 +63,8 @@ def run_process(
     Raises:
         ProcessError: its exit status is not 0.
     """
+    # Nobody compiles an installed program anew each time, as this variable would have it.
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     load = os.getloadavg()[0]
     cpu_before = _children_cpu_s()
     start = time.perf_counter()
@@ -73,7 +75,7 @@ def run_process(
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
-        env=os.environ | (environment or {}),
+        env=inherited | dict(environment or {}),
     )
     sampler = _MemorySampler(child.pid)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -19,6 +20,17 @@ REPOSITORY = Path(__file__).parent.parent
 
 # Two test processes share the machine, and tiny tensors gain nothing from threads.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """As the program does: what is imported is no garbage, and need not be looked through."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """An interpreter that is taken apart would report what is frozen as lost."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
