@@ -102,5 +102,9 @@ LOST: tuple[tuple[str, str], ...] = (
         "An escape sequence in a key or an override reached the terminal",
         "tests/test_config_fuzz.py::test_an_override_cannot_steer_a_terminal",
     ),
+    (
+        "A signal that came while a checkpoint was read made it a damaged file (code 5 for 143)",
+        "tests/test_signals.py::test_a_signal_ends_the_run_and_says_how_it_goes_on",
+    ),
 )
 """Case, and file::test."""

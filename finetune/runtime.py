@@ -26,10 +26,12 @@ from finetune.errors import ConfigError
 
 _M_ARENA_MAX, _M_MMAP_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -4, -3, -1
 """mallopt's own numbers for them, in glibc's malloc.h."""
-_MMAPS, _TRIM_BYTES = 65_536, 128 * 1024
-"""What the latter two are by default."""
+_MMAPS = 65_536
+"""What M_MMAP_MAX is by default."""
 _NEVER = -1
-_LARGE_BYTES, _MOST_IN_HEAP = 2**18, 32 * 2**20
+_LARGE_BYTES = 2**18
+_MOST_IN_HEAP, _MOST_KEPT = 32 * 2**20, 64 * 2**20
+"""As far as glibc itself goes, by and by, with what it keeps in its heap and at the heap's end."""
 
 WORTH_SHARING = 20_000_000
 """Multiply-adds of a step's forward pass: about a millisecond of one core."""
@@ -177,7 +179,7 @@ def heap_for(multiply_adds: int) -> Iterator[None]:
         yield
     finally:
         _mallopt(_M_MMAP_MAX, _MMAPS)
-        _mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
+        _mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
         release_memory()
 
 
@@ -191,7 +193,14 @@ def large_apart() -> Iterator[None]:
         yield
     finally:
         _mallopt(_M_MMAP_THRESHOLD, _MOST_IN_HEAP)
-        _mallopt(_M_TRIM_THRESHOLD, 2 * _MOST_IN_HEAP)
+        _mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
+
+
+@contextmanager
+def steps_of(multiply_adds: int) -> Iterator[None]:
+    """The machine as it suits training steps of this size, by their forward pass."""
+    with threads_for(multiply_adds), heap_for(multiply_adds):
+        yield
 
 
 def _mallopt(parameter: int, value: int) -> None:

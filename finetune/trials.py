@@ -16,6 +16,7 @@ from finetune.heads import lone_head
 from finetune.judging import Ground, Round
 from finetune.loop import train_epochs
 from finetune.progress import Progress
+from finetune.runtime import steps_of
 from finetune.schedules import build_schedule
 from finetune.search_space import with_settings
 from finetune.tune_results import FoldScore, Settings
@@ -48,7 +49,8 @@ def _one_by_one(
             yield scores
 
     try:
-        return list(progress.track(trials(), "search, trials", total=len(settings)))
+        with steps_of(ground.live_work * ground.config.data.batch_size):
+            return list(progress.track(trials(), "search, trials", total=len(settings)))
     finally:
         live.load_state_dict(first)
 

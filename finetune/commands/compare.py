@@ -176,8 +176,8 @@ def _test(
         )
         holms = f" after Holm's correction for {num_tests} pairs" if num_tests > 1 else ""
         sentence = (
-            f"{verdict}: {only_first:,} are recognised by {first} alone, {only_second:,} by "
-            f"{second} alone (McNemar's exact test, p = {adjusted:.2g}{holms})"
+            f"{verdict}: {first} alone recognises {only_first:,} of them, {second} alone "
+            f"{only_second:,} (McNemar's exact test, p = {adjusted:.2g}{holms})"
         )
     return PairedTest(
         first=first,

@@ -14,7 +14,7 @@ from finetune.data.loading import batch_sizes
 from finetune.planning import make_freeze_report, totals_of
 from finetune.progress import Progress, Silent
 from finetune.results import DryRun, FreezeReport
-from finetune.runtime import heap_for, threads_for
+from finetune.runtime import steps_of
 from finetune.stage_results import PlannedStage
 from finetune.timing import predict_time
 
@@ -75,7 +75,7 @@ def _planned(prepared: Prepared, number: int) -> tuple[FreezeReport, PlannedStag
     plan, config = prepared.plan, prepared.config
     report = make_freeze_report(plan, config, split=prepared.engine.split)
     work = plan.cost.forward_live * config.data.batch_size
-    with threads_for(work), heap_for(work):
+    with steps_of(work):
         predicted = predict_time(prepared.engine, config, prepared.data, training_views(config))
     facts = stage_facts(config, report, number=number)
     return report, PlannedStage(**vars(facts), predicted=predicted)

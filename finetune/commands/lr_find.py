@@ -15,7 +15,7 @@ from finetune.lr_curve import RULE, exponential_rates, lr_curve
 from finetune.progress import Progress, Silent
 from finetune.range_test import range_test
 from finetune.report.search_plots import check_picture, draw_lr_range
-from finetune.runtime import threads_for
+from finetune.runtime import steps_of
 from finetune.tune_results import LrRange, RangePoint
 
 _FEWEST = 5
@@ -64,7 +64,7 @@ def _test(config: Config, rates: list[float], progress: Progress) -> LrRange:
     config, train = prepared.config, prepared.data.train
     source = source_of(prepared, progress, training=True)
     live = prepared.engine.live
-    with threads_for(prepared.plan.cost.forward_live * config.data.batch_size):
+    with steps_of(prepared.plan.cost.forward_live * config.data.batch_size):
         tested = range_test(
             live,
             source,

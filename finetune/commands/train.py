@@ -28,7 +28,7 @@ from finetune.proof import Proof
 from finetune.report.json_text import to_json
 from finetune.report.text import render_freeze_report
 from finetune.results import FreezeReport, Scores, TrainSummary
-from finetune.runtime import heap_for, peak_memory_mib, threads_for
+from finetune.runtime import peak_memory_mib, steps_of
 from finetune.saving import Saver
 from finetune.stage_results import StageSummary
 from finetune.stages import epochs_of, stage_configs, staged_report
@@ -151,7 +151,7 @@ class _Run:
                 run_folder.prepare(folder, overwrite=self.overwrite)
             reports = self._write_facts(prepared, report, number)
             saver = Saver(folder, prepared.proof.sha256, minutes=minutes)
-            with threads_for(work), heap_for(work), saver:
+            with steps_of(work), saver:
                 trained = run_epochs(
                     *(prepared, training, validation, folder, saver, self.progress),
                     start=self.start,
