@@ -80,6 +80,11 @@ def plan_adapters(
         for name in adaptable(model, crop)
         if name in frozen and not any(name.startswith(f"{head}.") for head in heads)
     ]
+    if not possible:
+        raise ConfigError(
+            f"{_KEY}: no frozen weight of this network can have an adapter; freeze what adapters "
+            'shall change, as in freeze.patterns: ["*"]'
+        )
     chosen: set[str] = set()
     problems = []
     for glob in lora.targets:

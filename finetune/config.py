@@ -187,7 +187,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _a_recipe_decides_alone(self) -> Config:
         if self.recipe and self.stages:
-            raise ValueError("recipe: stands for stages of its own; remove it, or stages")
+            raise ValueError(
+                f"recipe: {self.recipe} decides what trains from the first epoch to the last; "
+                "remove it, or stages"
+            )
         if self.recipe and "patterns" in self.freeze.model_fields_set:
             raise ValueError(
                 f"recipe: {self.recipe} stands for what trains; remove it, or freeze.patterns"

@@ -15,6 +15,8 @@ _UNION_TAGS = frozenset({"word", "section", "number"})
 _STAGES = "stages"
 _TUNE = "tune"
 _LONGEST_VALUE = 120
+_NEAR_ELSEWHERE = 0.75
+"""A key of another section has to look more like it to be the one that is meant."""
 
 
 def problems_of(error: ValidationError) -> Iterator[Problem]:
@@ -173,7 +175,8 @@ def _nearest_key(path: Path) -> str:
         by_word.setdefault(key.rpartition(".")[2], []).append(key)
     meant = by_word.get(word) or here[:1]
     if not meant:
-        meant = [key for near in nearest(word, by_word, limit=1) for key in by_word[near]]
+        elsewhere = nearest(word, by_word, limit=1, cutoff=_NEAR_ELSEWHERE)
+        meant = [key for near in elsewhere for key in by_word[near]]
     if meant:
         return f" Did you mean {' or '.join(repr(key) for key in meant)}?"
     return f" Known here: {_keys_of(path[:-1])}."

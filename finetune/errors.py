@@ -116,12 +116,12 @@ class Interrupted(BaseException):
         self.exit_code = exit_code
 
 
-def nearest(word: str, choices: Iterable[str], *, limit: int = 3) -> list[str]:
+def nearest(word: str, choices: Iterable[str], *, limit: int = 3, cutoff: float = 0.6) -> list[str]:
     """The choices that look most like ``word``, best first; case is forgiven."""
     by_lower: dict[str, str] = {}
     for choice in choices:
         by_lower.setdefault(choice.lower(), choice)
-    close = difflib.get_close_matches(word.lower(), by_lower, n=limit, cutoff=0.6)
+    close = difflib.get_close_matches(word.lower(), by_lower, n=limit, cutoff=cutoff)
     return [by_lower[match] for match in close]
 
 

@@ -121,8 +121,10 @@ def _warning(match: PatternMatch, before: dict[str, bool], heads: tuple[str, ...
             "which is replaced and always trains"
         )
     if all(before[name] == freezes for name in backbone):
-        state = "frozen" if freezes else "trainable"
-        return f"freeze.patterns: {pattern!r} has no effect: all it matches was {state} already"
+        state = (
+            "frozen already" if freezes else "trainable already; to freeze the rest, put '*' first"
+        )
+        return f"freeze.patterns: {pattern!r} has no effect: all it matches was {state}"
     if not any(not _is_under(name, heads) for name in match.decided):
         return f"freeze.patterns: {pattern!r} has no effect: later patterns overrule all of it"
     return None

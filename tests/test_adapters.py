@@ -130,6 +130,11 @@ def test_targets_are_the_frozen_weights_that_globs_match() -> None:
     ]
 
 
+def test_adapters_where_nothing_is_frozen_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no frozen weight of this network can have an adapter"):
+        targets_of(small_vit().requires_grad_(True), lora())
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

@@ -257,6 +257,11 @@ def test_a_key_near_to_nothing_is_refused_with_the_known_ones(refuse: Refuse) ->
     assert message.startswith(f"pets.yaml:3: train.zzz: unknown key. {known}")
 
 
+def test_a_word_that_is_far_from_every_key_elsewhere_suggests_none(refuse: Refuse) -> None:
+    message = refuse("stages: [{recipe: last_block}]\n")
+    assert "stages.0.recipe: unknown key. Known here: epochs, freeze, " in message
+
+
 def test_a_key_that_is_not_a_word_is_refused(refuse: Refuse) -> None:
     assert refuse("? [a, b]\n: 1\n") == "pets.yaml:3: a key must be a word"
 

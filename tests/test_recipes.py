@@ -236,7 +236,10 @@ def test_a_freeze_report_shows_what_a_recipe_stands_for(make_config: Make) -> No
     ("sections", "said"),
     [
         ({"freeze": {"patterns": ["*"]}}, "recipe: full stands for what trains; remove it, or"),
-        ({"stages": [{}]}, "recipe: stands for stages of its own; remove it, or stages"),
+        (
+            {"stages": [{}]},
+            "decides what trains from the first epoch to the last; remove it, or stages",
+        ),
     ],
 )
 def test_a_recipe_beside_what_it_would_overrule_is_refused(

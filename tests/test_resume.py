@@ -580,6 +580,17 @@ class Heard:
         return iter(items)
 
 
+def test_a_run_that_is_done_says_how_more_epochs_come(config: Make, run: Path) -> None:
+    heard = Heard()
+    train(config(), resume=True, progress=heard)
+    heard.said.clear()
+    train(config(), resume=True, progress=heard)
+    assert heard.said[0] == (
+        f"going on from {run / 'last.pt'}: all its epochs are done; more come with --set "
+        "train.epochs=N"
+    )
+
+
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken(
     config: Make, run: Path, finished: Path
 ) -> None:

@@ -19,7 +19,7 @@ from finetune.commands.evaluate import evaluate_checkpoint
 from finetune.commands.train import train
 from finetune.config import Config
 from finetune.config_file import load_config, to_yaml
-from finetune.errors import DataError, ModelError, OutputError, ResultError
+from finetune.errors import ConfigError, DataError, ModelError, OutputError, ResultError
 
 Make = Callable[..., Config]
 
@@ -145,6 +145,16 @@ def test_a_loss_that_is_no_number_is_refused_and_not_saved(make_config: Make) ->
         train(config)
     for path in Path(config.output_dir).glob("*.pt"):
         assert all(bool(torch.isfinite(t).all()) for t in load_checkpoint(path)[0].values())
+
+
+def test_a_dry_run_says_what_is_wrong_with_a_config_before_the_folder(make_config: Make) -> None:
+    config = make_config(train={"epochs": 1})
+    train(config)
+    wrong = config.model_copy(
+        update={"freeze": config.freeze.model_copy(update={"patterns": ("nothing.*",)})}
+    )
+    with pytest.raises(ConfigError, match="matches no parameter"):
+        dry_run(wrong)
 
 
 def test_a_second_run_needs_overwrite(make_config: Make) -> None:

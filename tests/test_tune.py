@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from finetune.loop import train_epochs
 from finetune.progress import Silent
 from finetune.report.json_text import to_json
 from finetune.report.search_plots import draw_trials
-from finetune.report.tuning import render_tune
+from finetune.report.tuning import render_tune, settings_in_words
 from finetune.schedules import build_schedule
 from finetune.search_space import (
     MOST_TRIALS,
@@ -506,7 +507,9 @@ def test_backbones_are_compared_and_the_best_is_trained(make: Make) -> None:
     assert load_config(result.best).model.name == result.winner.model == result.model
     assert result.train is not None
     assert result.train.model == result.model
-    assert "backbone" in render_tune(result)
+    text = render_tune(result)
+    assert f"Trials of {result.model}\n" in text
+    assert re.search(rf"Best +{result.model}: {re.escape(settings_in_words(result.winner))}", text)
 
 
 def made_up(config: Config, model: str, *figures: tuple[float, float]) -> Searched:

@@ -23,8 +23,9 @@ def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | Non
     """Everything that `train` does up to its first step, for each stage with the weights that the
     first begins with; writes nothing into ``output_dir``."""
     progress = progress or Silent()
-    run_folder.check_usable(Path(config.output_dir), overwrite=overwrite)
     settled = settle(config, progress)
+    # After what is wrong with the config: nothing is written, so that this comes in time.
+    run_folder.check_usable(Path(config.output_dir), overwrite=overwrite)
     carried: Carried | None = None
     hashed: list[int] = []
     reports: list[FreezeReport] = []

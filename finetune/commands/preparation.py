@@ -157,9 +157,14 @@ def settle_alone(config: Config, progress: Progress, *, what: str) -> Settled:
     """
     settled = settle(config, progress)
     if len(settled.stages) > 1:
+        several = f"{what} works on one stage, and"
+        if config.recipe:
+            raise ConfigError(
+                f"recipe: {several} {config.recipe} has {len(settled.stages)}; give it a recipe of "
+                "one, as in --set recipe=linear_probe"
+            )
         raise ConfigError(
-            f"{'recipe' if config.recipe else 'stages'}: {what} works on one stage, and this "
-            f"config has {len(settled.stages)}; give it a config without them"
+            f"stages: {several} this config has {len(settled.stages)}; give it a config without"
         )
     return settled
 

@@ -166,8 +166,9 @@ def find_resumed(given: Config, progress: Progress) -> Resumed:
         raise ConfigError(_refusal(folder, "another config", shown))
     new = {key: now for key, (_, now) in changed.items()}
     config = _with(saved, _of_stages(saved, new))
-    _refuse_fewer_epochs(config, record)
-    progress.say(f"going on from {path}: {record.position}")
+    done = _is_done(config, record)
+    more = "all its epochs are done; more come with --set train.epochs=N"
+    progress.say(f"going on from {path}: {more if done else record.position}")
     _say_what_may_differ(checkpoint, training, progress)
     given = _with(record.given, _beside_recipe(record.given, new))
     return Resumed(path, checkpoint, training, config, given)
@@ -201,16 +202,22 @@ def _newest(folder: Path, progress: Progress) -> tuple[Path, Checkpoint]:
     )
 
 
-def _refuse_fewer_epochs(config: Config, record: TrainingRecord) -> None:
-    position = record.position
+def _is_done(config: Config, record: TrainingRecord) -> bool:
+    """Whether no epoch is left.
+
+    Raises:
+        ConfigError: more have begun than there are.
+    """
+    position, stages = record.position, stage_configs(config)
     before = sum(past.get("stage", 1) <= position.stage for past in record.records)
     begun = position.epoch - before - (0 if position.batch else 1)
-    epochs = stage_configs(config)[position.stage].train.epochs
+    epochs = stages[position.stage].train.epochs
     if epochs < begun:
         key = f"stages.{position.stage}.epochs" if config.stages else "train.epochs"
         raise ConfigError(
             f"{key}: {epochs}, but {begun} have begun in {config.output_dir}; give at least as many"
         )
+    return not position.batch and epochs == begun and position.stage + 1 == len(stages)
 
 
 def _of_stages(saved: Config, values: Mapping[_Path, Any]) -> dict[_Path, Any]:

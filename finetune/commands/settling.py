@@ -95,10 +95,16 @@ def settle(config: Config, progress: Progress, resumed: Resumed | None = None) -
 
 def _expanded(config: Config, num_train: int, progress: Progress) -> Config:
     expanded = expand_recipe(config, num_train=num_train)
-    if config.recipe and not expanded.stages:
-        patterns = listed_patterns(expanded.freeze.patterns)
-        progress.say(f"recipe {config.recipe}: freeze.patterns {patterns}")
+    if config.recipe:
+        frozen = [_frozen(stage.freeze.patterns) for stage in expanded.stages]
+        progress.say(
+            f"recipe {config.recipe}: {', then '.join(frozen) or _frozen(expanded.freeze.patterns)}"
+        )
     return expanded
+
+
+def _frozen(patterns: Sequence[str]) -> str:
+    return f"freeze.patterns {listed_patterns(patterns)}" if patterns else "nothing is frozen"
 
 
 def make_plans(

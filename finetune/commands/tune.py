@@ -22,7 +22,7 @@ from finetune.files import exists, is_folder, write_text
 from finetune.progress import Progress, Silent
 from finetune.report.json_text import to_json
 from finetune.report.search_plots import draw_trials
-from finetune.report.tuning import settings_in_words
+from finetune.report.tuning import settings_in_words, winner_in_words
 from finetune.search_space import with_settings
 from finetune.tune_results import (
     BackboneRow,
@@ -81,7 +81,7 @@ def tune(
         )
     chosen = with_settings(best.config, result.winner.settings)
     result = _write(result, chosen, folder, progress)
-    progress.say(f"best: {settings_in_words(result.winner)}")
+    progress.say(f"best: {winner_in_words(result)}")
     if final:
         progress.say(f"training by it on all {result.num_train:,} images into {chosen.output_dir}")
         summary = train(chosen, overwrite=overwrite, progress=progress)

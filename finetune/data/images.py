@@ -154,4 +154,5 @@ def near(path: Path) -> str:
         names = [child.name for child in path.parent.iterdir()]
     except OSError:
         names = []
-    return f"{did_you_mean(path.name, names)} Paths are relative to the working directory."
+    hint = "" if path.is_absolute() else " Paths are relative to the working directory."
+    return f"{did_you_mean(path.name, names)}{hint}"

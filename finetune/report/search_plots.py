@@ -15,6 +15,7 @@ from finetune.results import MONITORED
 from finetune.tune_results import LrRange, Trial, TuneResult
 
 _MAKER = "finetune lr-find"
+_ENOUGH_TO_LEAVE_OUT = 20
 
 
 def check_picture(path: Path) -> None:
@@ -87,15 +88,16 @@ def draw_trials(result: TuneResult, path: Path) -> None:
     searched = best.model, best.weights
     own = [one for one in trials if one.number == 0 and (one.model, one.weights) == searched]
     for trial in own:
-        ranked.plot(
-            [ranks[id(trial)]],
-            [_height(trial, result.metric)],
-            "D",
-            markersize=7,
-            markerfacecolor="none",
-            color="black",
-            label="the config's own settings",
-        )
+        for axes, x in ((ranked, ranks[id(trial)]), (rates, trial.settings.lr)):
+            axes.plot(
+                [x],
+                [_height(trial, result.metric)],
+                "D",
+                markersize=7,
+                markerfacecolor="none",
+                color="black",
+                label="the config's own settings" if axes is ranked else "_",
+            )
     folds = f"mean and standard deviation of {result.num_folds} folds"
     where = folds if result.num_folds else f"on {result.num_val:,} validation images"
     if result.equal > 1:
@@ -110,10 +112,11 @@ def draw_trials(result: TuneResult, path: Path) -> None:
     ranked.set(
         title=f"{len(trials):,} trials, the best first: {where}",
         xlabel="rank",
+        xlim=(0.5, len(trials) + 0.5),
         ylabel=MONITORED[result.metric] + (", %" if result.metric != "loss" else ""),
     )
     rates.set(title="the same over the learning rate", xlabel="learning rate", xscale="log")
-    ranked.legend(frameon=False, loc="lower left")
+    figure.legend(frameon=False, loc="outside lower center", ncols=3)
     _show_the_better_part(ranked, trials, result)
     save(figure, path)
 
@@ -133,10 +136,10 @@ def _height(trial: Trial, metric: str) -> float:
 
 
 def _show_the_better_part(axes: Any, trials: Sequence[Trial], result: TuneResult) -> None:
-    """Trials that learned little would press all others into one line: the worst tenth may lie
-    outside."""
+    """Trials that learned little would press all others into one line: of twenty and more, a tenth
+    may lie outside."""
     heights = sorted(_height(trial, result.metric) for trial in trials)
-    tenth = len(heights) // 10
+    tenth = len(heights) // 10 if len(heights) >= _ENOUGH_TO_LEAVE_OUT else 0
     low, high = heights[0], heights[-1]
     if result.metric == "loss":
         high = heights[-1 - tenth]
@@ -144,7 +147,8 @@ def _show_the_better_part(axes: Any, trials: Sequence[Trial], result: TuneResult
         low = heights[tenth]
     spreads = [trial.spread or 0.0 for trial in trials[: max(len(trials) // 2, 1)]]
     margin = max(0.08 * (high - low), max(spreads) * (1 if result.metric == "loss" else 100), 1e-3)
-    axes.set_ylim(low - margin, high + margin)
+    top = high + margin
+    axes.set_ylim(low - margin, top if result.metric == "loss" else min(top, 101))
 
 
 def draw_lr_range(result: LrRange, path: Path) -> None:

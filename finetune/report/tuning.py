@@ -25,6 +25,12 @@ def settings_in_words(trial: Trial) -> str:
     )
 
 
+def winner_in_words(result: TuneResult) -> str:
+    """The best trial's settings, and its backbone where there were several."""
+    settings = settings_in_words(result.winner)
+    return f"{result.winner.model}: {settings}" if result.backbones else settings
+
+
 def render_tune(result: TuneResult) -> str:
     """The best trials, how far they can be told apart, and what the final model reached."""
     parts = []
@@ -78,12 +84,16 @@ def _trials(result: TuneResult) -> str:
     listed = table(header, rows, right=(1, 2, 4, 5, 6, 7, 8), gap=2)
     diverged = sum(trial.loss is None for trial in mine)
     left_out = len(mine) - len(rows)
+    alike = sum(trial in mine for trial in result.trials[: result.equal])
     lines = []
+    if 1 < alike < len(mine):
+        lines.append(f"the first {alike:,} cannot be told apart, and stand by their loss")
     if left_out:
         lines.append(f"… and {left_out:,} more in tune.json")
     if diverged:
         lines.append(f"{plural(diverged, 'trial')} diverged")
-    return listed + (f"\n  {'; '.join(lines)}" if lines else "")
+    title = f"Trials of {winner.model}\n" if result.backbones else ""
+    return title + listed + (f"\n  {'; '.join(lines)}" if lines else "")
 
 
 def _shown_share(result: TuneResult) -> str:
@@ -110,7 +120,7 @@ def _facts(result: TuneResult) -> list[tuple[str, str]]:
     facts = [
         ("Searched", _searched(result)),
         ("Chosen on", f"{result.chosen_on}, by {MONITORED[result.metric]}{spread}"),
-        ("Best", settings_in_words(result.winner)),
+        ("Best", winner_in_words(result)),
     ]
     if result.equal > 1:
         facts.append(
