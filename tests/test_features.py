@@ -476,3 +476,27 @@ def test_features_are_kept_where_reading_takes_less_than_computing(
         "",
     )
     assert keeping.worth_keeping(computation, seconds) is worth
+
+
+@pytest.mark.parametrize(
+    ("precision", "widest", "rows"),
+    [
+        ("float32", 1_000, 8),
+        ("bfloat16", 1_204_224, 4),
+        ("float32", 1_204_224, 2),
+        ("float32", 50_000_000, 2),
+    ],
+)
+def test_fewer_images_are_computed_at_once_where_they_are_wide(
+    precision: str, widest: int, rows: int
+) -> None:
+    computation = Computation(
+        nn.Identity(),
+        ((1,),),
+        Form(precision),
+        PreprocessingConfig(resize=8, crop=8),
+        torch.device("cpu"),
+        "",
+        widest,
+    )
+    assert computation.rows == rows

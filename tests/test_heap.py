@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.runtime import WORTH_SHARING, heap_for
+from finetune.runtime import WORTH_SHARING, heap_for, large_apart
 
 pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="the heap is glibc's: other systems have their own"
@@ -56,3 +56,11 @@ def test_afterwards_the_system_has_them_back() -> None:
         pages_filled(SIZE, 1)
         assert resident_bytes() - before > SIZE / 2
     assert resident_bytes() - before < SIZE / 2
+
+
+def test_what_lies_apart_goes_back_at_once_and_later_tensors_are_kept_again() -> None:
+    size = 4 * 2**20
+    with large_apart():
+        assert pages_filled(size) > TIMES / 2 * size / resource.getpagesize()
+    pages_filled(size, WARM_UP)
+    assert pages_filled(size) < size / resource.getpagesize()
