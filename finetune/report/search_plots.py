@@ -73,30 +73,23 @@ def draw_trials(result: TuneResult, path: Path) -> None:
         )
         rates.plot([trial.settings.lr for trial in some], heights, "o", markersize=4, color=color)
     best = result.winner
-    for axes, x in ((ranked, 1), (rates, best.settings.lr)):
-        axes.plot(
-            [x],
-            [_height(best, result.metric)],
-            "o",
-            markersize=11,
-            markerfacecolor="none",
-            color="black",
-            label="chosen" if axes is ranked else "_",
-        )
+    for axes in (ranked, rates):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     searched = best.model, best.weights
     own = [one for one in trials if one.number == 0 and (one.model, one.weights) == searched]
-    for trial in own:
+    marked = [(best, "o", 11, "chosen")]
+    marked += [(trial, "D", 7, "the config's own settings") for trial in own]
+    for trial, marker, size, label in marked:
         for axes, x in ((ranked, ranks[id(trial)]), (rates, trial.settings.lr)):
             axes.plot(
                 [x],
                 [_height(trial, result.metric)],
-                "D",
-                markersize=7,
+                marker,
+                markersize=size,
                 markerfacecolor="none",
                 color="black",
-                label="the config's own settings" if axes is ranked else "_",
+                label=label if axes is ranked else "_",
             )
     folds = f"mean and standard deviation of {result.num_folds} folds"
     where = folds if result.num_folds else f"on {result.num_val:,} validation images"
