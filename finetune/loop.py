@@ -26,7 +26,7 @@ class EpochResult:
 
     epoch: int
     lr: float
-    """Of the epoch's first step."""
+    """The highest of any parameter group, in the epoch's first step."""
     loss: float
     top1: float
     num_images: int
@@ -91,7 +91,7 @@ def train_epochs(
     while position.epoch <= epochs:
         if not position.batch:
             meter.reset()
-            position.lr = optimizer.param_groups[0]["lr"]
+            position.lr = max(group["lr"] for group in optimizer.param_groups)
         start = time.perf_counter() - position.elapsed_s
         set_mode()
         for group in _groups_of(accumulate, batches(position.epoch)):

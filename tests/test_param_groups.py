@@ -316,3 +316,14 @@ def test_idle_groups_stop_a_run_before_its_data_is_read(make_config: Make) -> No
     )
     with pytest.raises(ConfigError, match=r"optimizer.groups.0.match: 'nowhere.\*' matches no"):
         freeze_report(config, num_classes=2)
+
+
+def test_an_epoch_says_the_highest_of_its_learning_rates(make_config: Make) -> None:
+    config = make_config(
+        freeze={"patterns": []},
+        optimizer={"lr": 0.004, "groups": [{"match": ["fc.*"], "lr": 0.002}]},
+        schedule={"name": "constant", "warmup_epochs": 0},
+        train={"epochs": 1},
+    )
+    train(config)
+    assert json.loads(Path(config.output_dir, "metrics.jsonl").read_text())["lr"] == 0.004
