@@ -60,6 +60,8 @@ class Case:
 
 
 ALL_FROZEN = ("*",)
+CROPS = "augment.crop_scale=0.08"
+"""As the others crop."""
 
 CASES = {
     "head": Case(
@@ -93,14 +95,16 @@ CASES = {
         (*ALL_FROZEN, "!features.17.*", "!features.18.*"),
         ("features.17.*", "features.18.*"),
     ),
-    "everything": Case("Everything trains", 4, "0.002", (), ("*",), peers=(TIMM, TIMM_AMP)),
+    "everything": Case(
+        "Everything trains", 4, "0.002", (), ("*",), peers=(TIMM, TIMM_AMP), sets=(CROPS,)
+    ),
     "head_same_augmentation": Case(
         "Only the head trains, crops newly drawn in every epoch on both sides",
         3,
         "0.01",
         ALL_FROZEN,
         (),
-        sets=("augment.policy=crop_flip",),
+        sets=("augment.policy=crop_flip", CROPS),
     ),
     "random_weights": Case(
         "ResNet-18 with random weights, only the head trains",

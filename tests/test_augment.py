@@ -65,6 +65,25 @@ def epoch(images: Images, augment: AugmentConfig, *, workers: int = 0) -> list[T
 # Drawn for each image
 
 
+@pytest.mark.parametrize("smallest", [0.1, 0.6])
+def test_a_crop_keeps_at_least_its_share_of_the_photo(tmp_path: Path, smallest: float) -> None:
+    """Red says how far right a pixel was, green how far down."""
+    place = torch.linspace(0, 255, 256)
+    photo = torch.stack(torch.broadcast_tensors(place, place[:, None], torch.zeros(())))
+    pixels = photo.to(torch.uint8).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    images = Images((tmp_path / "0.png",), (0,), ("a",))
+    augment = AugmentConfig(policy="crop_flip", crop_scale=smallest)
+    between_centres = (SMALL.crop - 1) / SMALL.crop
+    shares = []
+    for view in range(60):
+        red, green = (channel.float() for channel in drawn(images, augment, view=view)[0][:2])
+        width, height = (c.max() - c.min() for c in (red, green))
+        shares.append(float(width * height) / (255 * between_centres) ** 2)
+    assert smallest - 0.05 < min(shares) < smallest + 0.1
+    assert max(shares) > 0.9
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_policy_changes_more_than_crop_and_flip(images: Images, policy: str) -> None:
     plain = drawn(images, AugmentConfig(policy="crop_flip"))
@@ -238,7 +257,10 @@ def test_auto_does_not_crop_what_is_to_stay_whole(make_config: Make) -> None:
 
 def test_other_draws_are_other_features(make_config: Make, own_cache: Path) -> None:
     """One and the same key for two kinds of views would train on the wrong pictures."""
-    for number, augment in enumerate(({"erasing": 0.5}, {"erasing": 0.6}, {"color_jitter": 0.5})):
+    crops = {"policy": "crop_flip", "crop_scale": 0.5}
+    for number, augment in enumerate(
+        ({"erasing": 0.5}, {"erasing": 0.6}, {"color_jitter": 0.5}, crops)
+    ):
         bounded = {"policy": "flip", "views": 2} | augment
         train(make_config(augment=bounded, runtime=FIXED, output_dir=f"{own_cache}/run{number}"))
     training = {
@@ -249,6 +271,7 @@ def test_other_draws_are_other_features(make_config: Make, own_cache: Path) -> N
         "flip, erasing 0.5 2",
         "flip, erasing 0.6 2",
         "flip, color jitter 0.5 2",
+        "crop_flip, crop scale 0.5 2",
         "none 1",
     }
 

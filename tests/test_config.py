@@ -582,6 +582,7 @@ def test_model_and_root_alone_make_a_run(load: Load) -> None:
         },
         "augment": {
             "policy": "auto",
+            "crop_scale": 0.35,
             "color_jitter": 0.0,
             "erasing": 0.0,
             "mixup": 0.0,

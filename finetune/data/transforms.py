@@ -60,7 +60,12 @@ def build_draw(preprocessing: PreprocessingConfig, views: Views) -> tuple[v2.Tra
     steps: list[Any] = []
     if crops:
         steps.append(
-            v2.RandomResizedCrop(preprocessing.crop, interpolation=interpolation, antialias=True)
+            v2.RandomResizedCrop(
+                preprocessing.crop,
+                scale=(views.crop_scale, 1.0),
+                interpolation=interpolation,
+                antialias=True,
+            )
         )
     if views.policy != "none":
         steps.append(v2.RandomHorizontalFlip())

@@ -16,6 +16,7 @@ class Views:
         policy: none (one view), flip (the image and its mirror image) or one that draws.
         count: How many views there are; None where every epoch draws a new one.
         seed: Of the run.
+        crop_scale: The smallest share of a photo's area that a crop keeps, where the policy crops.
         color_jitter, erasing: Drawn on top of any policy.
         are_random: A view is drawn by seed, so that another seed gives other views.
     """
@@ -23,6 +24,7 @@ class Views:
     policy: str
     count: int | None
     seed: int
+    crop_scale: float = 1.0
     color_jitter: float = 0.0
     erasing: float = 0.0
     are_random: bool = False
@@ -38,7 +40,9 @@ class Views:
         random = augment.draws or augment.mixes
         count = augment.views or None if random else {"none": 1, "flip": 2}[augment.policy]
         return cls(
-            augment.policy, count, seed, augment.color_jitter, augment.erasing, are_random=random
+            *(augment.policy, count, seed),
+            *(augment.crop_scale, augment.color_jitter, augment.erasing),
+            are_random=random,
         )
 
     @property
@@ -50,8 +54,12 @@ class Views:
     def name(self) -> str:
         """What decides a view beside its number and the seed, in words."""
         extra = [
-            f"{key.replace('_', ' ')} {value:g}"
-            for key, value in (("color_jitter", self.color_jitter), ("erasing", self.erasing))
+            f"{key} {value:g}"
+            for key, value in (
+                ("crop scale", self.crop_scale if self.crops else 0),
+                ("color jitter", self.color_jitter),
+                ("erasing", self.erasing),
+            )
             if value
         ]
         return ", ".join([self.policy, *extra])
