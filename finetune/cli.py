@@ -253,8 +253,10 @@ def _run() -> int:
         return _fail(_usage_message(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
-    except BrokenPipeError:
-        # The reader of our output left, as `head` does. Nothing else may be written there.
+    except SystemExit as leaving:  # how typer ends where the reader of our output left
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        # As `head` leaves: nothing is wrong, and nothing else may be written there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -283,6 +285,7 @@ def _usage_message(error: TyperException) -> str:
     if context is not None and context.parent is not None:
         command = f"finetune {context.info_name}"
     text = error.format_message().replace("Value error, ", "").replace("Input should", "it should")
+    text = text.replace("\n\t", " ")  # of choices, one a line
     return f"{text.rstrip('.')}. `{command} --help` lists what there is."
 
 

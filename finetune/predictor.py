@@ -71,7 +71,13 @@ class Predictor:
     """
 
     def __init__(self, opened: Opened, *, batch_size: int | None = None) -> None:
-        """``batch_size``: images at a time; by default as in training, which `eval` uses too."""
+        """``batch_size``: images at a time; by default as in training, which `eval` uses too.
+
+        Raises:
+            ValueError: it is not positive.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         config = opened.metadata.config
         self.class_names = opened.metadata.class_names
         self.temperature = opened.metadata.temperature
@@ -104,8 +110,13 @@ class Predictor:
             One prediction for each image, in their order.
 
         Raises:
-            DataError: names an image that cannot be decoded.
+            DataError: names an image that cannot be decoded, by its path or its place.
+            ValueError: ``top`` is not positive, or ``threshold`` no probability.
         """
+        if top < 1:
+            raise ValueError(f"top must be at least 1, not {top}")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be from 0 to 1, not {threshold}")
         alone = isinstance(images, str | os.PathLike | Image.Image) or (
             (isinstance(images, Tensor) or _is_array(images)) and images.ndim < 4  # type: ignore[union-attr]
         )
@@ -125,7 +136,7 @@ class Predictor:
         for positions, logits, broken in self.logits(images):
             waiting += broken
             shares = probabilities(logits, self.temperature)
-            best = best_classes(logits, shares, max(top, 1))
+            best = best_classes(logits, shares, top)
             for position, at, values in zip(positions, *best, strict=True):
                 while waiting and waiting[0][0] < position:
                     yield waiting.pop(0)[1]
@@ -205,7 +216,7 @@ class Predictor:
                 pixels.append(self._transform(_decoded(images[position])))
                 positions.append(position)
             except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-                broken.append((position, _unreadable(images[position], error)))
+                broken.append((position, _unreadable(images[position], position, error)))
         if not pixels:
             return _Block([], (), broken)
         batch = torch.stack(pixels)
@@ -244,6 +255,8 @@ def _decoded(image: ImageLike) -> Tensor:
         raise DataError(
             f"pixels must be uint8 of shape (3, H, W), not {tensor.dtype} of {tuple(tensor.shape)}"
         )
+    if not tensor.numel():
+        raise DataError(f"an image of {tuple(tensor.shape)} has no pixels")
     return tensor.cpu()
 
 
@@ -262,10 +275,10 @@ def _path_of(image: ImageLike) -> str | None:
     return os.fspath(image) if isinstance(image, str | os.PathLike) else None
 
 
-def _unreadable(image: ImageLike, error: Exception) -> Unreadable:
+def _unreadable(image: ImageLike, position: int, error: Exception) -> Unreadable:
     path = _path_of(image)
     if path is None:
-        return Unreadable("an image", str(error) or type(error).__name__)
+        return Unreadable(f"images[{position}]", str(error) or type(error).__name__)
     # In the words of check-data, where it finds the reason as well.
     reason = look_at(str(Path(path)), full=False).reason
     return Unreadable(path, reason or (str(error) or type(error).__name__).splitlines()[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -190,6 +191,10 @@ def test_a_wrong_command_line_is_code_2(
     assert said in outcome.err
 
 
+def test_what_there_is_to_choose_from_stands_on_one_line(run: Run) -> None:
+    assert "Choose from: onnx, exported-program, safetensors" in run("export", "x").err
+
+
 def test_a_wrong_config_is_code_2(run: Run, config: str) -> None:
     outcome = run("train", "--config", config, "--set", "train.epochs=x")
     assert outcome.err == "finetune: --set train.epochs=x: must be a whole number, not 'x'\n"
@@ -265,6 +270,20 @@ def test_a_real_signal_stops_the_program_in_one_line(config: str, signal: str, c
     command = [sys.executable, "-c", STOPPED, signal, config]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert_one_message(Outcome(done.returncode, done.stdout, done.stderr), code=code)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["models"]])
+def test_a_reader_who_leaves_early_is_no_error(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody_reads:
+        process = subprocess.run(
+            [sys.executable, "-m", "finetune", *arguments],
+            stdout=nobody_reads,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (process.returncode, process.stderr) == (0, b"")
 
 
 ENDING = """

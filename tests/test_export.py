@@ -25,7 +25,7 @@ from finetune.commands.train import train
 from finetune.config import Config, PreprocessingConfig
 from finetune.data.decoding import read_photo
 from finetune.data.transforms import build_fit, normalise
-from finetune.errors import ConfigError, DataError, ResultError
+from finetune.errors import ConfigError, DataError, OutputError, ResultError
 from finetune.exporting import formats
 from finetune.exporting.describe import describe, readme
 from finetune.exporting.graph import Exported, Preprocess
@@ -165,6 +165,14 @@ def test_an_export_that_answers_otherwise_is_not_kept(
 def test_without_photos_to_compare_on_nothing_is_kept(run: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--data names some"):
         export(run, file_format="safetensors", data=str(tmp_path / "absent"))
+
+
+def test_a_readme_of_somebody_elses_is_left_alone(run: str, tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("mine")
+    with pytest.raises(OutputError, match="exists, and is no export's; give --output another"):
+        export(run, file_format="safetensors", output=tmp_path)
+    assert page.read_text() == "mine"
 
 
 def test_an_option_without_effect_is_refused(run: str) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ from finetune.errors import DataError
 from finetune.eval_results import Prediction, Unreadable
 from finetune.predictor import Predictor, open_predictor
 from finetune.progress import Silent
+from finetune.report.prediction import AsCsv
+from finetune.report.tables import table
 from finetune.temperature import probabilities
 
 Make = Callable[..., Config]
@@ -102,9 +105,24 @@ def test_images_in_any_form_give_one_answer(run: str, photos: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((4, 4)), torch.zeros(3, 4, 4), 7])
-def test_what_is_no_image_is_refused(run: str, wrong: object) -> None:
-    with pytest.raises(DataError, match=r"cannot be read: (pixels must be|a int is no)"):
-        finetune.load(run).predict([wrong])  # type: ignore[list-item]
+def test_what_is_no_image_is_refused(run: str, wrong: Any) -> None:
+    images = [torch.zeros(3, 9, 9).byte(), wrong]
+    with pytest.raises(DataError, match=r"images\[1\]: cannot be read: (pixels must|a int is no)"):
+        finetune.load(run).predict(images)
+
+
+def test_an_image_without_pixels_is_refused(run: str) -> None:
+    with pytest.raises(DataError, match="has no pixels"):
+        finetune.load(run).predict(torch.zeros(3, 0, 5).byte())
+
+
+def test_arguments_out_of_range_are_refused(run: str) -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+        finetune.load(run, batch_size=0)
+    model = finetune.load(run)
+    for wrong in ({"top": 0}, {"threshold": 1.5}, {"threshold": float("nan")}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+            model.predict([], **wrong)
 
 
 def test_importing_the_package_imports_no_torch() -> None:
@@ -210,6 +228,21 @@ def test_csv_gives_every_probability_and_any_file_name(
         assert sum(shares) == pytest.approx(1.0, abs=2e-6)
         assert float(row["probability"]) == max(shares)
         assert row["answer"] == row["label"] == f"class_{shares.index(max(shares))}"
+
+
+def test_csv_gives_as_many_classes_as_were_asked_for() -> None:
+    out: list[bytes] = []
+    shares = tuple((f"class_{n}", 0.5 ** (n + 1)) for n in range(7))
+    answer = Prediction("a.png", "class_0", 0.5, unsure=False, top=shares)
+    AsCsv(out.append, every_class=False).show([name for name, _ in shares], answer)
+    row = next(csv.DictReader(io.StringIO(b"".join(out).decode(), newline="")))
+    assert len(json.loads(row["top"])) == 7
+
+
+def test_a_row_of_any_length_loses_no_cell() -> None:
+    path, name = "x" * 500, "y" * 120
+    row = table(("image", "answer"), [(path, name), ("a", "b")]).splitlines()[1]
+    assert row.split() == [path, name]
 
 
 def test_json_is_one_document_with_the_throughput(

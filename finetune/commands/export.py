@@ -61,6 +61,7 @@ def export(
     check_packages(file_format)
     path = run_folder.checkpoint_of(run)
     folder = path.parent / run_folder.EXPORT / file_format if output is None else output
+    _refuse_foreign_files(folder, file_format)
     state, metadata = load_checkpoint(path)
     photos = _photos(metadata, data, num_images, progress)
     expected = _expected(path, state, metadata, photos, progress)
@@ -170,6 +171,15 @@ class _scratch:  # noqa: N801
             raise OutputError(
                 f"export: {self.folder}: cannot be written: {error.strerror or error}"
             ) from error
+
+
+def _refuse_foreign_files(folder: Path, file_format: str) -> None:
+    """A README that stands alone in a folder is somebody's own; beside an export it is ours."""
+    page = folder / run_folder.EXPORT_README
+    if page.exists() and not (folder / run_folder.EXPORTED[file_format]).exists():
+        raise OutputError(
+            f"export: {page}: exists, and is no export's; give --output another folder"
+        )
 
 
 def _move(scratch: Path, folder: Path) -> list[Path]:

@@ -42,7 +42,7 @@ def readme(metadata: Metadata, file: str, *, preprocessing: bool, agreement: str
     values: dict[str, Any] = metadata.preprocessing.model_dump() | {
         "model": metadata.model_name,
         "flags": "".join(f", {key}={value!r}" for key, value in metadata.build_flags.items()),
-        "temperature": metadata.temperature,
+        "divided": f" / {metadata.temperature}" if metadata.temperature else "",
     }
     fitted = _PHOTO_PREPARED.replace("FIT\n", _FITS[metadata.preprocessing.fit])
     values["colour"] = tuple(mean_colour(metadata.preprocessing))
@@ -50,10 +50,14 @@ def readme(metadata: Metadata, file: str, *, preprocessing: bool, agreement: str
     code = kinds[file].replace("PHOTO\n", photo)
     for key, value in values.items():
         code = code.replace(f"<{key}>", str(value))
+    given = (
+        "weights for torchvision's own network"
+        if file == "model.safetensors"
+        else f"takes {takes}; gives probabilities (N, {len(metadata.class_names)})"
+    )
     return (
-        f"# {file}\n\n{metadata.model_name} for {len(metadata.class_names)} classes; takes {takes};"
-        f" gives probabilities (N, {len(metadata.class_names)}).\n\n```python\n{code}```\n\n"
-        f"Checked when it was written: {agreement}\n"
+        f"# {file}\n\n{metadata.model_name} for {len(metadata.class_names)} classes; {given}.\n\n"
+        f"```python\n{code}```\n\nChecked when it was written: {agreement}\n"
     )
 
 
@@ -119,7 +123,8 @@ about = {"metadata.json": ""}
 network = torch.export.load("model.pt2", extra_files=about).module()
 classes = json.loads(json.loads(about["metadata.json"])["class_names"])
 PHOTO
-(probabilities,) = network(torch.from_numpy(np.ascontiguousarray(pixels)))
+with torch.no_grad():
+    (probabilities,) = network(torch.from_numpy(np.ascontiguousarray(pixels)))
 print(classes[probabilities.argmax()], float(probabilities.max()))
 """
 
@@ -140,6 +145,6 @@ network.load_state_dict(state)
 PHOTO
 with torch.no_grad():
     logits = network(torch.from_numpy(np.ascontiguousarray(pixels)))
-(probabilities,) = torch.softmax(logits / (<temperature> or 1.0), dim=1)
+(probabilities,) = torch.softmax(logits<divided>, dim=1)
 print(classes[probabilities.argmax()], float(probabilities.max()))
 """

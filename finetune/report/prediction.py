@@ -21,6 +21,8 @@ from finetune.eval_results import (
 from finetune.report.tables import mib, plural, table
 
 UNSURE = "unsure"
+_TOP_OF_EVERY = 5
+"""Classes in the column of the best ones, where every class has one of its own."""
 Write = Callable[[bytes], None]
 
 
@@ -68,7 +70,8 @@ class AsCsv:
             self._row([answer.path, "unreadable", "", "", "", answer.reason])
             return
         by_name = dict(answer.top)
-        top = json.dumps([[name, round(share, 6)] for name, share in answer.top[:5]])
+        best = answer.top[:_TOP_OF_EVERY] if self._every_class else answer.top
+        top = json.dumps([[name, round(share, 6)] for name, share in best])
         self._row(
             [
                 answer.path or "",
@@ -159,7 +162,9 @@ def render_export(result: ExportResult) -> str:
     shapes = ", ".join(f"{height}x{width}" for height, width in agreement.shapes[:4])
     facts = [
         ("Exported", f"{result.model} as {result.format} in {result.elapsed_s:.1f} s"),
-        ("Takes", f"{takes}; gives probabilities; open sizes: {', '.join(result.dynamic)}"),
+        ("Holds", "weights under torchvision's names; README.md has the lines that use them")
+        if result.format == "safetensors"
+        else ("Takes", f"{takes}; gives probabilities; open sizes: {', '.join(result.dynamic)}"),
         ("Checked", f"on {plural(agreement.num_images, 'photo')} ({shapes}, …)"),
     ]
     for beside in (agreement, result.in_float32):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-# Wide enough never to fold a row: the terminal may wrap, a pipe must not.
-_WIDTH = 400
 
 
 def table(
@@ -20,15 +19,20 @@ def table(
     right: Sequence[int] = (),
     gap: int = 3,
 ) -> str:
-    """Rows in columns, indented by two spaces; columns in ``right`` are aligned to the right."""
+    """Rows in columns, indented by two spaces; columns in ``right`` are aligned to the right.
+
+    As wide as they need: a terminal may wrap a row, a pipe must not, and neither may lose a cell.
+    """
+    lines = [tuple(header), *(tuple(row) for row in rows)]
+    width = sum(max(map(cell_len, column)) + gap for column in zip_longest(*lines, fillvalue=""))
     grid = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), show_header=any(header))
     for index, title in enumerate(header):
         justify = "right" if index in right else "left"
         grid.add_column(Text(title), justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for row in rows:
+    for row in lines[1:]:
         grid.add_row(*(Text(cell) for cell in row))
     out = io.StringIO()
-    Console(file=out, width=_WIDTH, no_color=True, highlight=False).print(grid)
+    Console(file=out, width=max(width, 1), no_color=True, highlight=False).print(grid)
     return "\n".join(f"  {line.rstrip()}".rstrip() for line in out.getvalue().splitlines())
 
 
