@@ -17,7 +17,7 @@ from finetune.checkpoint_checks import known_builder, known_flags, plain_names
 from finetune.config import Config, PreprocessingConfig
 from finetune.data.fingerprint import Fingerprint
 from finetune.errors import CheckpointError, did_you_mean
-from finetune.files import exists, is_folder, write_atomically
+from finetune.files import exists, is_file, is_folder, write_atomically
 from finetune.position import Position
 from finetune.sealed import forget_pages, is_whole, write_sealed
 from finetune.tensor_file import (
@@ -167,6 +167,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path}: no such checkpoint.{near} A run saves its own as runs/NAME/best.pt; "
             "paths are relative to the working directory."
         )
+    if not is_file(path):
+        raise CheckpointError(f"{path}: is no file that ends, but a pipe or a device")
     try:
         with path.open("rb") as file:
             whole = is_whole(file)

@@ -226,9 +226,25 @@ def _cache_text() -> Any:
 
 def main() -> NoReturn:
     """Run the command line; the one place where an error becomes a message and an exit code."""
+    _open_streams()
     stopping.listen()
     cli_support.ends_at_once = True
     _leave(_run())
+
+
+def _open_streams() -> None:
+    """A standard stream that the caller closed leads nowhere.
+
+    Left closed, the next file that is opened would take its number, and whatever a library prints
+    would go into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
 
 
 def _leave(code: int) -> NoReturn:

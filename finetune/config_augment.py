@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from finetune.config_section import Section
 
 DRAWN_POLICIES = ("crop_flip", "trivial", "randaugment", "autoaugment")
 """Policies that draw a view; those of none and flip are simply there."""
+
+
+_SMALLEST_ALPHA = 1e-6
+"""Far below it a beta distribution cannot be drawn from."""
 
 
 class AugmentConfig(Section):
@@ -49,6 +53,13 @@ class AugmentConfig(Section):
     def draws(self) -> bool:
         """Whether an image's views are drawn at random."""
         return self.policy in DRAWN_POLICIES or self.erasing > 0 or self.color_jitter > 0
+
+    @field_validator("mixup", "cutmix")
+    @classmethod
+    def _can_be_drawn_from(cls, alpha: float) -> float:
+        if 0 < alpha < _SMALLEST_ALPHA:
+            raise ValueError(f"must be 0 or at least {_SMALLEST_ALPHA:g}, not {alpha:g}")
+        return alpha
 
     @model_validator(mode="after")
     def _views_fit(self) -> AugmentConfig:

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from finetune.config_section import (
     AUTO,
+    LARGEST_RATE,
     MOST,
     RateOrAuto,
     Section,
@@ -111,11 +112,11 @@ class GroupConfig(Section):
 
     match: Annotated[tuple[str, ...], BeforeValidator(tuple_of)]
     """Globs over parameter names; the last group that matches a parameter decides."""
-    lr: float | None = Field(default=None, gt=0)
+    lr: float | None = Field(default=None, gt=0, le=LARGEST_RATE)
     """Instead of optimizer.lr and its layer_decay."""
-    lr_scale: float | None = Field(default=None, gt=0)
+    lr_scale: float | None = Field(default=None, gt=0, le=LARGEST_RATE)
     """Factor of the learning rate that these parameters would have otherwise."""
-    weight_decay: float | None = Field(default=None, ge=0)
+    weight_decay: float | None = Field(default=None, ge=0, le=LARGEST_RATE)
     """Of all of them, norms and biases too."""
 
     @field_validator("match")

@@ -9,6 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 AUTO = "auto"
 MOST = 1_000_000
 """Of what is counted: epochs, steps, images. More is a mistake, and nothing computes with it."""
+LARGEST_RATE = 1e6
+"""Of a learning rate or a weight decay: torch computes with neither beyond float32."""
 
 
 class Section(BaseModel):
@@ -50,7 +52,7 @@ else:
 
     CountOrAuto = _or_auto(Annotated[int, Field(ge=1, le=MOST)])
     """A whole number from 1, or auto."""
-    RateOrAuto = _or_auto(Annotated[float, Field(gt=0)])
+    RateOrAuto = _or_auto(Annotated[float, Field(gt=0, le=LARGEST_RATE)])
     """A number above 0, or auto."""
-    ShareOrAuto = _or_auto(Annotated[float, Field(ge=0)])
+    ShareOrAuto = _or_auto(Annotated[float, Field(ge=0, le=LARGEST_RATE)])
     """A number from 0, or auto."""

@@ -17,7 +17,7 @@ from torchvision import models
 
 from finetune.checkpoint import load_checkpoint
 from finetune.errors import ModelError, did_you_mean, first_few
-from finetune.files import exists, expand_user, is_folder, sha256_of
+from finetune.files import exists, expand_user, is_file, is_folder, sha256_of
 from finetune.model import ModelSpec, is_entry
 from finetune.tensor_file import (
     DamagedFileError,
@@ -167,6 +167,8 @@ def read_state_dict(path: Path) -> StateDict:
             f"model.weights: {path}: no such file.{near} Paths are relative to the working "
             "directory; DEFAULT, an entry, bundled or none are possible too."
         )
+    if not is_file(path):
+        raise ModelError(f"model.weights: {path}: is no file that ends, but a pipe or a device")
     loaded = _unpack(_load_tensors(path))
     if not isinstance(loaded, dict) or not loaded:
         raise ModelError(f"model.weights: {path}: holds no state dict")

@@ -219,6 +219,17 @@ def test_an_absent_checkpoint_is_code_5(run: Run) -> None:
     assert "no_such.pt: no such checkpoint" in outcome.err
 
 
+def test_what_never_ends_is_not_read(run: Run, config: str, tmp_path: Path) -> None:
+    pipe = tmp_path / "best.pt"
+    os.mkfifo(pipe)
+    outcome = run("eval", "--checkpoint", str(pipe))
+    assert_one_message(outcome, code=5)
+    assert "is no file that ends" in outcome.err
+    outcome = run("train", "--config", config, "--set", f"model.weights={pipe}")
+    assert_one_message(outcome, code=4)
+    assert "is no file that ends" in outcome.err
+
+
 def test_a_config_that_was_never_trained_is_code_5_and_names_its_checkpoint(
     run: Run, config: str, tmp_path: Path
 ) -> None:
@@ -270,6 +281,16 @@ def test_a_real_signal_stops_the_program_in_one_line(config: str, signal: str, c
     command = [sys.executable, "-c", STOPPED, signal, config]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert_one_message(Outcome(done.returncode, done.stdout, done.stderr), code=code)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_standard_stream_is_no_error(closed: str) -> None:
+    command = f'exec "$0" -m finetune cache list {closed}'
+    process = subprocess.run(
+        ["sh", "-c", command, sys.executable], capture_output=True, check=False, text=True
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    assert bool(process.stdout) == (">&-" not in closed.replace("2>&-", ""))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["models"]])

@@ -819,3 +819,22 @@ def test_random_crops_of_photos_that_are_to_stay_whole_are_refused(
 @pytest.mark.parametrize("word", ["off", "disk", "memory", "auto"])
 def test_the_cache_is_named_by_a_word(load: Load, word: str) -> None:
     assert load(f"features: {{cache: {word}}}\n").features.cache == word
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "optimizer: {lr: 1.0e+39}",
+        "optimizer: {weight_decay: 1.0e+300}",
+        "optimizer: {groups: [{match: ['*'], lr: 1.0e+39}]}",
+        "optimizer: {groups: [{match: ['*'], lr_scale: 1.0e+39}]}",
+    ],
+)
+def test_a_rate_that_torch_cannot_compute_with_is_refused(refuse: Refuse, setting: str) -> None:
+    assert "must be less than or equal to 1000000" in refuse(setting)
+
+
+@pytest.mark.parametrize("key", ["mixup", "cutmix"])
+def test_an_alpha_too_small_to_draw_from_is_refused(refuse: Refuse, key: str) -> None:
+    message = refuse(f"augment: {{{key}: 1.0e-300}}")
+    assert f"augment.{key}: must be 0 or at least 1e-06" in message
