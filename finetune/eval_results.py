@@ -68,7 +68,7 @@ class Calibration:
         error_before: Where a temperature is in use: the error without it.
         loss: Cross-entropy of the probabilities in use; with a temperature it differs from the
             loss that training recorded.
-        fitted: The temperature was fitted on these very images, by this evaluation.
+        fitted: The temperature was fitted on these very images, now or before.
     """
 
     error: float
