@@ -20,7 +20,7 @@ from finetune.data.quick_check import dropping_unreadable, quick_check
 from finetune.data.sources import find_known
 from finetune.data.views import Views
 from finetune.engine import make_source
-from finetune.errors import ConfigError, DataError, OutputError
+from finetune.errors import ConfigError, DataError, OutputError, UnknownClassError
 from finetune.eval_results import EvalResult
 from finetune.evaluate import evaluate
 from finetune.files import write_csv, write_text
@@ -30,7 +30,6 @@ from finetune.progress import Progress, Silent
 from finetune.report.json_text import to_json
 from finetune.scoring import Scored, score
 from finetune.temperature import fit_temperature
-
 
 _NOT_ON = {
     "test": "on test the figures would no longer be of unseen images; use --split val",
@@ -107,17 +106,29 @@ def compute(
     split: str = "val",
     calibrate: bool = False,
     ignore_unknown: bool = False,
+    if_unknown: str = "--ignore-unknown leaves their images out.",
     progress: Progress,
 ) -> Evaluated:
-    """The figures with logits, images and network, nothing written but a fitted temperature."""
+    """The figures with logits, images and network, nothing written but a fitted temperature.
+
+    Args:
+        if_unknown: What to do about ``data`` with classes that training does not know.
+    """
     if calibrate and split != "val":
         raise ConfigError(f"eval: --calibrate fits on what it scores: {_NOT_ON[split]}")
     state, metadata = load_checkpoint(path)
-    return dropping_unreadable(
-        lambda: _compute(path, state, metadata, data, split, calibrate, ignore_unknown, progress),
-        on_unreadable=metadata.config.data.on_unreadable,
-        progress=progress,
-    )
+    try:
+        return dropping_unreadable(
+            lambda: _compute(
+                path, state, metadata, data, split, calibrate, ignore_unknown, progress
+            ),
+            on_unreadable=metadata.config.data.on_unreadable,
+            progress=progress,
+        )
+    except UnknownClassError as error:
+        if data is None or ignore_unknown:
+            raise
+        raise UnknownClassError(f"{error} {if_unknown}") from error
 
 
 def _compute(
