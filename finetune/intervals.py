@@ -19,6 +19,9 @@ MOST_IMAGES = 50_000
 MOST_SCORES = 200_000
 """Images times classes up to which the AUROC is resampled, with each class sorted anew."""
 
+FEWEST_GROUPS = 10
+"""Resamples of fewer groups are so much alike that their intervals come out too narrow."""
+
 _Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 
 Floats = NDArray[np.float64]
