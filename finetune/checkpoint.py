@@ -62,6 +62,8 @@ class Metadata(BaseModel):
     versions: dict[str, str]
     temperature: float | None = Field(default=None, ge=0.01, le=100)
     """What predictions divide logits by, once `eval --calibrate` fitted it."""
+    temperature_images: str | None = None
+    """SHA-256 of the images that it was fitted on; older checkpoints do not say."""
 
 
 class TrainingRecord(BaseModel):

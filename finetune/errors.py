@@ -39,6 +39,10 @@ class DataError(FinetuneError):
     exit_code = 3
 
 
+class UnknownClassError(DataError):
+    """The data has classes that training does not know."""
+
+
 class UnreadableError(DataError):
     """Images that turned out to be broken when they were decoded.
 

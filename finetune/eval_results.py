@@ -68,7 +68,7 @@ class Calibration:
         error_before: Where a temperature is in use: the error without it.
         loss: Cross-entropy of the probabilities in use; with a temperature it differs from the
             loss that training recorded.
-        fitted: The temperature was fitted on these very images, by this evaluation.
+        fitted: The temperature was fitted on these very images, now or before.
     """
 
     error: float
@@ -97,7 +97,8 @@ class EvalResult:
         auroc: Mean over classes of the area under the ROC curve, each against the rest; None
             where it was left out for size, or no class has both sides.
         intervals: By figure, as ``top1``; a figure without one was too large to resample, or
-            showed no spread.
+            showed no spread, or all images are of one group.
+        interval_method: How they were found, and what has none, in words.
         confused: Every pair that was confused, the most frequent first.
         confusion: True classes down, predicted ones across; None above 200 classes.
         images_per_s: From files to figures; from stored features, where an earlier run had

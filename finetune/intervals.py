@@ -19,6 +19,9 @@ MOST_IMAGES = 50_000
 MOST_SCORES = 200_000
 """Images times classes up to which the AUROC is resampled, with each class sorted anew."""
 
+FEWEST_GROUPS = 10
+"""Resamples of fewer groups are so much alike that their intervals come out too narrow."""
+
 _Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 
 Floats = NDArray[np.float64]
@@ -93,6 +96,11 @@ def bootstrap(sample: Sample, *, seed: int = 0) -> dict[str, Interval]:
 
     What shows no spread, such as a perfect score, is left out: an interval of no width would claim
     a certainty that no number of images gives.
+
+    The calibration error is a sum of distances, so that resampling adds to it: of probabilities
+    that are nearly honest every resample has more of it than the images themselves. Its interval
+    is moved by this bias, the mean of the resamples less the figure (Efron and Tibshirani 1993, An
+    Introduction to the Bootstrap, chapter 10), and cut at 0 and 1.
     """
     if not 2 <= len(sample) <= MOST_IMAGES:
         return {}
@@ -109,6 +117,9 @@ def bootstrap(sample: Sample, *, seed: int = 0) -> dict[str, Interval]:
         known = [value for value in values if not math.isnan(value)]
         if known and min(known) < max(known):
             low, high = np.percentile(known, [tail, 100 - tail])
+            if name == "calibration_error":
+                bias = np.mean(known) - figures[name](np.ones(len(sample)))
+                low, high = np.clip([low - bias, high - bias], 0, 1)
             intervals[name] = Interval(float(low), float(high))
     return intervals
 

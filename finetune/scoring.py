@@ -7,8 +7,8 @@ are there, and never by ``train``, whose figures are the sums of `finetune.metri
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.eval_results import Bin, Calibration, ClassScore, ConfusedPair, Interval, Macro
-from finetune.intervals import MOST_IMAGES, Sample, bootstrap, wilson
+from finetune.intervals import FEWEST_GROUPS, MOST_IMAGES, MOST_SCORES, Sample, bootstrap, wilson
 from finetune.metrics import TOP5_FROM
 from finetune.temperature import probabilities
 
@@ -25,6 +25,14 @@ BINS = 15
 MOST_FOR_AUROC = 20_000_000
 """Images times classes up to which the AUROC is computed: some ten seconds of sorting."""
 MOST_CLASSES_IN_MATRIX = 200
+_BOOTSTRAPPED = {
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "loss": "loss",
+    "auroc": "AUROC",
+    "calibration_error": "calibration error",
+}
+"""Figures that have no other interval, in words."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +89,19 @@ def score(
     )
     error = _calibration_error(shares, labels, classes)
     plain = None if temperature is None else probabilities(logits, None)
+    num_groups = len(set(groups))
+    per_class = _per_class(class_names, matrix, precision, f1)
+    intervals = {}
+    if num_groups == 1:  # its images are no independent witnesses
+        per_class = tuple(replace(row, interval=None) for row in per_class)
+    else:
+        intervals = _intervals(logits, labels, shares, groups)
+    auroc = _auroc(shares, labels, classes)
     return Scored(
         probabilities=shares,
         losses=losses,
         macro=Macro(*(float(row[there].double().mean()) for row in (precision, recall, f1))),
-        auroc=_auroc(shares, labels, classes),
+        auroc=auroc,
         calibration=Calibration(
             error=error,
             bins=_bins(shares, labels),
@@ -94,11 +110,13 @@ def score(
             loss=float(losses.double().mean()),
             fitted=fitted,
         ),
-        per_class=_per_class(class_names, matrix, precision, f1),
+        per_class=per_class,
         confused=_confused(class_names, matrix),
         confusion=tuple(map(tuple, matrix.tolist())) if classes <= MOST_CLASSES_IN_MATRIX else None,
-        intervals=_intervals(logits, labels, shares, groups),
-        interval_method=_method(len(labels), classes, grouped=bool(groups)),
+        intervals=intervals,
+        interval_method=_method(
+            len(labels), classes, intervals, num_groups=num_groups, has_auroc=auroc is not None
+        ),
     )
 
 
@@ -215,15 +233,38 @@ def _wider(one: Interval, other: Interval) -> Interval:
     return Interval(min(one.low, other.low), max(one.high, other.high))
 
 
-def _method(images: int, classes: int, *, grouped: bool) -> str:
+def _method(
+    images: int,
+    classes: int,
+    intervals: Mapping[str, Interval],
+    *,
+    num_groups: int,
+    has_auroc: bool,
+) -> str:
+    """How intervals were found, what has none, and what they are not to be trusted for."""
+    if num_groups == 1:
+        return "95 %: none, since all images are of one group and resemble each other"
     shares = "top-1, top-5" if classes >= TOP5_FROM else "top-1"
+    wilsons = f"95 %: Wilson for {shares} and each class"
     if images > MOST_IMAGES:
-        return (
-            f"95 %: Wilson for {shares} and each class; no bootstrap above {MOST_IMAGES:,} images"
+        return f"{wilsons}; no bootstrap above {MOST_IMAGES:,} images"
+    if images == 1:
+        return f"{wilsons}; no bootstrap of a single image"
+    if not num_groups:
+        text = f"{wilsons}; else bootstrap (1,000 resamples, seeded)"
+    else:
+        text = (
+            f"95 %: bootstrap of {num_groups:,} groups of images (1,000 resamples, seeded), with "
+            "Wilson's where that is wider"
         )
-    if grouped:
-        return (
-            "95 %: bootstrap of groups of images (1,000 resamples, seeded), with Wilson's where "
-            "that is wider"
-        )
-    return f"95 %: Wilson for {shares} and each class; else bootstrap (1,000 resamples, seeded)"
+        if num_groups < FEWEST_GROUPS:
+            text += "; from so few groups too narrow to trust"
+    figures = dict(_BOOTSTRAPPED)
+    if not has_auroc or images * classes > MOST_SCORES:
+        del figures["auroc"]
+        if has_auroc:
+            text += f"; none for AUROC above {MOST_SCORES:,} image-class pairs"
+    constant = [words for name, words in figures.items() if name not in intervals]
+    if constant:
+        text += f"; none for {', '.join(constant)}, the same in all resamples"
+    return text

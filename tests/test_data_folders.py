@@ -424,6 +424,14 @@ def test_a_class_that_the_network_does_not_know_is_refused(tmp_path: Path) -> No
     )
 
 
+def test_the_first_few_unknown_classes_are_named_and_how_many_more(tmp_path: Path) -> None:
+    put(tmp_path / "other", *pictures("cats", "emus", "gnus", "koi", "newts", "owls", "yaks"))
+    with pytest.raises(DataError) as caught:
+        split_of(tmp_path, "val", data=tmp_path / "other")
+    named = "class 'emus' is unknown in training, and so are 'gnus', 'koi', 'newts' and 2 more."
+    assert named in str(caught.value)
+
+
 def test_class_names_of_the_network_decide_the_labels(splits: Path) -> None:
     images = find_split(
         DataConfig(root=str(splits)), "val", class_names=("dogs", "cats"), seed=0, root=None

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from finetune.checkpoint import load_checkpoint
+from finetune.commands.compare import compare
 from finetune.commands.evaluate import evaluate_checkpoint
+from finetune.commands.report import report
 from finetune.commands.train import train
 from finetune.config import Config
 from finetune.errors import ConfigError, DataError, OutputError
@@ -78,8 +80,12 @@ def test_an_unknown_class_is_refused_or_left_out(best: Path, photos: Path, tmp_p
     other = tmp_path / "other"
     shutil.copytree(photos / "val", other)
     shutil.copytree(photos / "val" / "class_1", other / "class_9")
-    with pytest.raises(DataError, match="'class_9' is unknown in training"):
+    with pytest.raises(DataError, match=r"'class_9' is unknown in training.*--ignore-unknown"):
         evaluate_checkpoint(best, data=str(other))
+    with pytest.raises(DataError, match="eval --report --ignore-unknown"):
+        report(str(best), data=str(other))
+    with pytest.raises(DataError, match="--data must hold classes that all runs know"):
+        compare([str(best), str(best)], data=str(other))
     result = evaluate_checkpoint(best, data=str(other), ignore_unknown=True)
     assert (result.num_images, result.ignored) == (10, 5)
     assert result.top1 == evaluate_checkpoint(best).top1
@@ -111,35 +117,71 @@ def test_calibrating_stores_a_temperature_and_keeps_weights_and_figures(best: Pa
     after = evaluate_checkpoint(best, calibrate=True)
     stored, calibrated = load_checkpoint(best)
     assert calibrated.temperature == after.calibration.temperature
-    assert calibrated.model_copy(update={"temperature": None}) == metadata
+    assert calibrated.temperature_images is not None
+    without = {"temperature": None, "temperature_images": None}
+    assert calibrated.model_copy(update=without) == metadata
     assert all(torch.equal(state[name], stored[name]) for name in state)
     assert (after.top1, after.loss) == (before.top1, before.loss)
     assert after.calibration.loss <= before.loss
     again = evaluate_checkpoint(best)
     assert again.calibration.temperature == after.calibration.temperature
-    assert not again.calibration.fitted
     rows = table(best.parent / "predictions.csv")
     assert sum(float(row["loss"]) for row in rows) / len(rows) == pytest.approx(
         again.calibration.loss, abs=1e-5
     )
 
 
-def test_calibrating_on_test_images_is_refused(best: Path) -> None:
-    with pytest.raises(ConfigError, match="--calibrate"):
-        evaluate_checkpoint(best, split="test", calibrate=True)
+def test_the_two_losses_of_a_fitted_temperature_are_told_apart(best: Path) -> None:
+    assert "without the temperature" not in render_eval(evaluate_checkpoint(best))
+    result = evaluate_checkpoint(best, calibrate=True)
+    assert f"without the temperature; {result.calibration.loss:.4f} with it" in render_eval(result)
+
+
+def test_the_images_that_a_temperature_was_fitted_on_are_known_again(
+    best: Path, photos: Path, tmp_path: Path
+) -> None:
+    evaluate_checkpoint(best, calibrate=True)
+    shutil.copytree(photos, tmp_path / "moved")
+    for data in (None, str(photos / "val"), str(tmp_path / "moved")):
+        result = evaluate_checkpoint(best, data=data)
+        assert result.calibration.fitted
+        assert "fitted on these very images" in render_eval(result)
+    assert not evaluate_checkpoint(best, split="train").calibration.fitted
+    (photos / "val" / "class_0" / "0.png").unlink()
+    assert not evaluate_checkpoint(best).calibration.fitted
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_calibrating_on_train_or_test_images_is_refused(best: Path, split: str) -> None:
+    with pytest.raises(ConfigError, match=r"--calibrate.* use --split val"):
+        evaluate_checkpoint(best, split=split, calibrate=True)
+
+
+def test_calibrating_on_images_that_are_all_recognised_is_refused(
+    best: Path, photos: Path, tmp_path: Path
+) -> None:
+    evaluate_checkpoint(best, split="train")
+    for row in table(best.parent / "predictions.csv"):
+        if row["true"] == row["predicted"]:
+            folder = tmp_path / "easy" / row["true"]
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(photos / row["path"], folder)
+    with pytest.raises(DataError, match="recognised"):
+        evaluate_checkpoint(best, data=str(tmp_path / "easy"), calibrate=True)
+    assert load_checkpoint(best)[1].temperature is None
 
 
 def test_a_checkpoint_from_before_temperatures_still_loads(best: Path) -> None:
     content = torch.load(best, weights_only=True)
     metadata = json.loads(content["metadata"])
-    del metadata["temperature"]
+    del metadata["temperature"], metadata["temperature_images"]
     metadata["format"] = 1  # of the time before seals, too
     torch.save({"model": content["model"], "metadata": json.dumps(metadata)}, best)
     assert load_checkpoint(best)[1].temperature is None
 
 
 def test_groups_of_the_data_reach_the_intervals(make_config: Make) -> None:
-    config = make_config(train={"epochs": 1}, data={"group_pattern": r"(train|val)/class_./\d"})
+    config = make_config(train={"epochs": 1}, data={"group_pattern": r"(?:train|val)/class_./\d"})
     train(config)
     result = evaluate_checkpoint(Path(config.output_dir) / "best.pt")
     assert "groups" in result.interval_method

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +94,23 @@ def test_bootstrap_holds_the_figure_and_narrows_with_more_images() -> None:
         assert many[name].high - many[name].low < width / 2
     figure = _figures(noisy(100))["macro_f1"](np.ones(100))
     assert few["macro_f1"].low < figure < few["macro_f1"].high
+
+
+def honest(seed: int, images: int = 150, classes: int = 4) -> Sample:
+    """Labels drawn from the probabilities themselves, so that only chance makes an error."""
+    generator = np.random.default_rng(seed)
+    logits = 2 * generator.normal(size=(images, classes))
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    true = (generator.random((images, 1)) > shares.cumsum(axis=1)).sum(axis=1)
+    return replace(sample_of(true.clip(0, classes - 1).tolist(), shares), scores=None)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_interval_of_a_calibration_error_holds_the_error(seed: int) -> None:
+    sample = honest(seed)
+    error = _figures(sample)["calibration_error"](np.ones(len(sample)))
+    interval = bootstrap(sample)["calibration_error"]
+    assert 0 <= interval.low < error < interval.high <= 1
 
 
 def test_bootstrap_is_seeded() -> None:

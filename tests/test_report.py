@@ -224,6 +224,15 @@ def test_curves_and_confusion_as_pictures(run: str, tmp_path: Path) -> None:
 # Names that would do harm
 
 
+def test_a_page_says_which_loss_is_without_temperature(freeze: FreezeReport) -> None:
+    facts = facts_of(freeze, ["ants", "bees"])
+    assert "without temperature" not in render_page(facts)
+    calibration = replace(facts.result.calibration, temperature=2.0, error_before=0.1, loss=0.25)
+    text = render_page(replace(facts, result=replace(facts.result, calibration=calibration)))
+    assert "Loss, without temperature" in text
+    assert "The loss with it is 0.2500." in text
+
+
 def test_hostile_names_stay_text(freeze: FreezeReport) -> None:
     assert len(set(HOSTILE)) == 20
     text = render_page(facts_of(freeze, list(HOSTILE)))

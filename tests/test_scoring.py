@@ -91,6 +91,41 @@ def test_groups_are_named_in_the_method() -> None:
     assert result.intervals["top1"] != alone.intervals["top1"]
 
 
+def test_a_figure_without_interval_is_named_with_the_size_above_which_it_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "AUROC" not in scored()[0].interval_method
+    for module in ("scoring", "intervals"):
+        monkeypatch.setattr(f"finetune.{module}.MOST_SCORES", 700)
+    result, _, _ = scored()
+    assert "auroc" not in result.intervals
+    assert "none for AUROC above 700 image-class pairs" in result.interval_method
+
+
+def test_figures_that_no_resample_changes_are_named_in_the_method() -> None:
+    method = score(torch.eye(2), torch.tensor([0, 1]), names(2)).interval_method
+    assert "none for balanced accuracy, macro F1" in method
+    assert "the same in all resamples" in method
+
+
+def test_a_single_image_has_no_bootstrap_and_the_method_says_so() -> None:
+    result = score(torch.eye(2)[:1], torch.tensor([0]), names(2))
+    assert "no bootstrap of a single image" in result.interval_method
+
+
+@pytest.mark.parametrize(("groups", "few"), [(2, True), (9, True), (10, False)])
+def test_intervals_from_few_groups_are_called_too_narrow(groups: int, few: bool) -> None:
+    result, _, _ = scored(groups=[f"person {i % groups}" for i in range(200)])
+    assert ("too narrow to trust" in result.interval_method) is few
+
+
+def test_images_of_one_group_have_no_interval() -> None:
+    result, _, _ = scored(groups=["person"] * 200)
+    assert not result.intervals
+    assert all(row.interval is None for row in result.per_class)
+    assert "none, since all images are of one group" in result.interval_method
+
+
 def test_a_fitted_temperature_is_the_one_that_was_multiplied_in() -> None:
     # Labels drawn from the probabilities themselves: honest by construction.
     logits = torch.randn(20_000, 5, generator=torch.Generator().manual_seed(0))

@@ -19,6 +19,10 @@ from finetune.progress import Progress, Silent
 from finetune.report.plots import Curve, draw_curves, load_matplotlib
 
 _LEVEL = 0.05
+_IF_UNKNOWN = (
+    "compare scores every image: --data must hold classes that all runs know; a folder whose name "
+    "begins with a dot is not read."
+)
 _UNLIKE_ANYWAY = ("output_dir", "format")
 
 
@@ -63,7 +67,11 @@ def compare(
         load_matplotlib(plot)
     paths = [run_folder.checkpoint_of(run) for run in runs]
     scored = [
-        _keep(run, path, compute(path, data=data, split=split, progress=progress))
+        _keep(
+            run,
+            path,
+            compute(path, data=data, split=split, if_unknown=_IF_UNKNOWN, progress=progress),
+        )
         for run, path in zip(runs, paths, strict=True)
     ]
     if plot is not None:
@@ -78,7 +86,7 @@ def compare(
         runs=tuple(run.figures for run in scored),
         differing=differing([run.config for run in scored]),
         tests=_tests(scored),
-        interval_method=scored[0].interval_method,
+        interval_method=_methods(scored),
         plot=None if plot is None else str(plot),
     )
 
@@ -108,6 +116,13 @@ def _keep(name: str, path: Path, evaluated: Evaluated) -> _Run:
             for image, label, hit in zip(images.paths, images.labels, right, strict=True)
         },
     )
+
+
+def _methods(runs: Sequence[_Run]) -> str:
+    """How the intervals were found; run by run where images or spread are not alike."""
+    if len({run.interval_method for run in runs}) == 1:
+        return runs[0].interval_method
+    return "; ".join(f"{run.name}: {run.interval_method}" for run in runs)
 
 
 def differing(configs: Sequence[Config]) -> tuple[ConfigRow, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from finetune import run_folder
 from finetune.checkpoint import Metadata, load_checkpoint, replace_metadata
 from finetune.config_data import DataConfig
+from finetune.data.fingerprint import sha256_of_images
 from finetune.data.holdout import groups_of, keys_of
 from finetune.data.images import Images
 from finetune.data.loading import resolve_workers
@@ -19,7 +20,7 @@ from finetune.data.quick_check import dropping_unreadable, quick_check
 from finetune.data.sources import find_known
 from finetune.data.views import Views
 from finetune.engine import make_source
-from finetune.errors import ConfigError, OutputError
+from finetune.errors import ConfigError, DataError, OutputError, UnknownClassError
 from finetune.eval_results import EvalResult
 from finetune.evaluate import evaluate
 from finetune.files import write_csv, write_text
@@ -29,6 +30,12 @@ from finetune.progress import Progress, Silent
 from finetune.report.json_text import to_json
 from finetune.scoring import Scored, score
 from finetune.temperature import fit_temperature
+
+_NOT_ON = {
+    "test": "on test the figures would no longer be of unseen images; use --split val",
+    "train": "training images are known by heart, so that a temperature fitted on them would call "
+    "later ones too certain; use --split val",
+}
 
 
 @dataclass(frozen=True)
@@ -99,20 +106,29 @@ def compute(
     split: str = "val",
     calibrate: bool = False,
     ignore_unknown: bool = False,
+    if_unknown: str = "--ignore-unknown leaves their images out.",
     progress: Progress,
 ) -> Evaluated:
-    """The figures with logits, images and network, nothing written but a fitted temperature."""
-    if calibrate and split == "test":
-        raise ConfigError(
-            "eval: --calibrate fits on what it scores: on test the figures would no longer be of "
-            "unseen images; use --split val"
-        )
+    """The figures with logits, images and network, nothing written but a fitted temperature.
+
+    Args:
+        if_unknown: What to do about ``data`` with classes that training does not know.
+    """
+    if calibrate and split != "val":
+        raise ConfigError(f"eval: --calibrate fits on what it scores: {_NOT_ON[split]}")
     state, metadata = load_checkpoint(path)
-    return dropping_unreadable(
-        lambda: _compute(path, state, metadata, data, split, calibrate, ignore_unknown, progress),
-        on_unreadable=metadata.config.data.on_unreadable,
-        progress=progress,
-    )
+    try:
+        return dropping_unreadable(
+            lambda: _compute(
+                path, state, metadata, data, split, calibrate, ignore_unknown, progress
+            ),
+            on_unreadable=metadata.config.data.on_unreadable,
+            progress=progress,
+        )
+    except UnknownClassError as error:
+        if data is None or ignore_unknown:
+            raise
+        raise UnknownClassError(f"{error} {if_unknown}") from error
 
 
 def _compute(
@@ -145,21 +161,21 @@ def _compute(
     # From files to figures, decoding and features included.
     images_per_s = evaluation.num_images / (time.perf_counter() - start)
     logits, labels = torch.cat(kept), torch.tensor(images.labels, dtype=torch.int64)
-    temperature = metadata.temperature
-    if calibrate:
-        temperature = fit_temperature(logits, labels)
-        metadata = metadata.model_copy(update={"temperature": temperature})
-        replace_metadata(path, metadata)
-        progress.say(f"{path}: temperature {temperature:.4g} stored; predictions divide by it")
+    base = data or metadata.config.data.root
+    fitted = False
+    if calibrate or metadata.temperature is not None:
+        these = sha256_of_images(images, [Path(metadata.config.data.root), Path(base)])
+        if calibrate:
+            metadata = _calibrate(path, metadata, logits, labels, these, progress)
+        fitted = metadata.temperature_images == these
     scored = score(
         logits,
         labels,
         metadata.class_names,
-        temperature=temperature,
-        fitted=calibrate,
+        temperature=metadata.temperature,
+        fitted=fitted,
         groups=_groups(images, metadata.config.data, data),
     )
-    base = data or metadata.config.data.root
     result = EvalResult(
         checkpoint=str(path),
         model=metadata.model_name,
@@ -185,6 +201,24 @@ def _compute(
     )
     opened = replace(opened, metadata=metadata)
     return Evaluated(opened, images, Path(base), logits, scored, result)
+
+
+def _calibrate(
+    path: Path, metadata: Metadata, logits: Tensor, labels: Tensor, these: str, progress: Progress
+) -> Metadata:
+    """Fit a temperature, and store it with what it was fitted on."""
+    if torch.equal(logits.argmax(dim=1), labels):
+        raise DataError(
+            f"eval: --calibrate: all of these {len(labels):,} images are recognised, so that no "
+            "temperature is best: the lower, the likelier the labels. Nothing was stored; fit on "
+            "more images, or harder ones, with --data"
+        )
+    temperature = fit_temperature(logits, labels)
+    update = {"temperature": temperature, "temperature_images": these}
+    metadata = metadata.model_copy(update=update)
+    replace_metadata(path, metadata)
+    progress.say(f"{path}: temperature {temperature:.4g} stored; predictions divide by it")
+    return metadata
 
 
 def _images(

@@ -110,7 +110,8 @@ def _photos(metadata: Metadata, data: str | None, most: int, progress: Progress)
         )
     except DataError as error:
         raise DataError(
-            f"{error} An export is kept only once it agrees with eval on photos: --data names some."
+            f"{error} An export is kept only once it agrees with eval on photos: --data names "
+            "some, of classes that training knows."
         ) from error
     count = min(most, len(images))
     photos = []

@@ -36,6 +36,7 @@ from finetune.runtime import versions
 
 MISTAKES, WITH_HEAT, UNCERTAIN = 96, 16, 24
 """Pictures on a page: some five to ten kilobytes each, two where heat stands beside."""
+_IF_UNKNOWN = "`finetune eval --report --ignore-unknown` writes the page without their images."
 
 
 def report(
@@ -65,7 +66,7 @@ def report(
     if as_pictures:
         load_matplotlib(Path(run_folder.CURVES))
     path = run_folder.checkpoint_of(run)
-    evaluated = compute(path, data=data, split=split, progress=progress)
+    evaluated = compute(path, data=data, split=split, if_unknown=_IF_UNKNOWN, progress=progress)
     if as_pictures:
         files = _pictures(evaluated, run, path, path.parent if output is None else output)
     else:

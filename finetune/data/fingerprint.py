@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from finetune.data.images import Images, TrainVal, below
 
@@ -36,6 +38,22 @@ def fingerprint_of(data: TrainVal) -> Fingerprint:
             count, num_bytes = classes.get(f"{split}/{label}", (0, 0))
             classes[f"{split}/{label}"] = (count + 1, num_bytes + size)
     return Fingerprint(digest.hexdigest(), classes, times.hexdigest())
+
+
+def sha256_of_images(images: Images, bases: Sequence[Path]) -> str:
+    """Of every image's path, size in bytes and class, in any order; reads no image.
+
+    Args:
+        bases: Paths are taken below the first of these folders that holds them, so that images are
+            the same ones after they were moved, and where a part of a folder is named.
+    """
+    folders = [Path(os.path.abspath(base)) for base in bases]  # noqa: PTH100
+    lines = []
+    for (path, label), (size, _) in zip(_labelled(images), _stats(images), strict=True):
+        full = os.path.abspath(path)  # noqa: PTH100
+        name = next((n for n in (below(full, folder) for folder in folders) if n != full), full)
+        lines.append(f"{name}\0{size}\0{label}\n".encode("utf-8", "surrogateescape"))
+    return hashlib.sha256(b"".join(sorted(lines))).hexdigest()
 
 
 def differences(before: Fingerprint, now: Fingerprint) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from finetune.errors import DataError, did_you_mean, first_few, on_one_line
+from finetune.errors import UnknownClassError, did_you_mean, first_few, on_one_line
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
@@ -115,20 +115,22 @@ def split_named(word: str) -> str | None:
 def refuse_unknown_classes(
     found: Iterable[str], known: Sequence[str], where: Callable[[str], object]
 ) -> None:
-    """Refuse a class that training does not know.
+    """Refuse classes that training does not know.
 
     Args:
         where: Says for a class what in the data names it.
 
     Raises:
-        DataError: names the first one, and the nearest that is known.
+        UnknownClassError: names the first few, and the nearest to the first that is known.
     """
     known_set = set(known)
-    unknown = next((name for name in found if name not in known_set), None)
-    if unknown is not None:
-        raise DataError(
-            f"{where(unknown)}: class {unknown!r} is unknown in training."
-            f"{did_you_mean(unknown, known)} Known: {', '.join(known[:20])}"
+    unknown = [name for name in found if name not in known_set]
+    if unknown:
+        first, others = unknown[0], unknown[1:]
+        as_well = f", and so are {first_few(map(repr, others))}" if others else ""
+        raise UnknownClassError(
+            f"{where(first)}: class {first!r} is unknown in training{as_well}."
+            f"{did_you_mean(first, known)} Known: {', '.join(known[:20])}"
             f"{' …' if len(known) > 20 else ''}."
         )
 

@@ -56,7 +56,7 @@ def _facts(result: EvalResult) -> list[tuple[str, str]]:
             f"F1 {percent(macro.f1, between.get('macro_f1'))}, precision {macro.precision:.2%}, "
             f"recall {macro.recall:.2%}",
         ),
-        ("Loss", number(result.loss, between.get("loss"))),
+        ("Loss", number(result.loss, between.get("loss")) + _loss_with(result.calibration)),
     ]
     if result.auroc is not None:
         facts.append(("AUROC", number(result.auroc, between.get("auroc"))))
@@ -95,6 +95,12 @@ def _calibration(calibration: Calibration, interval: Interval | None) -> str:
         f"{text} at temperature {calibration.temperature:.3g}{fitted}; "
         f"{calibration.error_before:.2%} without"
     )
+
+
+def _loss_with(calibration: Calibration) -> str:
+    if calibration.error_before is None:
+        return ""
+    return f" without the temperature; {calibration.loss:.4f} with it"
 
 
 def _classes(classes: Sequence[ClassScore]) -> str:

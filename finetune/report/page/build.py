@@ -153,7 +153,9 @@ def _figures(result: EvalResult) -> list[Figure]:
         figures.append(_share("AUROC", result.auroc, between.get("auroc")))
     loss = between.get("loss")
     note = "" if loss is None else f"{loss.low:.3f} to {loss.high:.3f}"
-    figures.append(Figure("Loss", f"{result.loss:.4f}", note))
+    fitted = result.calibration.error_before is not None
+    name = "Loss, without temperature" if fitted else "Loss"
+    figures.append(Figure(name, f"{result.loss:.4f}", note))
     error = result.calibration.error
     figures.append(_share("Calibration error", error, between.get("calibration_error")))
     return figures
@@ -336,5 +338,5 @@ def _calibration_text(calibration: Calibration) -> str:
     fitted = ", fitted on these very images" if calibration.fitted else ""
     return (
         f"{text} at temperature {calibration.temperature:.3g}{fitted}; without it "
-        f"{calibration.error_before:.2%}."
+        f"{calibration.error_before:.2%}. The loss with it is {calibration.loss:.4f}."
     )
