@@ -40,7 +40,7 @@ LINES = [
         "depthwise",
         *("sealed", "averaging", "optimizer_state", "stages"),
     },
-    {"data", "adapters", "handover"},
+    {"data", "adapters", "handover", "claim"},
     {"checkpoint"},
     {
         "config_file",

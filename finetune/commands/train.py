@@ -10,6 +10,7 @@ from pathlib import Path
 
 from finetune import run_folder, stopping
 from finetune.checkpoint import load_checkpoint
+from finetune.claim import Claim
 from finetune.commands.epochs import Trained, run_epochs
 from finetune.commands.preparation import Prepared, prepare, source_of, stage_facts
 from finetune.commands.resuming import Resumed, command, find_resumed
@@ -56,15 +57,16 @@ def train(
     def attempt() -> TrainSummary:
         nonlocal ours
         again, ours = ours, True  # what an attempt before this one began is its own
-        if resume:
-            return _train(config, find_resumed(config, shown), overwrite=False, progress=shown)
-        return _train(config, None, overwrite=overwrite or again, progress=shown)
+        resumed = find_resumed(config, shown) if resume else None
+        replaces = not resume and (overwrite or again)
+        return _train(config, resumed, claim, overwrite=replaces, progress=shown)
 
-    return dropping_unreadable(attempt, on_unreadable=config.data.on_unreadable, progress=shown)
+    with Claim(Path(config.output_dir)) as claim:
+        return dropping_unreadable(attempt, on_unreadable=config.data.on_unreadable, progress=shown)
 
 
 def _train(
-    config: Config, resumed: Resumed | None, *, overwrite: bool, progress: Progress
+    config: Config, resumed: Resumed | None, claim: Claim, *, overwrite: bool, progress: Progress
 ) -> TrainSummary:
     before_s = 0.0 if resumed is None else resumed.training.record.elapsed_s
     start = time.perf_counter() - before_s
@@ -73,7 +75,7 @@ def _train(
         run_folder.check_usable(folder, overwrite=overwrite)
     with stopping.impatiently(_BEFORE):
         settled = settle(config if resumed is None else resumed.config, progress, resumed)
-    run = _Run(settled, folder, start, overwrite, progress)
+    run = _Run(settled, folder, claim, start, overwrite, progress)
     past = Past() if resumed is None else Past.of(resumed)
     latest: list[_Latest] = []
     for _ in settled.stages[len(past.stages) :]:
@@ -113,6 +115,7 @@ class _Run:
 
     settled: Settled
     folder: Path
+    claim: Claim
     start: float
     overwrite: bool
     progress: Progress
@@ -149,6 +152,7 @@ class _Run:
                 run_folder.reopen(folder, resumed.path)
             elif not number:
                 run_folder.prepare(folder, overwrite=self.overwrite)
+                self.claim.take()  # of a folder that is new
             reports = self._write_facts(prepared, report, number)
             saver = Saver(folder, prepared.proof.sha256, minutes=minutes)
             with steps_of(work), saver:
