@@ -162,12 +162,19 @@ def check_is_run(folder: Path) -> None:
     Raises:
         OutputError: says so.
     """
-    if not exists(folder / MARKER):
-        what = "holds no run of finetune" if is_folder(folder) else "no such folder"
-        raise OutputError(
-            f"output_dir: {folder}: {what}, so that there is nothing to go on with; the command "
-            "without --resume begins a run there"
-        )
+    if exists(folder / MARKER):
+        return
+    if exists(folder) and not is_folder(folder):
+        raise OutputError(f"output_dir: {folder}: is a file; --resume goes on with a run's folder")
+    what = "holds no run of finetune" if is_folder(folder) else "no such folder"
+    try:
+        check_usable(folder, overwrite=False)
+        begins = "; the command without --resume begins a run there"
+    except OutputError:  # it holds something else
+        begins = ""
+    raise OutputError(
+        f"output_dir: {folder}: {what}, so that there is nothing to go on with{begins}"
+    )
 
 
 def config_of(run: str) -> Path:

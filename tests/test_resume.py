@@ -548,6 +548,16 @@ def test_a_folder_without_a_run_never_starts_from_nothing(config: Make) -> None:
     assert not list(folder.iterdir())
 
 
+def test_what_holds_something_else_is_no_place_to_begin_a_run(config: Make, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "todo.txt").touch()
+    for place, said in ((notes, "holds no run of finetune"), (notes / "todo.txt", "is a file")):
+        with pytest.raises(OutputError, match=said) as refused:
+            train(config(output_dir=str(place)), resume=True)
+        assert "without --resume" not in str(refused.value)
+
+
 def test_a_run_that_was_killed_before_its_first_checkpoint_says_what_to_do(
     config: Make, run: Path
 ) -> None:
