@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from finetune.config import ModelConfig, PreprocessingConfig
 from finetune.data import loading
 from finetune.data.images import Images
-from finetune.data.loading import Batches, PhotoDataset, batch_sizes, resolve_workers
+from finetune.data.loading import Batches, PhotoDataset, Unreadable, batch_sizes, resolve_workers
 from finetune.data.transforms import build_fit, normalise
 from finetune.data.views import Views
 from finetune.model import resolve_model
@@ -219,3 +219,14 @@ def test_what_the_system_refuses_for_once_is_no_broken_photo(
     (broken,) = dataset.views_of(1, [0])
     assert isinstance(broken, loading.Unreadable)
     assert broken.lasting
+
+
+def test_what_is_no_image_any_more_is_named_without_our_own_buffer(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"")
+    (broken,) = PhotoDataset(Images((path,), (0,), ("a",)), SMALL, Views.of("none")).views_of(
+        0, [0]
+    )
+    assert isinstance(broken, Unreadable)
+    assert "BytesIO" not in broken.reason
+    assert "empty" in broken.reason

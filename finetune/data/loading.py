@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -16,6 +17,7 @@ from finetune.config import PreprocessingConfig
 from finetune.data.decoding import read_photo
 from finetune.data.drawing import drawn_from
 from finetune.data.images import Images, lasts
+from finetune.data.look import look_at
 from finetune.data.transforms import build_draw, build_fit
 from finetune.data.views import Views
 from finetune.errors import UnreadableError
@@ -49,6 +51,8 @@ class Unreadable:
     def because(cls, path: Path, error: Exception) -> Unreadable:
         """What a decoder raised, put into words."""
         text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # Pillow names a buffer of ours, and no cause
+            text = look_at(str(path), full=False).reason or "is no image"
         return cls(path, str(text).splitlines()[0], lasting=lasts(error))
 
 
