@@ -117,6 +117,18 @@ def test_test_rows_are_never_trained_on(tmp_path: Path) -> None:
     assert names(held) == ["a0.png", "b0.png"]
 
 
+def test_a_table_of_test_rows_alone_is_not_trained_on(tmp_path: Path) -> None:
+    path = table(tmp_path, *(f"{row},test" for row in ROWS), head="path,label,split")
+    assert f"{path}: has a test split but no train split; none of it is trained" in refusal(path)
+    config = DataConfig(root=str(path))
+    assert len(find_split(config, "test", class_names=("a", "b"), seed=0, root=None)) == 10
+
+
+def test_a_table_of_val_rows_alone_is_refused(tmp_path: Path) -> None:
+    path = table(tmp_path, *(f"{row},val" for row in ROWS), head="path,label,split")
+    assert "has a val split but no train split" in refusal(path)
+
+
 def test_a_table_as_other_data_for_eval_is_read_whole(tmp_path: Path) -> None:
     path = table(tmp_path, *ROWS)
     config = DataConfig(root="gone", group_pattern="x")

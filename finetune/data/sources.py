@@ -59,8 +59,7 @@ def find_train_val(
     """
     source = open_source(config, progress)
     notes = list(source.notes)
-    if "train" not in source.splits and "val" in source.splits:
-        raise DataError(f"{source.name}: has a val {source.parts} but no train {source.parts}")
+    _refuse_without_train(source)
     train = source.read("train" if "train" in source.splits else None, class_names)
     if config.group_pattern:
         train, note = group_by_pattern(train, config.group_pattern, base=source.base)
@@ -82,6 +81,20 @@ def find_train_val(
     )
     notes += _skipped_notes(source, train)
     return TrainVal(kept, val, tuple(notes), source.base, held_out=True)
+
+
+def _refuse_without_train(source: Source) -> None:
+    """Of a table each row is of some split, so that what is no split is nothing. Class folders may
+    lie beside a test folder, and are trained on then."""
+    if "train" in source.splits:
+        return
+    if "val" in source.splits:
+        raise DataError(f"{source.name}: has a val {source.parts} but no train {source.parts}")
+    if source.splits and source.parts != "folder":
+        raise DataError(
+            f"{source.name}: has a test split but no train split; none of it is trained on: name "
+            "train in the rows to train on, or remove the column"
+        )
 
 
 def find_split(
