@@ -36,6 +36,7 @@ def all_findings(
     groups = equal_groups(looks)
     found = [
         *_unreadable(survey, looks, config),
+        *_lost(survey, looks, config),
         *_structure(survey),
         *copies(survey, groups),
         *_missing(survey),
@@ -67,14 +68,52 @@ def _unreadable(survey: Survey, looks: Looks, config: DataConfig) -> Iterator[Fi
     )
 
 
+def _lost(survey: Survey, looks: Looks, config: DataConfig) -> Iterator[Finding]:
+    """Classes of which nothing is left once unreadable files are skipped."""
+    if config.on_unreadable != "skip":
+        return
+    had = Counter(zip(survey.split_of, survey.class_of, strict=True))
+    bad = Counter((survey.split_of[at], survey.class_of[at]) for at in looks.reasons)
+    lost = sorted(place for place, count in bad.items() if count == had[place])
+    if lost:
+        yield Finding(
+            "lost_class",
+            "error",
+            f"{len(lost):,} class{'' if len(lost) == 1 else 'es'} none of whose files in a split "
+            "can be read",
+            "Training refuses to lose a class.",
+            "Repair the files, or remove the class.",
+            len(lost),
+            tuple(
+                f"{_place(survey.splits[split], survey.classes[label])}: "
+                f"{had[split, label]:,} file{'' if had[split, label] == 1 else 's'}"
+                for split, label in lost[:MOST_EXAMPLES]
+            ),
+        )
+
+
 def _structure(survey: Survey) -> Iterator[Finding]:
-    """What training would refuse."""
+    """What training would refuse; in its own words where nothing here says it."""
+    found = list(_structural(survey))
+    yield from found
+    if survey.refusal and not found:
+        yield Finding(
+            "refused",
+            "error",
+            "training refuses this data",
+            _sentence(survey.refusal),
+            "",
+            1,
+        )
+
+
+def _structural(survey: Survey) -> Iterator[Finding]:
     if survey.problem:
         yield Finding(
             "split",
             "error",
             "the data cannot be split as it is asked for",
-            f"{survey.problem[:1].upper()}{survey.problem[1:]}.",
+            _sentence(survey.problem),
             "",
             1,
         )
@@ -89,7 +128,7 @@ def _structure(survey: Survey) -> Iterator[Finding]:
             len(survey.empty),
             tuple(_place(split, name) for split, name in survey.empty[:MOST_EXAMPLES]),
         )
-    if survey.groups and not survey.held_out:
+    if survey.groups:
         yield from _shared_groups(survey)
     counts = counts_by_class(survey)
     if "train" in survey.splits:
@@ -114,9 +153,10 @@ def _structure(survey: Survey) -> Iterator[Finding]:
 
 
 def _shared_groups(survey: Survey) -> Iterator[Finding]:
+    """Across the splits that are given: one that is drawn keeps groups together."""
     splits_of: dict[str, set[int]] = {}
-    for group, split in zip(survey.groups, survey.split_of, strict=True):
-        splits_of.setdefault(group, set()).add(split)
+    for at, group in enumerate(survey.groups):
+        splits_of.setdefault(group, set()).add(survey.home_of(at))
     shared = sorted(group for group, splits in splits_of.items() if len(splits) > 1)
     if shared:
         yield Finding(
@@ -315,6 +355,10 @@ def counts_by_class(survey: Survey) -> list[list[int]]:
     np.add.at(counts, (np.asarray(survey.class_of), np.asarray(survey.split_of)), 1)
     rows: list[list[int]] = counts.tolist()
     return rows
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '?')) else '.'}"
 
 
 def _paths(survey: Survey, positions: Iterable[int]) -> tuple[str, ...]:

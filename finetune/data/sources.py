@@ -57,7 +57,13 @@ def find_train_val(
         DataError: no such data, fewer than two classes, an empty class, a class in val that train
             lacks.
     """
-    source = open_source(config, progress)
+    return read_train_val(open_source(config, progress), config, seed=seed, class_names=class_names)
+
+
+def read_train_val(
+    source: Source, config: DataConfig, *, seed: int, class_names: Names = None
+) -> TrainVal:
+    """As `find_train_val`, of a source that is open."""
     notes = list(source.notes)
     _refuse_without_train(source)
     train = source.read("train" if "train" in source.splits else None, class_names)
