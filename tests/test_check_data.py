@@ -233,6 +233,24 @@ def test_what_is_said_of_a_class_is_not_said_again_as_a_refusal(sound: Path) -> 
     assert "refused" not in kinds(check(sound))
 
 
+@pytest.mark.parametrize(("inner", "level"), [(("train", "val"), "error"), ("xy", "warning")])
+def test_parents_read_as_classes_are_found(
+    tmp_path: Path, inner: tuple[str, str], level: str
+) -> None:
+    fill(tmp_path, *(f"{top}/{name}" for top in ("cats", "dogs") for name in inner))
+    finding = kinds(check(tmp_path))["layout"]
+    assert finding.level == level
+    assert "cats, dogs are read as classes" in finding.why
+
+
+def test_photos_in_formats_that_are_not_read_are_a_warning(sound: Path) -> None:
+    (sound / "train/cats/1.HEIC").write_bytes(b"x")
+    found = kinds(check(sound))
+    assert found["other_photo"].level == "warning"
+    assert found["other_photo"].examples == ("train/cats/1.HEIC",)
+    assert "skipped" not in found
+
+
 # Files
 
 

@@ -10,6 +10,7 @@ from finetune.config_data import DataConfig
 from finetune.data.folders import class_folders, files_of_class, loose_images, split_folders
 from finetune.data.holdout import choose_held_out, groups_of, keys_of
 from finetune.data.images import SPLITS
+from finetune.data.layout import Doubt, doubtful_layout
 from finetune.data.sources import Source, open_source, read_train_val
 from finetune.errors import DataError
 from finetune.progress import Progress
@@ -28,6 +29,7 @@ class Survey:
         empty: Class folders without images.
         problem: Why nothing can be held out, or why groups cannot be kept together.
         refusal: Why training refuses the data, whatever else is said of it.
+        doubt: Why what is read as classes may be none.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Survey:
     empty: list[tuple[str, str]] = field(default_factory=list)
     problem: str | None = None
     refusal: str | None = None
+    doubt: Doubt | None = None
     notes: tuple[str, ...] = ()
 
     def home_of(self, at: int) -> int:
@@ -75,6 +78,8 @@ def survey(config: DataConfig, *, seed: int, progress: Progress | None = None) -
         read_train_val(source, config, seed=seed)
     except DataError as error:
         found.refusal = str(error)
+    if source.parts == "folder":
+        found.doubt = doubtful_layout(source.base)
     _hold_out(found, config, seed)
     return found
 
