@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import platformdirs
@@ -300,6 +301,16 @@ def make_room(root: Path, num_bytes: int, *, limit: int) -> None:
             continue
         remove(store)
         used -= store.num_bytes
+
+
+def refused_writing(root: Path) -> str | None:
+    """Why nothing can be written below ``root``, found by trying; None where it can."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=root):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def disk_limit(root: Path) -> int:

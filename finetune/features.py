@@ -208,8 +208,8 @@ def filled_store(
             _fill(store, computation, images, views, workers, what, seconds, progress)
     except OSError as error:
         raise OutputError(
-            f"features cannot be kept: {error.strerror or error}; --set features.dir=FOLDER names "
-            "another place, --set features.cache=off does without"
+            f"{cache_root(config.dir)}: features cannot be kept: {error.strerror or error}; "
+            "--set features.dir=FOLDER names another place, --set features.cache=off does without"
         ) from error
     return store
 

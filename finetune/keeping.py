@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from finetune.computation import Computation
 from finetune.config import FeaturesConfig
-from finetune.feature_cache import Layout, cache_root, disk_limit
+from finetune.feature_cache import Layout, cache_root, disk_limit, refused_writing
 from finetune.progress import Progress
 from finetune.runtime import spare_memory_bytes
 from finetune.split import WORTH_KEEPING_BYTES
@@ -57,8 +57,12 @@ def decide_cache(
             "than to compute again: not cached"
         )
         return "off"
-    if rows_bytes <= disk_limit(cache_root(config.dir)):
-        return "disk"
+    root = cache_root(config.dir)
+    if rows_bytes <= disk_limit(root):
+        refused = refused_writing(root)
+        if refused is None:
+            return "disk"
+        progress.warn(f"{root}: features cannot be kept there: {refused}; memory is tried instead")
     if rows_bytes <= spare_memory_bytes():
         return "memory"
     progress.say(

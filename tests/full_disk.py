@@ -68,6 +68,7 @@ def read_only(folder: Path, config: str) -> dict[str, Any]:
     for key in ("output_dir", "features.dir"):
         errors = io.StringIO()
         sys.argv = ["finetune", "train", "--config", config, "--set", f"{key}={folder / 'x'}"]
+        sys.argv += ["--set", "features.cache=disk"]  # auto would take memory
         with contextlib.redirect_stderr(errors):
             code = cli._run()
         answers[key] = {"code": code, "said": errors.getvalue()}

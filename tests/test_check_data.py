@@ -178,6 +178,79 @@ def test_groups_are_kept_together_as_training_does(tmp_path: Path) -> None:
     assert kinds(check(tmp_path / "two", **options))["group_leak"].level == "error"
 
 
+def test_a_group_in_train_and_test_is_an_error_where_val_is_drawn(tmp_path: Path) -> None:
+    fill(tmp_path, "img", count=40)
+    rows = [
+        f"img/{i:02d}.png,{'ab'[i % 2]},{'test' if i % 4 < 2 else 'train'},g{i // 4}"
+        for i in range(40)
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,split,group", *rows]))
+    finding = kinds(check(tmp_path / "t.csv"))["group_leak"]
+    assert (finding.level, finding.count) == ("error", 10)
+
+
+# What training refuses
+
+
+def test_one_class_folder_is_an_error_with_trainings_hint(tmp_path: Path) -> None:
+    fill(tmp_path, "photos/cats", "photos/dogs")
+    report = check(tmp_path)
+    assert not report.ok
+    assert f"Is data.root meant to be {tmp_path / 'photos'}, with" in kinds(report)["refused"].why
+
+
+def test_val_folders_without_train_are_an_error(tmp_path: Path) -> None:
+    fill(tmp_path, "val/cats", "val/dogs")
+    assert "has a val folder but no train folder" in kinds(check(tmp_path))["refused"].why
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_table_without_train_rows_is_an_error(tmp_path: Path, split: str) -> None:
+    fill(tmp_path, "img")
+    rows = [f"img/{i:02d}.png,{'ab'[i % 2]},{split}" for i in range(12)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows]))
+    finding = kinds(check(tmp_path / "t.csv"))["refused"]
+    assert finding.level == "error"
+    assert f"has a {split} split but no train split" in finding.why
+
+
+def test_an_empty_val_folder_is_an_error(tmp_path: Path) -> None:
+    fill(tmp_path, "train/cats", "train/dogs")
+    (tmp_path / "val").mkdir()
+    assert f"{tmp_path / 'val'}: holds no class folders" in kinds(check(tmp_path))["refused"].why
+
+
+def test_a_class_that_skipping_would_lose_is_an_error(sound: Path) -> None:
+    for path in (sound / "train" / "dogs").iterdir():
+        path.write_bytes(b"no picture")
+    report = check(sound, on_unreadable="skip")
+    assert kinds(report)["lost_class"].examples == ("train/dogs: 12 files",)
+    assert not report.ok
+
+
+def test_what_is_said_of_a_class_is_not_said_again_as_a_refusal(sound: Path) -> None:
+    (sound / "train" / "emus").mkdir()
+    assert "refused" not in kinds(check(sound))
+
+
+@pytest.mark.parametrize(("inner", "level"), [(("train", "val"), "error"), ("xy", "warning")])
+def test_parents_read_as_classes_are_found(
+    tmp_path: Path, inner: tuple[str, str], level: str
+) -> None:
+    fill(tmp_path, *(f"{top}/{name}" for top in ("cats", "dogs") for name in inner))
+    finding = kinds(check(tmp_path))["layout"]
+    assert finding.level == level
+    assert "cats, dogs are read as classes" in finding.why
+
+
+def test_photos_in_formats_that_are_not_read_are_a_warning(sound: Path) -> None:
+    (sound / "train/cats/1.HEIC").write_bytes(b"x")
+    found = kinds(check(sound))
+    assert found["other_photo"].level == "warning"
+    assert found["other_photo"].examples == ("train/cats/1.HEIC",)
+    assert "skipped" not in found
+
+
 # Files
 
 

@@ -162,6 +162,12 @@ def test_suffixes_are_recognised_in_any_case(tmp_path: Path) -> None:
     assert len(find(tmp_path).train) == 4
 
 
+def test_a_file_named_jfif_is_read(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("cats", "dogs", count=2), "cats/x.JFIF")
+    found = find(tmp_path)
+    assert len(found.train) + len(found.val) == 5
+
+
 def test_a_stray_file_in_a_class_is_skipped_and_noted(tmp_path: Path) -> None:
     put(tmp_path, *pictures("train/cats", "train/dogs", "val/cats", "val/dogs", count=1))
     put(tmp_path, "train/cats/notes.txt")
@@ -357,6 +363,75 @@ def test_test_images_are_never_trained_on(tmp_path: Path) -> None:
     found = find(tmp_path)
     read = names(found.train, tmp_path) + names(found.val, tmp_path)
     assert not [name for name in read if name.startswith("test/")]
+
+
+# Folders that are read as classes, and may be none
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (
+            [f"{s}/{t}/{c}" for s in ("setA", "setB") for t in ("train", "val") for c in "cd"],
+            "setA, setB are read as classes, but each holds split folders (train, val). Let "
+            "data.root be {root}/setA or another of them",
+        ),
+        (
+            [f"{c}/{t}" for c in ("cat", "dog") for t in ("train", "valid")],
+            "cat, dog are read as classes, but each holds split folders (train, valid). Put the "
+            "splits above the classes, as in {root}/train/cat.",
+        ),
+        (
+            [f"{s}/{c}" for s in ("setA", "setB") for c in ("cat", "dog")],
+            "setA, setB are read as classes, and each holds the folders cat, dog. If those are "
+            "the classes, join them in one folder, or let data.root be {root}/setA or another.",
+        ),
+    ],
+)
+def test_parents_that_are_read_as_classes_are_said(
+    tmp_path: Path, folders: list[str], said: str
+) -> None:
+    put(tmp_path, *pictures(*folders))
+    (warning,) = find(tmp_path).warnings
+    assert said.format(root=tmp_path) in warning
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["cat/monday", "cat/tuesday", "dog/monday", "dog/friday"],  # sessions
+        ["cat/photos", "dog/photos"],
+        ["cat", "cat/train", "dog", "dog/train"],
+        ["train/cat/1", "train/cat/2", "train/dog/1", "val/cat", "val/dog"],
+    ],
+)
+def test_folders_within_classes_are_not_doubted(tmp_path: Path, folders: list[str]) -> None:
+    put(tmp_path, *pictures(*folders))
+    assert find(tmp_path).warnings == ()
+
+
+# Photos in formats that are not read
+
+
+def test_photos_in_other_formats_are_counted_and_said(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("cats", "dogs"), "cats/1.HEIC", "cats/2.heic", "dogs/3.avif", "dogs/n")
+    found = find(tmp_path)
+    assert found.warnings == (
+        f"{tmp_path}: 3 photos in formats that are not read (2 .heic, 1 .avif): save them as JPEG",
+    )
+    assert "skipped 1 that are no images: dogs/n" in found.notes[-1]
+
+
+def test_a_folder_of_photos_in_other_formats_says_so(tmp_path: Path) -> None:
+    put(tmp_path, "cats/1.heic", "dogs/2.heic")
+    assert "; 2 photos in formats that are not read (2 .heic): save them as JPEG" in refusal(
+        tmp_path
+    )
+
+
+def test_a_class_of_photos_in_other_formats_says_so(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("cats", "dogs"), "emus/1.heic")
+    assert "1 photo in a format that is not read (1 .heic): save it as JPEG" in refusal(tmp_path)
 
 
 # Splits of an evaluation

@@ -117,6 +117,18 @@ def test_test_rows_are_never_trained_on(tmp_path: Path) -> None:
     assert names(held) == ["a0.png", "b0.png"]
 
 
+def test_a_table_of_test_rows_alone_is_not_trained_on(tmp_path: Path) -> None:
+    path = table(tmp_path, *(f"{row},test" for row in ROWS), head="path,label,split")
+    assert f"{path}: has a test split but no train split; none of it is trained" in refusal(path)
+    config = DataConfig(root=str(path))
+    assert len(find_split(config, "test", class_names=("a", "b"), seed=0, root=None)) == 10
+
+
+def test_a_table_of_val_rows_alone_is_refused(tmp_path: Path) -> None:
+    path = table(tmp_path, *(f"{row},val" for row in ROWS), head="path,label,split")
+    assert "has a val split but no train split" in refusal(path)
+
+
 def test_a_table_as_other_data_for_eval_is_read_whole(tmp_path: Path) -> None:
     path = table(tmp_path, *ROWS)
     config = DataConfig(root="gone", group_pattern="x")
@@ -227,6 +239,25 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes, said
     assert said in refusal(tmp_path / "photos.csv")
 
 
+@pytest.mark.parametrize("text", ["path,label\nimg/a.png,caf\xe9\n", "path,caf\xe9\n"])
+def test_a_table_in_another_encoding_is_one_message(tmp_path: Path, text: str) -> None:
+    table(tmp_path, *ROWS)
+    path = tmp_path / "photos.csv"
+    path.write_bytes(text.encode("cp1252") + b"img/b.png,caf\xe9\n" * 20)
+    line = text.split("\xe9")[0].count("\n") + 1
+    assert refusal(path) == (
+        f"{path}:{line}: is not in UTF-8 ('caf\\xe9'); save the table as CSV in UTF-8"
+    )
+
+
+def test_a_table_without_a_first_line_of_names_is_told_so(tmp_path: Path) -> None:
+    message = refusal(table(tmp_path, *ROWS[1:], head=ROWS[0]))
+    assert message == (
+        f"{tmp_path / 'photos.csv'}:1: is a row, img/a0.png, a; the first line must name the "
+        "columns, as path,label"
+    )
+
+
 def test_an_absent_table_is_refused_with_the_nearest_sibling(tmp_path: Path) -> None:
     table(tmp_path, *ROWS)
     assert "Did you mean 'photos.csv'?" in refusal(tmp_path / "foto.csv")
@@ -292,6 +323,12 @@ def test_a_pattern_that_matches_nothing_is_refused_with_example_paths(tmp_path: 
     message = refusal(frames(tmp_path), group_pattern=r"patient\d+")
     assert "data.group_pattern: 'patient\\\\d+' matches no path" in message
     assert "a/p00_0.png, a/p00_1.png, a/p00_2.png and 45 more" in message
+
+
+@pytest.mark.parametrize("pattern", ["^", "x*", r"(\d*)\w+"])
+def test_a_pattern_that_finds_nothing_in_the_paths_is_refused(tmp_path: Path, pattern: str) -> None:
+    message = refusal(put(tmp_path, "a/pa.png", "a/pb.png", "b/pc.png"), group_pattern=pattern)
+    assert "matches nothing of the paths below" in message
 
 
 def test_paths_that_do_not_match_are_said_and_are_groups_of_their_own(tmp_path: Path) -> None:

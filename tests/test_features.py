@@ -376,6 +376,27 @@ def test_features_too_large_to_keep_are_computed_anew(
     assert "cache: off" in saved or "cache: 'off'" in saved
 
 
+def test_a_place_that_cannot_be_written_is_said_and_memory_is_taken(
+    make_config: Make, tmp_path: Path
+) -> None:
+    place = tmp_path / "file" / "features"
+    place.parent.touch()
+    config = make_config(runtime=FIXED, features={"dir": str(place)})
+    told = Told()
+    train(config, progress=told)
+    assert f"{place}: features cannot be kept there: Not a directory" in "\n".join(told.lines)
+    assert "cache: memory" in (Path(config.output_dir) / "config.yaml").read_text()
+
+
+def test_disk_that_was_asked_for_is_refused_with_its_path(
+    make_config: Make, tmp_path: Path
+) -> None:
+    place = tmp_path / "file" / "features"
+    place.parent.touch()
+    with pytest.raises(OutputError, match=f"{place}: features cannot be kept: Not a directory"):
+        train(make_config(runtime=FIXED, features={"dir": str(place), "cache": "disk"}))
+
+
 def test_a_full_disk_is_one_message_with_the_ways_out(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

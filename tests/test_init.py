@@ -15,6 +15,7 @@ from PIL import Image
 from finetune import cli, recipe, yaml_text
 from finetune.blocks import Block, blocks_of, last_block, listed
 from finetune.commands.init import init
+from finetune.commands.settling import find_data
 from finetune.commands.train import train
 from finetune.config import Config, GivenPreprocessing
 from finetune.config_data import DataConfig
@@ -125,6 +126,22 @@ def test_what_cannot_be_is_refused(
     found, out, err = run(capsys, str(photos), *arguments)
     assert (found, out) == (code, "")
     assert words in err
+
+
+def test_what_is_probably_not_meant_is_a_warning_for_init_and_training(photos: Path) -> None:
+    (next(f for f in photos.rglob("*.png")).parent / "2.heic").touch()
+    heard: list[str] = []
+
+    class Listening(Silent):
+        def warn(self, text: str) -> None:
+            heard.append(text)
+
+    glance_at(DataConfig(root=str(photos)), Listening())
+    config = {"model": {"name": "resnet18"}, "data": {"root": str(photos)}, "output_dir": "run"}
+    find_data(Config.model_validate(config), Listening())
+    assert (
+        heard == [f"{photos}: 1 photo in a format that is not read (1 .heic): save it as JPEG"] * 2
+    )
 
 
 def test_weights_of_another_network_are_refused(photos: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 
 from finetune.check_results import CheckReport, ClassRow, SizeRow, SplitRow
 from finetune.config import Config, DataConfig
-from finetune.data.check_findings import all_findings, counts_by_class
+from finetune.data.check_findings import all_findings
+from finetune.data.check_structure import counts_by_class
 from finetune.data.looks import Looks, look_at_everything
 from finetune.data.survey import Survey, survey
 from finetune.progress import Progress, Silent

@@ -189,6 +189,8 @@ def _found(config: Config, progress: Progress) -> TrainVal:
     data = find_train_val(config.data, seed=config.seed, progress=progress)
     for note in data.notes:
         progress.say(note)
+    for warning in data.warnings:
+        progress.warn(warning)
     return data
 
 

@@ -10,7 +10,15 @@ import numpy as np
 from finetune.check_results import Finding
 from finetune.config_data import DataConfig
 from finetune.data.check_copies import MOST_EXAMPLES, copies, equal_groups, near_copies
-from finetune.data.images import shown
+from finetune.data.check_structure import (
+    counts_by_class,
+    doubtful,
+    lost_classes,
+    missing_classes,
+    structure,
+    unreadable,
+)
+from finetune.data.images import is_other_photo, shown
 from finetune.data.looks import Looks
 from finetune.data.survey import Survey
 
@@ -35,10 +43,12 @@ def all_findings(
     """Every finding, the worst first."""
     groups = equal_groups(looks)
     found = [
-        *_unreadable(survey, looks, config),
-        *_structure(survey),
+        *unreadable(survey, looks, config),
+        *lost_classes(survey, looks, config),
+        *structure(survey),
+        *doubtful(survey),
         *copies(survey, groups),
-        *_missing(survey),
+        *missing_classes(survey),
         *_balance(survey, config),
         *near_copies(survey, looks, groups),
         *_too_small(survey, looks, input_size),
@@ -46,111 +56,6 @@ def all_findings(
         *_left_out(survey),
     ]
     return tuple(sorted(found, key=lambda finding: _LEVELS.index(finding.level)))
-
-
-def _unreadable(survey: Survey, looks: Looks, config: DataConfig) -> Iterator[Finding]:
-    if not looks.reasons:
-        return
-    skip = config.on_unreadable == "skip"
-    count = len(looks.reasons)
-    yield Finding(
-        "unreadable",
-        "warning" if skip else "error",
-        f"{count:,} file{'' if count == 1 else 's'} that cannot be read",
-        "Training leaves them out." if skip else "Training stops before it begins.",
-        "Repair or remove them." + ("" if skip else " data.on_unreadable: skip leaves them out."),
-        count,
-        tuple(
-            f"{shown(survey.paths[at], survey.base)}: {reason}"
-            for at, reason in sorted(looks.reasons.items())[:MOST_EXAMPLES]
-        ),
-    )
-
-
-def _structure(survey: Survey) -> Iterator[Finding]:
-    """What training would refuse."""
-    if survey.problem:
-        yield Finding(
-            "split",
-            "error",
-            "the data cannot be split as it is asked for",
-            f"{survey.problem[:1].upper()}{survey.problem[1:]}.",
-            "",
-            1,
-        )
-    if survey.empty:
-        yield Finding(
-            "empty_class",
-            "error",
-            f"{len(survey.empty):,} class folder{'' if len(survey.empty) == 1 else 's'} "
-            "without images",
-            "Training refuses a class that it cannot learn.",
-            "Add images, or remove or hide the folder.",
-            len(survey.empty),
-            tuple(_place(split, name) for split, name in survey.empty[:MOST_EXAMPLES]),
-        )
-    if survey.groups and not survey.held_out:
-        yield from _shared_groups(survey)
-    counts = counts_by_class(survey)
-    if "train" in survey.splits:
-        train = survey.splits.index("train")
-        unknown = [
-            _place(survey.splits[split], survey.classes[label])
-            for label, row in enumerate(counts)
-            for split, count in enumerate(row)
-            if count and not row[train]
-        ]
-        if unknown:
-            yield Finding(
-                "class_without_training",
-                "error",
-                f"{len(unknown):,} class{'' if len(unknown) == 1 else 'es'} without training "
-                "images",
-                "The network has no name for what it never saw; such images cannot be scored.",
-                "Add training images, or correct the name of the class.",
-                len(unknown),
-                tuple(unknown[:MOST_EXAMPLES]),
-            )
-
-
-def _shared_groups(survey: Survey) -> Iterator[Finding]:
-    splits_of: dict[str, set[int]] = {}
-    for group, split in zip(survey.groups, survey.split_of, strict=True):
-        splits_of.setdefault(group, set()).add(split)
-    shared = sorted(group for group, splits in splits_of.items() if len(splits) > 1)
-    if shared:
-        yield Finding(
-            "group_leak",
-            "error",
-            f"{len(shared):,} group{'' if len(shared) == 1 else 's'} in more than one split",
-            "Images of one group are too alike to be trained on and scored.",
-            "Keep each group in one split.",
-            len(shared),
-            tuple(shown(group) for group in shared[:MOST_EXAMPLES]),
-        )
-
-
-def _missing(survey: Survey) -> Iterator[Finding]:
-    """Classes that a split cannot score."""
-    if "train" not in survey.splits:
-        return
-    train = survey.splits.index("train")
-    missing = [
-        _place(name, survey.classes[label])
-        for label, row in enumerate(counts_by_class(survey))
-        for split, name in enumerate(survey.splits)
-        if row[train] and not row[split] and (name, survey.classes[label]) not in survey.empty
-    ]
-    if missing:
-        yield Finding(
-            "missing_class",
-            "warning",
-            f"{len(missing):,} class{'' if len(missing) == 1 else 'es'} missing from a split",
-            "How well they are recognised is not measured there.",
-            "Move some images of each into that split.",
-            len(missing),
-            tuple(missing[:MOST_EXAMPLES]),
-        )
 
 
 def _balance(survey: Survey, config: DataConfig) -> Iterator[Finding]:
@@ -278,9 +183,17 @@ def _left_out(survey: Survey) -> Iterator[Finding]:
             "Put the images themselves there, or link the class folder as a whole.",
         ),
         (
+            "other_photo",
+            "warning",
+            [path for path in survey.skipped if is_other_photo(path)],
+            "photo{} in formats that are not read",
+            "They would be missing from training, and nothing else says so.",
+            "Save them as JPEG.",
+        ),
+        (
             "skipped",
             "note",
-            survey.skipped,
+            [path for path in survey.skipped if not is_other_photo(path)],
             "file{} skipped",
             "By their names or places they are no images of a class.",
             "Nothing has to be done, unless an image is among them.",
@@ -309,17 +222,5 @@ def _left_out(survey: Survey) -> Iterator[Finding]:
         yield Finding("note", "note", note, "", "", 1)
 
 
-def counts_by_class(survey: Survey) -> list[list[int]]:
-    """Images of each class in each split."""
-    counts = np.zeros((len(survey.classes), max(1, len(survey.splits))), dtype=np.int64)
-    np.add.at(counts, (np.asarray(survey.class_of), np.asarray(survey.split_of)), 1)
-    rows: list[list[int]] = counts.tolist()
-    return rows
-
-
 def _paths(survey: Survey, positions: Iterable[int]) -> tuple[str, ...]:
     return tuple(shown(survey.paths[at], survey.base) for at in list(positions)[:MOST_EXAMPLES])
-
-
-def _place(split: str, name: str) -> str:
-    return name if split == "all" else f"{split}/{name}"

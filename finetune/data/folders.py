@@ -11,6 +11,7 @@ from pathlib import Path
 from finetune.data.images import (
     IMAGE_SUFFIXES,
     Images,
+    other_photos,
     refuse_unknown_classes,
     shown,
     split_named,
@@ -134,12 +135,14 @@ def read_classes(
         num_bytes += files.num_bytes
         if not files.images:
             empty.append(by_name[name])
+    others = other_photos(skipped)
+    hint = f"; {others}" if others else ""
     if not paths:
-        raise DataError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise DataError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){hint}")
     if empty:
         raise DataError(
             f"{', '.join(map(shown, empty))}: class without images; "
-            "add images, or remove or hide the folder"
+            f"add images, or remove or hide the folder{hint}"
         )
     return Images(tuple(paths), tuple(labels), names, tuple(map(Path, skipped)), num_bytes)
 

@@ -44,6 +44,8 @@ def glance_at(data: DataConfig, progress: Progress) -> Glance:
         DataError: it cannot be trained on.
     """
     found = find_train_val(data, seed=0, progress=progress)
+    for warning in found.warnings:
+        progress.warn(warning)
     checked = quick_check(
         found.train, found.val, on_unreadable="skip", base=found.base, progress=progress
     )

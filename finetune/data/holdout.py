@@ -215,15 +215,17 @@ def groups_of(names: Sequence[str], pattern: str, *, base: Path) -> tuple[tuple[
     unmatched: list[str] = []
     for name in names:
         match = expression.search(name)
-        if match is None:
+        first = match.group(1) if match and expression.groups else None
+        group = match.group(0) if match and first is None else first
+        if group:
+            groups.append(group)
+        else:  # what matches an empty piece of every path would make one group of all
             unmatched.append(name)
             groups.append(f"\0{name}")  # which no pattern can give
-            continue
-        first = match.group(1) if expression.groups else None
-        groups.append(match.group(0) if first is None else first)
     if len(unmatched) == len(names):
+        nothing = "nothing of the paths" if any(map(expression.search, names)) else "no path"
         raise DataError(
-            f"data.group_pattern: {pattern!r} matches no path below {base}. Paths look like "
+            f"data.group_pattern: {pattern!r} matches {nothing} below {base}. Paths look like "
             f"{shown_few(names)}"
         )
     distinct = len(set(groups)) - len(unmatched)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,8 +11,13 @@ from pathlib import Path
 from finetune.errors import UnknownClassError, did_you_mean, first_few, on_one_line
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+    {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 )
+OTHER_PHOTO_SUFFIXES = frozenset(
+    {".heic", ".heif", ".avif", ".jxl", ".jp2"}
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
+)
+"""Of photos that no decoder here reads; most are of phones and, raw, of cameras."""
 # Pillow would hand a PostScript file named .jpg to Ghostscript: only these decoders are asked.
 PIL_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 MOST_PIXELS = 64_000_000
@@ -97,6 +103,7 @@ class TrainVal:
     Attributes:
         base: The folder that paths are shown relative to.
         held_out: The validation images were drawn from the training images.
+        warnings: What is probably not meant so.
     """
 
     train: Images
@@ -104,6 +111,7 @@ class TrainVal:
     notes: tuple[str, ...]
     base: Path = Path()
     held_out: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def split_named(word: str) -> str | None:
@@ -148,6 +156,29 @@ def below(path: str | os.PathLike[str], base: Path) -> str:
 def shown_few(paths: Iterable[str | os.PathLike[str]], base: Path | None = None) -> str:
     """The first three, and how many more there are."""
     return first_few(shown(path, base) for path in paths)
+
+
+def is_other_photo(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a photo by its name, in a format that is not read."""
+    return os.path.splitext(path)[1].lower() in OTHER_PHOTO_SUFFIXES  # noqa: PTH122
+
+
+def other_photos(paths: Iterable[str | os.PathLike[str]]) -> str:
+    """How many of these files are photos in formats that are not read, and what to do; or nothing.
+
+    They are not counted as stray files: whoever has a phone's photos would train on the rest.
+    """
+    suffixes = Counter(
+        os.path.splitext(path)[1].lower()  # noqa: PTH122
+        for path in paths
+        if is_other_photo(path)
+    )
+    if not suffixes:
+        return ""
+    listed = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common())
+    if suffixes.total() == 1:
+        return f"1 photo in a format that is not read ({listed}): save it as JPEG"
+    return f"{suffixes.total():,} photos in formats that are not read ({listed}): save them as JPEG"
 
 
 def near(path: Path) -> str:

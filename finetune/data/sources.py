@@ -10,7 +10,8 @@ from finetune.config_data import DEMO, TORCHVISION, DataConfig, is_table
 from finetune.data.demo import demo_root
 from finetune.data.folders import class_folders, read_classes, split_folders, subfolders
 from finetune.data.holdout import group_by_pattern, hold_out, refuse_shared_groups
-from finetune.data.images import Images, TrainVal, near, shown_few
+from finetune.data.images import Images, TrainVal, is_other_photo, near, other_photos, shown_few
+from finetune.data.layout import doubtful_layout
 from finetune.data.table import Table, read_table
 from finetune.errors import DataError, OutputError
 from finetune.files import exists, expand_user, is_folder
@@ -57,10 +58,15 @@ def find_train_val(
         DataError: no such data, fewer than two classes, an empty class, a class in val that train
             lacks.
     """
-    source = open_source(config, progress)
+    return read_train_val(open_source(config, progress), config, seed=seed, class_names=class_names)
+
+
+def read_train_val(
+    source: Source, config: DataConfig, *, seed: int, class_names: Names = None
+) -> TrainVal:
+    """As `find_train_val`, of a source that is open."""
     notes = list(source.notes)
-    if "train" not in source.splits and "val" in source.splits:
-        raise DataError(f"{source.name}: has a val {source.parts} but no train {source.parts}")
+    _refuse_without_train(source)
     train = source.read("train" if "train" in source.splits else None, class_names)
     if config.group_pattern:
         train, note = group_by_pattern(train, config.group_pattern, base=source.base)
@@ -71,7 +77,8 @@ def find_train_val(
             val, _ = group_by_pattern(val, config.group_pattern, base=source.base)
         refuse_shared_groups(train, val)
         notes += _skipped_notes(source, train, val)
-        return TrainVal(train, val, tuple(notes), source.base)
+        warnings = _warnings(source, train, val)
+        return TrainVal(train, val, tuple(notes), source.base, warnings=warnings)
     kept, val = hold_out(train, config.val_fraction, seed=seed, base=source.base)
     parts = source.parts
     lacks = f"no val {parts}" if "train" in source.splits else f"no train and val {parts}s"
@@ -81,7 +88,22 @@ def find_train_val(
         f"validation (data.val_fraction {config.val_fraction:g}, {how}stratified, seed {seed})"
     )
     notes += _skipped_notes(source, train)
-    return TrainVal(kept, val, tuple(notes), source.base, held_out=True)
+    warnings = _warnings(source, train)
+    return TrainVal(kept, val, tuple(notes), source.base, held_out=True, warnings=warnings)
+
+
+def _refuse_without_train(source: Source) -> None:
+    """Of a table each row is of some split, so that what is no split is nothing. Class folders may
+    lie beside a test folder, and are trained on then."""
+    if "train" in source.splits:
+        return
+    if "val" in source.splits:
+        raise DataError(f"{source.name}: has a val {source.parts} but no train {source.parts}")
+    if source.splits and source.parts != "folder":
+        raise DataError(
+            f"{source.name}: has a test split but no train split; none of it is trained on: name "
+            "train in the rows to train on, or remove the column"
+        )
 
 
 def find_split(
@@ -240,10 +262,20 @@ def data_root(root: str, progress: Progress | None = None) -> Path:
 
 
 def _skipped_notes(source: Source, *images: Images) -> tuple[str, ...]:
-    skipped = [path for part in images for path in part.skipped]
+    skipped = [path for part in images for path in part.skipped if not is_other_photo(path)]
     if not skipped:
         return ()
     return (
         f"{source.name}: skipped {len(skipped):,} that are no images: "
         f"{shown_few(skipped, source.base)}",
     )
+
+
+def _warnings(source: Source, *images: Images) -> tuple[str, ...]:
+    """What is probably not meant: photos that are not read, and parents read as classes."""
+    others = other_photos(path for part in images for path in part.skipped)
+    warnings = [f"{source.name}: {others}"] if others else []
+    doubt = doubtful_layout(source.base) if source.parts == "folder" else None
+    if doubt is not None:
+        warnings.append(f"{doubt.what}. {doubt.todo}")
+    return tuple(warnings)

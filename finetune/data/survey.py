@@ -10,7 +10,8 @@ from finetune.config_data import DataConfig
 from finetune.data.folders import class_folders, files_of_class, loose_images, split_folders
 from finetune.data.holdout import choose_held_out, groups_of, keys_of
 from finetune.data.images import SPLITS
-from finetune.data.sources import Source, open_source
+from finetune.data.layout import Doubt, doubtful_layout
+from finetune.data.sources import Source, open_source, read_train_val
 from finetune.errors import DataError
 from finetune.progress import Progress
 
@@ -27,6 +28,8 @@ class Survey:
         classes: Names of the classes of every split.
         empty: Class folders without images.
         problem: Why nothing can be held out, or why groups cannot be kept together.
+        refusal: Why training refuses the data, whatever else is said of it.
+        doubt: Why what is read as classes may be none.
     """
 
     name: str
@@ -43,6 +46,8 @@ class Survey:
     links: list[str] = field(default_factory=list)
     empty: list[tuple[str, str]] = field(default_factory=list)
     problem: str | None = None
+    refusal: str | None = None
+    doubt: Doubt | None = None
     notes: tuple[str, ...] = ()
 
     def home_of(self, at: int) -> int:
@@ -69,6 +74,12 @@ def survey(config: DataConfig, *, seed: int, progress: Progress | None = None) -
         # What training would say is the best there is to say.
         source.read("train" if "train" in source.splits else None, None)
         raise DataError(f"{source.name}: holds no images")
+    try:
+        read_train_val(source, config, seed=seed)
+    except DataError as error:
+        found.refusal = str(error)
+    if source.parts == "folder":
+        found.doubt = doubtful_layout(source.base)
     _hold_out(found, config, seed)
     return found
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from finetune.config_data import DataConfig
 from finetune.data.images import (
+    IMAGE_SUFFIXES,
     SPLITS,
     Images,
     near,
@@ -136,11 +137,14 @@ def read_table(config: DataConfig) -> Table:
     _, header = next(records, (1, None))
     if header is None:
         raise DataError(f"{name}: is empty; its first line must name the columns, as path,label")
+    _refuse_other_encoding(name, 1, header)
     columns = _find_columns(name, header, config)
     problems = _Problems(name)
     rows: dict[str, tuple[int, Row]] = {}
     repeated = 0
     for line, fields in records:
+        if len(fields) == columns.count:
+            _refuse_other_encoding(name, line, [fields[columns.label]])
         row = _row(line, fields, columns, file.parent, problems)
         if row is None:
             continue
@@ -181,8 +185,23 @@ def _records(text: str, name: str, delimiter: str) -> Iterator[tuple[int, list[s
         raise DataError(f"{name}:{line}: cannot be read as a table: {error}") from None
 
 
+def _refuse_other_encoding(name: str, line: int, fields: Sequence[str]) -> None:
+    """Names of files may be any bytes; all else is text, and one message says it for all rows."""
+    for field in fields:
+        if any("\udc80" <= character <= "\udcff" for character in field):
+            seen = ascii(field.encode("utf-8", "surrogateescape"))[1:]
+            raise DataError(
+                f"{name}:{line}: is not in UTF-8 ({seen}); save the table as CSV in UTF-8"
+            )
+
+
 def _find_columns(name: str, header: Sequence[str], config: DataConfig) -> _Columns:
     titles = [unicodedata.normalize("NFC", title.strip()) for title in header]
+    if any(os.path.splitext(title)[1].lower() in IMAGE_SUFFIXES for title in titles):  # noqa: PTH122
+        raise DataError(
+            f"{name}:1: is a row, {', '.join(map(shown, titles[:20]))}; the first line must name "
+            "the columns, as path,label"
+        )
     problems = _Problems(name)
     has = ", ".join(map(shown, titles[:20]))
     if len(titles) == 1:
