@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from finetune.config import DataConfig
+from finetune.commands.dry_run import dry_run
+from finetune.config import Config, DataConfig
 from finetune.data.holdout import stratified_split
 from finetune.data.images import Images, TrainVal
 from finetune.data.sources import find_split, find_train_val
-from finetune.errors import DataError
+from finetune.errors import DataError, OutputError
 
 E_ACUTE = "\N{LATIN SMALL LETTER E WITH ACUTE}"
 E_ACUTE_NFD = unicodedata.normalize("NFD", E_ACUTE)
@@ -514,3 +516,23 @@ def test_class_names_of_the_network_decide_the_labels(splits: Path) -> None:
     assert [images.class_names[label] for label in images.labels] == [
         path.parent.name for path in images.paths
     ]
+
+
+@pytest.mark.parametrize("key", ["output_dir", "features.dir"])
+def test_nothing_is_written_where_every_folder_is_a_class(
+    make_config: Callable[..., Config], photos: Path, key: str
+) -> None:
+    among = photos / "train"
+    sections: dict[str, Any] = {"output_dir": str(among / "runs")}
+    if key == "features.dir":
+        sections = {"features": {"dir": str(among)}}
+    with pytest.raises(OutputError, match=f"{key}: .*every folder is read as a class"):
+        dry_run(make_config(**sections))
+    config = make_config(output_dir=str(photos / "runs"))
+    assert dry_run(config).config["output_dir"] == str(photos / "runs")
+
+
+def test_other_data_that_is_absent_is_named_by_its_option(photos: Path) -> None:
+    own = DataConfig(root=str(photos))
+    with pytest.raises(DataError, match=r"^--data: nowhere: no such folder"):
+        find_split(own, "val", class_names=("class_0", "class_1"), seed=0, root="nowhere")

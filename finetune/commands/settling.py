@@ -18,6 +18,7 @@ from finetune.data.quick_check import Checked, quick_check
 from finetune.data.sources import find_train_val
 from finetune.defaults import in_words, resolve_defaults
 from finetune.errors import ConfigError, OutputError
+from finetune.files import expand_user
 from finetune.model import ModelSpec, check_input_size
 from finetune.named_recipes import expand_recipe
 from finetune.planning import Plan, make_plan
@@ -67,6 +68,7 @@ def settle(config: Config, progress: Progress, resumed: Resumed | None = None) -
     device = select_device(config.runtime.device)
     make_deterministic(device)
     data = _found(config, progress)
+    _refuse_writing_among_classes(config, data)
     names = data.train.class_names
     config = _expanded(config, len(data.train), progress)
     stages = stage_configs(config)
@@ -91,6 +93,18 @@ def settle(config: Config, progress: Progress, resumed: Resumed | None = None) -
     for plan in plans:
         check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
     return Settled(given, config, stages, plans, data, checked, device, kept, chosen)
+
+
+def _refuse_writing_among_classes(config: Config, data: TrainVal) -> None:
+    """A folder written there would be one more class from the next command on."""
+    for key, folder in (("output_dir", config.output_dir), ("features.dir", config.features.dir)):
+        written = None if folder is None else expand_user(str(folder)).resolve()
+        for parent in data.parents:
+            if written is not None and written.is_relative_to(parent.resolve()):
+                raise OutputError(
+                    f"{key}: {folder}: lies in {parent}, where every folder is read as a class; "
+                    f"choose one elsewhere with --set {key}=FOLDER"
+                )
 
 
 def _expanded(config: Config, num_train: int, progress: Progress) -> Config:

@@ -104,6 +104,7 @@ class TrainVal:
         base: The folder that paths are shown relative to.
         held_out: The validation images were drawn from the training images.
         warnings: What is probably not meant so.
+        parents: Folders of which every folder is read as a class, where there are such.
     """
 
     train: Images
@@ -112,6 +113,7 @@ class TrainVal:
     base: Path = Path()
     held_out: bool = False
     warnings: tuple[str, ...] = ()
+    parents: tuple[Path, ...] = ()
 
 
 def split_named(word: str) -> str | None:

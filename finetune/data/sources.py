@@ -31,6 +31,7 @@ class Source:
             class names or else by the data's own.
         classes: The data's own classes there.
         parts: What a split is called here.
+        parents: Folders of which every folder is a class; none for what is no class folders.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Source:
     classes: Callable[[str | None], tuple[str, ...]]
     parts: str = "folder"
     notes: tuple[str, ...] = ()
+    parents: tuple[Path, ...] = ()
 
 
 def find_train_val(
@@ -78,7 +80,9 @@ def read_train_val(
         refuse_shared_groups(train, val)
         notes += _skipped_notes(source, train, val)
         warnings = _warnings(source, train, val)
-        return TrainVal(train, val, tuple(notes), source.base, warnings=warnings)
+        return TrainVal(
+            *(train, val, tuple(notes), source.base), warnings=warnings, parents=source.parents
+        )
     kept, val = hold_out(train, config.val_fraction, seed=seed, base=source.base)
     parts = source.parts
     lacks = f"no val {parts}" if "train" in source.splits else f"no train and val {parts}s"
@@ -89,7 +93,12 @@ def read_train_val(
     )
     notes += _skipped_notes(source, train)
     warnings = _warnings(source, train)
-    return TrainVal(kept, val, tuple(notes), source.base, held_out=True, warnings=warnings)
+    return TrainVal(
+        *(kept, val, tuple(notes), source.base),
+        held_out=True,
+        warnings=warnings,
+        parents=source.parents,
+    )
 
 
 def _refuse_without_train(source: Source) -> None:
@@ -150,7 +159,12 @@ def find_known(
     names = tuple(class_names)
     if root is not None:
         config = _elsewhere(config, root)
-    source = open_source(config, progress)
+    try:
+        source = open_source(config, progress)
+    except DataError as error:
+        if root is None:
+            raise
+        raise DataError(str(error).replace("data.root: ", "--data: ", 1)) from None
     read = _read_known if ignore_unknown else _read_all
     if root is not None and not source.splits:
         return read(source, None, names)
@@ -234,7 +248,10 @@ def _source_of_folders(root: Path) -> Source:
         notes.append(
             f"{root}: not read, since they are no split: {shown_few(f'{f.name}/' for f in beside)}"
         )
-    return Source(str(root), root, tuple(splits), read, classes, notes=tuple(notes))
+    parents = tuple(splits.values()) if "train" in splits else (root, *splits.values())
+    return Source(
+        *(str(root), root, tuple(splits), read, classes), notes=tuple(notes), parents=parents
+    )
 
 
 def data_root(root: str, progress: Progress | None = None) -> Path:
