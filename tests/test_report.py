@@ -365,6 +365,31 @@ def test_a_network_without_a_spatial_feature_has_no_heat() -> None:
     assert grad_cam(model, torch.rand(1, 3, 2, 2), torch.tensor([0])) is None
 
 
+class Biased(nn.Module):
+    """A network whose last grid is a table of position biases, as in swin_v2: it speaks for the
+    class, and the image has no say in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.corner = Corner()
+        self.biases = nn.Conv2d(1, 2, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        positions = torch.ones(1, 1, 3, 3, device=images.device)
+        logits: torch.Tensor = self.corner(images)
+        return logits + self.biases(positions).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_heat_is_of_what_depends_on_the_image(frozen: bool) -> None:
+    images = torch.rand(2, 3, 64, 64)
+    model = Biased().requires_grad_(not frozen)
+    heat = grad_cam(model, images, torch.tensor([1, 1]))
+    assert heat is not None
+    assert heat.shape == (2, 8, 8)
+    assert all(parameter.requires_grad is not frozen for parameter in model.parameters())
+
+
 def test_heat_is_drawn_over_what_the_network_sees() -> None:
     preprocessing = PreprocessingConfig(resize=36, crop=32)
     photo = torch.randint(0, 256, (3, 50, 70)).byte()
