@@ -9,6 +9,7 @@ from typing import Any
 from finetune.config import StageConfig
 from finetune.eval_results import Calibration, ClassScore, EvalResult, Interval
 from finetune.report.charts import Chart, Column, line_chart, reliability
+from finetune.report.lettering import text_width
 from finetune.report.network import STEP, TALLEST, strip_of
 from finetune.report.page.matrix import MOST_CLASSES, Matrix, matrix_of, shown_classes
 from finetune.report.page.stages import first_epochs, stage_rows
@@ -18,6 +19,7 @@ from finetune.results import MONITORED, FreezeReport
 MOST_CLASS_ROWS = 300
 _MOST_PAIRS = 10
 _WEAK = 0.8
+_SAID = "computed once for each image, up to the cut"
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,21 @@ def _share(name: str, value: float, interval: Interval | None, note: str = "") -
 
 def _strip(freeze: FreezeReport) -> dict[str, Any]:
     strip = strip_of(freeze.parameters, freeze.cut.after)
-    longest = max(len(bar.name) for bar in strip.bars)
+    longest = max(text_width(bar.name) for bar in strip.bars)
     base = TALLEST + 22
-    cut = None if strip.cut is None else round(8 + STEP * strip.cut - 2, 1)
+    # The names below the bars lean by 50 degrees to the right.
+    width = 8 + STEP * len(strip.bars) + round(0.65 * longest) + 8
+    cut, said = None, None
+    if strip.cut is not None:
+        cut = round(8 + STEP * strip.cut - 2, 1)
+        room = 6 + text_width(_SAID)
+        # Left of the cut where the words have the room, right of it otherwise.
+        said = {
+            "text": _SAID,
+            "x": cut - 6 if cut > room else cut + 6,
+            "anchor": "end" if cut > room else "start",
+        }
+        width = width if cut > room else max(width, round(cut + room))
     return {
         "bars": [
             {
@@ -193,9 +207,10 @@ def _strip(freeze: FreezeReport) -> dict[str, Any]:
             for at, bar in enumerate(strip.bars)
         ],
         "base": base,
-        "width": 8 + STEP * len(strip.bars) + 4 * longest + 40,
-        "total": base + 6 * longest + 8,
+        "width": width,
+        "total": base + round(0.77 * longest) + 22,
         "cut": cut,
+        "said": said,
     }
 
 
