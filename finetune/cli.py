@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -114,6 +115,9 @@ def train(
         summary = command.train(loaded, overwrite=overwrite, resume=resume, progress=progress)
         if page:
             cli_results.write_page(summary.run_dir, progress)
+            # What has just been done is not what comes next.
+            coming = (line for line in summary.next if not line.startswith("finetune report "))
+            summary = replace(summary, next=tuple(coming))
         emit(summary, render_train, as_json)
 
 

@@ -282,7 +282,7 @@ def report(
         typer.Option(
             "--output",
             metavar="PATH",
-            help="The page's file, or the pictures' folder; default: beside the checkpoint.",
+            help="The page's file or folder, the pictures' folder; default: beside the checkpoint.",
         ),
     ] = None,
     form: Annotated[
@@ -301,7 +301,7 @@ def report(
         run,
         data=data,
         split=split.value,
-        output=Path(output) if output is not None else None,
+        output=output,
         as_pictures=form is PageFormat.png,
         progress=TerminalProgress(),
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 _SMALLEST_SIDE = 2
 """Of features that are a picture; pooled ones have a single place."""
@@ -32,8 +33,11 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor | None
         where the network has none that a class depends on.
     """
     with _watching(model) as seen, torch.enable_grad():
-        # Frozen parameters ask for no gradient: the images do, so that features have one.
-        logits = model(images.detach().to(_device_of(model)).requires_grad_())
+        # The images ask for a gradient and no parameter does, frozen or not: what has one then
+        # depends on the image. swin_v2 also computes grids of biases from its parameters alone.
+        fixed = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        shown = images.detach().to(_device_of(model)).requires_grad_()
+        logits = functional_call(model, fixed, (shown,))
         if not seen:
             return None
         chosen = logits.gather(1, classes.to(logits.device)[:, None]).sum()
@@ -58,11 +62,12 @@ def _device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def _watching(model: nn.Module) -> Iterator[list[Tensor]]:
-    """The outputs of all modules that may be a picture, in the order of their computation."""
+    """The outputs of all modules that have a gradient and may be a picture, in the order of their
+    computation."""
     seen: list[Tensor] = []
 
     def watch(module: nn.Module, inputs: Any, output: Any) -> Any:  # noqa: ARG001
-        if not isinstance(output, Tensor) or _as_grid(output) is None:
+        if not isinstance(output, Tensor) or not output.requires_grad or _as_grid(output) is None:
             return None
         seen.append(output)
         # What comes after may work in place: on a copy, so that what was seen stays as it was.

@@ -81,6 +81,12 @@ def test_the_paired_test_counts_where_two_runs_disagree(make_config: Make) -> No
     assert "a and b cannot be told apart on these 100 images" in same.sentence
 
 
+def test_a_single_image_is_named_as_one(make_config: Make) -> None:
+    config = make_config()
+    (test,) = _tests([run_that_recognises(name, {0}, config, images=1) for name in ("a", "b")])
+    assert test.sentence == "a and b recognise the very same of this one image"
+
+
 def test_only_images_that_both_were_scored_on_count(make_config: Make) -> None:
     config = make_config()
     one = run_that_recognises("a", set(range(10)), config, images=50)

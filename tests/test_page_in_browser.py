@@ -20,6 +20,12 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 
 Open = Callable[..., Any]
 
+LABELS = (
+    *("ant", "bee", "a name of over twenty-two letters"),
+    *("蜜蜂和蚂蚁还有许多其他的昆虫", "WOMBAT MUMMY"),
+)
+"""Of every width; the last one ends far out."""
+
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
@@ -42,6 +48,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     freeze = freeze_report(["*", "!conv5.*"])
     plain = ["ants", "bees", "wasps", "flies"]
     (folder / "plain.html").write_text(render_page(facts_of(freeze, plain)))
+    drawn = facts_of(freeze_report(["conv1.*", "stage2.*"]), list(LABELS))
+    (folder / "labels.html").write_text(render_page(drawn))
     (folder / "hostile.html").write_text(render_page(facts_of(freeze, list(HOSTILE))))
     return folder
 
@@ -88,6 +96,20 @@ def test_the_page_fits_and_says_nothing_on_the_console(
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == backs[scheme]
     broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
     assert page.evaluate(broken) == 0
+
+
+@pytest.mark.parametrize("name", ["plain", "labels", "hostile"])
+def test_every_label_of_a_drawing_has_its_room(open_page: Open, name: str) -> None:
+    page = open_page(name, viewport={"width": 1100, "height": 800})
+    clipped = page.locator("svg text").evaluate_all(
+        """all => all.filter(text => {
+            const one = text.getBoundingClientRect();
+            const room = text.closest('svg').getBoundingClientRect();
+            return one.left < room.left - 1 || one.right > room.right + 1
+                || one.top < room.top - 1 || one.bottom > room.bottom + 1;
+        }).map(text => text.textContent)"""
+    )
+    assert clipped == []
 
 
 def test_a_cell_of_the_matrix_names_itself_under_the_pointer(open_page: Open) -> None:

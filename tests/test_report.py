@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -17,16 +18,21 @@ from hostile_names import HOSTILE
 from PIL import Image
 from torch import nn
 
+from finetune import cli
 from finetune.commands.report import evaluate_and_report, report
 from finetune.commands.train import train
 from finetune.config import Config, PreprocessingConfig
-from finetune.eval_results import EvalResult
+from finetune.config_file import to_yaml
+from finetune.eval_results import EvalResult, PageResult
 from finetune.pictures import data_url, looked_at
 from finetune.planning import make_freeze_report, make_plan
+from finetune.progress import Silent
 from finetune.report.charts import line_chart, nice_ticks
 from finetune.report.network import MOST_BARS, strip_of
 from finetune.report.page import Facts, Picture, render_page
 from finetune.report.page.matrix import MOST_CLASSES
+from finetune.report.plots import draw_confusion
+from finetune.report.prediction import render_page_result
 from finetune.results import FreezeReport
 from finetune.saliency import grad_cam
 from finetune.scoring import score
@@ -221,6 +227,74 @@ def test_curves_and_confusion_as_pictures(run: str, tmp_path: Path) -> None:
             assert image.width > 400
 
 
+@pytest.mark.parametrize("name", ["new/", "there"])
+def test_a_page_goes_into_the_folder_that_output_names(run: str, tmp_path: Path, name: str) -> None:
+    (tmp_path / "there").mkdir()
+    result = report(run, output=f"{tmp_path}/{name}")
+    assert result.files == (str(tmp_path / name / "report.html"),)
+
+
+def test_a_page_without_the_runs_config_file_says_how_to_train_from_its_own(
+    run: str, tmp_path: Path
+) -> None:
+    Path(run, "config.yaml").unlink()
+    report(run, output=tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert f"{run}/config.yaml" not in text
+    assert "with the config below saved as config.yaml" in text
+
+
+def test_only_the_images_that_chose_the_epoch_flatter_it(freeze: FreezeReport) -> None:
+    facts = facts_of(freeze, ["ants", "bees"])
+    assert "flatters" in render_page(facts)
+    assert "flatters" not in render_page(replace(facts, chosen_on_these=False))
+
+
+@pytest.mark.parametrize(("file", "browser"), [("report.html", True), ("report-curves.png", False)])
+def test_only_a_page_opens_in_a_browser(file: str, browser: bool) -> None:
+    text = render_page_result(PageResult("runs/x", (f"runs/x/{file}",), 5000, 1.0))
+    assert ("opens in any browser" in text) is browser
+
+
+class Told(Silent):
+    """Keeps what it is warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"), [("蜜蜂和蚂蚁", 1), ("a very long name " * 8, 0), ("bees", 0)]
+)
+@pytest.mark.filterwarnings("error")
+def test_a_picture_of_odd_names_gives_one_plain_line_at_most(
+    freeze: FreezeReport, tmp_path: Path, name: str, lines: int
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    result = facts_of(freeze, ["ants", name]).result
+    told = Told()
+    draw_confusion(result.per_class, result.confused, tmp_path / "one.png", progress=told)
+    assert len(told.warnings) == lines
+
+
+def test_train_with_its_page_does_not_say_to_write_it(
+    make_config: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tmp_path / "pets.yaml"
+    config.write_text(to_yaml(make_config(train={"epochs": 1})))
+    monkeypatch.setattr(sys, "argv", ["finetune", "train", "--config", str(config), "--report"])
+    assert cli._run() == 0
+    out = capsys.readouterr().out
+    assert "finetune eval" in out
+    assert "finetune report" not in out
+
+
 # Names that would do harm
 
 
@@ -372,6 +446,32 @@ def test_heat_stands_where_the_class_comes_from() -> None:
 def test_a_network_without_a_spatial_feature_has_no_heat() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     assert grad_cam(model, torch.rand(1, 3, 2, 2), torch.tensor([0])) is None
+
+
+class Biased(nn.Module):
+    """A network whose last grid is a table of position biases, as in swin_v2: it speaks for the
+    class, and the image has no say in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.corner = Corner()
+        self.biases = nn.Conv2d(1, 2, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        positions = torch.ones(1, 1, 3, 3, device=images.device)
+        logits: torch.Tensor = self.corner(images)
+        spoken: torch.Tensor = self.biases(positions).mean(dim=(2, 3))
+        return logits + spoken
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_heat_is_of_what_depends_on_the_image(frozen: bool) -> None:
+    images = torch.rand(2, 3, 64, 64)
+    model = Biased().requires_grad_(not frozen)
+    heat = grad_cam(model, images, torch.tensor([1, 1]))
+    assert heat is not None
+    assert heat.shape == (2, 8, 8)
+    assert all(parameter.requires_grad is not frozen for parameter in model.parameters())
 
 
 def test_heat_is_drawn_over_what_the_network_sees() -> None:

@@ -81,6 +81,7 @@ def compare(
                 for run, path in zip(runs, paths, strict=True)
             ],
             plot,
+            progress=progress,
         )
     return Comparison(
         runs=tuple(run.figures for run in scored),
@@ -174,6 +175,7 @@ def _test(
     adjusted: float | None,
     num_tests: int,
 ) -> PairedTest:
+    these = "this one image" if images == 1 else f"these {images:,} images"
     different = adjusted is not None and adjusted < _LEVEL
     if adjusted is None:
         sentence = (
@@ -181,13 +183,13 @@ def _test(
             "gives both the same ones"
         )
     elif not only_first and not only_second:
-        sentence = f"{first} and {second} recognise the very same of these {images:,} images"
+        sentence = f"{first} and {second} recognise the very same of {these}"
     else:
         better, worse = (first, second) if only_first >= only_second else (second, first)
         verdict = (
-            f"{better} is better than {worse} on these {images:,} images"
+            f"{better} is better than {worse} on {these}"
             if different
-            else f"{first} and {second} cannot be told apart on these {images:,} images"
+            else f"{first} and {second} cannot be told apart on {these}"
         )
         holms = f" after Holm's correction for {num_tests} pairs" if num_tests > 1 else ""
         sentence = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from finetune.data.sources import find_train_val
 from finetune.errors import FinetuneError
 from finetune.eval_results import EvalResult, PageResult
 from finetune.evaluate import eval_mode
-from finetune.files import write_text
+from finetune.files import exists, is_folder, write_text
 from finetune.model import ModelSpec
 from finetune.pictures import data_url, looked_at
 from finetune.planning import make_freeze_report, make_plan
@@ -37,6 +38,7 @@ from finetune.runtime import versions
 MISTAKES, WITH_HEAT, UNCERTAIN = 96, 16, 24
 """Pictures on a page: some five to ten kilobytes each, two where heat stands beside."""
 _IF_UNKNOWN = "`finetune eval --report --ignore-unknown` writes the page without their images."
+_SLASHES = tuple(filter(None, (os.sep, os.altsep)))
 
 
 def report(
@@ -44,7 +46,7 @@ def report(
     *,
     data: str | None = None,
     split: str = "val",
-    output: Path | None = None,
+    output: Path | str | None = None,
     as_pictures: bool = False,
     progress: Progress | None = None,
 ) -> PageResult:
@@ -53,8 +55,8 @@ def report(
     Args:
         run: A run's folder, or a checkpoint.
         data: Other data than the run's own.
-        output: The page's file; by default ``report.html`` beside the checkpoint. With
-            ``as_pictures`` a folder.
+        output: The page's file, or a folder for it: one that exists, or a name that ends in a
+            slash. By default ``report.html`` beside the checkpoint. With ``as_pictures`` a folder.
         as_pictures: Learning curves and confusion matrix as PNG instead of a page.
 
     Raises:
@@ -66,11 +68,13 @@ def report(
     if as_pictures:
         load_matplotlib(Path(run_folder.CURVES))
     path = run_folder.checkpoint_of(run)
+    target = path.parent if as_pictures else path.parent / run_folder.REPORT
+    if output is not None:
+        target = Path(output) if as_pictures else _page_file(str(output))
     evaluated = compute(path, data=data, split=split, if_unknown=_IF_UNKNOWN, progress=progress)
     if as_pictures:
-        files = _pictures(evaluated, run, path, path.parent if output is None else output)
+        files = _pictures(evaluated, run, path, target, progress)
     else:
-        target = path.parent / run_folder.REPORT if output is None else output
         files = [_page(evaluated, run, path, target, progress)]
     return PageResult(
         run=run,
@@ -106,15 +110,26 @@ def evaluate_and_report(
     return replace(result, files=(*result.files, str(page)))
 
 
-def _pictures(evaluated: Evaluated, run: str, path: Path, folder: Path) -> list[Path]:
+def _page_file(output: str) -> Path:
+    """The file that ``--output`` names, by itself or by its folder, which is made."""
+    folder = Path(output)
+    if not output.endswith(_SLASHES) and not is_folder(folder):
+        return folder
+    run_folder.make_output(folder)
+    return folder / run_folder.REPORT
+
+
+def _pictures(
+    evaluated: Evaluated, run: str, path: Path, folder: Path, progress: Progress
+) -> list[Path]:
     run_folder.make_output(folder)
     files = []
     records = run_folder.records_of(path)
     if records:
-        draw_curves([Curve.of(run, records)], folder / run_folder.CURVES)
+        draw_curves([Curve.of(run, records)], folder / run_folder.CURVES, progress=progress)
         files.append(folder / run_folder.CURVES)
     result, confusion = evaluated.result, folder / run_folder.CONFUSION
-    draw_confusion(result.per_class, result.confused, confusion)
+    draw_confusion(result.per_class, result.confused, confusion, progress=progress)
     return [*files, confusion]
 
 
@@ -141,12 +156,22 @@ def _page(evaluated: Evaluated, run: str, path: Path, target: Path, progress: Pr
         verdict=verdict,
         notes=notes,
         config=to_yaml(config),
-        rerun=run_folder.rerun_command(path.parent / run_folder.CONFIG, config.output_dir),
+        rerun=_rerun(path.parent / run_folder.CONFIG, config.output_dir),
+        chosen_on_these=result.split == "val" and result.data == config.data.root,
         versions=metadata.versions | {"page": versions()["finetune"]},
         stages=config.stages,
     )
     write_text(target, render_page(facts))
     return target
+
+
+def _rerun(config: Path, output_dir: str) -> str:
+    """The command that trains the same again; of a checkpoint that stands alone, from the config
+    that the page shows."""
+    if exists(config):
+        return run_folder.rerun_command(config, output_dir)
+    command = run_folder.rerun_command(Path(run_folder.CONFIG), output_dir)
+    return f"# with the config below saved as {run_folder.CONFIG}\n{command}"
 
 
 def _mistakes(evaluated: Evaluated) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune.eval_results import Bin
+from finetune.report.tables import plural
 
 WIDTH, HEIGHT = 480, 230
 LEFT, RIGHT, TOP, BOTTOM = 48, 8, 10, 26
@@ -117,7 +118,7 @@ def reliability(bins: Sequence[Bin]) -> tuple[Column, ...]:
                 width=round(200 * (one.high - one.low) - 1, 1),
                 height=round(200 * one.accuracy, 1),
                 weight=round(0.25 + 0.75 * one.count / most, 2),
-                text=f"{one.count:,} images, mean probability {one.probability:.1%}: "
+                text=f"{plural(one.count, 'image')}, mean probability {one.probability:.1%}: "
                 f"{one.accuracy:.1%} right",
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from finetune.errors import ConfigError
 from finetune.eval_results import ClassScore, ConfusedPair
 from finetune.files import write_atomically
+from finetune.progress import Progress, Silent
+from finetune.report.lettering import shortened
 from finetune.report.page.matrix import shown_classes
 
 _FORMATS = (".png", ".svg", ".pdf")
@@ -58,7 +61,7 @@ def load_matplotlib(path: Path) -> Any:
     return Figure
 
 
-def draw_curves(curves: Sequence[Curve], path: Path) -> None:
+def draw_curves(curves: Sequence[Curve], path: Path, *, progress: Progress | None = None) -> None:
     """Loss and validation accuracy of every run over its epochs, in one picture.
 
     Raises:
@@ -89,11 +92,15 @@ def draw_curves(curves: Sequence[Curve], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower center", frameon=False, ncols=2)
-    save(figure, path)
+    save(figure, path, progress=progress)
 
 
 def draw_confusion(
-    classes: Sequence[ClassScore], pairs: Sequence[ConfusedPair], path: Path
+    classes: Sequence[ClassScore],
+    pairs: Sequence[ConfusedPair],
+    path: Path,
+    *,
+    progress: Progress | None = None,
 ) -> None:
     """The confusion matrix, each row as shares of its class; of many classes those that are
     confused most.
@@ -116,7 +123,7 @@ def draw_confusion(
     figure = load_matplotlib(path)(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    labels = [_plain(name) for name in names]
+    labels = [_plain(shortened(name)) for name in names]
     axes.set_xticks(range(len(names)), labels, rotation=55, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), labels)
     axes.set(xlabel="predicted", ylabel="true")
@@ -126,18 +133,35 @@ def draw_confusion(
                 color = "white" if shares[y][x] > 0.6 else "black"
                 axes.text(x, y, str(number), ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(image, label="share of the class", shrink=0.8)
-    save(figure, path)
+    save(figure, path, progress=progress)
 
 
-def save(figure: Any, path: Path, *, maker: str | None = None) -> None:
+def save(
+    figure: Any, path: Path, *, maker: str | None = None, progress: Progress | None = None
+) -> None:
     """Write a figure, whole or not at all.
 
     Args:
         maker: The command that a PNG says it is from.
+        progress: Is told where the font lacks letters of the names.
     """
     drawn = io.BytesIO()
     mark = {"Software": maker} if maker else None
-    figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=150, metadata=mark)
+    with warnings.catch_warnings(record=True) as caught:
+        # Always: a second picture lacks its letters as well.
+        warnings.simplefilter("always")
+        figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=150, metadata=mark)
+    missing = [warning for warning in caught if "missing from" in str(warning.message)]
+    if missing:
+        (progress or Silent()).warn(
+            f"{path}: matplotlib's font lacks letters of these names and shows boxes in their "
+            "place; the page of `finetune report` shows them"
+        )
+    for warning in caught:
+        if warning not in missing:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
     write_atomically(path, lambda file: file.write(drawn.getvalue()))
 
 

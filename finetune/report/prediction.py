@@ -19,6 +19,7 @@ from finetune.eval_results import (
     Unreadable,
 )
 from finetune.report.tables import mib, plural, table
+from finetune.run_folder import CONFUSION, CURVES
 
 UNSURE = "unsure"
 _TOP_OF_EVERY = 5
@@ -177,7 +178,9 @@ def render_export(result: ExportResult) -> str:
 def render_page_result(result: PageResult) -> str:
     """Where the page is."""
     files = [("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
-    size = f"{mib(result.num_bytes)} in {result.elapsed_s:.1f} s; opens in any browser, offline"
+    size = f"{mib(result.num_bytes)} in {result.elapsed_s:.1f} s"
+    if not all(file.endswith((CURVES, CONFUSION)) for file in result.files):
+        size += "; opens in any browser, offline"
     return table(("", ""), [*files, ("", size)])
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from finetune.config import StageConfig
 from finetune.eval_results import Calibration, ClassScore, EvalResult, Interval
 from finetune.report.charts import Chart, Column, line_chart, reliability
-from finetune.report.network import STEP, TALLEST, strip_of
 from finetune.report.page.matrix import MOST_CLASSES, Matrix, matrix_of, shown_classes
 from finetune.report.page.stages import first_epochs, stage_rows
+from finetune.report.page.strip import strip
 from finetune.report.tables import count, plural
 from finetune.results import MONITORED, FreezeReport
 
@@ -47,6 +47,7 @@ class Facts:
         verdict: On the data, in a line.
         rerun: The command that trains the same again.
         stages: Of the run; none where it has none.
+        chosen_on_these: The images are those by which the run chose its best epoch.
     """
 
     run: str
@@ -64,6 +65,7 @@ class Facts:
     versions: Mapping[str, str]
     monitor: str = "top1"
     stages: Sequence[StageConfig] = ()
+    chosen_on_these: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def build_page(facts: Facts) -> dict[str, Any]:
         "headline": _headline(facts),
         "figures": _figures(result),
         "interval_method": result.interval_method,
-        "strip": _strip(facts.freeze),
+        "strip": strip(facts.freeze),
         "network_text": _network_text(facts.freeze),
         "stages": stage_rows(facts.stages, facts.records, facts.epoch, monitor=facts.monitor),
         "charts": charts,
@@ -176,31 +178,6 @@ def _share(name: str, value: float, interval: Interval | None, note: str = "") -
     )
 
 
-def _strip(freeze: FreezeReport) -> dict[str, Any]:
-    strip = strip_of(freeze.parameters, freeze.cut.after)
-    longest = max(len(bar.name) for bar in strip.bars)
-    base = TALLEST + 22
-    cut = None if strip.cut is None else round(8 + STEP * strip.cut - 2, 1)
-    return {
-        "bars": [
-            {
-                "x": 8 + STEP * at,
-                "y": base - bar.height,
-                "width": STEP - 4,
-                "height": bar.height,
-                "state": bar.state,
-                "name": bar.name,
-                "text": bar.text,
-            }
-            for at, bar in enumerate(strip.bars)
-        ],
-        "base": base,
-        "width": 8 + STEP * len(strip.bars) + 4 * longest + 40,
-        "total": base + 6 * longest + 8,
-        "cut": cut,
-    }
-
-
 def _network_text(freeze: FreezeReport) -> str:
     totals, work = freeze.totals, freeze.operations
     saved = 1 - work.backward / work.backward_if_all_trained
@@ -256,7 +233,11 @@ def _charts(facts: Facts) -> tuple[list[Chart], str]:
         which = f"highest {MONITORED[facts.monitor]}, then lower loss"
     text = (
         f"The best epoch is {epochs[val.index(best)]} of {len(epochs)}: {which}. It was chosen on "
-        "these validation images, which flatters its figures a little."
+        + (
+            "these validation images, which flatters its figures a little."
+            if facts.chosen_on_these
+            else "the run's validation images, not on those of this page."
+        )
     )
     if starts:
         text += " Where a stage begins there is a line from top to bottom."

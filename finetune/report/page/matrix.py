@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from finetune.eval_results import ClassScore, ConfusedPair
+from finetune.report.lettering import shortened, text_width
 
 MOST_CLASSES = 40
-_LONGEST_LABEL = 22
+_SLANT = math.radians(55)
+"""Of the labels above the columns."""
 _SIDES = ((4, 64), (12, 36), (24, 24), (MOST_CLASSES, 16))
 """Up to so many classes, a cell is so wide."""
 
@@ -30,12 +33,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Cells in the coordinates of an SVG; those of no image are left out."""
+    """Cells in the coordinates of an SVG; those of no image are left out.
+
+    Attributes:
+        left, top, right: Room around the cells, for the labels; those above the columns lean out
+            to the right.
+    """
 
     size: int
     side: int
     left: int
     top: int
+    right: int
     labels: tuple[str, ...]
     cells: tuple[Cell, ...]
 
@@ -65,8 +74,11 @@ def matrix_of(
         number: Of a name in the page's list.
     """
     side = next(side for most, side in _SIDES if len(shown) <= most)
-    longest = max(len(_short(name)) for name in shown)
-    left, top = 14 + 7 * longest, 14 + 6 * longest
+    labels = tuple(map(shortened, shown))
+    widths = [text_width(label) for label in labels]
+    left, top = 14 + round(max(widths)), 18 + round(max(widths) * math.sin(_SLANT))
+    ends = [side * (at + 0.5) + width * math.cos(_SLANT) for at, width in enumerate(widths)]
+    right = 8 + max(0, round(max(ends)) - side * len(shown))
     rank = {name: at for at, name in enumerate(shown)}
     totals = {row.name: row.num_images for row in classes}
     counted = [(p.true, p.predicted, p.count) for p in pairs if {p.true, p.predicted} <= {*rank}]
@@ -81,7 +93,8 @@ def matrix_of(
         side=side,
         left=left,
         top=top,
-        labels=tuple(map(_short, shown)),
+        right=right,
+        labels=labels,
         cells=tuple(
             Cell(
                 x=left + side * rank[predicted] + 0.5,
@@ -97,7 +110,3 @@ def matrix_of(
             for true, predicted, count in counted
         ),
     )
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…"
