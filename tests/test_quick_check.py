@@ -72,7 +72,7 @@ def test_a_long_list_is_bounded_and_counted(folder: Path) -> None:
         (folder / "a" / f"x{index}.jpg").touch()
     lines = refusal(folder).splitlines()
     assert len(lines) == 23
-    assert lines[-2] == "  … and 80 more"
+    assert lines[-2] == "  … and 80 more; `finetune check-data --json` lists them all"
 
 
 def test_one_file_is_one_line(folder: Path) -> None:

@@ -164,7 +164,8 @@ def _refusal(bad: Sequence[Skipped], total: int, base: Path) -> str:
         )
     lines = [f"  {shown(path, base)}: {reason}" for path, reason in bad[:_MOST_LISTED]]
     if len(bad) > _MOST_LISTED:
-        lines.append(f"  … and {len(bad) - _MOST_LISTED:,} more")
+        more = len(bad) - _MOST_LISTED
+        lines.append(f"  … and {more:,} more; `finetune check-data --json` lists them all")
     return "\n".join(
         [
             f"{base}: {len(bad):,} of {total:,} files cannot be read",
