@@ -689,3 +689,10 @@ def test_reading_a_folder_loads_neither_torch_nor_torchvision(tmp_path: Path) ->
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_table_that_never_ends_is_not_read(tmp_path: Path) -> None:
+    table = tmp_path / "photos.csv"
+    table.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="is no file that ends"):
+        find_train_val(DataConfig(root=str(table)), seed=0)

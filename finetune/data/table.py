@@ -21,7 +21,7 @@ from finetune.data.images import (
     split_named,
 )
 from finetune.errors import DataError, did_you_mean
-from finetune.files import expand_user
+from finetune.files import exists, expand_user, is_file
 
 _MOST_SHOWN = 10
 
@@ -161,6 +161,8 @@ def read_table(config: DataConfig) -> Table:
 
 def _text(file: Path) -> str:
     """The file as text; bytes that are not UTF-8 are kept, for a file name may hold them."""
+    if exists(file) and not is_file(file):
+        raise DataError(f"data.root: {file}: is no file that ends, but a pipe or a device")
     try:
         content = file.read_bytes()
     except FileNotFoundError:
