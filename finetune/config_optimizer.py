@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from finetune.config_section import (
     AUTO,
     LARGEST_RATE,
+    LARGEST_SHARE,
     MOST,
     RateOrAuto,
     Section,
@@ -114,9 +115,9 @@ class GroupConfig(Section):
     """Globs over parameter names; the last group that matches a parameter decides."""
     lr: float | None = Field(default=None, gt=0, le=LARGEST_RATE)
     """Instead of optimizer.lr and its layer_decay."""
-    lr_scale: float | None = Field(default=None, gt=0, le=LARGEST_RATE)
+    lr_scale: float | None = Field(default=None, gt=0, le=LARGEST_SHARE)
     """Factor of the learning rate that these parameters would have otherwise."""
-    weight_decay: float | None = Field(default=None, ge=0, le=LARGEST_RATE)
+    weight_decay: float | None = Field(default=None, ge=0, le=LARGEST_SHARE)
     """Of all of them, norms and biases too."""
 
     @field_validator("match")

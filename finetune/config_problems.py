@@ -81,6 +81,8 @@ def _words(detail: Any, path: Path) -> str:
     if kind in ("too_long", "too_short", "tuple_type", "list_type"):
         length = _length_of(path)
         return f"must be a list{f' of {length}' if length else ''}, not {_shown(given)}"
+    if kind == "less_than_equal" and isinstance(detail["ctx"]["le"], float):
+        return f"must be less than or equal to {detail['ctx']['le']:g}, not {_shown(given)}"
     return _plain_words(kind, str(detail["msg"]), given)
 
 

@@ -9,8 +9,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 AUTO = "auto"
 MOST = 1_000_000
 """Of what is counted: epochs, steps, images. More is a mistake, and nothing computes with it."""
-LARGEST_RATE = 1e6
-"""Of a learning rate or a weight decay: torch computes with neither beyond float32."""
+LARGEST_RATE, LARGEST_SHARE = 1e30, 1e6
+"""Of a learning rate, and of a weight decay: torch computes with neither beyond float32, nor with
+their product."""
 
 
 class Section(BaseModel):
@@ -54,5 +55,5 @@ else:
     """A whole number from 1, or auto."""
     RateOrAuto = _or_auto(Annotated[float, Field(gt=0, le=LARGEST_RATE)])
     """A number above 0, or auto."""
-    ShareOrAuto = _or_auto(Annotated[float, Field(ge=0, le=LARGEST_RATE)])
+    ShareOrAuto = _or_auto(Annotated[float, Field(ge=0, le=LARGEST_SHARE)])
     """A number from 0, or auto."""
