@@ -43,6 +43,8 @@ SPLIT_NAMES = {
 def plant(root: Path, rng: random.Random) -> None:
     """A tree as such folders turn up, sound or not."""
     names = rng.sample(CLASSES, rng.randint(1, 6))
+    # Two that differ only by case or Unicode form are refused, and would hide the rest of a tree.
+    names = list({unicodedata.normalize("NFC", name).lower(): name for name in names}.values())
     layout = rng.choice([("train", "val"), ("train", "val", "test"), ("train",), (), ("val",)])
     folders = [root / rng.choice(SPLIT_NAMES[split]) for split in layout] or [root]
     for folder in folders:

@@ -173,6 +173,7 @@ def _mode_words(mode: str) -> str:
 
 
 def _left_out(survey: Survey) -> Iterator[Finding]:
+    hidden = set(survey.hidden)
     for kind, level, places, what, why, todo in (
         (
             "link",
@@ -197,6 +198,14 @@ def _left_out(survey: Survey) -> Iterator[Finding]:
             "file{} skipped",
             "By their names or places they are no images of a class.",
             "Nothing has to be done, unless an image is among them.",
+        ),
+        (
+            "system",
+            "note",
+            [path for path in survey.system if path not in hidden],
+            "folder{} of the system or of a tool skipped",
+            "They hold deleted files, thumbnails or copies, and no photos of a class.",
+            "Nothing has to be done.",
         ),
         (
             "hidden",

@@ -83,6 +83,21 @@ def _structural(survey: Survey) -> Iterator[Finding]:
             "",
             1,
         )
+    if survey.alike:
+        count = len(survey.alike)
+        yield Finding(
+            "alike_classes",
+            "error",
+            f"{count:,} class{'' if count == 1 else 'es'} under several names",
+            "Their names differ only by case, spaces or Unicode form: training refuses to take "
+            "them for different classes.",
+            "Join the folders, or correct the labels, so that each class has one name.",
+            count,
+            tuple(
+                " and ".join(repr(shown(name, survey.base)) for name in names)
+                for names in survey.alike[:MOST_EXAMPLES]
+            ),
+        )
     if survey.empty:
         yield Finding(
             "empty_class",
@@ -181,7 +196,7 @@ def counts_by_class(survey: Survey) -> list[list[int]]:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '?')) else '.'}"
+    return f"{text}{'' if text.endswith(('.', '?')) else '.'}"
 
 
 def _place(split: str, name: str) -> str:

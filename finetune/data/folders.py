@@ -11,12 +11,23 @@ from pathlib import Path
 from finetune.data.images import (
     IMAGE_SUFFIXES,
     Images,
+    is_other_photo,
     other_photos,
     refuse_unknown_classes,
     shown,
     split_named,
 )
 from finetune.errors import DataError
+
+_SYSTEM_FOLDERS = frozenset(
+    {"lost+found", "system volume information", "$recycle.bin", "recycler", "found.000"}
+    | {"__macosx", ".trash", ".trashes", ".spotlight-v100", ".fseventsd", ".temporaryitems"}
+    | {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp"}
+    | {".ipynb_checkpoints", "__pycache__"}
+)
+"""Names, in lower case, of folders that file systems, network drives and tools create: they hold
+deleted files, thumbnails and copies, never a class."""
+_SYSTEM_PREFIXES = (".trash-",)
 
 
 @dataclass
@@ -31,10 +42,13 @@ class ClassFiles:
     """Files and folders whose names begin with a dot."""
     links: list[str] = field(default_factory=list)
     """Links to folders, which are not followed: they may lead in a circle."""
+    system: list[str] = field(default_factory=list)
+    """Folders that the system or a tool made; those whose names begin with a dot are in
+    ``hidden`` as well."""
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders directly below that are named as splits.
+    """Find the splits directly below a folder: named as one, and not merely a folder of photos.
 
     Raises:
         DataError: two of them would be the same split.
@@ -42,7 +56,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in subfolders(root):
         split = split_named(folder.name)
-        if split is None:
+        if split is None or is_unsorted(folder):
             continue
         if split in found:
             raise DataError(
@@ -53,9 +67,33 @@ def split_folders(root: Path) -> dict[str, Path]:
     return found
 
 
+def is_unsorted(folder: Path) -> bool:
+    """Whether a folder holds photos directly and no folders of classes."""
+    return not subfolders(folder) and loose_photos(folder)
+
+
+def loose_photos(folder: Path) -> bool:
+    """Whether photos are directly in a folder, in whatever format."""
+    return bool(loose_images(folder)) or any(map(is_other_photo, _children(folder)))
+
+
 def subfolders(root: Path) -> list[Path]:
-    """Folders directly below, hidden ones (such as .ipynb_checkpoints) left out."""
-    return [child for child in _children(root) if not child.name.startswith(".") and _is_dir(child)]
+    """Folders directly below a folder, except hidden ones and those of the system."""
+    return [
+        child
+        for child in _children(root)
+        if not child.name.startswith(".") and not is_of_system(child.name) and _is_dir(child)
+    ]
+
+
+def system_folders(root: Path) -> list[str]:
+    """Folders directly below a folder that the system or a tool made."""
+    return [str(child) for child in _children(root) if is_of_system(child.name) and _is_dir(child)]
+
+
+def is_of_system(name: str) -> bool:
+    """Whether a folder's name is one that systems and tools give to their own folders."""
+    return name.lower().startswith(_SYSTEM_PREFIXES) or name.lower() in _SYSTEM_FOLDERS
 
 
 def _children(root: Path) -> list[Path]:
@@ -78,8 +116,25 @@ def class_folders(folder: Path, *, but: Iterable[Path] = ()) -> dict[str, Path]:
     Raises:
         DataError: two names are one, or a name cannot be printed.
     """
-    left_out = set(but)
     by_name: dict[str, Path] = {}
+    for name, child in named_folders(folder, but=but):
+        if name in by_name:
+            raise DataError(
+                f"{folder}: two folders are both named {name!r} once Unicode is normalised; join "
+                "them, or rename one"
+            )
+        by_name[name] = child
+    return by_name
+
+
+def named_folders(folder: Path, *, but: Iterable[Path] = ()) -> list[tuple[str, Path]]:
+    """Class folders with their names in NFC, which may repeat.
+
+    Raises:
+        DataError: a name cannot be printed.
+    """
+    left_out = set(but)
+    found: list[tuple[str, Path]] = []
     for child in subfolders(folder):
         if child in left_out:
             continue
@@ -89,13 +144,8 @@ def class_folders(folder: Path, *, but: Iterable[Path] = ()) -> dict[str, Path]:
                 f"{shown(child)}: this name of a class folder holds characters that cannot be "
                 "printed; rename it"
             )
-        if name in by_name:
-            raise DataError(
-                f"{folder}: two folders are both named {name!r} once Unicode is normalised; "
-                "rename one"
-            )
-        by_name[name] = child
-    return by_name
+        found.append((name, child))
+    return found
 
 
 def loose_images(folder: Path) -> list[str]:
@@ -122,7 +172,7 @@ def read_classes(
     names = class_names or tuple(sorted(by_name))
     paths: list[Path] = []
     labels: list[int] = []
-    skipped = loose_images(folder)
+    skipped = loose_images(folder) + system_folders(folder)
     empty: list[Path] = []
     num_bytes = 0
     for label, name in enumerate(names):
@@ -131,7 +181,7 @@ def read_classes(
         files = files_of_class(by_name[name])
         paths += map(Path, files.images)
         labels += [label] * len(files.images)
-        skipped += files.skipped + files.links
+        skipped += files.skipped + files.links + files.system
         num_bytes += files.num_bytes
         if not files.images:
             empty.append(by_name[name])
@@ -178,8 +228,13 @@ def files_of_class(folder: Path) -> ClassFiles:
         parent = waiting.pop()
         inner: list[str] = []
         for entry in _entries(parent):
+            of_system = is_of_system(entry.name) and _is_dir(entry)
+            if of_system:
+                found.system.append(entry.path)
             if entry.name.startswith("."):
                 found.hidden.append(entry.path)
+            elif of_system:
+                continue
             elif _is_dir(entry):
                 (found.links if entry.is_symlink() else inner).append(entry.path)
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -120,6 +121,18 @@ def split_named(word: str) -> str | None:
     """train, val or test, where ``word`` is one of their usual names in any case."""
     lower = word.lower()
     return next((split for split, names in SPLITS.items() if lower in names), None)
+
+
+def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Group the names that differ only by case, by spaces or by their Unicode normal form.
+
+    Single characters keep their case: `a` and `A` are two classes of handwriting.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        key = " ".join(unicodedata.normalize("NFC", name).split())
+        groups.setdefault(key if len(key) == 1 else key.lower(), []).append(name)
+    return [tuple(sorted(group)) for group in groups.values() if len(group) > 1]
 
 
 def refuse_unknown_classes(

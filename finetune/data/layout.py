@@ -1,13 +1,24 @@
-"""Class folders that are probably none: parents of the splits, or of the classes themselves."""
+"""Folders that are probably not what their names or places say: splits that may be classes, and
+classes that may be parents of the splits or of the classes themselves."""
 
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.data.folders import class_folders, split_folders, subfolders
-from finetune.data.images import IMAGE_SUFFIXES, shown, shown_few, split_named
+from finetune.data.folders import (
+    is_unsorted,
+    loose_photos,
+    named_folders,
+    split_folders,
+    subfolders,
+    system_folders,
+)
+from finetune.data.images import IMAGE_SUFFIXES, SPLITS, shown, shown_few, split_named
+from finetune.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,103 @@ class Doubt:
     certain: bool
 
 
+def refuse_unclear_splits(root: Path, known: Collection[str] = ()) -> None:
+    """Refuse folders that may be splits by their names and classes by what they hold.
+
+    Beside a train folder with class folders all names are clear. Without one, photos directly in a
+    folder such as ``test`` mean that it is a class, or a split that is not sorted into classes; and
+    so do folders in it of which none is named as a class.
+
+    Args:
+        known: Names that are classes for certain, as those of a checkpoint.
+
+    Raises:
+        DataError: says which, and both ways out.
+    """
+    if "train" in split_folders(root):
+        return
+    folders = [folder for folder in subfolders(root) if _nfc(folder) not in known]
+    named = [folder for folder in folders if split_named(folder.name)]
+    classes = {*known, *(_nfc(folder) for folder in folders if folder not in named)}
+    unclear = [folder for folder in named if _is_unclear(folder, classes)]
+    if not unclear:
+        return
+    first = unclear[0]
+    holds = "hold" if len(unclear) > 1 else "holds"
+    what = (
+        f"{holds} photos directly"
+        if all(map(loose_photos, unclear))
+        else f"{holds} photos, and no folder named as a class"
+    )
+    example = next(iter(sorted(classes)), "cats")
+    taken = {folder.name.lower() for folder in named}
+    free = [name for name in SPLITS["train"] if name not in taken]
+    move = f", or move all class folders into {shown(root / free[0])}" if free else ""
+    raise DataError(
+        f"{shown(root)}: {shown_few(f'{folder.name}/' for folder in unclear)} {what}, and may be "
+        f"a split or a class. If it is a class, rename it, as in {shown(first.name)}_class{move}. "
+        "If it is a split, sort its photos into one folder for each class, as in "
+        f"{shown(first / example)}, or move it elsewhere"
+    )
+
+
+def _is_unclear(folder: Path, classes: Collection[str]) -> bool:
+    if loose_photos(folder):
+        return True
+    inner = {_nfc(child) for child in subfolders(folder)}
+    return bool(inner and classes) and inner.isdisjoint(classes)
+
+
+def _nfc(folder: Path) -> str:
+    return unicodedata.normalize("NFC", folder.name)
+
+
+def refuse_unsorted(root: Path, split: str) -> None:
+    """Refuse to take a split for absent of which there is a folder, though one without classes.
+
+    Raises:
+        DataError: there is such a folder beside a train folder.
+    """
+    if "train" not in split_folders(root):
+        return  # without one, what is unclear was refused, and the others are classes
+    for folder in subfolders(root):
+        if split_named(folder.name) == split and is_unsorted(folder):
+            raise DataError(
+                f"{shown(folder)}: holds photos but no class folders; sort them into one folder "
+                f"for each class, as in {shown(folder)}/cats/1.jpg, or move {shown(folder.name)} "
+                "elsewhere"
+            )
+
+
+def unread_notes(root: Path) -> tuple[str, ...]:
+    """Say which folders beside the splits are not read, and why."""
+    splits = split_folders(root)
+    if "train" not in splits:
+        return ()
+    beside = [folder for folder in subfolders(root) if folder not in splits.values()]
+    unsorted = [f"{folder.name}/" for folder in beside if split_named(folder.name)]
+    others = [f"{folder.name}/" for folder in beside if not split_named(folder.name)]
+    notes = []
+    if others:
+        notes.append(f"{root}: not read, since they are no split: {shown_few(others)}")
+    if unsorted:
+        notes.append(
+            f"{root}: not read, since it holds photos but no class folders: {shown_few(unsorted)}"
+        )
+    return (*notes, *system_note(str(root), system_folders(root), root))
+
+
+def system_note(name: str, folders: Sequence[str | Path], base: Path) -> tuple[str, ...]:
+    """Say which folders of the system were skipped, if any."""
+    if not folders:
+        return ()
+    which = "a folder" if len(folders) == 1 else f"{len(folders):,} folders"
+    return (
+        f"{name}: skipped {which} of the system or of a tool, without photos of a class: "
+        f"{shown_few(folders, base)}",
+    )
+
+
 def doubtful_layout(root: Path) -> Doubt | None:
     """A doubt about the folders that training reads as classes, if there are two or more.
 
@@ -30,11 +138,11 @@ def doubtful_layout(root: Path) -> Doubt | None:
     holds a photo directly, and either all hold folders named as splits, or all the same folders.
 
     Raises:
-        DataError: a folder cannot be read, or two have one name.
+        DataError: a folder cannot be read.
     """
     splits = split_folders(root)
     folder = splits.get("train", root)
-    classes = class_folders(folder, but=splits.values())
+    classes = dict(named_folders(folder, but=splits.values()))
     inner: list[set[str]] = []
     for place in classes.values():
         names = _folders_within(place)

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.config_data import DEMO, TORCHVISION, DataConfig, is_table
 from finetune.data.demo import demo_root
-from finetune.data.folders import class_folders, read_classes, split_folders, subfolders
+from finetune.data.folders import (
+    class_folders,
+    is_of_system,
+    read_classes,
+    split_folders,
+)
 from finetune.data.holdout import group_by_pattern, hold_out, refuse_shared_groups
-from finetune.data.images import Images, TrainVal, is_other_photo, near, other_photos, shown_few
-from finetune.data.layout import doubtful_layout
+from finetune.data.images import (
+    Images,
+    TrainVal,
+    alike,
+    is_other_photo,
+    near,
+    other_photos,
+    shown_few,
+)
+from finetune.data.layout import (
+    doubtful_layout,
+    refuse_unclear_splits,
+    refuse_unsorted,
+    system_note,
+    unread_notes,
+)
 from finetune.data.table import Table, read_table
-from finetune.errors import DataError, OutputError
+from finetune.errors import DataError, OutputError, first_few
 from finetune.files import exists, expand_user, is_folder
 from finetune.progress import Progress
 
@@ -70,6 +89,8 @@ def read_train_val(
     notes = list(source.notes)
     _refuse_without_train(source)
     train = source.read("train" if "train" in source.splits else None, class_names)
+    if class_names is None and not config.root.startswith(TORCHVISION):
+        _refuse_alike(source, train.class_names)
     if config.group_pattern:
         train, note = group_by_pattern(train, config.group_pattern, base=source.base)
         notes.append(note)
@@ -83,6 +104,8 @@ def read_train_val(
         return TrainVal(
             *(train, val, tuple(notes), source.base), warnings=warnings, parents=source.parents
         )
+    if source.parts == "folder":
+        refuse_unsorted(source.base, "val")
     kept, val = hold_out(train, config.val_fraction, seed=seed, base=source.base)
     parts = source.parts
     lacks = f"no val {parts}" if "train" in source.splits else f"no train and val {parts}s"
@@ -99,6 +122,18 @@ def read_train_val(
         warnings=warnings,
         parents=source.parents,
     )
+
+
+def _refuse_alike(source: Source, class_names: Sequence[str]) -> None:
+    """Refuse names that a person reads as one class, and the network would learn as several."""
+    groups = alike(class_names)
+    if groups:
+        todo = "join the folders, or rename" if source.parts == "folder" else "correct the labels"
+        raise DataError(
+            f"{source.name}: {first_few(' and '.join(map(repr, group)) for group in groups)}: "
+            f"classes whose names differ only by case or spaces; {todo}, so that each class has "
+            "one name"
+        )
 
 
 def _refuse_without_train(source: Source) -> None:
@@ -160,7 +195,7 @@ def find_known(
     if root is not None:
         config = _elsewhere(config, root)
     try:
-        source = open_source(config, progress)
+        source = open_source(config, progress, known=names)
     except DataError as error:
         if root is None:
             raise
@@ -172,9 +207,11 @@ def find_known(
     if stands_alone:
         return read(source, split, names)
     if split == "test":
+        if source.parts == "folder":
+            refuse_unsorted(source.base, split)
         has = f"; it has {', '.join(sorted(source.splits))}" if source.splits else ""
         raise DataError(f"{source.name}: has no test {source.parts}{has}")
-    found = find_train_val(config, seed=seed, class_names=names, progress=progress)
+    found = read_train_val(source, config, seed=seed, class_names=names)
     return (found.train if split == "train" else found.val), 0
 
 
@@ -205,11 +242,16 @@ def _elsewhere(config: DataConfig, root: str) -> DataConfig:
     return config.model_copy(update=update)
 
 
-def open_source(config: DataConfig, progress: Progress | None = None) -> Source:
+def open_source(
+    config: DataConfig, progress: Progress | None = None, *, known: Collection[str] = ()
+) -> Source:
     """What ``data.root`` names; the demo set is drawn on first use.
 
+    Args:
+        known: Names of folders that are classes, even where they could be splits.
+
     Raises:
-        DataError: it is absent or of no known kind.
+        DataError: it is absent, of no known kind, or its splits are unclear.
         OutputError: the user's cache folder cannot be written.
     """
     if config.root.startswith(TORCHVISION):
@@ -218,7 +260,7 @@ def open_source(config: DataConfig, progress: Progress | None = None) -> Source:
         return _source_of_table(read_torchvision(config, progress))
     if is_table(config.root) and not is_folder(expand_user(config.root)):
         return _source_of_table(read_table(config))
-    return _source_of_folders(data_root(config.root, progress))
+    return _source_of_folders(data_root(config.root, progress), known)
 
 
 def _source_of_table(table: Table) -> Source:
@@ -228,7 +270,8 @@ def _source_of_table(table: Table) -> Source:
     return Source(table.name, table.base, table.splits, table.read, classes, "split", table.notes)
 
 
-def _source_of_folders(root: Path) -> Source:
+def _source_of_folders(root: Path, known: Collection[str]) -> Source:
+    refuse_unclear_splits(root, known)
     splits = split_folders(root)
 
     def read(split: str | None, class_names: Names) -> Images:
@@ -242,15 +285,11 @@ def _source_of_folders(root: Path) -> Source:
             return tuple(sorted(class_folders(root, but=splits.values())))
         return tuple(sorted(class_folders(splits[split])))
 
-    notes = []
-    beside = [f for f in subfolders(root) if f not in splits.values()] if "train" in splits else []
-    if beside:
-        notes.append(
-            f"{root}: not read, since they are no split: {shown_few(f'{f.name}/' for f in beside)}"
-        )
     parents = tuple(splits.values()) if "train" in splits else (root, *splits.values())
     return Source(
-        *(str(root), root, tuple(splits), read, classes), notes=tuple(notes), parents=parents
+        *(str(root), root, tuple(splits), read, classes),
+        notes=unread_notes(root),
+        parents=parents,
     )
 
 
@@ -279,13 +318,17 @@ def data_root(root: str, progress: Progress | None = None) -> Path:
 
 
 def _skipped_notes(source: Source, *images: Images) -> tuple[str, ...]:
-    skipped = [path for part in images for path in part.skipped if not is_other_photo(path)]
-    if not skipped:
-        return ()
-    return (
-        f"{source.name}: skipped {len(skipped):,} that are no images: "
-        f"{shown_few(skipped, source.base)}",
+    places = [path for part in images for path in part.skipped if not is_other_photo(path)]
+    skipped = [path for path in places if not is_of_system(path.name)]
+    notes = system_note(
+        source.name, [path for path in places if is_of_system(path.name)], source.base
     )
+    if skipped:
+        notes += (
+            f"{source.name}: skipped {len(skipped):,} that are no images: "
+            f"{shown_few(skipped, source.base)}",
+        )
+    return notes
 
 
 def _warnings(source: Source, *images: Images) -> tuple[str, ...]:

@@ -6,10 +6,16 @@ from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.config_data import DataConfig
-from finetune.data.folders import class_folders, files_of_class, loose_images, split_folders
+from finetune.config_data import TORCHVISION, DataConfig
+from finetune.data.folders import (
+    files_of_class,
+    loose_images,
+    named_folders,
+    split_folders,
+    system_folders,
+)
 from finetune.data.holdout import choose_held_out, groups_of, keys_of
-from finetune.data.images import SPLITS
+from finetune.data.images import SPLITS, alike
 from finetune.data.layout import Doubt, doubtful_layout
 from finetune.data.sources import Source, open_source, read_train_val
 from finetune.errors import DataError
@@ -26,6 +32,8 @@ class Survey:
     Attributes:
         splits: Names; the position of each is an image's split.
         classes: Names of the classes of every split.
+        system: Folders that the system or a tool made.
+        alike: Classes, or their folders, whose names differ only by case, spaces or Unicode form.
         empty: Class folders without images.
         problem: Why nothing can be held out, or why groups cannot be kept together.
         refusal: Why training refuses the data, whatever else is said of it.
@@ -44,6 +52,8 @@ class Survey:
     skipped: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
+    system: list[str] = field(default_factory=list)
+    alike: list[tuple[str, ...]] = field(default_factory=list)
     empty: list[tuple[str, str]] = field(default_factory=list)
     problem: str | None = None
     refusal: str | None = None
@@ -70,6 +80,8 @@ def survey(config: DataConfig, *, seed: int, progress: Progress | None = None) -
         _order_classes(found)
     else:
         _read(source, found)
+        if not config.root.startswith(TORCHVISION):
+            found.alike = alike(found.classes)
     if not found.paths:
         # What training would say is the best there is to say.
         source.read("train" if "train" in source.splits else None, None)
@@ -96,11 +108,16 @@ def _walk(source: Source, found: Survey) -> None:
         number = len(found.splits) - 1
         found.skipped += loose_images(folder)
         found.hidden += sorted(str(p) for p in folder.iterdir() if p.name.startswith("."))
-        for name, place in sorted(class_folders(folder, but=but).items()):
+        found.system += system_folders(folder)
+        classes = sorted(named_folders(folder, but=but))
+        for group in alike(place.name for _, place in classes):
+            found.alike.append(tuple(f"{folder / name}" for name in group))
+        for name, place in classes:
             files = files_of_class(place)
             found.skipped += files.skipped
             found.hidden += files.hidden
             found.links += files.links
+            found.system += files.system
             if not files.images:
                 found.empty.append((split, name))
             if name not in found.classes:
