@@ -134,7 +134,7 @@ class FeaturesConfig(StageFeatures):
     dir: Text | None = None
     """Folder of the cache; default: the user's cache folder."""
     known_by: Literal["time", "content"] = "time"
-    """How a changed photo is noticed: by path, size and time of change, or by its SHA-256."""
+    """How a changed photo is noticed: by path, size, times and inode, or by its SHA-256."""
 
 
 class StageConfig(Section):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from finetune.checkpoint import Metadata, load_checkpoint
 from finetune.errors import ConfigError, first_few
-from finetune.files import exists, expand_user, is_file, is_folder
+from finetune.files import exists, expand_user, is_file, is_folder, state_of
 from finetune.run_folder import BEST
 from finetune.tensor_file import DamagedFileError, UnsafeFileError, read_tensors
 
@@ -37,14 +37,13 @@ def earlier_run(weights: str) -> Earlier | None:
         path = path / BEST
     if not is_file(path):
         return None
-    status = path.stat()
-    metadata = _metadata_in(path, (status.st_mtime_ns, status.st_size))
+    metadata = _metadata_in(path, state_of(path.stat()))
     return None if metadata is None else Earlier(path, metadata)
 
 
 @lru_cache(maxsize=4)
-def _metadata_in(path: Path, state: tuple[int, int]) -> Metadata | None:  # noqa: ARG001
-    """A file is read once for as long as its time of change and its size stay."""
+def _metadata_in(path: Path, state: str) -> Metadata | None:  # noqa: ARG001
+    """A file is read once for as long as its state (`state_of`) stays the same."""
     if not zipfile.is_zipfile(path):
         return None
     try:

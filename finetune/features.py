@@ -42,7 +42,7 @@ from finetune.feature_cache import (
     disk_limit,
     make_room,
 )
-from finetune.files import sha256_of
+from finetune.files import sha256_of, state_of
 from finetune.keeping import layout_of
 from finetune.progress import Progress
 from finetune.runtime import (
@@ -243,15 +243,14 @@ def _open_store(
 
 
 def _files_digest(images: Images, known_by: str) -> str:
-    """Of every file: its path, size and time of change, as `make` goes by; or its content."""
+    """Of every file: its path and its state, as `state_of` gives it; or its content."""
     digest = hashlib.sha256()
     for path in images.paths:
         try:
             if known_by == "content":
                 digest.update(sha256_of(path).encode())
             else:
-                status = path.stat()
-                text = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n"
+                text = f"{path.absolute()}\0{state_of(path.stat())}\n"
                 digest.update(text.encode("utf-8", "surrogateescape"))
         except OSError as error:
             # As where it is decoded: no trouble of the folder that features are kept in.

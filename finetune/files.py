@@ -115,6 +115,17 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def state_of(status: os.stat_result) -> str:
+    """What changes when a file's content does, without reading it, as text for a key.
+
+    Size and modification time alone can be equal for different files: archives set the times of
+    what they unpack, and ``cp -p`` and ``touch -r`` copy them. Programs cannot set the change time
+    (ctime), and a file moved over another one has an inode of its own. The device is left out: its
+    number may differ after a restart.
+    """
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+
+
 def exists(path: Path) -> bool:
     """Whether something is there that can be looked at.
 

@@ -610,6 +610,24 @@ def test_an_array_dataset_is_written_out_once_with_the_same_pixels(
     assert again.train.paths == found.train.paths
 
 
+def test_arrays_exchanged_for_others_of_equal_size_and_time_are_written_out_anew(
+    tmp_path: Path,
+) -> None:
+    """MNIST and FashionMNIST have files of the same names and sizes."""
+    pixels = mnist(tmp_path)
+    files = sorted((tmp_path / "MNIST" / "raw").iterdir())
+    for path in files:
+        os.utime(path, (1, 1))
+    find("torchvision:MNIST", folder=str(tmp_path))
+    for path in files:
+        if "images" in path.name:
+            idx(path, 255 - pixels)
+            os.utime(path, (1, 1))
+    found = find("torchvision:MNIST", folder=str(tmp_path))
+    path = found.train.paths[0]
+    assert (np.asarray(Image.open(path)) == 255 - pixels[int(path.stem)]).all()
+
+
 def test_class_names_with_a_slash_and_a_cache_that_lost_files(tmp_path: Path) -> None:
     mnist(tmp_path, "FashionMNIST")
     found = find("torchvision:FashionMNIST", folder=str(tmp_path))

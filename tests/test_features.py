@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,6 +167,29 @@ def test_another_image_file_is_another_key(
     forwards.clear()
     changed = photos / "train" / "class_0" / "0.png"
     changed.write_bytes((photos / "train" / "class_0" / "1.png").read_bytes())
+    train(make_config(runtime=FIXED, output_dir=str(tmp_path / "second")))
+    assert sum(forwards) == 18 * 2  # the validation features were kept
+
+
+@pytest.mark.parametrize("way", ["rewritten", "renamed"])
+def test_photos_exchanged_for_others_of_equal_size_and_time_are_computed_anew(
+    make_config: Make, photos: Path, tmp_path: Path, forwards: list[int], way: str
+) -> None:
+    one, two = (photos / "train" / f"class_{label}" / "0.png" for label in (0, 1))
+    size = max(path.stat().st_size for path in (one, two))
+    for path in (one, two):
+        # Bytes after the end of a PNG are not read.
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.utime(path, (1, 1))
+    train(make_config(runtime=FIXED))
+    forwards.clear()
+    if way == "renamed":
+        two.replace(one)
+        shutil.copy2(one, two)
+    else:
+        one.write_bytes(two.read_bytes())
+        os.utime(one, (1, 1))
+    assert one.stat().st_mtime == two.stat().st_mtime == 1
     train(make_config(runtime=FIXED, output_dir=str(tmp_path / "second")))
     assert sum(forwards) == 18 * 2  # the validation features were kept
 

@@ -187,6 +187,26 @@ def test_a_changed_file_is_unknown(tmp_path: Path) -> None:
     assert key_of_file(str(tmp_path / "absent.jpg")) is None
 
 
+@pytest.mark.parametrize("way", ["rewritten", "renamed"])
+def test_a_file_exchanged_for_one_of_equal_size_and_time_is_unknown(
+    tmp_path: Path, way: str
+) -> None:
+    """Archives unpack with equal times, and uncompressed photos of one size have equal sizes."""
+    path, other = tmp_path / "a.bmp", tmp_path / "b.bmp"
+    Image.new("RGB", (8, 8), "red").save(path)
+    Image.new("RGB", (8, 8), "blue").save(other)
+    os.utime(path, ns=(0, 0))
+    before = key_of_file(str(path))
+    if way == "renamed":
+        os.utime(other, ns=(0, 0))
+        other.replace(path)
+    else:
+        path.write_bytes(other.read_bytes())
+        os.utime(path, ns=(0, 0))
+    assert path.stat().st_mtime_ns == 0
+    assert key_of_file(str(path)) != before
+
+
 def test_what_may_pass_is_not_remembered(tmp_path: Path) -> None:
     with Remembered() as remembered:
         remembered.keep([(b"k", Look(reason="no permission", lasting=False))])

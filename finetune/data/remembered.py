@@ -1,7 +1,7 @@
 """What earlier looks found, in one SQLite file in the user's cache folder; imports no torch.
 
-A file is known by path, size and time of change, so that a changed file is simply unknown. Without
-the file, or with a broken one, everything is looked at again: nothing depends on it.
+A file is known by its path and its state (`state_of`), so that a changed file is simply unknown.
+Without the file, or with a broken one, everything is looked at again: nothing depends on it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import platformdirs
 from PIL import __version__ as pillow_version
 
 from finetune.data.look import Look
+from finetune.files import state_of
 
 _TABLE = "looks_2"
 """Numbered anew when a look comes to mean something else."""
@@ -42,7 +43,7 @@ def key_of_file(path: str) -> bytes | None:
         status = os.stat(path)  # noqa: PTH116
     except OSError:
         return None
-    text = f"{pillow_version} {status.st_size} {status.st_mtime_ns} "
+    text = f"{pillow_version} {state_of(status)} "
     full = os.fsencode(os.path.abspath(path))  # noqa: PTH100
     return hashlib.blake2b(text.encode() + full, digest_size=16).digest()
 

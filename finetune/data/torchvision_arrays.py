@@ -17,7 +17,7 @@ from PIL import Image
 from finetune.config_data import TORCHVISION, DataConfig
 from finetune.data.table import Table, read_table
 from finetune.errors import DataError, OutputError
-from finetune.files import remove_stale
+from finetune.files import remove_stale, state_of
 from finetune.progress import Progress, Silent
 
 # For each split the arguments of torchvision's class, and below the folder what it reads.
@@ -70,8 +70,7 @@ def _digest(name: str, folder: Path) -> str:
     digest = hashlib.sha256(f"{_VERSION} {folder.absolute()}".encode("utf-8", "surrogateescape"))
     files = sorted(folder.glob(ARRAYS[name][1]))
     for file in files:
-        status = file.stat()
-        digest.update(f"\0{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+        digest.update(f"\0{file.name} {state_of(file.stat())}".encode())
     return digest.hexdigest()[:16] if files else ""
 
 
