@@ -26,7 +26,14 @@ from finetune.cli_options import (
     SetOption,
 )
 from finetune.cli_support import DebugOption, emit, torch_imports
-from finetune.errors import ConfigError, FinetuneError, Interrupted, OutputError, printable
+from finetune.errors import (
+    ConfigError,
+    FinetuneError,
+    Interrupted,
+    OutputError,
+    address_problem,
+    printable,
+)
 from finetune.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -261,8 +268,22 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _refuse_addresses(arguments: Sequence[str]) -> None:
+    """Refuse addresses in place of paths, in whichever option.
+
+    Photos to label are left to `finetune predict`: one that cannot be read is no reason to stop.
+    """
+    for at, argument in enumerate(arguments):
+        is_photo = at > 1 and arguments[0] == "predict" and not arguments[at - 1].startswith("-")
+        value = argument.partition("=")[2] if argument.startswith("-") else argument
+        problem = None if is_photo else address_problem(value)
+        if problem:
+            raise ConfigError(problem)
+
+
 def _run() -> int:
     try:
+        _refuse_addresses(sys.argv[1:])
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (FinetuneError, Interrupted) as error:
         return _fail(str(error), error.exit_code)

@@ -32,7 +32,15 @@ from finetune.config_model import ModelConfig as ModelConfig
 from finetune.config_model import PreprocessingConfig as PreprocessingConfig
 from finetune.config_optimizer import OptimizerConfig as OptimizerConfig
 from finetune.config_optimizer import ScheduleConfig as ScheduleConfig
-from finetune.config_section import AUTO, MOST, CountOrAuto, Section, Text, one_line, tuple_of
+from finetune.config_section import (
+    AUTO,
+    MOST,
+    CountOrAuto,
+    LocalPath,
+    Section,
+    one_line,
+    tuple_of,
+)
 from finetune.config_tune import TuneConfig as TuneConfig
 
 FORMAT = 1
@@ -131,7 +139,7 @@ class StageFeatures(Section):
 class FeaturesConfig(StageFeatures):
     """What becomes of the frozen prefix's outputs."""
 
-    dir: Text | None = None
+    dir: LocalPath | None = None
     """Folder of the cache; default: the user's cache folder."""
     known_by: Literal["time", "content"] = "time"
     """How a changed photo is noticed: by path, size, times and inode, or by its SHA-256."""
@@ -175,7 +183,7 @@ class Config(Section):
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     tune: TuneConfig | None = None
     """For `finetune tune` alone."""
-    output_dir: Annotated[Text, AfterValidator(os.path.expanduser)]
+    output_dir: Annotated[LocalPath, AfterValidator(os.path.expanduser)]
     """Folder of the run: checkpoints, metrics, reports."""
     seed: int = Field(default=0, ge=0, lt=2**63)
 

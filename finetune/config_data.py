@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from finetune.config_section import MOST, Section, Text
+from finetune.config_section import MOST, LocalPath, Section, Text
 
 DEMO = "demo"
 TORCHVISION = "torchvision:"
@@ -32,10 +32,10 @@ def _workers(value: Any) -> Any:
 class DataConfig(Section):
     """Which images, in which portions."""
 
-    root: Text
+    root: LocalPath
     """Class folders, or train/ and val/ folders that hold them; a .csv or .tsv file;
     torchvision:NAME; or demo."""
-    folder: Text | None = None
+    folder: LocalPath | None = None
     """torchvision:NAME only: where it lies; default: the user's cache folder."""
     download: bool | None = None
     """torchvision:NAME only: true downloads it where it is absent."""

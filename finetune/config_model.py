@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from finetune.backbones import BUILDERS, BUNDLED_MODEL
 from finetune.config_data import Fit
-from finetune.config_section import Section, Text, tuple_of
+from finetune.config_section import LocalPath, Section, tuple_of
 from finetune.errors import did_you_mean
 
 Size = Annotated[int, Field(ge=1, le=4096)]
@@ -61,7 +61,7 @@ class ModelConfig(Section):
 
     name: str
     """A torchvision classification builder; `finetune models` lists them."""
-    weights: Text = "DEFAULT"
+    weights: LocalPath = "DEFAULT"
     """DEFAULT, an entry such as IMAGENET1K_V2, a path to a state dict or to a run of our own,
     bundled, or none."""
     keep_head: Literal["none", "same_names"] = "none"

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from finetune.errors import address_problem
+
 AUTO = "auto"
 MOST = 1_000_000
 """Of what is counted: epochs, steps, images. More is a mistake, and nothing computes with it."""
@@ -38,7 +40,19 @@ def one_line(text: str) -> str:
     return text
 
 
+def local(text: str) -> str:
+    """Text that can be a path.
+
+    Raises:
+        ValueError: it is an address of another machine.
+    """
+    if problem := address_problem(text):
+        raise ValueError(problem)
+    return text
+
+
 Text = Annotated[str, AfterValidator(one_line)]
+LocalPath = Annotated[Text, AfterValidator(local)]
 
 if TYPE_CHECKING:
     # A number by the time that anything computes with it: `finetune.defaults` resolves the word.

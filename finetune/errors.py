@@ -15,6 +15,7 @@ A message says where, what, and what to do. ``cli.main`` is the one place that c
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -135,6 +136,23 @@ def did_you_mean(word: str, choices: Iterable[str], *, limit: int = 1) -> str:
     if not close:
         return ""
     return f" Did you mean {' or '.join(repr(choice) for choice in close)}?"
+
+
+def address_problem(text: str) -> str | None:
+    """Say what is wrong with a path that is an address of another machine; None where it is none.
+
+    As a path it would lose a slash, and name a folder that is made in the working directory.
+    """
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", text)
+    if found is None:
+        return None
+    if found[1].lower() == "file":
+        return f"{text!r} is an address; give the path that follows {found[0]}"
+    return (
+        f"{text!r} is an address, and finetune reads and writes only files of this machine; copy "
+        "what it names here first, or mount it, and give the path (to write there, give a path "
+        "here and copy the result)"
+    )
 
 
 def first_few(texts: Iterable[str], *, most: int = 3, between: str = ", ") -> str:

@@ -37,6 +37,15 @@ class Monitor:
         if self._to_beat is None or figure > self._to_beat + min_delta:
             self._to_beat, self._waited = figure, 0
 
+    def uncounted(self) -> str:
+        """Words on an epoch that is the best and that early stopping did not count; or none."""
+        if self.stopping is None or not self._waited:
+            return ""
+        return (
+            f" by less than early stopping counts ({self._waited} of {self.stopping.patience} "
+            "epochs waited)"
+        )
+
     @property
     def stop(self) -> bool:
         """Whether training ends after the epoch seen last."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import CheckpointError, OutputError
+from finetune.errors import CheckpointError, OutputError, address_problem
 from finetune.files import exists, is_folder
 
 _LONGEST_NAME = 255  # bytes, on every common file system
@@ -55,8 +55,10 @@ def checkpoint_of(run: str) -> Path:
     """The checkpoint that RUN or CHECKPOINT names: a run's best one, or the file itself.
 
     Raises:
-        CheckpointError: a folder without one.
+        CheckpointError: a folder without one, or an address of another machine.
     """
+    if problem := address_problem(run):
+        raise CheckpointError(problem)
     path = Path(run)
     if not is_folder(path):
         return path

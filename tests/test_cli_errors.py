@@ -547,3 +547,47 @@ def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
 def test_a_used_folder_is_code_6_on_the_command_line(run: Run, config: str, used: Path) -> None:
     outcome = run("train", "--config", config, "--set", f"output_dir={used}")
     assert_one_message(outcome, code=6)
+
+
+# Addresses in place of paths
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/x", "gs://b/x", "https://h.org/x", "hf://m/x"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check-data", "{}"),
+        ("init", "{}"),
+        ("init", "data", "--output={}"),
+        ("init", "data", "--weights", "{}"),
+        ("train", "--config", "{}"),
+        ("train", "--resume", "{}"),
+        ("eval", "{}"),
+        ("eval", "run", "--data", "{}"),
+        ("predict", "{}", "photo.jpg"),
+        ("predict", "run", "--list", "{}"),
+        ("export", "run", "--format", "onnx", "--output", "{}"),
+        ("compare", "run", "{}"),
+        ("report", "{}"),
+        ("cache", "list", "--dir", "{}"),
+    ],
+)
+def test_an_address_is_refused_as_it_was_spelled(
+    run: Run, arguments: tuple[str, ...], address: str
+) -> None:
+    outcome = run(*(argument.format(address) for argument in arguments))
+    assert_one_message(outcome, code=2)
+    assert f"'{address}' is an address" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "key", ["data.root", "data.folder", "output_dir", "features.dir", "model.weights"]
+)
+def test_an_address_in_a_config_is_refused_by_its_key(run: Run, config: str, key: str) -> None:
+    outcome = run("train", "--config", config, "--set", f"{key}=s3://bucket/x")
+    assert_one_message(outcome, code=2)
+    assert f"{key}=s3://bucket/x: 's3://bucket/x' is an address" in outcome.err
+
+
+def test_a_file_address_is_answered_with_its_path(run: Run) -> None:
+    assert "the path that follows file://" in run("check-data", "file:///photos").err

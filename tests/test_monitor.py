@@ -98,6 +98,26 @@ def test_early_stopping_goes_by_the_figure_alone() -> None:
     assert best_of(epochs[:3]) == 3
 
 
+def test_a_best_epoch_that_early_stopping_does_not_count_says_so() -> None:
+    monitor = Monitor(
+        Section.model_validate({"early_stopping": {"patience": 3, "min_delta": 0.01}})
+    )
+    words = []
+    for val in (seen(0.8, 0.5), seen(0.8, 0.4), seen(0.805, 0.4), seen(0.9, 0.4)):
+        monitor.see(val)
+        words.append(monitor.uncounted())
+    assert [bool(word) for word in words] == [False, True, True, False]
+    assert "1 of 3" in words[1]
+    assert "2 of 3" in words[2]
+
+
+def test_every_best_epoch_counts_without_early_stopping() -> None:
+    monitor = Monitor(Section.model_validate({}))
+    for val in (seen(0.8, 0.5), seen(0.8, 0.4)):
+        monitor.see(val)
+    assert monitor.uncounted() == ""
+
+
 def test_early_stopping_by_loss_waits_for_it_to_fall() -> None:
     epochs = [seen(loss=loss) for loss in (0.5, 0.4, 0.45, 0.41, 0.1)]
     assert last_of(epochs, monitor="loss", early_stopping={"patience": 2}) == 4

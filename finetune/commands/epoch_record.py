@@ -33,13 +33,17 @@ class Epoch:
         val = Evaluation(**{key: record["val"][key] for key in _VAL_FIGURES}, per_class=())
         return cls(EpochResult(**trained), val, record["eval_s"], record.get("stage", 1))
 
-    def line(self, total: int, *, monitor: str, is_best: bool) -> str:
-        """The epoch in one line, for people."""
+    def line(self, total: int, *, monitor: str, is_best: bool, uncounted: str = "") -> str:
+        """Show the epoch in one line, for people.
+
+        Args:
+            uncounted: Follows the word best, where early stopping waits nevertheless.
+        """
         macro_f1 = f"  macro F1 {self.val.macro_f1:.2%}" if monitor == "macro_f1" else ""
         return (
             f"epoch {self.trained.epoch:>{len(str(total))}}/{total}"
             f"  lr {self.trained.lr:.2g}  loss {self.trained.loss:.4f}"
             f"  val loss {self.val.loss:.4f}  val top-1 {self.val.top1:.2%}"
             f"  balanced {self.val.balanced_accuracy:.2%}{macro_f1}"
-            f"{'  best' if is_best else ''}"
+            f"{f'  best{uncounted}' if is_best else ''}"
         )

@@ -142,7 +142,13 @@ def run_epochs(
             if best is None or monitor.rank(epoch.val) > monitor.rank(best.val):
                 best = epoch
             saver.keep(run.checkpoint(evaluated=True), is_best=best is epoch)
-            progress.say(epoch.line(total, monitor=monitor.name, is_best=best is epoch))
+            shown = epoch.line(
+                total,
+                monitor=monitor.name,
+                is_best=best is epoch,
+                uncounted=monitor.uncounted(),
+            )
+            progress.say(shown)
             if stopping.asked():
                 raise _stopped(f"after epoch {trained.epoch}", folder)
             if monitor.stop:
