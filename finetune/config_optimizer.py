@@ -211,11 +211,11 @@ class OptimizerConfig(Section):
         """Tensors of a parameter's size that the optimizer keeps."""
         own = OPTIMIZERS[self.name].state if self.name != AUTO else 0
         options = self.options or {}
-        return own + sum(bool(on) for on in (self.momentum, *map(options.get, _KEEPING)))
+        return own + sum(bool(on) for on in (self.momentum, *map(options.get, KEEPING)))
 
 
-_KEEPING = ("amsgrad", "centered")
-"""Options for which a tensor more is kept."""
+KEEPING = ("amsgrad", "centered")
+"""Options that make an optimizer keep one more tensor of each parameter."""
 
 
 class ScheduleConfig(Section):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from finetune.config_optimizer import KEEPING
 from finetune.optimizer_state import Number, memory_of, remember
 
 
@@ -16,7 +17,7 @@ class Memory:
     """Of an optimizer at the end of a stage.
 
     Attributes:
-        keeps: The arguments on which it depends what it keeps of a parameter.
+        keeps: Arguments that determine which tensors the optimizer keeps of a parameter.
         tensors, numbers: As `memory_of` gives them.
     """
 
@@ -62,8 +63,6 @@ def _name(label: str) -> str:
 
 
 def _keeps(optimizer: Optimizer) -> dict[str, bool]:
-    return {
-        key: bool(value)
-        for key, value in optimizer.defaults.items()
-        if isinstance(value, bool) or key == "momentum"
-    }
+    # These keys alone: other arguments change nothing in the state, and loading a state adds
+    # arguments to the defaults of some classes (torch.optim.Optimizer.__setstate__).
+    return {key: bool(optimizer.defaults.get(key)) for key in ("momentum", *KEEPING)}

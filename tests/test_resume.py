@@ -160,6 +160,12 @@ KINDS: dict[str, dict[str, Any]] = {
             {"epochs": 2, "freeze": LAST_BLOCK, "optimizer": {"lr": 1e-4}},
         ],
     },
+    "stages, adafactor": {
+        "stages": [
+            {"epochs": 1, "optimizer": {"name": "adafactor"}},
+            {"epochs": 2, "freeze": LAST_BLOCK, "optimizer": {"name": "adafactor"}},
+        ],
+    },
     "rates that fall when nothing gets better": {
         "train": {"monitor": "macro_f1", "early_stopping": {"patience": 2, "min_delta": 0.5}},
         "schedule": {"name": "plateau", "patience": 1},

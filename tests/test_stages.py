@@ -34,10 +34,12 @@ from finetune.commands.show_batch import show_batch
 from finetune.commands.train import train
 from finetune.config import Config
 from finetune.config_file import load_config, to_yaml
+from finetune.config_optimizer import OPTIMIZERS
 from finetune.errors import ConfigError, Interrupted, ResultError
 from finetune.evaluate import Evaluation
 from finetune.handover import Memory
 from finetune.optim import build_optimizer
+from finetune.optimizer_state import memory_of, remember
 from finetune.proof import Proof
 from finetune.report.text import render_dry_run, render_freeze_report, render_train
 from finetune.results import FreezeReport, StagedFreezeReport, TrainSummary
@@ -614,6 +616,73 @@ def test_state_of_another_kind_is_not_taken_over(name: str, options: dict[str, A
     old, new = networks()
     before = trained("sgd", old)
     after = build_optimizer(new.named_parameters(), config_of(name, **options))
+    assert handed_over(before, old, after, new) == 0
+    assert not after.state
+
+
+def small(name: str = "sgd") -> nn.Module:
+    """A convolution, a matrix and their biases; for Muon, which moves matrices alone, two."""
+    torch.manual_seed(0)
+    if name == "muon":
+        return nn.Sequential(nn.Linear(4, 6, bias=False), nn.Linear(6, 3, bias=False))
+    return nn.Sequential(nn.Conv2d(4, 6, 3), nn.Linear(6, 3))
+
+
+def take_steps(optimizer: torch.optim.Optimizer, model: nn.Module, numbers: range) -> None:
+    """Steps along gradients that follow from their number."""
+    for number in numbers:
+        draws = torch.Generator().manual_seed(number)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=draws)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", sorted(n for n, known in OPTIMIZERS.items() if not known.refused))
+@pytest.mark.parametrize("stop", [2, 3])
+def test_state_is_handed_over_after_a_resume_as_without_one(name: str, stop: int) -> None:
+    """Stage one ends after three steps; an interruption before or at its end changes no bit."""
+
+    def in_two_stages(*, stop: int | None) -> tuple[int, nn.Module, torch.optim.Optimizer]:
+        model, config = small(name), config_of(name)
+        first = build_optimizer(model.named_parameters(), config)
+        take_steps(first, model, range(stop or 3))
+        if stop is not None:
+            memory = memory_of(first, model.named_parameters())
+            first = build_optimizer(model.named_parameters(), config)
+            remember(first, model.named_parameters(), *memory)
+            take_steps(first, model, range(stop, 3))
+        second = build_optimizer(model.named_parameters(), config)
+        kept = handed_over(first, model, second, model)
+        take_steps(second, model, range(3, 5))
+        return kept, model, second
+
+    kept, model, optimizer = in_two_stages(stop=None)
+    again, resumed, other = in_two_stages(stop=stop)
+    assert again == kept == len(list(model.parameters()))
+    assert equal(model.state_dict(), resumed.state_dict())
+    states = [
+        memory_of(one, net.named_parameters())
+        for one, net in ((optimizer, model), (other, resumed))
+    ]
+    assert equal(states[0][0], states[1][0])
+    assert states[0][1] == states[1][1]
+
+
+@pytest.mark.parametrize("options", [{"nesterov": True}, {"foreach": True}])
+def test_an_option_that_changes_no_state_keeps_it(options: dict[str, Any]) -> None:
+    old, new = small(), small()
+    before = trained("sgd", old)
+    after = build_optimizer(new.named_parameters(), config_of("sgd", options=options))
+    assert handed_over(before, old, after, new) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("adam", {"amsgrad": True}), ("rmsprop", {"centered": True})]
+)
+def test_an_option_that_adds_state_begins_anew(name: str, options: dict[str, Any]) -> None:
+    old, new = small(), small()
+    before = trained(name, old)
+    after = build_optimizer(new.named_parameters(), config_of(name, options=options))
     assert handed_over(before, old, after, new) == 0
     assert not after.state
 
