@@ -22,6 +22,7 @@ from finetune.evaluate import eval_mode
 from finetune.features import FeatureBatch, Source
 from finetune.head_updates import HeadSettings, Updates, rows_of
 from finetune.keyed import seed_for
+from finetune.loss import mean_over_images, weights_on
 from finetune.shared_dropout import SharedDropout
 from finetune.split import Features, Live
 from finetune.train_mode import keeps_statistics
@@ -144,12 +145,12 @@ def train_heads(
         steps_per_epoch=len(batches),
     )
     smoothing = torch.tensor([settings[at].label_smoothing for at in order], device=device)
-    weight = None if class_weights is None else torch.tensor(class_weights, device=device)
+    weights = weights_on(device, class_weights)
     step = 0
     for epoch in range(1, max(one.epochs for one in settings) + 1):
         for number, (features, labels) in enumerate(batches.epoch(epoch), start=1):
             heads.seed(seed_for(seed, "step", step))
-            losses = _losses(heads(features), labels, smoothing, weight)
+            losses = mean_over_images(_losses(heads(features), labels, smoothing), labels, weights)
             heads.layer.zero_grad(set_to_none=True)
             losses.sum().backward()  # type: ignore[no-untyped-call]
             updates.step(heads.layer, step)
@@ -166,22 +167,17 @@ def train_heads(
             smoothing = smoothing[going_on]
 
 
-def _losses(logits: Tensor, labels: Tensor, smoothing: Tensor, weight: Tensor | None) -> Tensor:
-    """Cross-entropy of each head, ``(count,)``: its mean over a batch's images, as the loop's.
+def _losses(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
+    """Cross-entropy of each image and head, ``(N, count)``, each head with its own smoothing.
 
     Args:
         logits: ``(N, count, C)``.
         labels: ``(N,)`` int64.
-        smoothing: Of each head, ``(count,)``.
-        weight: Of each class.
+        smoothing: Label smoothing of each head, ``(count,)``.
     """
     log_shares = F.log_softmax(logits, dim=2)
     true = log_shares.gather(2, labels[:, None, None].expand(-1, logits.shape[1], 1))[:, :, 0]
-    if weight is not None:
-        true = true * weight[labels][:, None]
-        log_shares = log_shares * weight
-    losses = (smoothing - 1) * true - smoothing * log_shares.mean(dim=2)
-    return losses.mean(dim=0)
+    return (smoothing - 1) * true - smoothing * log_shares.mean(dim=2)
 
 
 @torch.no_grad()

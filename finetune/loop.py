@@ -6,15 +6,13 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from finetune.averaging import Average
+from finetune.loss import Loss
 from finetune.metrics import Meter
 from finetune.position import Position
 from finetune.step import Batch, Step
@@ -63,7 +61,7 @@ def train_epochs(
             in the accuracy.
         set_mode: Puts every module into its mode for training; called at each epoch's start,
             because an evaluation in between changes modes.
-        class_weights: Of each class in the loss; 1 on average over the images.
+        label_smoothing, class_weights: As `finetune.loss.Loss` takes them.
         aux_weight: Share of each auxiliary head's loss.
         accumulate: Batches that make a step; an epoch's last step takes what is left.
         clip_norm: Longest gradient of a step.
@@ -80,7 +78,7 @@ def train_epochs(
     device = next(model.parameters()).device
     position = position or Position()
     meter = meter or Meter(num_classes, device)
-    loss_of = _loss(class_weights, label_smoothing, device)
+    loss_of = Loss(class_weights, label_smoothing, device=device)
     step = Step(
         *(model, optimizer, loss_of),
         seed=seed,
@@ -117,22 +115,3 @@ def _groups_of(count: int, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
     iterator = iter(batches)
     while group := list(itertools.islice(iterator, count)):
         yield group
-
-
-def _loss(
-    class_weights: Sequence[float] | None, label_smoothing: float, device: torch.device
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross-entropy, its mean over a batch's images."""
-    if class_weights is None:
-        return partial(F.cross_entropy, label_smoothing=label_smoothing)
-    weight = torch.tensor(class_weights, device=device)
-
-    def weighted(logits: Tensor, labels: Tensor) -> Tensor:
-        # torch's own mean divides by the batch's weights: a batch of frequent classes alone would
-        # pull as hard as one that holds all the rare ones.
-        total = F.cross_entropy(
-            logits, labels, weight=weight, label_smoothing=label_smoothing, reduction="sum"
-        )
-        return total / len(labels)
-
-    return weighted

@@ -52,7 +52,17 @@ LINES = [
         "schedules",
         "continuing",
     },
-    {"model", "optim", "metrics", "proof", "cost", "intervals", "temperature", "search_space"},
+    {
+        "loss",
+        "model",
+        "optim",
+        "metrics",
+        "proof",
+        "cost",
+        "intervals",
+        "temperature",
+        "search_space",
+    },
     {"step"},
     {
         *("weights", "loop", "evaluate", "planning", "feature_cache", "form", "saving", "scoring"),

@@ -20,6 +20,7 @@ from finetune.data.balance import class_weights
 from finetune.data.loading import KeyedBatches
 from finetune.data.views import Views
 from finetune.loop import train_epochs
+from finetune.loss import Loss
 from finetune.metrics import Meter
 from finetune.report.evaluation import render_eval
 from finetune.report.text import render_dry_run, render_train
@@ -87,6 +88,95 @@ def test_a_batch_of_a_frequent_class_alone_pulls_less() -> None:
     light = one_step([0, 0, 0, 0], class_weights([30, 10]))
     full = one_step([0, 0, 0, 0], None)
     assert torch.allclose(light, full * (40 / 60))
+
+
+# With smoothed and mixed labels
+
+WEIGHTS = [0.5, 1.0, 4.0]
+SOFT: dict[str, tuple[float, torch.Tensor]] = {
+    "one class": (0.0, torch.tensor([0])),
+    "one class, smoothed": (0.1, torch.tensor([0])),
+    "the rare class, smoothed": (0.3, torch.tensor([2])),
+    "mixed": (0.0, torch.tensor([[0.7, 0.0, 0.3]])),
+    "mixed, smoothed": (0.2, torch.tensor([[0.7, 0.0, 0.3]])),
+}
+
+
+def gradient(loss_of: Loss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    logits = logits.clone().requires_grad_()
+    (found,) = torch.autograd.grad(loss_of(logits, labels), logits)
+    return found
+
+
+@pytest.mark.parametrize("kind", SOFT)
+def test_weights_do_not_move_the_optimum_of_an_image(kind: str) -> None:
+    """The optimum are the smoothed shares themselves."""
+    smoothing, labels = SOFT[kind]
+    shares = nn.functional.one_hot(labels, 3).float() if labels.dim() == 1 else labels
+    shares = shares * (1 - smoothing) + smoothing / 3
+    best = shares.clamp(min=1e-9).log()
+    for weights in (None, WEIGHTS):
+        loss_of = Loss(weights, smoothing, device=torch.device("cpu"))
+        assert gradient(loss_of, best, labels).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", SOFT)
+def test_an_image_pulls_by_the_mean_weight_of_its_shares(kind: str) -> None:
+    smoothing, labels = SOFT[kind]
+    shares = nn.functional.one_hot(labels, 3).float() if labels.dim() == 1 else labels
+    weight = float(shares[0] @ torch.tensor(WEIGHTS))
+    logits = torch.tensor([[0.3, -1.0, 0.5]])
+    plain, weighted = (
+        gradient(Loss(weights, smoothing, device=torch.device("cpu")), logits, labels)
+        for weights in (None, WEIGHTS)
+    )
+    torch.testing.assert_close(weighted, weight * plain)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_weighted_loss_is_a_mean_over_images(smoothing: float) -> None:
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 0, 1, 2, 0])
+    losses = nn.functional.cross_entropy(
+        logits, labels, label_smoothing=smoothing, reduction="none"
+    )
+    weighted = Loss(WEIGHTS, smoothing, device=torch.device("cpu"))(logits, labels)
+    expected = sum(WEIGHTS[label] * loss for label, loss in zip(labels, losses, strict=True)) / 5
+    torch.testing.assert_close(weighted, expected)
+
+
+def test_without_smoothing_the_weighted_loss_is_torchs_own() -> None:
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 0, 1, 2, 0])
+    weighted = Loss(WEIGHTS, device=torch.device("cpu"))(logits, labels)
+    weight = torch.tensor(WEIGHTS)
+    own = nn.functional.cross_entropy(logits, labels, weight=weight, reduction="sum") / 5
+    torch.testing.assert_close(weighted, own)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_frequent_class_is_recognised_under_weights(smoothing: float) -> None:
+    """Forty images of one class for each of the other, on a feature that tells them apart."""
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 400 + [1] * 10)
+    features = torch.randn(410, 1, generator=draws) + 4.0 * labels[:, None]
+    model = nn.Linear(1, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    list(
+        train_epochs(
+            model,
+            batches=lambda _: zip(features.split(41), labels.split(41), strict=True),
+            optimizer=optimizer,
+            schedule=torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+            set_mode=lambda: None,
+            epochs=20,
+            num_classes=2,
+            seed=0,
+            label_smoothing=smoothing,
+            class_weights=class_weights([400, 10]),
+        )
+    )
+    right = model(features).argmax(dim=1) == labels
+    assert right[:400].float().mean() > 0.9
+    assert right[400:].float().mean() > 0.8
 
 
 # Draws
