@@ -62,14 +62,14 @@ def _main_schedule(
         return StepLR(optimizer, config.step_epochs * steps_per_epoch, gamma=config.gamma)
     if config.name == "one_cycle":
         assert config.rise is not None
-        # Phases of less than a step each would divide by zero.
+        # torch divides by zero where the rise lasts one step or less.
         total = max(steps, 4)
-        rise = min(max(round(config.rise * total), 2), total - 1)
+        rise = config.rise if config.rise * total > 1 else 2 / total
         return OneCycleLR(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=total,
-            pct_start=rise / total,
+            pct_start=rise,
             cycle_momentum=False,  # the config's momentum holds
         )
     return ConstantLR(optimizer, factor=1.0, total_iters=1)

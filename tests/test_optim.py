@@ -93,6 +93,21 @@ def test_one_cycle_of_a_few_steps_stays_between_nothing_and_the_peak(
     assert all(0 < rate <= 1 + 1e-9 for rate in rates)
 
 
+@pytest.mark.parametrize("steps", [5, 8, 47, 50])
+def test_one_cycle_is_torchs_own_without_cycled_momentum(steps: int) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    own = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=steps, pct_start=0.3, cycle_momentum=False
+    )
+    expected = []
+    for step in range(steps):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step + 1 < steps:
+            own.step()
+    assert learning_rates({"name": "one_cycle"}, epochs=1, steps=steps) == expected
+
+
 def test_one_cycle_leaves_the_momentum_as_it_was_given() -> None:
     layer = nn.Linear(1, 1)
     optimizer = build_optimizer(layer.named_parameters(), optimizer_config(momentum=0.8))
