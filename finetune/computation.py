@@ -89,6 +89,11 @@ class Computation:
         return rows
 
     @property
+    def pixel_bytes(self) -> int:
+        """Size of one image's pixels, as they are decoded."""
+        return 3 * self.preprocessing.crop**2
+
+    @property
     def image_bytes(self) -> int:
         """Size of one image's features."""
         return sum(torch.Size(shape).numel() for shape in self.crossing) * self.form.dtype.itemsize

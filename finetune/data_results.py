@@ -41,7 +41,6 @@ class ShownBatch:
     training: tuple[ShownImage, ...]
     validation: tuple[ShownImage, ...]
     stand_ins: dict[str, str]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)

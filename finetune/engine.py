@@ -27,7 +27,7 @@ from finetune.features import (
 )
 from finetune.form import Choice, Form, choose_form, lacks
 from finetune.in_form import InForm, training_runner
-from finetune.keeping import decide_cache, layout_of, worth_keeping
+from finetune.keeping import decide_cache, layout_of
 from finetune.progress import Progress
 from finetune.runtime import (
     WORTH_SHARING,
@@ -45,6 +45,7 @@ class Engine:
     Attributes:
         live: What the loop trains; it takes what a `Source` yields.
         prefix_choice, live_choice: Forms of arithmetic, and what was timed to find them.
+        prefix_multiply_adds: Work of the prefix, for one image.
     """
 
     split: Split
@@ -52,18 +53,12 @@ class Engine:
     computation: Computation
     prefix_choice: Choice
     live_choice: Choice
+    prefix_multiply_adds: int
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.computation.device
-
-    @property
-    def worth_keeping(self) -> bool:
-        """Whether there are features, and reading them repays keeping them."""
-        if self.split.prefix is None:
-            return False
-        return worth_keeping(self.computation, self.prefix_seconds)
 
     @property
     def prefix_seconds(self) -> float | None:
@@ -118,6 +113,7 @@ def build_engine(
         split.prefix, split.crossing, Form(), preprocessing, device, identity, split.widest
     )
     cores = available_cores() if split.prefix is not None and device.type == "cpu" else 1
+    cost = cost or measure_cost(skeleton, crop=preprocessing.crop)
 
     network = _what_is_timed(model, preprocessing)
     # A GPU is given whole batches; of a few images it would mostly be the launches that are timed.
@@ -129,10 +125,11 @@ def build_engine(
 
     prefix_choice, computation = Choice(Form(), {}), plain
     if split.prefix is not None:
+        tiny = device.type == "cpu" and rows * cost.forward_frozen < 2 * WORTH_SHARING
         prefix_choice = _choose_for(
             rows,
             lambda rows: choose_form(
-                runtime,
+                _fixed(runtime, "precision", "memory_format") if tiny else runtime,
                 lambda form: forward_runner(plain, pixels(rows))(form),
                 device=device,
                 images=rows * cores,  # the others compute as many at the same time
@@ -143,13 +140,15 @@ def build_engine(
         form = prefix_choice.form
         prefix = form.arrange(split.prefix, cast=True)
         computation = replace(plain, prefix=prefix, form=form)
-    work = (cost or measure_cost(skeleton, crop=preprocessing.crop)).forward_live
+    work = cost.forward_live
     # A head alone, for one: it takes no time in any form, and computes in float32.
     small = work * config.data.batch_size < WORTH_SHARING
     live_choice = _choose_for(
         rows,
         lambda rows: choose_form(
-            _small_runtime(runtime) if small else live_runtime(runtime),
+            live_runtime(
+                _fixed(runtime, "live_precision", "live_memory_format") if small else runtime
+            ),
             lambda form: training_runner(split.live, computation.features(pixels(rows)), device)(
                 form
             ),
@@ -161,7 +160,7 @@ def build_engine(
     )
     _say(progress, "what trains", live_choice)
     live = InForm(split.live, live_choice.form, device, large=not small)
-    return Engine(split, live, computation, prefix_choice, live_choice)
+    return Engine(split, live, computation, prefix_choice, live_choice, cost.forward_frozen)
 
 
 def _choose_for(rows: int, choose: Callable[[int], Choice]) -> Choice:
@@ -195,17 +194,21 @@ def live_runtime(runtime: RuntimeConfig) -> RuntimeConfig:
     )
 
 
-def _small_runtime(runtime: RuntimeConfig) -> RuntimeConfig:
-    """For a live part that takes no time in any form."""
-    fixed = {"live_precision": "float32", "live_memory_format": "contiguous"}
-    open_keys = {key: value for key, value in fixed.items() if getattr(runtime, key) == "auto"}
-    return live_runtime(runtime.model_copy(update=open_keys))
+def _fixed(runtime: RuntimeConfig, precision: str, memory_format: str) -> RuntimeConfig:
+    """The section for a part that takes no time in any form: what these keys leave open is plain.
+
+    Whether it takes no time is told by its work: a timing near the limit would tell it anew in
+    every run.
+    """
+    plain = {precision: "float32", memory_format: "contiguous"}
+    open_keys = {key: value for key, value in plain.items() if getattr(runtime, key) == "auto"}
+    return runtime.model_copy(update=open_keys)
 
 
 def _say(progress: Progress, what: str, choice: Choice) -> None:
     if choice.seconds:
         timed = ", ".join(f"{name} {1 / seconds:,.0f}" for name, seconds in choice.seconds.items())
-        progress.say(f"fastest form of {what}: {choice.form} (images/s: {timed})")
+        progress.say(f"form of {what}: {choice.form} (images/s: {timed})")
 
 
 def _some_pixels(images: Images, preprocessing: PreprocessingConfig, number: int) -> Tensor:
@@ -233,7 +236,7 @@ def resolve_cache(
         config.features,
         computation,
         rows_bytes,
-        seconds=engine.prefix_seconds,
+        multiply_adds=engine.prefix_multiply_adds,
         progress=progress,
     )
 

@@ -9,9 +9,8 @@ is the system's page cache, which it takes back at need.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
+import mmap
 import re
 import shutil
 import zlib
@@ -22,11 +21,11 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-import platformdirs
 import torch
 from torch import Tensor
 
-from finetune.files import exists, expand_user, write_text
+from finetune.files import exists, expand_user, user_cache, write_text
+from finetune.mapped import allocated, mapped, reserve
 
 FORMAT = 1
 ORIGIN = "root"
@@ -93,12 +92,7 @@ class FeatureStore:
             return
         self._open_folder(folder, description)
         self.tensors = [
-            torch.from_file(
-                str(folder / f"{i}.bin"),
-                shared=True,
-                size=layout.rows * torch.Size(shape).numel(),
-                dtype=_DTYPES[layout.dtype],
-            ).reshape(layout.rows, *shape)
+            mapped(folder / f"{i}.bin", (layout.rows, *shape), _DTYPES[layout.dtype])
             for i, shape in enumerate(layout.shapes)
         ]
         self._check_blocks(folder)
@@ -150,9 +144,9 @@ class FeatureStore:
             path = folder / f"{i}.bin"
             path.touch()
             num_bytes = self.layout.rows * torch.Size(shape).numel() * size
-            if _allocated(path) < num_bytes or path.stat().st_size != num_bytes:
+            if allocated(path) < num_bytes or path.stat().st_size != num_bytes:
                 try:
-                    _reserve(path, num_bytes)
+                    reserve(path, num_bytes)
                 except OSError:
                     for other in folder.glob("*.bin"):  # of no use without this one
                         other.unlink(missing_ok=True)
@@ -178,32 +172,6 @@ class FeatureStore:
             rows = tensor[self.layout.rows_of(block)].reshape(-1).view(torch.uint8)
             checksum = zlib.crc32(rows.numpy().data, checksum)
         return checksum
-
-
-def _reserve(path: Path, num_bytes: int) -> None:
-    """Give a file its size and its space: a mapped file that meets a full disk later on would end
-    the process without a word (SIGBUS).
-
-    Raises:
-        OSError: there is no room; the file is empty again.
-    """
-    with path.open("r+b") as file:
-        file.truncate(num_bytes)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, num_bytes)
-            elif shutil.disk_usage(path.parent).free < num_bytes:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            file.truncate(0)
-            raise
-
-
-def _allocated(path: Path) -> int:
-    """Bytes of a file that have their place on the disk."""
-    status = path.stat()
-    blocks: int | None = getattr(status, "st_blocks", None)
-    return status.st_size if blocks is None else 512 * blocks
 
 
 def _describes(found: object, wanted: dict[str, Any]) -> bool:
@@ -240,10 +208,14 @@ def _remove_links(folder: Path) -> None:
 
 
 def cache_root(configured: str | None) -> Path:
-    """Where stores lie: ``features.dir``, or the user's cache folder."""
+    """Where stores are: ``features.dir``, or the user's cache folder.
+
+    Raises:
+        OSError: the user has none.
+    """
     if configured is not None:
         return expand_user(configured)
-    return platformdirs.user_cache_path("finetune") / "features"
+    return user_cache() / "features"
 
 
 @dataclass(frozen=True)
@@ -304,10 +276,15 @@ def make_room(root: Path, num_bytes: int, *, limit: int) -> None:
 
 
 def refused_writing(root: Path) -> str | None:
-    """Why nothing can be written below ``root``, found by trying; None where it can."""
+    """Why no store can be kept below ``root``, found by trying; None where it can.
+
+    Some network and object-store mounts take files but cannot map them.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=root):
+        with TemporaryFile(dir=root) as file:
+            file.truncate(mmap.PAGESIZE)
+            mmap.mmap(file.fileno(), mmap.PAGESIZE).close()
             return None
     except OSError as error:
         return error.strerror or str(error)
@@ -317,4 +294,7 @@ def disk_limit(root: Path) -> int:
     """Bytes that features may take: a tenth of what is free, what they take now counted as free."""
     existing = next(place for place in (root, *root.absolute().parents) if exists(place))
     used = sum(store.num_bytes for store in stored(root))
-    return (shutil.disk_usage(existing).free + used) // 10
+    try:
+        return (shutil.disk_usage(existing).free + used) // 10
+    except OSError:  # a mount that does not tell
+        return 0

@@ -207,8 +207,9 @@ def filled_store(
         if store.missing:
             _fill(store, computation, images, views, workers, what, seconds, progress)
     except OSError as error:
+        where = error.filename or config.dir or "features.cache"
         raise OutputError(
-            f"{cache_root(config.dir)}: features cannot be kept: {error.strerror or error}; "
+            f"{where}: features cannot be kept: {error.strerror or error}; "
             "--set features.dir=FOLDER names another place, --set features.cache=off does without"
         ) from error
     return store

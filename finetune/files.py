@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
+import logging
 import os
 import shutil
 import tempfile
@@ -14,7 +16,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+import platformdirs
+
 from finetune.errors import OutputError
+
+UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+"""Errors by which a file system says that it does not offer a call at all."""
+_REFUSED = UNSUPPORTED | {errno.EPERM, errno.EACCES}
+_warned: set[str] = set()
 
 
 def write_atomically(
@@ -39,10 +48,10 @@ def write_atomically(
             temporary = file.name
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno(), path)
             if check is not None:
                 check(file)
-        Path(temporary).chmod(0o666 & ~_umask())  # NamedTemporaryFile makes private files
+        set_mode(Path(temporary), 0o666 & ~_umask())  # NamedTemporaryFile makes private files
         _rename(Path(temporary), path, keep)
         temporary = None
     # torch.save reports a full disk as RuntimeError.
@@ -150,6 +159,42 @@ def expand_user(path: str) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
+def user_cache() -> Path:
+    """The user's cache folder for finetune.
+
+    Raises:
+        OSError: there is none, since the user has no home folder; a warning says so once.
+    """
+    try:
+        folder = platformdirs.user_cache_path("finetune")
+    except (RuntimeError, KeyError):
+        folder = Path("~")
+    if str(folder).startswith("~"):  # what older versions of platformdirs return
+        reason = "HOME is not set, and the user has no entry in the list of users"
+        warn_once(
+            f"{reason}: nothing is kept for later runs, and features are kept in memory; set HOME "
+            "or XDG_CACHE_HOME to a folder that can be written"
+        )
+        raise FileNotFoundError(errno.ENOENT, reason)
+    return folder
+
+
+def warn_once(text: str) -> None:
+    """Log a warning, once in a process; without a logging configuration it goes to stderr."""
+    if text not in _warned:
+        _warned.add(text)
+        logging.getLogger("finetune").warning("warning: %s", text)
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Change a file's permissions where its file system has any: a network share may refuse."""
+    try:
+        path.chmod(mode)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+
+
 def remove_stale(folder: Path, pattern: str, *, older_than_s: float = 3600.0) -> None:
     """Remove the scratch folders that killed processes left; younger ones may still be in use."""
     for scratch in folder.glob(pattern):
@@ -199,6 +244,19 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _sync(descriptor: int, path: Path) -> None:
+    """Have a file reach its disk before it takes its name, where the file system offers that."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        warn_once(
+            f"{path.parent}: this file system cannot say when a file has reached the disk (fsync): "
+            "a power failure may cost the latest files"
+        )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 No form wins everywhere: channels_last is three times faster for one network and slower for the
 next, bfloat16 is fast on one processor and emulated on another. So each candidate is timed, in
-turn, on one batch, and the fastest whose result stays near float32's is taken.
+turn, on one batch, and one whose result stays near float32's is taken where it is clearly faster.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
-import platformdirs
 import torch
 from torch import Tensor, nn
 
 from finetune.config import RuntimeConfig
 from finetune.errors import OutputError
-from finetune.files import write_text
+from finetune.files import user_cache, write_text
 from finetune.runtime import large_apart, release_memory, versions
 
 TOLERANCE = 0.05
@@ -35,10 +34,20 @@ SqueezeNet), which changed no decision of a head trained on them. A form that is
 network is further off by orders of magnitude.
 """
 
-_MORE_ROUNDS = 2
-_CLOSE = 1.5
+MARGIN = 1.25
+"""A form replaces a safer one only where it is this many times as fast.
+
+Forms differ in the last bits of their results. Between two of about the same speed the noise of the
+timing would choose, and the same run would give one result today and another tomorrow wherever the
+choice is not remembered.
+"""
+
+_FEWEST_ROUNDS, _MOST_ROUNDS = 2, 10
+_ROUNDS_S = 0.3
+_CLOSE = 2.0
 _FAR_BEHIND = 4.0
-_NOT_WORTH_TIMING_S = 0.002
+_PREPARING_S = 0.5
+"""Generous for what the first run of a form takes longer: kernels are generated for it."""
 _COMPILING_REPAYS_S = 600.0
 
 
@@ -125,7 +134,7 @@ def choose_form(
     key: str,
     work: int | None = None,
 ) -> Choice:
-    """Time the open candidates and take the fastest that is near enough to float32.
+    """Time the open candidates; take the first, unless one near enough to float32 beats `MARGIN`.
 
     Args:
         images: Images in one run of the runner.
@@ -151,44 +160,59 @@ def _fastest(
     may_compile = work is not None and config.compile == "auto" and device.type == "cuda"
     if len(forms) == 1 and not may_compile:
         return Choice(forms[0], {})
-    path = _memory(f"{key} {device.type} {images} {may_compile and work}", forms)
-    remembered = _recall(path, forms)
+    path: Path | None
+    try:
+        path = _memory(f"{key} {device.type} {images} {may_compile and work}", forms)
+    except OSError:  # no home folder
+        path = None
+    remembered = _recall(path, forms) if path else None
     if remembered is not None:
         return remembered
     choice = _time(forms, run, images, on_cpu=device.type == "cpu")
     if may_compile and work is not None:
         choice = _with_compiled(choice, run, images, work)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(asdict(choice)))
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(asdict(choice)))
     except (OSError, OutputError):
         pass  # remembering is a convenience; the resolved config states the choice as well
     return choice
 
 
 def _time(forms: list[Form], run: Runner, images: int, *, on_cpu: bool) -> Choice:
-    """The fastest of them, for so many images."""
+    """Time the forms and take one of them."""
     took = _seconds_of(forms, run, on_cpu=on_cpu)
     release_memory()  # of all copies
-    fastest = min(took, key=lambda form: took[form], default=Form())
-    return Choice(fastest, {str(form): seconds / images for form, seconds in took.items()})
+    taken = clearly_fastest({form: took[form] for form in forms if form in took})
+    return Choice(taken, {str(form): seconds / images for form, seconds in took.items()})
+
+
+def clearly_fastest(took: dict[Form, float]) -> Form:
+    """The first form, unless a later one is faster than those before it by more than `MARGIN`.
+
+    Args:
+        took: Seconds by form, in the order of `candidates`: the safest first.
+    """
+    taken = next(iter(took), Form())
+    for form, seconds in took.items():
+        if seconds * MARGIN < took[taken]:
+            taken = form
+    return taken
 
 
 def _seconds_of(forms: list[Form], run: Runner, *, on_cpu: bool) -> dict[Form, float]:
-    """Every form once, those that may be fast once more, and those close to the best in turn, since
-    a machine's speed changes from one second to the next.
+    """Every form once, and those close to the best in turn, since a machine's speed changes from
+    one second to the next. Short runs are repeated more often: noise is a larger part of them.
 
-    On a CPU what takes no time is left as it is, and a form whose first run, which compiles its
-    kernels, is far behind is left at once; on a GPU neither says anything.
+    On a CPU a form whose first run is far behind is left at once; on a GPU a first run says
+    nothing.
     """
     plain = Form()
     step = run(plain)
     with large_apart():
         reference = step()
-    first = _timed(step)
-    if on_cpu and plain in forms and first < _NOT_WORTH_TIMING_S:
-        return {}
-    took = {plain: first} if plain in forms else {}
+    took = {plain: _timed(step)} if plain in forms else {}
     steps = {plain: step}
     # From the end: the form that wins most often first, so that the others are soon left.
     for form in reversed([form for form in forms if form != plain]):
@@ -199,7 +223,7 @@ def _seconds_of(forms: list[Form], run: Runner, *, on_cpu: bool) -> dict[Form, f
         first = time.perf_counter() - start
         if distance(result, reference) > TOLERANCE:
             continue
-        bound = _FAR_BEHIND * min(took.values(), default=math.inf)
+        bound = _FAR_BEHIND * min(took.values(), default=math.inf) + _PREPARING_S
         if first < bound or not on_cpu:
             first = _timed(step)
         steps[form], took[form] = step, first
@@ -207,9 +231,14 @@ def _seconds_of(forms: list[Form], run: Runner, *, on_cpu: bool) -> dict[Form, f
         steps = {form: step for form, step in steps.items() if took.get(form, math.inf) <= close}
         del step
         release_memory()
-    for _ in range(_MORE_ROUNDS):
+    start = time.perf_counter()
+    for number in range(_MOST_ROUNDS):
         bound = _CLOSE * min(took.values(), default=0.0)
-        for form in [form for form in steps if took[form] <= bound]:
+        close_forms = [form for form in steps if took.get(form, math.inf) <= bound]
+        repeats = len(close_forms) > 1 and time.perf_counter() - start < _ROUNDS_S
+        if number >= _FEWEST_ROUNDS and not repeats:
+            break
+        for form in close_forms:
             took[form] = min(took[form], _timed(steps[form]))
     return took
 
@@ -239,9 +268,9 @@ def _with_compiled(choice: Choice, run: Runner, images: int, work: int) -> Choic
         return choice
     if distance(result, reference) > TOLERANCE:
         return choice
-    compiled = min(_timed(step) for _ in range(1 + _MORE_ROUNDS)) / images
+    compiled = min(_timed(step) for _ in range(1 + _FEWEST_ROUNDS)) / images
     timed = choice.seconds | {str(form): compiled}
-    return Choice(form if compiled < seconds else choice.form, timed)
+    return Choice(form if compiled * MARGIN < seconds else choice.form, timed)
 
 
 def _timed(step: Callable[[], Tensor]) -> float:
@@ -264,7 +293,7 @@ def _memory(key: str, forms: list[Form]) -> Path:
         machine.append(torch.cuda.get_device_name())
     text = json.dumps([key, machine, versions(), [str(form) for form in forms]])
     name = hashlib.sha256(text.encode()).hexdigest()[:32]
-    return platformdirs.user_cache_path("finetune") / "forms" / f"{name}.json"
+    return user_cache() / "forms" / f"{name}.json"
 
 
 def _processor() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from finetune.computation import Computation
 from finetune.config import FeaturesConfig
 from finetune.feature_cache import Layout, cache_root, disk_limit, refused_writing
@@ -15,8 +17,10 @@ BLOCK_ROWS = 32
 _READ_BYTES_PER_S = 500e6
 """Of a plain solid-state disk."""
 
-_DECODE_S = 0.002
-"""A photo's decoding, about; so that without a timing `WORTH_KEEPING_BYTES` is the limit."""
+_MULTIPLY_ADDS_PER_S = {"cpu": 50e9}
+_MULTIPLY_ADDS_PER_S_ELSEWHERE = 5e12
+"""What two cores, and a GPU, do about. An estimate, since features that are kept were computed in
+other batches than those that are not, and a timing would decide otherwise from run to run."""
 
 
 def layout_of(computation: Computation, num_images: int, views: int) -> Layout:
@@ -29,15 +33,16 @@ def layout_of(computation: Computation, num_images: int, views: int) -> Layout:
     )
 
 
-def worth_keeping(computation: Computation, seconds: float | None) -> bool:
+def worth_keeping(computation: Computation, multiply_adds: int) -> bool:
     """Whether reading an image's features takes less time than decoding and computing them.
 
     Args:
-        seconds: What the prefix takes for an image, where it was timed.
+        multiply_adds: Those of the prefix, for one image.
     """
-    if seconds is None:
-        return computation.image_bytes <= WORTH_KEEPING_BYTES
-    return computation.image_bytes / _READ_BYTES_PER_S < seconds + _DECODE_S
+    kind = computation.device.type
+    per_second = _MULTIPLY_ADDS_PER_S.get(kind, _MULTIPLY_ADDS_PER_S_ELSEWHERE)
+    worth = WORTH_KEEPING_BYTES + _READ_BYTES_PER_S * multiply_adds / per_second
+    return computation.image_bytes <= worth
 
 
 def decide_cache(
@@ -45,20 +50,24 @@ def decide_cache(
     computation: Computation,
     rows_bytes: int,
     *,
-    seconds: float | None,
+    multiply_adds: int,
     progress: Progress,
 ) -> str:
     """What ``auto`` means for so many bytes: disk, memory or off; says why it is off."""
     if config.cache != "auto":
         return config.cache
-    if not worth_keeping(computation, seconds):
+    if not worth_keeping(computation, multiply_adds):
         progress.say(
             f"features of {computation.image_bytes / 2**20:.1f} MiB an image cost more to read "
             "than to compute again: not cached"
         )
         return "off"
-    root = cache_root(config.dir)
-    if rows_bytes <= disk_limit(root):
+    root: Path | None
+    try:
+        root = cache_root(config.dir)
+    except OSError:  # said where it was found
+        root = None
+    if root and rows_bytes <= disk_limit(root):
         refused = refused_writing(root)
         if refused is None:
             return "disk"

@@ -116,11 +116,17 @@ def apply_freeze(model: nn.Module, frozen: Collection[str]) -> None:
         parameter.requires_grad_(name not in frozen)
 
 
-def resolve_policy(config: Config, plan: Plan, *, features_worth_keeping: bool) -> str:
+def resolve_policy(
+    config: Config, plan: Plan, crossing: tuple[tuple[int, ...], ...] | None = None
+) -> str:
     """What ``augment.policy`` means: two views of each image where they can be kept.
 
     New random crops in every epoch would run the frozen part in every epoch; where something else
-    is new in every epoch, they cost nothing more.
+    is new in every epoch, they cost nothing more. Shapes alone decide, never a timing, which would
+    train the same config in other views from run to run.
+
+    Args:
+        crossing: Shapes of an image's features, where the network is split already.
     """
     augment = config.augment
     if augment.policy != "auto":
@@ -129,25 +135,19 @@ def resolve_policy(config: Config, plan: Plan, *, features_worth_keeping: bool) 
         return "flip"
     if augment.mixes or (augment.draws and not augment.views):
         return "crop_flip"
-    only_head = all(d.frozen or plan.freeze.is_head(d.name) for d in plan.freeze.decisions)
-    return "flip" if only_head or features_worth_keeping else "crop_flip"
+    if all(d.frozen or plan.freeze.is_head(d.name) for d in plan.freeze.decisions):
+        return "flip"
+    if crossing is None:
+        crop = plan.spec.preprocessing.crop
+        crossing = find_cut(plan.skeleton, crop=crop, skeleton=plan.skeleton).shapes
+    size = _bytes_of(crossing, _precision_before_timing(config))
+    return "flip" if 0 < size <= WORTH_KEEPING_BYTES else "crop_flip"
 
 
-def policy_before_timing(config: Config, plan: Plan) -> tuple[str, bool]:
-    """What ``augment.policy`` means as far as shapes tell, and whether that is certain.
-
-    Where precision is still to be timed, float32 is assumed; bfloat16 may make features small
-    enough to keep.
-    """
-    found = find_cut(plan.skeleton, crop=plan.spec.preprocessing.crop, skeleton=plan.skeleton)
-    given = config.runtime.precision
-    precisions = ("float32", "bfloat16") if given == "auto" else (given,)
-    sizes = [_bytes_of(found.shapes, precision) for precision in precisions]
-    policies = [
-        resolve_policy(config, plan, features_worth_keeping=0 < size <= WORTH_KEEPING_BYTES)
-        for size in sizes
-    ]
-    return policies[0], len(set(policies)) == 1
+def _precision_before_timing(config: Config) -> str:
+    """The precision of features; float32 where it is still to be timed."""
+    precision = config.runtime.precision
+    return "float32" if precision == "auto" else precision
 
 
 def _bytes_of(crossing: tuple[tuple[int, ...], ...], precision: str) -> int:
@@ -230,10 +230,9 @@ def _cut(
         after, crossing = found.after, found.shapes
     else:
         after, crossing = split.last, split.crossing
-    precision = config.runtime.precision
-    precision = "float32" if precision == "auto" else precision
+    precision = _precision_before_timing(config)
     size = _bytes_of(crossing, precision)
-    policy = resolve_policy(config, plan, features_worth_keeping=0 < size <= WORTH_KEEPING_BYTES)
+    policy = resolve_policy(config, plan, crossing)
     views = Views.of_training(config.augment.model_copy(update={"policy": policy})).count
     known = num_train is not None and num_val is not None and views is not None
     return Cut(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -54,6 +55,15 @@ def leave_to_the_parent(_worker: int = 0) -> None:
         os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def without_word_of_dead_workers() -> None:
+    """Keep torch from raising in the middle of a step when a worker process dies.
+
+    Whoever waits for the worker finds out within seconds.
+    """
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, lambda *_: None)
 
 
 def asked() -> bool:
@@ -112,10 +122,6 @@ def _handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     _Signals.asked = number
     if not _Signals.patient:
         raise interrupted()
-    if hasattr(signal, "SIGCHLD"):
-        # torch's own handler raises, in the middle of a step, when a worker dies. One that was
-        # sent the same signal does, and that can wait.
-        signal.signal(signal.SIGCHLD, lambda *_: None)
 
 
 def _leave(number: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from importlib import resources
@@ -105,6 +106,14 @@ def _read_entry(spec: ModelSpec) -> StateDict:
 
     torch checks that hash after a download only, and unpickles what lies in the cache.
     """
+    hub = torch.hub.get_dir()
+    if hub.startswith("~"):  # no home folder is known: torch would make one named "~" right here
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                torch.hub.set_dir(folder)
+                return _read_entry(spec)
+            finally:
+                torch.hub.set_dir(hub)
     entry = models.get_weight(f"{models.get_model_weights(spec.name).__name__}.{spec.weights}")
     file_name = entry.url.rpartition("/")[2]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name

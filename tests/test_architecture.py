@@ -40,7 +40,7 @@ LINES = [
         "depthwise",
         *("sealed", "averaging", "optimizer_state", "stages"),
     },
-    {"data", "adapters", "handover", "claim"},
+    {"data", "adapters", "handover", "claim", "mapped"},
     {"checkpoint"},
     {
         "config_file",

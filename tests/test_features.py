@@ -392,6 +392,7 @@ def test_features_too_large_to_keep_are_computed_anew(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeping, "WORTH_KEEPING_BYTES", 10)
+    monkeypatch.setattr(keeping, "_READ_BYTES_PER_S", 0)
     config = make_config(runtime=FIXED)
     told = Told()
     train(config, progress=told)
@@ -505,11 +506,11 @@ def test_dry_run_predicts_an_epoch_with_and_without_the_cache(make_config: Make)
 
 
 @pytest.mark.parametrize(
-    ("mib", "seconds", "worth"),
-    [(0.5, None, True), (2, None, False), (2, 0.001, False), (2, 0.01, True), (8, 0.01, False)],
+    ("mib", "multiply_adds", "worth"),
+    [(0.5, 0, True), (2, 0, False), (2, 5e7, False), (2, 5e8, True), (8, 5e8, False)],
 )
 def test_features_are_kept_where_reading_takes_less_than_computing(
-    mib: float, seconds: float | None, worth: bool
+    mib: float, multiply_adds: float, worth: bool
 ) -> None:
     numbers = int(mib * 2**18)
     computation = Computation(
@@ -520,7 +521,7 @@ def test_features_are_kept_where_reading_takes_less_than_computing(
         torch.device("cpu"),
         "",
     )
-    assert keeping.worth_keeping(computation, seconds) is worth
+    assert keeping.worth_keeping(computation, int(multiply_adds)) is worth
 
 
 @pytest.mark.parametrize(

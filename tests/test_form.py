@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune import form, runtime
-from finetune.config import PreprocessingConfig, RuntimeConfig
+from finetune import form, planning, runtime
+from finetune.commands.dry_run import dry_run
+from finetune.config import Config, PreprocessingConfig, RuntimeConfig
 from finetune.engine import _choose_for, _what_is_timed, live_runtime
 from finetune.form import TOLERANCE, Choice, Form, Runner, choose_form, distance
 from finetune.in_form import InForm
@@ -31,11 +33,13 @@ class Clock:
         *,
         off: dict[str, float] | None = None,
         first_s: float = 0.0,
+        noise: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self.now = 0.0
         self.first_s = first_s
         self.seconds = seconds
         self.off = off or {}
+        self.noise = noise
         self.runs: list[str] = []
 
     def perf_counter(self) -> float:
@@ -46,7 +50,7 @@ class Clock:
             def step() -> Tensor:
                 self.runs.append(str(candidate))
                 first = self.runs.count(str(candidate)) == 1
-                self.now += self.seconds[str(candidate)] + first * self.first_s
+                self.now += self.seconds[str(candidate)] * self.noise() + first * self.first_s
                 return REFERENCE * (1 + self.off.get(str(candidate), 0.0))
 
             return step
@@ -113,10 +117,78 @@ def test_the_choice_is_remembered(choose: Callable[..., Choice]) -> None:
     assert not again.runs
 
 
-def test_what_takes_no_time_is_not_timed(choose: Callable[..., Choice]) -> None:
-    clock = Clock(dict.fromkeys(SECONDS, 0.0001))
-    assert choose(clock) == Choice(Form(), {})
-    assert set(clock.runs) == {"float32, contiguous"}
+@pytest.mark.parametrize(
+    ("times_as_fast", "taken"), [(1.0, Form()), (1.2, Form()), (1.3, Form("bfloat16"))]
+)
+def test_a_form_replaces_a_safer_one_only_where_it_is_clearly_faster(
+    choose: Callable[..., Choice], times_as_fast: float, taken: Form
+) -> None:
+    seconds = dict.fromkeys(SECONDS, 0.2) | {"bfloat16, contiguous": 0.2 / times_as_fast}
+    assert choose(Clock(seconds)).form == taken
+
+
+@pytest.mark.parametrize(("others", "taken"), [(0.0095, Form()), (0.006, Form("bfloat16"))])
+def test_noise_does_not_choose_the_form(
+    choose: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch, others: float, taken: Form
+) -> None:
+    """Each time nothing is remembered, as in containers."""
+    monkeypatch.setattr(form, "_recall", lambda *_: None)
+    noise = random.Random(0)
+    seconds = dict.fromkeys(SECONDS, others) | {"float32, contiguous": 0.01}
+    # channels_last is never faster here, so that two forms are left to choose from.
+    seconds |= {name: 0.012 for name in SECONDS if "channels_last" in name}
+    chosen = {choose(Clock(seconds, noise=lambda: noise.uniform(1, 1.4))).form for _ in range(50)}
+    assert chosen == {taken}
+
+
+def test_the_kernels_that_a_first_run_generates_cost_no_form_its_chance(
+    choose: Callable[..., Choice],
+) -> None:
+    seconds = {name: second / 10 for name, second in SECONDS.items()}
+    clock = Clock(seconds, first_s=0.2)
+    assert choose(clock).form == Form("bfloat16", "channels_last")
+
+
+def test_a_form_far_behind_is_run_once(choose: Callable[..., Choice]) -> None:
+    clock = Clock(SECONDS | {"bfloat16, contiguous": 5.0})
+    choose(clock)
+    assert clock.runs.count("bfloat16, contiguous") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "crop", "timed"), [("shufflenet_v2_x0_5", 32, False), ("mobilenet_v2", 96, True)]
+)
+def test_a_prefix_is_timed_where_its_work_takes_time(
+    make_config: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    crop: int,
+    timed: bool,
+) -> None:
+    """Its work is counted: a timing near the limit would differ from run to run."""
+    asked: list[list[Form]] = []
+    monkeypatch.setattr(
+        form,
+        "_fastest",
+        lambda config, *_: asked.append(form.candidates(config, CPU)) or Choice(Form(), {}),
+    )
+    preprocessing = {"resize": crop, "crop": crop}
+    dry_run(make_config(model={"name": name, "preprocessing": preprocessing}))
+    assert (len(asked[0]) > 1) is timed
+
+
+def test_no_timing_decides_about_augmentation(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features of 768 bytes in float32 and of 384 in bfloat16."""
+    monkeypatch.setattr(planning, "WORTH_KEEPING_BYTES", 500)
+    config = make_config(freeze={"patterns": ["*", "!conv5.*"]})
+    policies = set()
+    for precision, seconds in (("float32", 1.0), ("bfloat16", 1e-9)):
+        choice = Choice(Form(precision), {str(Form(precision)): seconds})
+        monkeypatch.setattr(form, "_fastest", lambda *_, choice=choice: choice)
+        policies.add(dry_run(config).config["augment"]["policy"])
+    assert policies == {"crop_flip"}
 
 
 def test_a_form_that_the_config_fixes_is_not_timed(choose: Callable[..., Choice]) -> None:
@@ -150,7 +222,7 @@ def test_compiling_on_request_is_compiling_the_fastest_form(
     assert choice.form == Form("bfloat16", "channels_last", compiled=True)
 
 
-def test_what_takes_no_time_on_cuda_is_timed_all_the_same(
+def test_forms_are_timed_on_cuda_also_where_a_batch_takes_no_time(
     choose: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU computes whole batches of a network in a millisecond, many times."""

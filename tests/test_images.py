@@ -156,10 +156,10 @@ def test_workers_are_started_only_for_much_data_beside_a_gpu() -> None:
     small = Images((), (), (), num_bytes=1000)
     large = Images((), (), (), num_bytes=10**9)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert resolve_workers("auto", large, cpu) == 0
-    assert resolve_workers("auto", small, cuda) == 0
-    assert resolve_workers("auto", large, cuda) >= 1
-    assert resolve_workers(3, small, cpu) == 3
+    assert resolve_workers("auto", large, cpu, batch_bytes=100) == 0
+    assert resolve_workers("auto", small, cuda, batch_bytes=100) == 0
+    assert resolve_workers("auto", large, cuda, batch_bytes=100) >= 1
+    assert resolve_workers(3, small, cpu, batch_bytes=100) == 3
 
 
 @pytest.mark.parametrize("policy", ["none", "crop_flip"])

@@ -8,8 +8,11 @@ from finetune.results import CacheList, CacheRow
 
 
 def list_cache(folder: str | None = None) -> CacheList:
-    """Every store, the most recently used first."""
-    root = cache_root(folder)
+    """Every store, the most recently used first; none where the user has no home folder."""
+    try:
+        root = cache_root(folder)
+    except OSError:
+        return CacheList("(no home folder)", (), removed=False)
     rows = [
         CacheRow(
             key=store.folder.name,
@@ -31,7 +34,7 @@ def clear_cache(folder: str | None = None) -> CacheList:
         OutputError: a file could not be removed.
     """
     found = list_cache(folder)
-    for store in stored(cache_root(folder)):
+    for store in stored(cache_root(folder)) if found.stores else ():
         try:
             remove(store)
         except OSError as error:

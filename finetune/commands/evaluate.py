@@ -149,7 +149,12 @@ def _compute(
         metadata.config,
         images,
         views=Views.of("none"),
-        workers=resolve_workers("auto", images, opened.engine.device),
+        workers=resolve_workers(
+            "auto",
+            images,
+            opened.engine.device,
+            batch_bytes=metadata.config.data.batch_size * opened.engine.computation.pixel_bytes,
+        ),
         shuffle=False,
         what=split,
         progress=progress,

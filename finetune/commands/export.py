@@ -22,6 +22,7 @@ from finetune.eval_results import ExportResult
 from finetune.exporting.describe import describe, readme
 from finetune.exporting.formats import check_packages, write
 from finetune.exporting.verify import answers_of, in_words, judge, shapes_of_all_kinds
+from finetune.files import set_mode
 from finetune.opening import load_network, open_network
 from finetune.predictor import Predictor
 from finetune.progress import Progress, Silent
@@ -186,7 +187,7 @@ def _refuse_foreign_files(folder: Path, file_format: str) -> None:
 def _move(scratch: Path, folder: Path) -> list[Path]:
     moved = []
     for file in sorted(scratch.iterdir()):
-        file.chmod(0o644)
+        set_mode(file, 0o644)
         moved.append(file.replace(folder / file.name))
     return moved
 

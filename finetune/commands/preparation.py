@@ -212,13 +212,17 @@ def _stage_begins(settled: Settled, number: int) -> str:
 def _resolve(
     config: Config, plan: Plan, data: TrainVal, engine: Engine, progress: Progress
 ) -> Config:
-    policy = resolve_policy(config, plan, features_worth_keeping=engine.worth_keeping)
     resolved = resolve_config(
         config,
         plan,
         device=engine.device.type,
-        workers=resolve_workers(config.data.workers, data.train, engine.device),
-        policy=policy,
+        workers=resolve_workers(
+            config.data.workers,
+            data.train,
+            engine.device,
+            batch_bytes=config.data.batch_size * engine.computation.pixel_bytes,
+        ),
+        policy=resolve_policy(config, plan, engine.split.crossing),
     )
     cache = resolve_cache(
         resolved, engine, len(data.train), len(data.val), training_views(resolved), progress

@@ -20,7 +20,7 @@ from finetune.data_results import ShownBatch, ShownImage
 from finetune.defaults import resolve_defaults
 from finetune.errors import ConfigError
 from finetune.named_recipes import expand_recipe
-from finetune.planning import Plan, policy_before_timing
+from finetune.planning import Plan, resolve_policy
 from finetune.progress import Progress, Silent
 from finetune.report.contact_sheet import (
     Cell,
@@ -62,7 +62,7 @@ def show_batch(
         progress.warn(checked.verdict)
     names = data.train.class_names
     config, plan = _stage_of(epoch, config, data)
-    augment, notes = _augment(config, plan)
+    augment = config.augment.model_copy(update={"policy": resolve_policy(config, plan)})
     preprocessing = plan.spec.preprocessing
     training = list(_training(data.train, preprocessing, augment, config, epoch, count))
     validation = list(_validation(data.val, preprocessing, count))
@@ -100,7 +100,6 @@ def show_batch(
         training=tuple(image for _, image in training),
         validation=tuple(image for _, image in validation),
         stand_ins={shown: name for name, shown in written.items()},
-        notes=notes,
     )
 
 
@@ -125,18 +124,6 @@ def _refuse_untrained(epoch: int, stages: Sequence[Config]) -> None:
     if epoch > total:
         last = f"train.epochs {total}" if len(stages) == 1 else f"{total} in {len(stages)} stages"
         raise ConfigError(f"--epoch: {epoch} is past the last, {last}")
-
-
-def _augment(config: Config, plan: Plan) -> tuple[AugmentConfig, tuple[str, ...]]:
-    """The section with what auto means, and a doubt about that."""
-    policy, certain = policy_before_timing(config, plan)
-    augment = config.augment.model_copy(update={"policy": policy})
-    if certain:
-        return augment, ()
-    return augment, (
-        f"augment.policy auto is taken for {policy}; training may decide otherwise once it has "
-        "timed the precision of the frozen part",
-    )
 
 
 def augmentation_in_words(augment: AugmentConfig) -> str:

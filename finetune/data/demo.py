@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-import platformdirs
-
 from finetune.data.demo_figures import FIGURES
 from finetune.data.demo_pictures import draw_picture
-from finetune.files import remove_stale
+from finetune.files import remove_stale, user_cache
 from finetune.progress import Progress, Silent
 
 TRAIN_PER_CLASS = 40
@@ -30,7 +28,7 @@ def demo_root(progress: Progress | None = None) -> Path:
     Raises:
         OSError: the cache cannot be written.
     """
-    root = platformdirs.user_cache_path("finetune") / f"demo-{VERSION}"
+    root = user_cache() / f"demo-{VERSION}"
     if not _is_whole(root):
         root.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(root.parent, f"{root.name}.*.tmp")

@@ -20,6 +20,7 @@ from finetune.data.images import Images, lasts
 from finetune.data.look import look_at
 from finetune.data.transforms import build_draw, build_fit
 from finetune.data.views import Views
+from finetune.data.workers import BATCHES_AHEAD, InSharedMemory, InWorkers, most_workers
 from finetune.errors import UnreadableError
 from finetune.keyed import seed_for
 from finetune.runtime import available_cores, on_cores
@@ -278,14 +279,17 @@ def photo_loader(
     """Batches of keys, decoded: in worker processes, or in threads of this one."""
     if workers == 0:
         return _InThreads(dataset, batches, device)
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=leave_to_the_parent,
-        persistent_workers=True,
-        pin_memory=device.type == "cuda",
+    return InWorkers(
+        DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            prefetch_factor=BATCHES_AHEAD,
+            collate_fn=InSharedMemory(collate),
+            worker_init_fn=leave_to_the_parent,
+            persistent_workers=True,
+            pin_memory=device.type == "cuda",
+        )
     )
 
 
@@ -333,14 +337,20 @@ def unreadable(broken: Iterable[Unreadable]) -> UnreadableError:
     )
 
 
-def resolve_workers(workers: int | str, images: Images, device: torch.device) -> int:
+def resolve_workers(
+    workers: int | str, images: Images, device: torch.device, *, batch_bytes: int
+) -> int:
     """How many decoding processes ``data.workers`` means for this much data.
 
     None where the CPU computes as well: threads of one process share its cores better. Decoding
-    a small set costs less than starting a process for it.
+    a small set costs less than starting a process for it. No more than shared memory holds the
+    batches of, of which a container has 64 MB unless told otherwise.
+
+    Args:
+        batch_bytes: Pixels of one batch.
     """
     if isinstance(workers, int):
         return workers
     if device.type == "cpu" or images.num_bytes < _BYTES_WORTH_A_WORKER:
         return 0
-    return min(8, available_cores())
+    return min(available_cores(), most_workers(batch_bytes))

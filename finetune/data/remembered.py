@@ -17,11 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
-import platformdirs
 from PIL import __version__ as pillow_version
 
 from finetune.data.look import Look
-from finetune.files import state_of
+from finetune.files import state_of, user_cache
 
 _TABLE = "looks_2"
 """Numbered anew when a look comes to mean something else."""
@@ -34,7 +33,7 @@ _FORGOTTEN_AFTER_DAYS = 365
 
 def memory_file() -> Path:
     """Where looks are remembered."""
-    return platformdirs.user_cache_path("finetune") / "looks.sqlite"
+    return user_cache() / "looks.sqlite"
 
 
 def key_of_file(path: str) -> bytes | None:
@@ -52,8 +51,11 @@ class Remembered:
     """Looks by key. It never fails: what cannot be read is unknown, what cannot be kept is lost."""
 
     def __init__(self, file: Path | None = None) -> None:
-        self._file = file or memory_file()
-        self._database = self._open()
+        try:
+            self._file = file or memory_file()
+            self._database = self._open()
+        except OSError:  # no home folder
+            self._database = None
 
     def __enter__(self) -> Remembered:
         return self

@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from PIL import Image
 
 from finetune.config_data import TORCHVISION, DataConfig
 from finetune.data.table import Table, read_table
 from finetune.errors import DataError, OutputError
-from finetune.files import remove_stale, state_of
+from finetune.files import remove_stale, state_of, user_cache
 from finetune.progress import Progress, Silent
 
 # For each split the arguments of torchvision's class, and below the folder what it reads.
@@ -45,7 +44,7 @@ def read_arrays(
     if download or not _digest(name, folder):
         for split in ARRAYS[name][0]:
             _load(name, folder, split, download=download)
-    home = platformdirs.user_cache_path("finetune") / "torchvision-png"
+    home = user_cache() / "torchvision-png"
     target = home / f"{name}-{_digest(name, folder)}"
     try:
         table = _read(target)

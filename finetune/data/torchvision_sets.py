@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-import platformdirs
-
 from finetune.config_data import TORCHVISION, DataConfig
 from finetune.data.table import Row, Table
 from finetune.data.torchvision_arrays import ARRAYS, read_arrays
 from finetune.errors import DataError, did_you_mean
-from finetune.files import expand_user
+from finetune.files import expand_user, user_cache
 from finetune.progress import Progress
 
 _Asked = dict[str | None, dict[str, str]]
@@ -56,7 +54,13 @@ def read_torchvision(config: DataConfig, progress: Progress | None = None) -> Ta
     """
     name = config.root.removeprefix(TORCHVISION)
     _check_name(name)
-    folder = expand_user(config.folder) if config.folder else default_folder()
+    try:
+        folder = expand_user(config.folder) if config.folder else default_folder()
+    except OSError as error:
+        raise DataError(
+            f"data.root: torchvision:{name} has no folder: {error.strerror}; name one with "
+            "data.folder"
+        ) from error
     with _as_data_error(name, folder, bool(config.download)):
         if name in ARRAYS:
             return read_arrays(name, folder, download=bool(config.download), progress=progress)
@@ -65,7 +69,7 @@ def read_torchvision(config: DataConfig, progress: Progress | None = None) -> Ta
 
 def default_folder() -> Path:
     """Where torchvision's datasets lie unless ``data.folder`` says otherwise."""
-    return platformdirs.user_cache_path("finetune") / "torchvision"
+    return user_cache() / "torchvision"
 
 
 def _check_name(name: str) -> None:

@@ -33,7 +33,6 @@ def render_shown_batch(result: ShownBatch) -> str:
             ("Name", f"{shown} stands for {name}: the sheet's font lacks its letters")
             for shown, name in result.stand_ins.items()
         ),
-        *(("Note", note) for note in result.notes),
     ]
     return table(("", ""), rows)
 

@@ -1,0 +1,108 @@
+"""Batches from worker processes: what can go wrong with them ends in one line."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from finetune.errors import DataError
+from finetune.stopping import asked, without_word_of_dead_workers
+
+_Batch = TypeVar("_Batch")
+
+BATCHES_AHEAD = 2
+"""Batches that each worker decodes ahead of the training: DataLoader's own default."""
+
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+_MOST_WORKERS = 8
+_WITHOUT_WORKERS = (
+    "set data.workers: 0, or to fewer; in a container, a larger --shm-size may help as well"
+)
+
+
+@dataclass(frozen=True)
+class _NoRoom:
+    """The answer of a worker whose batch found no room in shared memory."""
+
+    reason: str
+
+
+class InSharedMemory:
+    """A ``collate_fn`` for workers that puts its tensors into shared memory itself.
+
+    DataLoader would move them there in a thread of the worker whose failure loses the batch, for
+    which the training then waits for ever.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> Any:
+        batch = self.collate(samples)
+        try:
+            for part in batch:
+                if isinstance(part, Tensor):
+                    part.share_memory_()  # type: ignore[no-untyped-call]
+        except (OSError, RuntimeError) as error:
+            return _NoRoom(str(error).splitlines()[0])
+        return batch
+
+
+class InWorkers(Generic[_Batch]):
+    """The batches of a DataLoader with worker processes, whose failures are put into words.
+
+    Raises:
+        DataError: the workers cannot run here, or one of them died.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[_Batch]:
+        workers = self.loader.num_workers
+        try:
+            batches = iter(self.loader)
+        except OSError as error:  # no semaphores, or no more processes
+            raise DataError(
+                f"data.workers: {workers} processes that decode cannot be started "
+                f"({error.strerror or error}); {_WITHOUT_WORKERS}"
+            ) from error
+        without_word_of_dead_workers()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                # Of a signal to all processes workers die too; whoever trains will see to that.
+                if asked() or "DataLoader worker" not in str(error):
+                    raise
+                raise DataError(
+                    f"data.workers: one of {workers} processes that decode died; the system may "
+                    f"have run out of memory: {_WITHOUT_WORKERS}"
+                ) from error
+            if isinstance(batch, _NoRoom):
+                raise DataError(
+                    f"data.workers: {workers} processes find too little shared memory in "
+                    f"{_SHARED_MEMORY} for their batches ({batch.reason}): in a container, start "
+                    "it with a larger --shm-size, such as --shm-size=2g; or set data.workers: 0"
+                )
+            yield batch
+
+
+def most_workers(batch_bytes: int) -> int:
+    """As many workers as help, and as shared memory has room for the batches of.
+
+    Two more batches are with the training. A container has 64 MB unless told otherwise.
+    """
+    try:
+        free = shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:  # a system without such a folder
+        return _MOST_WORKERS
+    return max(0, min(_MOST_WORKERS, (free // batch_bytes - BATCHES_AHEAD) // BATCHES_AHEAD))
