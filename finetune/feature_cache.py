@@ -283,8 +283,8 @@ def refused_writing(root: Path) -> str | None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=root) as file:
-            file.truncate(mmap.PAGESIZE)
-            mmap.mmap(file.fileno(), mmap.PAGESIZE).close()
+            file.truncate(1)
+            mmap.mmap(file.fileno(), 1).close()
             return None
     except OSError as error:
         return error.strerror or str(error)

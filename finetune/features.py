@@ -207,7 +207,7 @@ def filled_store(
         if store.missing:
             _fill(store, computation, images, views, workers, what, seconds, progress)
     except OSError as error:
-        where = error.filename or config.dir or "features.cache"
+        where = config.dir or error.filename or "features.cache"
         raise OutputError(
             f"{where}: features cannot be kept: {error.strerror or error}; "
             "--set features.dir=FOLDER names another place, --set features.cache=off does without"

@@ -14,9 +14,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from finetune.config import ModelConfig, PreprocessingConfig
 from finetune.data import loading
 from finetune.data.images import Images
-from finetune.data.loading import Batches, PhotoDataset, Unreadable, batch_sizes, resolve_workers
+from finetune.data.loading import Batches, PhotoDataset, Unreadable, batch_sizes
 from finetune.data.transforms import build_fit, normalise
 from finetune.data.views import Views
+from finetune.data.workers import resolve_workers
 from finetune.model import resolve_model
 
 SMALL = PreprocessingConfig(resize=20, crop=16)

@@ -14,6 +14,7 @@ from typing import Any
 import platformdirs
 import pytest
 import torch
+from own_disk import run_on_own_disk
 from torch.utils.data import _utils
 from torchvision.models import WeightsEnum
 
@@ -21,12 +22,13 @@ from finetune import claim, feature_cache, files, form
 from finetune.commands.cache import clear_cache, list_cache
 from finetune.commands.train import train
 from finetune.config import Config, ModelConfig, PreprocessingConfig, RuntimeConfig
-from finetune.data import loading
+from finetune.data import workers
 from finetune.data.images import Images
-from finetune.data.loading import Batches, resolve_workers
+from finetune.data.loading import Batches
 from finetune.data.remembered import Remembered
 from finetune.data.sources import data_root
 from finetune.data.views import Views
+from finetune.data.workers import resolve_workers
 from finetune.errors import DataError, OutputError
 from finetune.feature_cache import FeatureStore, Layout
 from finetune.files import user_cache, write_text
@@ -244,6 +246,12 @@ def test_batches_that_find_no_room_in_shared_memory_are_an_error(
         list(batches.epoch())
 
 
+def test_shared_memory_that_is_really_too_small_is_an_error(photos: Path) -> None:
+    program = Path(__file__).with_name("small_shared_memory.py")
+    done = run_on_own_disk(program, Path("/dev/shm"), str(photos), size="512k")
+    assert "--shm-size" in done.stdout, done.stderr
+
+
 def test_a_worker_that_is_killed_is_an_error(
     batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +277,7 @@ def test_workers_that_cannot_be_started_are_an_error(
 def test_auto_takes_no_more_workers_than_shared_memory_has_room_for(
     monkeypatch: pytest.MonkeyPatch, free: int, most: int
 ) -> None:
-    monkeypatch.setattr(loading, "available_cores", lambda: 16)
+    monkeypatch.setattr(workers, "available_cores", lambda: 16)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     large = Images((), (), (), num_bytes=10**9)
     batch_bytes = 64 * 3 * 224 * 224

@@ -15,10 +15,10 @@ from finetune.config_data import DataConfig
 from finetune.data.fingerprint import sha256_of_images
 from finetune.data.holdout import groups_of, keys_of
 from finetune.data.images import Images
-from finetune.data.loading import resolve_workers
 from finetune.data.quick_check import dropping_unreadable, quick_check
 from finetune.data.sources import find_known
 from finetune.data.views import Views
+from finetune.data.workers import resolve_workers
 from finetune.engine import make_source
 from finetune.errors import ConfigError, DataError, OutputError, UnknownClassError
 from finetune.eval_results import EvalResult

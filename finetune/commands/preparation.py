@@ -15,10 +15,10 @@ from finetune.commands.settling import Settled, settle
 from finetune.config import AugmentConfig, Config, OptimizerConfig, StageConfig
 from finetune.config_augment import DRAWN_POLICIES
 from finetune.data.images import TrainVal
-from finetune.data.loading import resolve_workers
 from finetune.data.mixing import Mixing
 from finetune.data.quick_check import Skipped
 from finetune.data.views import Views
+from finetune.data.workers import resolve_workers
 from finetune.engine import Engine, build_engine, make_source, resolve_cache
 from finetune.errors import ConfigError
 from finetune.features import Source

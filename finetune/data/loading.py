@@ -20,10 +20,10 @@ from finetune.data.images import Images, lasts
 from finetune.data.look import look_at
 from finetune.data.transforms import build_draw, build_fit
 from finetune.data.views import Views
-from finetune.data.workers import BATCHES_AHEAD, InSharedMemory, InWorkers, most_workers
+from finetune.data.workers import BATCHES_AHEAD, InSharedMemory, InWorkers
 from finetune.errors import UnreadableError
 from finetune.keyed import seed_for
-from finetune.runtime import available_cores, on_cores
+from finetune.runtime import on_cores
 from finetune.stopping import leave_to_the_parent
 
 Batch = tuple[Tensor, Tensor]
@@ -34,7 +34,6 @@ Key = tuple[int, int]
 Sample = tuple[Tensor, int]
 """uint8 pixels ``(3, crop, crop)`` and label."""
 
-_BYTES_WORTH_A_WORKER = 16 * 2**20
 _EPOCHS_APART = 2**20
 
 
@@ -335,22 +334,3 @@ def unreadable(broken: Iterable[Unreadable]) -> UnreadableError:
         [(image.path, image.reason) for image in images],
         passing={image.path for image in images if not image.lasting},
     )
-
-
-def resolve_workers(
-    workers: int | str, images: Images, device: torch.device, *, batch_bytes: int
-) -> int:
-    """How many decoding processes ``data.workers`` means for this much data.
-
-    None where the CPU computes as well: threads of one process share its cores better. Decoding
-    a small set costs less than starting a process for it. No more than shared memory holds the
-    batches of, of which a container has 64 MB unless told otherwise.
-
-    Args:
-        batch_bytes: Pixels of one batch.
-    """
-    if isinstance(workers, int):
-        return workers
-    if device.type == "cpu" or images.num_bytes < _BYTES_WORTH_A_WORKER:
-        return 0
-    return min(available_cores(), most_workers(batch_bytes))

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from finetune.data.images import Images
 from finetune.errors import DataError
+from finetune.runtime import available_cores
 from finetune.stopping import asked, without_word_of_dead_workers
 
 _Batch = TypeVar("_Batch")
@@ -20,6 +23,7 @@ BATCHES_AHEAD = 2
 """Batches that each worker decodes ahead of the training: DataLoader's own default."""
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+_BYTES_WORTH_A_WORKER = 16 * 2**20
 _MOST_WORKERS = 8
 _WITHOUT_WORKERS = (
     "set data.workers: 0, or to fewer; in a container, a larger --shm-size may help as well"
@@ -96,7 +100,7 @@ class InWorkers(Generic[_Batch]):
             yield batch
 
 
-def most_workers(batch_bytes: int) -> int:
+def _most_workers(batch_bytes: int) -> int:
     """As many workers as help, and as shared memory has room for the batches of.
 
     Two more batches are with the training. A container has 64 MB unless told otherwise.
@@ -106,3 +110,22 @@ def most_workers(batch_bytes: int) -> int:
     except OSError:  # a system without such a folder
         return _MOST_WORKERS
     return max(0, min(_MOST_WORKERS, (free // batch_bytes - BATCHES_AHEAD) // BATCHES_AHEAD))
+
+
+def resolve_workers(
+    workers: int | str, images: Images, device: torch.device, *, batch_bytes: int
+) -> int:
+    """How many decoding processes ``data.workers`` means for this much data.
+
+    None where the CPU computes as well: threads of one process share its cores better. Decoding
+    a small set costs less than starting a process for it. No more than shared memory holds the
+    batches of, of which a container has 64 MB unless told otherwise.
+
+    Args:
+        batch_bytes: Pixels of one batch.
+    """
+    if isinstance(workers, int):
+        return workers
+    if device.type == "cpu" or images.num_bytes < _BYTES_WORTH_A_WORKER:
+        return 0
+    return min(available_cores(), _most_workers(batch_bytes))
