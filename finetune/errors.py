@@ -55,13 +55,15 @@ class UnreadableError(DataError):
     def __init__(
         self, found: Sequence[tuple[Path, str]], *, passing: Collection[Path] = ()
     ) -> None:
-        what = "cannot be read any more" if passing else "cannot be decoded"
-        listed = [f"{on_one_line(str(p))}: {what} ({reason})" for p, reason in found[:_MOST_LISTED]]
+        listed = []
+        for path, reason in found[:_MOST_LISTED]:
+            what = "cannot be read any more" if path in passing else "cannot be decoded"
+            listed.append(f"{on_one_line(str(path))}: {what} ({reason})")
         if len(found) > _MOST_LISTED:
             listed.append(f"and {len(found) - _MOST_LISTED:,} more")
         todo = (
-            "the first look could read it: was it moved or removed since, or is its disk gone? "
-            "Run again once it is back"
+            "it was readable when the run started. Was it moved or deleted, is its disk unmounted, "
+            "or is memory short? Run again once that is repaired"
             if passing
             else "repair or remove what is broken, or set data.on_unreadable: skip"
         )

@@ -84,6 +84,46 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + check
 
 
+def behind(content: bytes) -> Make:
+    """A PNG with a further chunk after its pixels."""
+
+    def make(path: Path) -> Path:
+        whole = save(path, picture(3)).read_bytes()
+        path.write_bytes(whole[:-12] + content + whole[-12:])
+        return path
+
+    return make
+
+
+def tiff(bands: int, bits: int = 8, *, photometric: int = 1, compression: int = 1) -> Make:
+    """A TIFF of 8 x 8 zeros."""
+    count, kind = 8 * 8 * bands * bits // 8, 3
+    depths = struct.pack(f"<{bands}H", *[bits] * bands)
+    entries = [
+        *((256, kind, 1, 8), (257, kind, 1, 8), (259, kind, 1, compression)),
+        *((262, kind, 1, photometric), (277, kind, 1, bands), (279, 4, 1, count)),
+    ]
+    at = 8 + 2 + 12 * (len(entries) + 2) + 4
+    entries.append((273, 4, 1, at + len(depths)))
+    small = len(depths) <= 4
+    entries.append((258, kind, bands, int.from_bytes(depths, "little") if small else at))
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    return written(head + packed + bytes(4) + depths + bytes(count))
+
+
+def with_byte(marker: bytes, offset: int, value: int) -> Make:
+    """A JPEG with another byte in the segment of this marker."""
+
+    def make(path: Path) -> Path:
+        whole = bytearray(save(path, picture(3)).read_bytes())
+        whole[whole.find(marker) + offset] = value
+        path.write_bytes(whole)
+        return path
+
+    return make
+
+
 def packed_text(size: int) -> bytes:
     return chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(size)))
 
@@ -235,8 +275,32 @@ ODD: dict[str, Odd] = {
     "largest-sixteen.png": fine(png(8_000, 8_000, kind=0, depth=16)),
     "line.png": fine(png(60_000, 1)),
     "column.png": fine(png(1, 60_000)),
-    "text-bomb.png": refused(png(8, 8, chunks=(packed_text(10**8),)), ""),
-    "profile-bomb.png": refused(png(8, 8, chunks=(packed_profile(10**8),)), ""),
+    "text-bomb.png": refused(png(8, 8, chunks=(packed_text(10**8),)), "its metadata"),
+    "profile-bomb.png": refused(png(8, 8, chunks=(packed_profile(10**8),)), "its metadata"),
+    "text-bomb-behind.png": refused(behind(packed_text(10**8)), "its metadata"),
+    "texts-bomb.png": refused(png(8, 8, chunks=(packed_text(10**6),) * 70), "its metadata"),
+    # Much metadata
+    "text.png": fine(png(8, 8, chunks=(packed_text(2 * 10**6),))),
+    "profile.png": fine(png(8, 8, chunks=(packed_profile(2 * 10**6),))),
+    "text-behind.png": fine(behind(packed_text(2 * 10**6))),
+    "profile-behind.png": fine(behind(packed_profile(2 * 10**6))),
+    "plain-text.png": fine(png(8, 8, chunks=(chunk(b"tEXt", b"Comment\0" + b"x" * 2 * 10**6),))),
+    "plain-text-behind.png": fine(behind(chunk(b"tEXt", b"Comment\0" + b"x" * 2 * 10**6))),
+    "profile.jpg": fine(in_mode("RGB", icc_profile=b"x" * 2 * 10**6)),
+    "profile.webp": fine(in_mode("RGB", icc_profile=b"x" * 2 * 10**6)),
+    "xmp.webp": fine(in_mode("RGB", xmp=b"x" * 2 * 10**6)),
+    "comment.gif": fine(in_mode("P", comment=b"x" * 2 * 10**6)),
+    "description.tif": fine(in_mode("RGB", tiffinfo={270: "x" * 2 * 10**6})),
+    # Sound, but of kinds that are not read
+    "bands-5.tif": refused(tiff(5), "is a TIFF with 5 bands of 8 bits"),
+    "bands-13.tif": refused(tiff(13, 16), "is a TIFF with 13 bands of 16 bits"),
+    "bands-5-rgb.tif": refused(tiff(5, photometric=2), "is a TIFF with 5 bands of 8 bits"),
+    "bits-64.tif": refused(tiff(1, 64), "is a TIFF with 1 band of 64 bits"),
+    "compressed.tif": refused(tiff(3, photometric=2, compression=34712), "compression 34712"),
+    "bits-12.jpg": refused(with_byte(b"\xff\xc0", 4, 12), "12-bit"),
+    "bands-2.jpg": refused(with_byte(b"\xff\xc0", 9, 2), "2-layer"),
+    "bits-2.bmp": refused(patched(28, b"\2"), "Unsupported BMP pixel depth"),
+    "any.ppm": refused(written(b"P7\nWIDTH 2\nHEIGHT 2\nENDHDR\n" + bytes(12)), "is a PAM file"),
 }
 
 _STARTS = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec", "os.fork", "os.spawn")

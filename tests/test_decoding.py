@@ -65,6 +65,27 @@ def test_torchvision_decodes_to_pillows_pixels(
         assert torch.equal(read_photo(path), by_pillow(path))
 
 
+def failing(*_: object) -> Tensor:
+    raise DeprecationWarning("will be removed in a future release")
+
+
+@pytest.mark.parametrize("decoder", [None, failing])
+def test_pillow_decodes_where_torchvision_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: object
+) -> None:
+    path = tmp_path / "a.jpg"
+    photo((97, 61)).save(path)
+    monkeypatch.setattr(decoding, "decode_image", decoder)
+    assert torch.equal(read_photo(path), by_pillow(path))
+
+
+@pytest.mark.filterwarnings("error")
+def test_photos_are_read_where_warnings_are_errors(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    photo((97, 61)).save(path)
+    assert torch.equal(read_photo(path), by_pillow(path))
+
+
 def test_real_photos_decode_to_pillows_pixels(shared: Path) -> None:
     folders = ("ants_bees/train/ants", "flowers5/tulip", "cifar100/train/apple")
     for folder in folders:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import broken_files
 import numpy as np
@@ -20,6 +24,7 @@ from finetune.data import opaque
 from finetune.data.look import Look, look_at
 from finetune.data.look_pool import look_at_all, usable_cpus
 from finetune.data.near_duplicates import near_pairs
+from finetune.data.quiet import warnings_ignored
 from finetune.data.remembered import Remembered, key_of_file, memory_file
 from finetune.errors import DataError
 
@@ -246,6 +251,108 @@ def test_many_files_are_found_at_once() -> None:
         remembered.keep((key, Look(width=int(key))) for key in keys)
         assert all(look.width == int(key) for key, look in remembered.find(keys).items())
         assert len(remembered.find(keys)) == 1300
+
+
+# Failures of the machine
+
+
+def caused_by(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+MACHINE = {
+    "memory": MemoryError(),
+    "warning": DeprecationWarning("will be removed"),
+    "import": ImportError("no such library"),
+    "attribute": AttributeError("no such decoder"),
+    "missing decoder": caused_by(OSError("decoder jpeg not available"), AttributeError("jpeg")),
+    "wrapped memory": caused_by(ValueError("no tile"), MemoryError()),
+    "files": OSError(errno.EMFILE, "Too many open files"),
+    "disk": OSError(errno.EIO, "Input/output error"),
+    "permission": PermissionError(errno.EACCES, "Permission denied"),
+    "allocator": RuntimeError("can't allocate memory"),
+}
+
+
+@pytest.mark.parametrize("place", ["open", "load", "hash"])
+@pytest.mark.parametrize("name", MACHINE)
+def test_what_the_machine_failed_at_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MACHINE[name]
+
+    path = str(save(tmp_path / "a.jpg"))
+    where, what = {
+        "open": ("PIL.Image.open", fail),
+        "load": ("PIL.ImageFile.ImageFile.load", fail),
+        "hash": ("finetune.data.look._perceptual_hash", fail),
+    }[place]
+    monkeypatch.setattr(where, what)
+    look = look_at(path, full=True)
+    assert look.reason
+    assert not look.lasting
+
+
+@pytest.mark.parametrize("place", ["PIL.Image.open", "PIL.ImageFile.ImageFile.load"])
+def test_a_decoders_complaint_without_free_memory_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """libjpeg and libwebp call a sound file broken where they are given no memory."""
+
+    def complain(*_: object, **__: object) -> None:
+        raise OSError("broken data stream when reading image file")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    path = str(save(tmp_path / "a.jpg"))
+    monkeypatch.setattr(place, complain)
+    assert look_at(path, full=True).lasting
+    monkeypatch.setattr("mmap.mmap", full)
+    look = look_at(path, full=True)
+    assert (look.lasting, look.machine_fault) == (False, True)
+
+
+def test_a_decoder_that_pillow_lacks_is_no_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(save(tmp_path / "a.webp"))
+    monkeypatch.setattr("PIL.WebPImagePlugin.SUPPORTED", False)
+    look = look_at(path, full=False)
+    assert "cannot read WEBP" in str(look.reason)
+    assert (look.lasting, look.machine_fault) == (False, True)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_photo_that_is_warned_about_is_read_where_warnings_are_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    real = Image.open
+
+    def warning(*args: Any, **options: Any) -> Image.Image:
+        warnings.warn("Metadata Warning", UserWarning, stacklevel=1)
+        return real(*args, **options)
+
+    path = str(save(tmp_path / "a.jpg"))
+    monkeypatch.setattr(Image, "open", warning)
+    warnings.simplefilter("error")
+    assert look_at(path, full=full).reason is None
+
+
+def test_threads_that_ignore_warnings_leave_the_filters_as_they_were() -> None:
+    warnings.simplefilter("error")
+    before = list(warnings.filters)
+
+    def warn(number: int) -> None:
+        with warnings_ignored():
+            time.sleep(0.001 * (number % 3))
+            warnings.warn("within", UserWarning, stacklevel=1)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(warn, range(40)))
+    assert list(warnings.filters) == before
 
 
 # In processes

@@ -263,6 +263,46 @@ def test_evaluation_skips_such_images_as_well(
     assert evaluate_checkpoint(Path(config.output_dir) / "best.pt").num_images == 9
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        DeprecationWarning("will be removed in a future release"),
+        OSError("broken data stream when reading image file"),
+    ],
+)
+def test_a_sound_photo_that_fails_to_decode_in_a_run_is_neither_skipped_nor_remembered(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    real = loading.read_photo
+
+    def failing(path: Path) -> object:
+        if path.name == "0.png":
+            raise error
+        return real(path)
+
+    config = make_config(data={"on_unreadable": "skip"}, train={"epochs": 1})
+    monkeypatch.setattr(loading, "read_photo", failing)
+    with pytest.raises(UnreadableError) as caught:
+        train(config)
+    assert {path.name for path in caught.value.passing} == {"0.png"}
+    monkeypatch.setattr(loading, "read_photo", real)
+    assert train(config).num_train == 18
+
+
+@pytest.mark.parametrize("on_unreadable", ["fail", "skip"])
+def test_photos_that_the_machine_fails_at_are_not_skipped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, on_unreadable: str
+) -> None:
+    fault = Look(reason="needs more memory than there is", lasting=False, machine_fault=True)
+    monkeypatch.setattr(module, "look_at", lambda path, *, full: fault)
+    message = refusal(folder, on_unreadable)
+    assert "8 of 8 files could not be looked at" in message
+    assert "on_unreadable" not in message
+    monkeypatch.undo()
+    assert "all can be read" in check(images_in(folder), base=folder).verdict
+
+
 def test_a_photo_that_the_system_refuses_for_once_is_not_left_out(
     make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

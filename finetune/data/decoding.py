@@ -8,20 +8,26 @@ would end the process (SIGSEGV, torchvision 0.29), and gains little where it is 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-import warnings
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
 from finetune.data.images import PIL_FORMATS, refusal
 from finetune.data.opaque import over_white, strips
+from finetune.data.png_metadata import without_large_metadata
+from finetune.data.quiet import warnings_ignored
 from finetune.data.upright import turn_of
+
+try:
+    from torchvision.io import ImageReadMode, decode_image
+except Exception:  # torchvision deprecates it; Pillow gives the same pixels
+    decode_image = None
 
 SAME_PIXELS = frozenset({("JPEG", "RGB"), ("JPEG", "L")})
 """Format and mode that torchvision decodes to Pillow's pixels; upright ones only."""
@@ -38,24 +44,25 @@ def read_photo(path: str | os.PathLike[str]) -> Tensor:
     if not Path(path).is_file() and Path(path).exists():
         raise OSError("is no regular file")  # a pipe would be waited for without end
     content = Path(path).read_bytes()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(io.BytesIO(content), formats=PIL_FORMATS)
-        except Image.DecompressionBombError as error:
-            raise OSError(str(error)) from error
+    with warnings_ignored():
+        return _decoded(content)
+
+
+def _decoded(content: bytes) -> Tensor:
+    try:
+        image = Image.open(without_large_metadata(io.BytesIO(content)), formats=PIL_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise OSError(str(error)) from error
     with image:
         refused = refusal(image.mode, image.width, image.height)
         if refused is not None:
             raise OSError(refused)
-        if _is_plain(image):
-            try:
+        if decode_image is not None and _is_plain(image):
+            with contextlib.suppress(Exception):  # Pillow has the last word
                 encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
                 decoded: Tensor = decode_image(encoded, ImageReadMode.RGB)
                 return decoded
-            except RuntimeError:
-                pass
-        return upright_rgb(image)
+        return _upright_rgb(image)
 
 
 def upright_rgb(image: Image.Image) -> Tensor:
@@ -64,6 +71,11 @@ def upright_rgb(image: Image.Image) -> Tensor:
     Raises:
         OSError: it cannot be decoded.
     """
+    with warnings_ignored():
+        return _upright_rgb(image)
+
+
+def _upright_rgb(image: Image.Image) -> Tensor:
     image.load()  # in some files the EXIF lies behind the pixels
     pixels = torch.empty(3, image.height, image.width, dtype=torch.uint8)
     for top, strip in strips(image):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import struct
 import unicodedata
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -35,12 +38,40 @@ SPLITS = {
 }
 
 
+_OF_CONTENT = (
+    *(OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, EOFError),
+    *(struct.error, zlib.error),
+)
+"""What Pillow's decoders raise about the bytes of a file."""
+_OF_MACHINE = (MemoryError, ImportError, AttributeError, Warning)
+
+
 def lasts(error: BaseException) -> bool:
     """Whether the same file would fail to decode at another time as well.
 
-    Pillow's own complaints carry no number; what the system refuses, or memory, may pass.
+    An error about the content carries no error number of the system, and was not caused by lack
+    of memory or by a decoder that is missing.
     """
-    return not isinstance(error, MemoryError) and getattr(error, "errno", None) is None
+    return isinstance(error, _OF_CONTENT) and not any(
+        isinstance(cause, _OF_MACHINE) or getattr(cause, "errno", None) is not None
+        for cause in _causes(error)
+    )
+
+
+def is_machine_fault(error: BaseException) -> bool:
+    """Whether memory, the system or the installation failed, whatever the file holds."""
+    return any(
+        isinstance(cause, MemoryError | ImportError | Warning)
+        # A broken file may name an offset that the system calls invalid.
+        or getattr(cause, "errno", None) not in (None, errno.EINVAL)
+        for cause in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def refusal(mode: str, width: int, height: int) -> str | None:

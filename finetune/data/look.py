@@ -7,19 +7,35 @@ look, the whole picture is decoded.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import mmap
 import os
 import stat
+import struct
 import warnings
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    COMPRESSION,
+    COMPRESSION_INFO,
+    IMAGELENGTH,
+    IMAGEWIDTH,
+    PHOTOMETRIC_INTERPRETATION,
+    SAMPLEFORMAT,
+    SAMPLESPERPIXEL,
+    TiffImageFile,
+)
 
-from finetune.data.images import PIL_FORMATS, lasts, refusal
+from finetune.data.images import MOST_PIXELS, PIL_FORMATS, is_machine_fault, lasts, refusal
 from finetune.data.opaque import over_white, strips
+from finetune.data.png_metadata import without_large_metadata
+from finetune.data.quiet import warnings_ignored
 from finetune.data.upright import upright
 
 _PLAIN_BITS = range(16, 49)
@@ -34,8 +50,17 @@ _KNOWN_BEGINNINGS = (
     (b"<?xml", "XML"),
     (b"PK\3\4", "a ZIP archive"),
     (b"8BPS", "a Photoshop file"),
+    (b"P7\n", "a PAM file"),
+    (b"PF\n", "a PFM file"),
 )
-_BROKEN_HEADER = "begins as an image, but its header is broken"
+_MAGIC = (
+    *((b"\xff\xd8", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"), (b"GIF8", "GIF")),
+    *((b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF")),
+)
+"""Beginnings of files, with Pillow's names of their formats."""
+_ROOM = 2**26
+_ROOM_PER_PIXEL = 16
+"""Bytes that must be free for a decoder's complaint to be about the file."""
 _ISO_MEDIA = ((b"heic", "HEIC"), (b"heix", "HEIC"), (b"mif1", "HEIF"), (b"avif", "AVIF"))
 
 
@@ -47,6 +72,8 @@ class Look:
         reason: Why it cannot be read; None where it can, as far as was looked.
         decoded: The whole picture was decoded.
         lasting: The same bytes would give the same verdict at another time.
+        machine_fault: Memory, the system or the installation failed, so that nothing is known of
+            the file.
         pixels: Hash of mode, size and pixels; empty without a full look.
         phash: Perceptual hash of 64 bits; None without a full look, or for a plain picture.
     """
@@ -54,6 +81,7 @@ class Look:
     reason: str | None = None
     decoded: bool = False
     lasting: bool = True
+    machine_fault: bool = False
     format: str = ""
     mode: str = ""
     width: int = 0
@@ -66,9 +94,10 @@ class Look:
 class _BadFileError(Exception):
     """A file that cannot be read, with the reason in words."""
 
-    def __init__(self, reason: str, *, lasting: bool = True) -> None:
+    def __init__(self, reason: str, *, lasting: bool = True, machine_fault: bool = False) -> None:
         super().__init__(reason)
         self.lasting = lasting
+        self.machine_fault = machine_fault
 
 
 def look_at(path: str, *, full: bool) -> Look:
@@ -77,15 +106,17 @@ def look_at(path: str, *, full: bool) -> Look:
     Args:
         full: Decode the whole picture and hash it, where a quick look would leave that out.
     """
-    try:
-        with _opened(path) as file, _identified(file) as image:
-            return _look(file, image, full=full)
-    except _BadFileError as error:
-        return Look(reason=str(error), decoded=full, lasting=error.lasting)
-    except MemoryError:
-        return Look(reason="needs more memory than there is", lasting=False)
-    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-        return Look(reason=_words(error), decoded=full, lasting=lasts(error))
+    with warnings_ignored():
+        try:
+            with _opened(path) as file, _identified(file) as image:
+                return _look(file, image, full=full)
+        except _BadFileError as error:
+            return Look(
+                reason=str(error),
+                decoded=full,
+                lasting=error.lasting,
+                machine_fault=error.machine_fault,
+            )
 
 
 def without_warnings() -> None:
@@ -100,19 +131,47 @@ def _look(file: BinaryIO, image: Image.Image, *, full: bool) -> Look:
         raise _BadFileError(refused)
     if not full and _ends_whole(file, image):
         return look
-    image.load()
-    if not full:
-        return look
-    photo = upright(image)
-    return replace(
-        look,
-        decoded=True,
-        width=photo.width,
-        height=photo.height,
-        pixels=_hash_pixels(photo),
-        phash=_perceptual_hash(photo),
-        frames=_frames(image),
+    try:
+        image.load()
+        if not full:
+            return look
+        photo = upright(image)
+        return replace(
+            look,
+            decoded=True,
+            width=photo.width,
+            height=photo.height,
+            pixels=_hash_pixels(photo),
+            phash=_perceptual_hash(photo),
+            frames=_frames(image),
+        )
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+        raise _failure(error, _words(error), image.width * image.height) from error
+
+
+def _failure(error: Exception, words: str, pixels: int) -> _BadFileError:
+    """What a decoder's complaint says about the file, or about the machine."""
+    if isinstance(error, MemoryError):
+        return _BadFileError("needs more memory than there is", lasting=False, machine_fault=True)
+    if not lasts(error):
+        return _BadFileError(words, lasting=False, machine_fault=is_machine_fault(error))
+    if _has_room(pixels):
+        return _BadFileError(words)
+    return _BadFileError(
+        f"{words}, with too little free memory to tell whether it is sound",
+        lasting=False,
+        machine_fault=True,
     )
+
+
+def _has_room(pixels: int) -> bool:
+    """Whether memory for decoding so many pixels can be had: several decoders call a sound file
+    broken where it cannot."""
+    try:
+        mmap.mmap(-1, _ROOM + pixels * _ROOM_PER_PIXEL).close()
+    except (OSError, MemoryError):
+        return False
+    return True
 
 
 def _frames(image: Image.Image) -> int:
@@ -140,24 +199,74 @@ def _opened(path: str) -> BinaryIO:
     except PermissionError:
         raise _BadFileError("there is no permission to read it", lasting=False) from None
     except OSError as error:
-        circle = error.errno == errno.ELOOP
-        what = "is a link that leads in a circle" if circle else _words(error)
-        raise _BadFileError(what, lasting=False) from None
+        if error.errno == errno.ELOOP:
+            raise _BadFileError("is a link that leads in a circle", lasting=False) from None
+        raise _failure(error, _words(error), 0) from error
 
 
 def _identified(file: BinaryIO) -> Image.Image:
     try:
-        return Image.open(file, formats=PIL_FORMATS)
-    except UnidentifiedImageError:
+        return Image.open(without_large_metadata(file), formats=PIL_FORMATS)
+    except UnidentifiedImageError as error:
         file.seek(0)
-        raise _BadFileError(_what_else(file.read(32))) from None
+        start = file.read(32)
+        name = next((name for begin, name in _MAGIC if start.startswith(begin)), None)
+        if name is None or (name == "WEBP" and start[8:12] != b"WEBP"):
+            raise _BadFileError(_what_else(start)) from None
+        raise _refused_by_decoder(file, name, error) from error
     except Image.DecompressionBombError as error:
         pixels = next(
             (int(word) for word in str(error).split(" (")[-1].split() if word.isdigit()), 0
         )
         raise _BadFileError(refusal("RGB", pixels, 1) or str(error)) from None
-    except Exception:
-        raise _BadFileError(_BROKEN_HEADER) from None
+    except Exception as error:
+        raise _failure(error, _not_opened("an image", error), MOST_PIXELS) from error
+
+
+def _refused_by_decoder(file: BinaryIO, name: str, error: Exception) -> _BadFileError:
+    """Why the one decoder of this format does not open the file: ``Image.open`` does not say."""
+    file.seek(0)
+    start = file.read(16)
+    try:
+        decode, accept = Image.OPEN[name]
+        if accept is not None and isinstance(accept(start), str):
+            raise ImportError(f"this installation of Pillow cannot read {name}")
+        content = without_large_metadata(file)
+        content.seek(0)
+        decode(content, "")
+    except Exception as refused:
+        error = refused
+    words = _of_tiff(file) if name == "TIFF" else ""
+    return _failure(error, words or _not_opened(name, error), MOST_PIXELS)
+
+
+def _not_opened(name: str, error: Exception) -> str:
+    words = _words(error)
+    cut = "truncated" in words.lower() or isinstance(error, LookupError | EOFError | struct.error)
+    why = "its header is broken" if cut else "cannot be opened"
+    return f"begins as {name}, but {why}: {words}"
+
+
+def _of_tiff(file: BinaryIO) -> str:
+    """The kind of a TIFF that Pillow does not open; empty where its header is broken."""
+    image = TiffImageFile.__new__(TiffImageFile)
+    with contextlib.suppress(Exception):  # it keeps the tags that it read before it gives up
+        file.seek(0)
+        TiffImageFile.__init__(image, file, "")
+    tags = getattr(image, "tag_v2", {})
+    if IMAGEWIDTH not in tags or IMAGELENGTH not in tags:
+        return ""
+    compression = tags.get(COMPRESSION, 1)
+    if compression not in COMPRESSION_INFO:
+        return f"is a TIFF with compression {compression}, which is not read; save it with another"
+    bands = tags.get(SAMPLESPERPIXEL, 1)
+    bits = tags.get(BITSPERSAMPLE, (1,))[0]
+    kind = {2: "signed ", 3: "floating point "}.get(tags.get(SAMPLEFORMAT, (1,))[0], "")
+    return (
+        f"is a TIFF with {bands} band{'' if bands == 1 else 's'} of {bits} {kind}bits "
+        f"(photometric interpretation {tags.get(PHOTOMETRIC_INTERPRETATION, 0)}), which is not "
+        "read; save it as grey or RGB with 8 or 16 bits"
+    )
 
 
 def _what_else(start: bytes) -> str:
@@ -171,8 +280,6 @@ def _what_else(start: bytes) -> str:
     known = next((name for begin, name in _KNOWN_BEGINNINGS if start.startswith(begin)), "")
     if known:
         return f"is {known}, not {kinds}"
-    if start.startswith((b"\xff\xd8", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"GIF8")):
-        return _BROKEN_HEADER
     if set(start) <= {*range(32, 127), 9, 10, 13}:
         return f"is text, no image: it begins with {start[:20].decode()!r}"
     return f"is no image ({kinds})"

@@ -9,7 +9,6 @@ others of its kind.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from finetune.errors import DataError, UnreadableError
 from finetune.progress import Progress
 
 _MOST_LISTED = 20
+_MOST_FAULTS = 3
 _THREADS = 8  # where files lie on a server, each waits for its own
 _AT_ONCE = 256
 
@@ -60,6 +60,9 @@ def quick_check(*parts: Images, on_unreadable: str, base: Path, progress: Progre
         (Path(path), look.reason) for path, look in zip(paths, looks, strict=True) if look.reason
     )
     elapsed_s = time.perf_counter() - start
+    faults = [path for path, look in zip(paths, looks, strict=True) if look.machine_fault]
+    if faults:
+        raise DataError(_machine_fault(faults, dict(bad), len(paths), base))
     if bad and on_unreadable == "fail":
         raise DataError(_refusal(bad, len(paths), base))
     kept = tuple(_without(images, {path for path, _ in bad}) for images in parts) if bad else parts
@@ -80,25 +83,28 @@ def dropping_unreadable(work: Callable[[], T], *, on_unreadable: str, progress: 
     """Do work that begins with a check, and once more for each time it meets images that passed
     the check and are broken all the same: they are remembered, and the check then knows them.
 
+    Whether an image is broken is decided by a full look at the file, once the work has ended: what
+    failed in the work may have been the machine.
+
     Raises:
-        UnreadableError: it is not to skip them.
+        UnreadableError: it is not to skip them, or they are not broken.
     """
     known: set[Path] = set()
     while True:
         try:
             return work()
         except UnreadableError as error:
-            lasting = [pair for pair in error.found if pair[0] not in error.passing]
-            found = {path: reason for path, reason in lasting if path not in known}
+            suspects = {path for path, _ in error.found} - error.passing - known
+            looks = {path: look_at(str(path), full=True) for path in suspects}
+            broken = {path: look for path, look in looks.items() if look.reason and look.lasting}
             with Remembered() as remembered:
-                remembered.keep(
-                    (key_of_file(str(path)), Look(reason=reason, decoded=True))
-                    for path, reason in found.items()
-                )
-            # What the system refused for once is no broken photo, and is not left out.
-            if on_unreadable == "fail" or not found or error.passing:
+                remembered.keep((key_of_file(str(path)), look) for path, look in broken.items())
+            passing = error.passing | (suspects - broken.keys())
+            if passing:
+                raise UnreadableError(error.found, passing=passing) from error
+            if on_unreadable == "fail" or not broken:
                 raise
-            known |= found.keys()
+            known |= broken.keys()
             progress.warn(f"{error.found[0][0]}: turned out to be broken; beginning without it")
 
 
@@ -123,8 +129,7 @@ def sizes_of(images: Images, most: int, progress: Progress) -> list[tuple[int, i
 
 def _looks(paths: Sequence[str], progress: Progress) -> tuple[list[Look], int]:
     """A look at each file, and how many of them are new."""
-    with Remembered() as remembered, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about what is judged here
+    with Remembered() as remembered:
         keys = [key_of_file(path) for path in paths]
         known = remembered.find(keys)
         new = [at for at, key in enumerate(keys) if key is None or key not in known]
@@ -134,6 +139,9 @@ def _looks(paths: Sequence[str], progress: Progress) -> tuple[list[Look], int]:
         else:
             looking = progress.track(_in_threads(paths, new), "check images", total=len(new))
             fresh.update(looking)
+        for at, look in fresh.items():
+            if look.reason and not look.decoded:  # in a thread, others may have had the memory
+                fresh[at] = look_at(paths[at], full=True)
         remembered.keep((keys[at], look) for at, look in fresh.items())
     looks = [
         fresh[at] if at in fresh else known[key]  # type: ignore[index]  # what has no key is new
@@ -172,6 +180,17 @@ def _refusal(bad: Sequence[Skipped], total: int, base: Path) -> str:
             *lines,
             "Repair or remove them, or set data.on_unreadable: skip",
         ]
+    )
+
+
+def _machine_fault(faults: Sequence[str], reasons: dict[Path, str], total: int, base: Path) -> str:
+    """Nothing is known of such files, so that they are not skipped either."""
+    listed = "; ".join(
+        f"{shown(path, base)}: {reasons[Path(path)]}" for path in faults[:_MOST_FAULTS]
+    )
+    return (
+        f"{base}: {len(faults):,} of {total:,} files could not be looked at now: {listed}. The "
+        "files may be sound. Free memory, or repair what failed, and run again"
     )
 
 
