@@ -311,6 +311,25 @@ def test_what_is_skipped_is_noted(sound: Path) -> None:
     assert found["hidden"].examples == ("train/.ipynb_checkpoints",)
 
 
+def test_links_are_followed_and_those_that_lead_back_are_found(sound: Path) -> None:
+    fill(sound, "elsewhere/emus")
+    (sound / "train/cats/more").symlink_to(sound / "elsewhere")
+    (sound / "train/cats/again").symlink_to(sound / "train")
+    report = check(sound)
+    assert report.num_images == 84
+    assert kinds(report)["link"].examples == ("train/cats/again",)
+
+
+def test_photos_with_other_endings_are_a_warning(sound: Path) -> None:
+    copy(sound, "train/cats/00.png", "train/cats/photo")
+    found = kinds(check(sound))
+    assert (found["misnamed"].level, found["misnamed"].examples) == (
+        "warning",
+        ("train/cats/photo",),
+    )
+    assert "skipped" not in found
+
+
 # Classes
 
 

@@ -191,6 +191,114 @@ def test_images_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     assert names(find(tmp_path).train, tmp_path) == pictures("train/cats", "train/dogs")
 
 
+# Links
+
+
+def linked(path: Path, to: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(to, target_is_directory=True)
+    return path
+
+
+def split_sets(root: Path) -> Path:
+    return put(root, *pictures("train/cats", "train/dogs", "val/cats", "val/dogs", count=1))
+
+
+def test_a_linked_folder_in_a_class_is_read(tmp_path: Path) -> None:
+    root = split_sets(tmp_path / "data")
+    put(tmp_path, *pictures("elsewhere/deep", count=3))
+    linked(root / "train" / "cats" / "more", tmp_path / "elsewhere")
+    found = find(root)
+    assert names(found.train, root)[:4] == [
+        "train/cats/0.png",
+        *pictures("train/cats/more/deep", count=3),
+    ]
+    assert found.train.labels == (0, 0, 0, 0, 1)
+    assert found.warnings == ()
+
+
+def test_a_class_that_holds_only_a_linked_folder_is_read(tmp_path: Path) -> None:
+    put(tmp_path, *pictures("data/cats", "elsewhere"))
+    linked(tmp_path / "data" / "dogs" / "photos", tmp_path / "elsewhere")
+    found = find(tmp_path / "data")
+    assert (len(found.train), len(found.val)) == (8, 2)
+
+
+@pytest.mark.parametrize("to", ["cats", ".", "..", "../..", "../../..", "cats/inner", "again"])
+def test_a_link_that_leads_back_adds_no_photo_and_is_said(tmp_path: Path, to: str) -> None:
+    root = split_sets(tmp_path / "data")
+    put(root, "train/cats/inner/1.png")
+    cats = root / "train" / "cats"
+    linked(cats / "again", cats.parent / to if to in ("cats", "cats/inner") else Path(to))
+    (warning,) = find(root).warnings
+    assert "again" in warning
+    assert names(find(root).train, root) == [
+        "train/cats/0.png",
+        "train/cats/inner/1.png",
+        "train/dogs/0.png",
+    ]
+
+
+def test_linked_folders_that_link_to_each_other_are_read_once(tmp_path: Path) -> None:
+    root = split_sets(tmp_path / "data")
+    put(tmp_path, "a/1.png", "b/2.png")
+    linked(tmp_path / "a" / "b", tmp_path / "b")
+    linked(tmp_path / "b" / "a", tmp_path / "a")
+    linked(root / "train" / "cats" / "a", tmp_path / "a")
+    linked(root / "train" / "cats" / "b", tmp_path / "b")
+    assert [path.name for path in find(root).train.paths] == ["0.png", "1.png", "2.png", "0.png"]
+
+
+def test_a_linked_class_that_links_to_its_root_brings_in_no_other_class(tmp_path: Path) -> None:
+    root = put(tmp_path / "data", *pictures("dogs", count=2))
+    put(tmp_path, *pictures("cats", count=2))
+    linked(root / "cats", tmp_path / "cats")
+    linked(tmp_path / "cats" / "up", root)
+    found = find(root, val_fraction=0.5)
+    assert (len(found.train), len(found.val)) == (2, 2)
+
+
+def test_a_dangling_link_in_a_class_is_said(tmp_path: Path) -> None:
+    root = split_sets(tmp_path)
+    linked(root / "train" / "cats" / "more", tmp_path / "nowhere")
+    (warning,) = find(root).warnings
+    assert "train/cats/more" in warning
+
+
+@pytest.mark.parametrize("name", ["train/emus", "val", "emus"])
+def test_a_class_or_split_that_is_a_dangling_link_is_refused(tmp_path: Path, name: str) -> None:
+    root = put(tmp_path, *pictures("train/cats", "train/dogs"))
+    link = linked(root / name, tmp_path / "nowhere")
+    assert refusal(root).startswith(f"{link}: is a link to a folder that is not there")
+
+
+# Photos with names of other files
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF"])
+@pytest.mark.parametrize("name", ["x", "x.jpe", "x.JPG_large", "x.dat"])
+def test_a_photo_with_another_ending_is_said(tmp_path: Path, name: str, kind: str) -> None:
+    root = split_sets(tmp_path)
+    Image.new("RGB", (2, 2)).save(root / "train" / "cats" / name, kind)
+    put(root, "train/cats/notes.txt")
+    found = find(root)
+    (warning,) = found.warnings
+    assert f"train/cats/{name}" in warning
+    assert found.notes == (f"{root}: skipped 1 that are no images: train/cats/notes.txt",)
+
+
+def test_every_photo_with_another_ending_is_counted(tmp_path: Path) -> None:
+    root = put(split_sets(tmp_path), *(f"train/cats/{i}.jpg_large" for i in range(50)))
+    (warning,) = find(root).warnings
+    assert warning.startswith(f"{root}: 50 files are photos by content")
+
+
+@pytest.mark.parametrize("others", [(), ("dogs/1.png",)])
+def test_classes_of_photos_with_other_endings_say_so(tmp_path: Path, others: tuple[str]) -> None:
+    put(tmp_path, "cats/a.jpe", "cats/b", "dogs/a.jpe", *others)
+    assert "photos by content but not by name" in refusal(tmp_path)
+
+
 # What is refused, with the path
 
 
@@ -416,12 +524,19 @@ def test_folders_within_classes_are_not_doubted(tmp_path: Path, folders: list[st
 
 
 def test_photos_in_other_formats_are_counted_and_said(tmp_path: Path) -> None:
-    put(tmp_path, *pictures("cats", "dogs"), "cats/1.HEIC", "cats/2.heic", "dogs/3.avif", "dogs/n")
+    put(
+        tmp_path,
+        *pictures("cats", "dogs"),
+        "cats/1.HEIC",
+        "cats/2.heic",
+        "dogs/3.avif",
+        "dogs/n.txt",
+    )
     found = find(tmp_path)
     assert found.warnings == (
         f"{tmp_path}: 3 photos in formats that are not read (2 .heic, 1 .avif): save them as JPEG",
     )
-    assert "skipped 1 that are no images: dogs/n" in found.notes[-1]
+    assert "skipped 1 that are no images: dogs/n.txt" in found.notes[-1]
 
 
 def test_a_folder_of_photos_in_other_formats_says_so(tmp_path: Path) -> None:

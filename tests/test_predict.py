@@ -168,6 +168,21 @@ def test_folders_are_read_to_their_depth_and_files_taken_as_named(run: str, phot
     assert answers[-1].path == str(photos / "train" / "class_1" / "8.png")
 
 
+def test_linked_folders_are_labelled_and_what_is_passed_over_is_said(
+    run: str, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    (folder / "linked").symlink_to(photos / "val" / "class_0")
+    (folder / "again").symlink_to(tmp_path)
+    (folder / "photo").write_bytes((photos / "val" / "class_0" / "0.png").read_bytes())
+    said: list[str] = []
+    progress = Silent()
+    progress.warn = said.append  # type: ignore[method-assign]
+    assert len(labelled(run, [str(folder)], progress=progress)) == 5
+    assert [name in line for name, line in zip(("again", "photo"), said, strict=True)] == [True] * 2
+
+
 def test_below_the_threshold_an_answer_is_unsure(run: str, photos: Path) -> None:
     answers = labelled(run, [str(photos / "val")], threshold=1.0)
     assert all(isinstance(answer, Prediction) and answer.unsure for answer in answers)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from finetune.data.folders import files_of_class
-from finetune.data.images import shown
+from finetune.data.images import passed_over, shown
 from finetune.errors import DataError
 from finetune.eval_results import Prediction, PredictSummary, Unreadable
 from finetune.files import is_folder
@@ -68,10 +68,12 @@ def image_files(paths: Iterable[str], progress: Progress) -> Iterator[str]:
         if not is_folder(Path(path)):
             yield path
             continue
-        images = files_of_class(Path(path)).images
-        if not images:
+        files = files_of_class(Path(path))
+        if not files.images:
             progress.warn(f"{shown(path)}: holds no images")
-        yield from images
+        for said in passed_over(files.links, files.misnamed):
+            progress.warn(f"{shown(path)}: {said}")
+        yield from files.images
 
 
 def paths_of_list(content: bytes) -> list[str]:

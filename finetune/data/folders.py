@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,12 @@ from finetune.data.images import (
     Images,
     is_other_photo,
     other_photos,
+    passed_over,
     refuse_unknown_classes,
     shown,
     split_named,
 )
+from finetune.data.misnamed import misnamed as misnamed_among
 from finetune.errors import DataError
 
 _SYSTEM_FOLDERS = frozenset(
@@ -37,22 +40,36 @@ class ClassFiles:
     images: list[str] = field(default_factory=list)
     num_bytes: int = 0
     skipped: list[str] = field(default_factory=list)
-    """Files that are no images by their names."""
+    """Files that are no images, by their names and by their content."""
+    misnamed: list[str] = field(default_factory=list)
+    """Files that are photos by their content, but not by their names."""
     hidden: list[str] = field(default_factory=list)
     """Files and folders whose names begin with a dot."""
     links: list[str] = field(default_factory=list)
-    """Links to folders, which are not followed: they may lead in a circle."""
+    """Links that are not followed: to nowhere, or to a folder that is read already."""
     system: list[str] = field(default_factory=list)
     """Folders that the system or a tool made; those whose names begin with a dot are in
     ``hidden`` as well."""
+
+
+def _refuse_dangling_links(root: Path) -> None:
+    """A class or a split that a link does not reach would be missing without a word."""
+    for child in _children(root):
+        if child.name.startswith(".") or child.suffix.lower() in IMAGE_SUFFIXES:
+            continue
+        if child.is_symlink() and not os.path.exists(child):  # noqa: PTH110
+            raise DataError(
+                f"{shown(child)}: is a link to a folder that is not there; repair or remove it"
+            )
 
 
 def split_folders(root: Path) -> dict[str, Path]:
     """Find the splits directly below a folder: named as one, and not merely a folder of photos.
 
     Raises:
-        DataError: two of them would be the same split.
+        DataError: two of them would be the same split, or a link leads to nowhere.
     """
+    _refuse_dangling_links(root)
     found: dict[str, Path] = {}
     for folder in subfolders(root):
         split = split_named(folder.name)
@@ -114,8 +131,9 @@ def class_folders(folder: Path, *, but: Iterable[Path] = ()) -> dict[str, Path]:
     """Class folders by name in NFC.
 
     Raises:
-        DataError: two names are one, or a name cannot be printed.
+        DataError: two names are one, a name cannot be printed, or a link leads to nowhere.
     """
+    _refuse_dangling_links(folder)
     by_name: dict[str, Path] = {}
     for name, child in named_folders(folder, but=but):
         if name in by_name:
@@ -173,6 +191,8 @@ def read_classes(
     paths: list[Path] = []
     labels: list[int] = []
     skipped = loose_images(folder) + system_folders(folder)
+    links: list[str] = []
+    misnamed: list[str] = []
     empty: list[Path] = []
     num_bytes = 0
     for label, name in enumerate(names):
@@ -181,12 +201,14 @@ def read_classes(
         files = files_of_class(by_name[name])
         paths += map(Path, files.images)
         labels += [label] * len(files.images)
-        skipped += files.skipped + files.links + files.system
+        skipped += files.skipped + files.system
+        links += files.links
+        misnamed += files.misnamed
         num_bytes += files.num_bytes
         if not files.images:
             empty.append(by_name[name])
     others = other_photos(skipped)
-    hint = f"; {others}" if others else ""
+    hint = "".join(f"; {said}" for said in [*passed_over(links, misnamed), others] if said)
     if not paths:
         raise DataError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){hint}")
     if empty:
@@ -194,7 +216,15 @@ def read_classes(
             f"{', '.join(map(shown, empty))}: class without images; "
             f"add images, or remove or hide the folder{hint}"
         )
-    return Images(tuple(paths), tuple(labels), names, tuple(map(Path, skipped)), num_bytes)
+    return Images(
+        tuple(paths),
+        tuple(labels),
+        names,
+        skipped=tuple(map(Path, skipped)),
+        links=tuple(map(Path, links)),
+        misnamed=tuple(map(Path, misnamed)),
+        num_bytes=num_bytes,
+    )
 
 
 def _check_class_folders(
@@ -217,15 +247,50 @@ def _check_class_folders(
 
 
 def files_of_class(folder: Path) -> ClassFiles:
-    """Everything below a class folder.
+    """Everything below a class folder; links to folders are followed, each folder read once.
 
     Raises:
         DataError: a folder cannot be read.
     """
     found = ClassFiles()
-    waiting = [str(folder)]
+    read: set[str] = set()
+    # Folders that a link must not lead back above: it would bring in other classes.
+    around = (os.path.realpath(folder.parent),)
+    links: deque[tuple[str, tuple[str, ...]]] = deque([(str(folder), ())])
+    while links:
+        place, above = links.popleft()
+        real = os.path.realpath(place)
+        if real in read or any(part == real or _is_below(part, real) for part in above):
+            found.links.append(place)
+            continue
+        linked = _read_tree(place, real, read, found)
+        links += [(path, (*around, *above, os.path.realpath(parent))) for parent, path in linked]
+    photos = misnamed_among(found.skipped)
+    if photos:
+        found.misnamed = photos
+        found.skipped = sorted(set(found.skipped) - set(photos))
+    return found
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path.startswith(os.path.join(folder, ""))  # noqa: PTH118
+
+
+def _read_tree(place: str, real: str, read: set[str], found: ClassFiles) -> list[tuple[str, str]]:
+    """Take in a folder without its links to folders, which are returned with their parents.
+
+    Args:
+        real: The folder without links in its path.
+        read: Folders that were taken in, by such paths.
+    """
+    linked: list[tuple[str, str]] = []
+    waiting = [place]
     while waiting:
         parent = waiting.pop()
+        known = real + parent[len(place) :]
+        if known in read:
+            continue
+        read.add(known)
         inner: list[str] = []
         for entry in _entries(parent):
             of_system = is_of_system(entry.name) and _is_dir(entry)
@@ -236,14 +301,19 @@ def files_of_class(folder: Path) -> ClassFiles:
             elif of_system:
                 continue
             elif _is_dir(entry):
-                (found.links if entry.is_symlink() else inner).append(entry.path)
+                if entry.is_symlink():
+                    linked.append((parent, entry.path))
+                else:
+                    inner.append(entry.path)
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
                 found.images.append(entry.path)
                 found.num_bytes += _size(entry)
+            elif entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
+                found.links.append(entry.path)
             else:
                 found.skipped.append(entry.path)
         waiting += reversed(inner)
-    return found
+    return linked
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

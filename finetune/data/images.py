@@ -93,6 +93,8 @@ class Images:
     Attributes:
         labels: Index into ``class_names`` for each path.
         skipped: Files among them that are no images.
+        links: Links to folders among them that are not followed.
+        misnamed: Files among them that are photos by their content, but not by their names.
         groups: For each path, what must stay together when some are held out; or nothing.
         balanced: An epoch draws every class equally often, with replacement.
     """
@@ -101,6 +103,8 @@ class Images:
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
     skipped: tuple[Path, ...] = ()
+    links: tuple[Path, ...] = ()
+    misnamed: tuple[Path, ...] = ()
     num_bytes: int = field(default=0, compare=False)
     groups: tuple[str, ...] = ()
     balanced: bool = False
@@ -117,6 +121,8 @@ class Images:
             labels=tuple(self.labels[i] for i in indices),
             groups=tuple(self.groups[i] for i in indices) if self.groups else (),
             skipped=(),
+            links=(),
+            misnamed=(),
             num_bytes=round(self.num_bytes * share),
         )
 
@@ -225,6 +231,26 @@ def other_photos(paths: Iterable[str | os.PathLike[str]]) -> str:
     if suffixes.total() == 1:
         return f"1 photo in a format that is not read ({listed}): save it as JPEG"
     return f"{suffixes.total():,} photos in formats that are not read ({listed}): save them as JPEG"
+
+
+def passed_over(
+    links: Sequence[os.PathLike[str] | str], misnamed: Sequence[os.PathLike[str] | str]
+) -> list[str]:
+    """What is said of links that are not followed, and of photos that have other files' names."""
+    said = []
+    if links:
+        count = f"{len(links):,} link{'' if len(links) == 1 else 's'}"
+        said.append(
+            f"{count} not followed, to folders that are not there or are read already: "
+            f"{shown_few(links)}"
+        )
+    if misnamed:
+        what = "file is a photo" if len(misnamed) == 1 else "files are photos"
+        said.append(
+            f"{len(misnamed):,} {what} by content but not by name, and not read: "
+            f"{shown_few(misnamed)}; rename to .jpg, or to the ending of the format"
+        )
+    return said
 
 
 def near(path: Path) -> str:

@@ -22,6 +22,7 @@ from finetune.data.images import (
     is_other_photo,
     near,
     other_photos,
+    passed_over,
     shown_few,
 )
 from finetune.data.layout import (
@@ -334,7 +335,10 @@ def _skipped_notes(source: Source, *images: Images) -> tuple[str, ...]:
 def _warnings(source: Source, *images: Images) -> tuple[str, ...]:
     """What is probably not meant: photos that are not read, and parents read as classes."""
     others = other_photos(path for part in images for path in part.skipped)
-    warnings = [f"{source.name}: {others}"] if others else []
+    links = [path for part in images for path in part.links]
+    misnamed = [path for part in images for path in part.misnamed]
+    said = [*passed_over(links, misnamed), *([others] if others else [])]
+    warnings = [f"{source.name}: {what}" for what in said]
     doubt = doubtful_layout(source.base) if source.parts == "folder" else None
     if doubt is not None:
         warnings.append(f"{doubt.what}. {doubt.todo}")

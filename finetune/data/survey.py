@@ -51,6 +51,7 @@ class Survey:
     held_out: bool = False
     skipped: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
+    misnamed: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     system: list[str] = field(default_factory=list)
     alike: list[tuple[str, ...]] = field(default_factory=list)
@@ -116,6 +117,7 @@ def _walk(source: Source, found: Survey) -> None:
             files = files_of_class(place)
             found.skipped += files.skipped
             found.hidden += files.hidden
+            found.misnamed += files.misnamed
             found.links += files.links
             found.system += files.system
             if not files.images:
