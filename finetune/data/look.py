@@ -7,7 +7,6 @@ look, the whole picture is decoded.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import mmap
@@ -20,22 +19,12 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import (
-    BITSPERSAMPLE,
-    COMPRESSION,
-    COMPRESSION_INFO,
-    IMAGELENGTH,
-    IMAGEWIDTH,
-    PHOTOMETRIC_INTERPRETATION,
-    SAMPLEFORMAT,
-    SAMPLESPERPIXEL,
-    TiffImageFile,
-)
 
 from finetune.data.images import MOST_PIXELS, PIL_FORMATS, is_machine_fault, lasts, refusal
 from finetune.data.opaque import over_white, strips
 from finetune.data.png_metadata import without_large_metadata
 from finetune.data.quiet import warnings_ignored
+from finetune.data.tiff_kind import kind_of_tiff
 from finetune.data.upright import upright
 
 _PLAIN_BITS = range(16, 49)
@@ -236,7 +225,7 @@ def _refused_by_decoder(file: BinaryIO, name: str, error: Exception) -> _BadFile
         decode(content, "")
     except Exception as refused:
         error = refused
-    words = _of_tiff(file) if name == "TIFF" else ""
+    words = kind_of_tiff(file) if name == "TIFF" else ""
     return _failure(error, words or _not_opened(name, error), MOST_PIXELS)
 
 
@@ -245,28 +234,6 @@ def _not_opened(name: str, error: Exception) -> str:
     cut = "truncated" in words.lower() or isinstance(error, LookupError | EOFError | struct.error)
     why = "its header is broken" if cut else "cannot be opened"
     return f"begins as {name}, but {why}: {words}"
-
-
-def _of_tiff(file: BinaryIO) -> str:
-    """The kind of a TIFF that Pillow does not open; empty where its header is broken."""
-    image = TiffImageFile.__new__(TiffImageFile)
-    with contextlib.suppress(Exception):  # it keeps the tags that it read before it gives up
-        file.seek(0)
-        TiffImageFile.__init__(image, file, "")
-    tags = getattr(image, "tag_v2", {})
-    if IMAGEWIDTH not in tags or IMAGELENGTH not in tags:
-        return ""
-    compression = tags.get(COMPRESSION, 1)
-    if compression not in COMPRESSION_INFO:
-        return f"is a TIFF with compression {compression}, which is not read; save it with another"
-    bands = tags.get(SAMPLESPERPIXEL, 1)
-    bits = tags.get(BITSPERSAMPLE, (1,))[0]
-    kind = {2: "signed ", 3: "floating point "}.get(tags.get(SAMPLEFORMAT, (1,))[0], "")
-    return (
-        f"is a TIFF with {bands} band{'' if bands == 1 else 's'} of {bits} {kind}bits "
-        f"(photometric interpretation {tags.get(PHOTOMETRIC_INTERPRETATION, 0)}), which is not "
-        "read; save it as grey or RGB with 8 or 16 bits"
-    )
 
 
 def _what_else(start: bytes) -> str:
