@@ -120,7 +120,9 @@ def train(
         emit(checked, render_dry_run, as_json)
     else:
         summary = command.train(loaded, overwrite=overwrite, resume=resume, progress=progress)
-        if page:
+        if page and summary.val is None:
+            progress.warn("--report: nothing was held out, so that there is nothing to show")
+        elif page:
             cli_results.write_page(summary.run_dir, progress)
             # What has just been done is not what comes next.
             coming = (line for line in summary.next if not line.startswith("finetune report "))

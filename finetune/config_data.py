@@ -48,8 +48,9 @@ class DataConfig(Section):
     group_column: Text | None = None
     """Of a table: images of one group stay together when some are held out; default group, where
     there is such a column."""
-    val_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the training images held out where there is no val split."""
+    val_fraction: float = Field(default=0.2, ge=0, lt=1)
+    """Share of the training images held out where there is no val split; 0 trains on all of them,
+    without validation."""
     group_pattern: Text | None = None
     """Regular expression over the path below root: its first group, or the whole match, names the
     group that an image stays with."""

@@ -26,8 +26,8 @@ class TrainSummary:
         epochs: Of all stages.
         monitor: Which figure chose the best epoch; of equal ones the lower loss did, then the
             earlier.
-        val: Of the best epoch.
-        last: Of the last epoch.
+        best_epoch, val: Of the best epoch; None without validation.
+        last: Of the last epoch; None without validation.
         stopped: Why training ended before ``epochs``, if it did.
         trainable_parameters, frozen_parameters: What trained in some stage, and what in none.
         frozen_verified: Tensors and buffers whose SHA-256 in the saved checkpoints is the one
@@ -49,9 +49,9 @@ class TrainSummary:
     last_epoch: int
     stopped: str | None
     monitor: str
-    best_epoch: int
-    val: Scores
-    last: Scores
+    best_epoch: int | None
+    val: Scores | None
+    last: Scores | None
     trainable_parameters: int
     frozen_parameters: int
     trainable_tensors: int

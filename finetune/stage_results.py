@@ -66,7 +66,7 @@ class StageSummary(StageFacts):
 
     Attributes:
         first_epoch, last_epoch: Numbered through the whole run.
-        best_epoch, val: Of this stage.
+        best_epoch, val: Of this stage; None without validation.
         stopped: Why it ended before its last epoch, if it did.
         frozen_verified: Tensors and buffers whose SHA-256 in the checkpoint at its end is the one
             taken at its start.
@@ -76,8 +76,8 @@ class StageSummary(StageFacts):
 
     first_epoch: int
     last_epoch: int
-    best_epoch: int
-    val: Scores
+    best_epoch: int | None
+    val: Scores | None
     stopped: str | None
     frozen_verified: int
     state_kept: int
@@ -88,4 +88,5 @@ class StageSummary(StageFacts):
     def of(cls, values: dict[str, Any]) -> StageSummary:
         """From its own plain values."""
         lists = {key: tuple(values[key]) for key in ("patterns", "exempt")}
-        return cls(**{**values, **lists, "val": Scores(**values["val"])})
+        val = None if values["val"] is None else Scores(**values["val"])
+        return cls(**{**values, **lists, "val": val})

@@ -490,7 +490,7 @@ def test_a_value_of_another_kind_is_refused(refuse: Refuse, more: str, path: str
 
 @pytest.mark.parametrize(
     "data",
-    ["workers: true", "workers: many", "workers: -1", "val_fraction: 0", "val_fraction: 1"],
+    ["workers: true", "workers: many", "workers: -1", "val_fraction: -0.1", "val_fraction: 1"],
 )
 def test_a_value_out_of_range_is_refused(refuse: Refuse, data: str) -> None:
     key, _, value = data.partition(": ")

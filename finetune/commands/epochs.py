@@ -53,7 +53,7 @@ class Trained:
 def run_epochs(
     prepared: Prepared,
     training: Source,
-    validation: Source,
+    validation: Source | None,
     folder: Path,
     saver: Saver,
     progress: Progress,
@@ -139,8 +139,7 @@ def run_epochs(
             epochs.append(epoch)
             run.add(epoch)
             append_line(folder / run_folder.METRICS, json.dumps(epoch.record()))
-            if best is None or monitor.rank(epoch.val) > monitor.rank(best.val):
-                best = epoch
+            best = epoch if best is None else best_of((best, epoch), monitor)
             saver.keep(run.checkpoint(evaluated=True), is_best=best is epoch)
             shown = epoch.line(
                 total,
@@ -164,19 +163,27 @@ def run_epochs(
     return Trained(best, best_of(here, monitor), epochs[-1], len(here), run)
 
 
+_UNRANKED = (-math.inf, -math.inf)
+
+
 def best_of(epochs: Sequence[Epoch], monitor: Monitor) -> Epoch:
-    """Of equals the earliest."""
-    return max(epochs, key=lambda epoch: monitor.rank(epoch.val))
+    """Find the best epoch, of equals the earliest; without validation the last one."""
+    last = epochs[-1]
+    if last.val is None:
+        return last
+    return max(epochs, key=lambda epoch: monitor.rank(epoch.val) if epoch.val else _UNRANKED)
 
 
 def _evaluated(
     run: Underway,
     trained: EpochResult,
-    validation: Source,
+    validation: Source | None,
     progress: Progress,
     saver: Saver,
     folder: Path,
 ) -> Epoch:
+    if validation is None:
+        return Epoch(trained, None, 0.0, run.position.stage + 1)
     batches = stopping.unless_asked(validation.epoch())
     tracked = progress.track(batches, "evaluate", total=len(validation))
     start = time.perf_counter()
@@ -230,7 +237,7 @@ def _best_on_disk(
         if metadata.epoch == best.trained.epoch or (metadata.epoch > len(epochs) and not grows):
             return best
         at = metadata.epoch - 1
-        if 0 <= at < len(epochs) and run.records[at]["val"] == metadata.metrics:
+        if 0 <= at < len(epochs) and (run.records[at]["val"] or {}) == metadata.metrics:
             return epochs[at]
         problem = f"{path}: is of epoch {metadata.epoch}, not of {best.trained.epoch}"
     if resumed.training.record.position.batch:
@@ -256,7 +263,7 @@ def _with_files(error: NotFiniteError, training: Source, config: Config) -> Resu
 
 
 def _refuse_not_a_number(epoch: Epoch, config: Config) -> None:
-    if not math.isfinite(epoch.val.loss):
+    if epoch.val is not None and not math.isfinite(epoch.val.loss):
         raise ResultError(
             f"epoch {epoch.trained.epoch}: the validation loss is not a finite number; nothing of "
             f"this epoch was saved. Try a lower optimizer.lr than {config.optimizer.lr:g}."

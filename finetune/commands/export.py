@@ -98,12 +98,14 @@ def export(
 
 
 def _photos(metadata: Metadata, data: str | None, most: int, progress: Progress) -> list[Tensor]:
-    """Decoded photos from all over the validation images, some of every orientation."""
+    """Decoded photos from all over the validation images, some of every orientation; where none
+    were held out, from all over the training images."""
     config = metadata.config
+    nothing_held_out = data is None and not config.data.val_fraction
     try:
         images = find_split(
             config.data,
-            "val",
+            "train" if nothing_held_out else "val",
             class_names=metadata.class_names,
             seed=config.seed,
             root=data,

@@ -76,6 +76,11 @@ def search(config: Config, *, in_grid: bool, allow_slow: bool, progress: Progres
     settled = settle_alone(config, progress, what="tune")
     own, plan, data = settled.stages[0], settled.plans[0], settled.data
     train = data.train
+    if not len(data.val):
+        raise ConfigError(
+            "data.val_fraction: 0, but tune compares settings on images that are held out; search "
+            "with a share, then train the best settings with 0"
+        )
     split = split_model(plan.skeleton, crop=plan.spec.preprocessing.crop, skeleton=plan.skeleton)
     only_head = lone_head(split.live) is not None
     _refuse_what_trials_leave_out(own, only_head=only_head)

@@ -72,6 +72,8 @@ def settle(config: Config, progress: Progress, resumed: Resumed | None = None) -
     names = data.train.class_names
     config = _expanded(config, len(data.train), progress)
     stages = stage_configs(config)
+    if not len(data.val):
+        _refuse_without_validation(stages)
     plans = make_plans(stages, len(names), spec=None if resumed is None else resumed.spec)
     kept: tuple[str, ...] = ()
     if resumed is None:
@@ -93,6 +95,21 @@ def settle(config: Config, progress: Progress, resumed: Resumed | None = None) -
     for plan in plans:
         check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
     return Settled(given, config, stages, plans, data, checked, device, kept, chosen)
+
+
+def _refuse_without_validation(stages: Sequence[Config]) -> None:
+    """Refuse what goes by a validation figure, where nothing is held out."""
+    for config in stages:
+        if config.train.early_stopping is not None:
+            key = "train.early_stopping"
+        elif config.schedule.name == "plateau":
+            key = "schedule.name: plateau"
+        else:
+            continue
+        raise ConfigError(
+            f"{key}: goes by a validation figure, and data.val_fraction 0 leaves no image to "
+            "validate on; remove one of the two"
+        )
 
 
 def _refuse_writing_among_classes(config: Config, data: TrainVal) -> None:

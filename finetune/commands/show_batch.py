@@ -68,6 +68,9 @@ def show_batch(
     validation = list(_validation(data.val, preprocessing, count))
     written = stand_ins(names)
     words = augmentation_in_words(augment)
+    shown = f"{len(validation):,} of {len(data.val):,} images, evenly spaced."
+    held_out = Section("Validation: no augmentation", shown, _cells(validation, written))
+    sections = [held_out] if validation else []
     sheet = draw_sheet(
         [
             Section(
@@ -77,11 +80,7 @@ def show_batch(
                 f"{len(data.train):,} images in the order of this epoch.",
                 _cells(training, written),
             ),
-            Section(
-                "Validation: no augmentation",
-                f"{len(validation):,} of {len(data.val):,} images, evenly spaced.",
-                _cells(validation, written),
-            ),
+            *sections,
         ]
     )
     save_sheet(sheet, output)
@@ -170,6 +169,8 @@ def _training(
 def _validation(images: Images, preprocessing: PreprocessingConfig, count: int) -> Iterator[Shown]:
     """From all over the split, which lies in the order of its classes."""
     number = min(count, len(images))
+    if not number:
+        return
     some = images.subset([i * len(images) // number for i in range(number)])
     batches = Batches(
         some,

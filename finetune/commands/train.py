@@ -140,7 +140,9 @@ class _Run:
             # Before the folder is touched: a photo that cannot be read costs no earlier run.
             with stopping.patiently():
                 training = source_of(prepared, self.progress, training=True)
-                validation = source_of(prepared, self.progress, training=False)
+                validation = None
+                if len(prepared.data.val):
+                    validation = source_of(prepared, self.progress, training=False)
         work = prepared.plan.cost.forward_live * prepared.config.data.batch_size
         minutes = prepared.config.train.checkpoint_minutes
         # From here on a signal waits for the end of a step, and leaves a checkpoint.
@@ -220,7 +222,7 @@ class _Run:
             **vars(stage_facts(prepared.config, report, number=len(past.stages) + 1)),
             first_epoch=epoch - trained.number + 1,
             last_epoch=epoch,
-            best_epoch=here.trained.epoch,
+            best_epoch=here.trained.epoch if here.val else None,
             val=_scores(here.val),
             stopped=why_stopped(prepared.config.train, trained.number),
             frozen_verified=prepared.proof.count,
@@ -263,7 +265,9 @@ def _write_tables(prepared: Prepared, folder: Path) -> None:
         write_csv(folder / run_folder.SKIPPED, ("path", "reason"), left_out)
 
 
-def _scores(val: Evaluation) -> Scores:
+def _scores(val: Evaluation | None) -> Scores | None:
+    if val is None:
+        return None
     return Scores(val.top1, val.loss, val.balanced_accuracy, val.macro_f1)
 
 
@@ -277,6 +281,10 @@ def _summary(latest: _Latest, past: Past, elapsed_s: float) -> TrainSummary:
     folder = prepared.config.output_dir
     checkpoint = shlex.quote(str(Path(folder) / run_folder.BEST))
     saved_config = shlex.quote(str(Path(folder) / run_folder.CONFIG))
+    judged = (
+        f"finetune eval --checkpoint {checkpoint}",
+        f"finetune report {shlex.quote(folder)}",
+    )
     totals = totals_of(latest.reports)
     adapters = max((report.adapters for report in latest.reports), key=lambda it: it.parameters)
     return TrainSummary(
@@ -291,7 +299,7 @@ def _summary(latest: _Latest, past: Past, elapsed_s: float) -> TrainSummary:
         last_epoch=trained.last.trained.epoch,
         stopped=past.stages[-1].stopped,
         monitor=prepared.config.train.monitor,
-        best_epoch=trained.best.trained.epoch,
+        best_epoch=trained.best.trained.epoch if trained.best.val else None,
         val=_scores(trained.best.val),
         last=_scores(trained.last.val),
         trainable_parameters=totals.trainable + adapters.parameters,
@@ -307,8 +315,7 @@ def _summary(latest: _Latest, past: Past, elapsed_s: float) -> TrainSummary:
         peak_memory_mib=peak_memory_mib(),
         rerun=run_folder.rerun_command(Path(folder) / run_folder.CONFIG, folder),
         next=(
-            f"finetune eval --checkpoint {checkpoint}",
-            f"finetune report {shlex.quote(folder)}",
+            *(judged if trained.last.val else ()),
             f"finetune freeze-report --config {saved_config}",
         ),
     )

@@ -139,6 +139,8 @@ class Underway:
         self._take_in(epoch)
 
     def _take_in(self, epoch: Epoch) -> None:
+        if epoch.val is None:
+            return
         self.monitor.see(epoch.val)
         end_epoch(self.schedule, self.monitor.figure(epoch.val))
 
@@ -184,7 +186,7 @@ class Underway:
         metadata = metadata_of(
             self.prepared,
             epoch=len(self.records),
-            metrics=self.records[-1]["val"] if evaluated else {},
+            metrics=(self.records[-1]["val"] or {}) if evaluated else {},
         )
         return Checkpoint(model, metadata, Training(record, tensors))
 

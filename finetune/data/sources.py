@@ -39,6 +39,11 @@ from finetune.progress import Progress
 
 Names = tuple[str, ...] | None
 
+_NOTHING_HELD_OUT = (
+    "data.val_fraction 0: every image is trained on and none is held out, so that no accuracy is "
+    "measured and no epoch is the best; best.pt holds the last one"
+)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -107,6 +112,13 @@ def read_train_val(
         )
     if source.parts == "folder":
         refuse_unsorted(source.base, "val")
+    if not config.val_fraction:
+        notes += (_NOTHING_HELD_OUT, *_skipped_notes(source, train))
+        return TrainVal(
+            *(train, train.subset(()), tuple(notes), source.base),
+            warnings=_warnings(source, train),
+            parents=source.parents,
+        )
     kept, val = hold_out(train, config.val_fraction, seed=seed, base=source.base)
     parts = source.parts
     lacks = f"no val {parts}" if "train" in source.splits else f"no train and val {parts}s"
@@ -213,6 +225,11 @@ def find_known(
         has = f"; it has {', '.join(sorted(source.splits))}" if source.splits else ""
         raise DataError(f"{source.name}: has no test {source.parts}{has}")
     found = read_train_val(source, config, seed=seed, class_names=names)
+    if split == "val" and not len(found.val):
+        raise DataError(
+            f"{source.name}: nothing was held out for validation (data.val_fraction 0): name other "
+            "images with --data, or a test split with --split test"
+        )
     return (found.train if split == "train" else found.val), 0
 
 

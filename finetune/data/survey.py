@@ -163,7 +163,7 @@ def _hold_out(found: Survey, config: DataConfig, seed: int) -> None:
             )
             found.groups = list(groups)
             found.notes += (note,)
-        if "val" in found.splits or training not in found.splits:
+        if "val" in found.splits or training not in found.splits or not config.val_fraction:
             return
         number = found.splits.index(training)
         at = [i for i, split in enumerate(found.split_of) if split == number]

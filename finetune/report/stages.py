@@ -28,13 +28,16 @@ def _trained(stage: StageSummary) -> list[Fact]:
     return [
         (
             f"Stage {stage.number}",
-            f"{_span(stage)}: val top-1 {stage.val.top1:.2%}; {stage.optimizer}, "
-            f"lr {stage.lr:g}{kept}",
+            f"{_span(stage)}: {_figure(stage)}{stage.optimizer}, lr {stage.lr:g}{kept}",
         ),
         ("", f"{_freezing(stage)}{verified}"),
         ("", _cut(stage)),
         *([("", f"ended early: {stage.stopped}")] if stage.stopped else []),
     ]
+
+
+def _figure(stage: StageSummary) -> str:
+    return "" if stage.val is None else f"val top-1 {stage.val.top1:.2%}; "
 
 
 def planned_facts(stages: Sequence[PlannedStage]) -> list[Fact]:
@@ -80,7 +83,8 @@ def _span(stage: StageSummary) -> str:
     first, last = stage.first_epoch, stage.last_epoch
     if first == last:
         return f"epoch {last} in {stage.elapsed_s:.1f} s"
-    return f"epochs {first} to {last} in {stage.elapsed_s:.1f} s, the best is {stage.best_epoch}"
+    best = "" if stage.best_epoch is None else f", the best is {stage.best_epoch}"
+    return f"epochs {first} to {last} in {stage.elapsed_s:.1f} s{best}"
 
 
 def _freezing(stage: StageFacts) -> str:

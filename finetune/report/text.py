@@ -17,6 +17,7 @@ from finetune.results import (
     FreezeReport,
     ModelList,
     NormRow,
+    Scores,
     StagedFreezeReport,
     TrainSummary,
 )
@@ -24,22 +25,10 @@ from finetune.results import (
 
 def render_train(summary: TrainSummary) -> str:
     """What was trained, what stayed frozen and was verified, how good it is, what comes next."""
-    correct = round(summary.val.top1 * summary.num_val)
     facts = [
         ("Trained", _trained(summary)),
         ("Frozen", _frozen(summary)),
-        (
-            "Accuracy",
-            f"val top-1 {summary.val.top1:.2%} ({correct} of {summary.num_val:,}), loss "
-            f"{summary.val.loss:.4f} in epoch {summary.best_epoch} of {summary.epochs}, "
-            f"{_best(summary)}; "
-            f"last epoch {summary.last.top1:.2%}",
-        ),
-        (
-            "Balanced",
-            f"val {summary.val.balanced_accuracy:.2%}, every class counting the same; last epoch "
-            f"{summary.last.balanced_accuracy:.2%}",
-        ),
+        *_figures(summary),
         *_stopped(summary),
         *_resumed(summary),
         *trained_facts(summary.stages),
@@ -50,16 +39,42 @@ def render_train(summary: TrainSummary) -> str:
     return table(("", ""), facts)
 
 
+def _figures(summary: TrainSummary) -> list[tuple[str, str]]:
+    if summary.val is None or summary.last is None:
+        return [
+            (
+                "Accuracy",
+                "not measured: no image was held out (data.val_fraction 0), and no epoch is the "
+                "best; best.pt holds the last one",
+            )
+        ]
+    correct = round(summary.val.top1 * summary.num_val)
+    return [
+        (
+            "Accuracy",
+            f"val top-1 {summary.val.top1:.2%} ({correct} of {summary.num_val:,}), loss "
+            f"{summary.val.loss:.4f} in epoch {summary.best_epoch} of {summary.epochs}, "
+            f"{_best(summary, summary.val)}; "
+            f"last epoch {summary.last.top1:.2%}",
+        ),
+        (
+            "Balanced",
+            f"val {summary.val.balanced_accuracy:.2%}, every class counting the same; last epoch "
+            f"{summary.last.balanced_accuracy:.2%}",
+        ),
+    ]
+
+
 def _stopped(summary: TrainSummary) -> list[tuple[str, str]]:
     if summary.stopped is None:
         return []
     return [("Stopped", f"after epoch {summary.last_epoch}: {summary.stopped}")]
 
 
-def _best(summary: TrainSummary) -> str:
+def _best(summary: TrainSummary, val: Scores) -> str:
     if summary.monitor == "top1":
         return "the best"
-    figure = f" ({summary.val.macro_f1:.2%})" if summary.monitor == "macro_f1" else ""
+    figure = f" ({val.macro_f1:.2%})" if summary.monitor == "macro_f1" else ""
     return f"the best by {MONITORED[summary.monitor]}{figure}"
 
 

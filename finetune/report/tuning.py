@@ -132,6 +132,8 @@ def _facts(result: TuneResult) -> list[tuple[str, str]]:
         )
     if result.train is not None:
         val, last = result.train.val, result.train.last
+        assert val is not None  # tune refuses data without validation
+        assert last is not None
         facts.append(
             (
                 "Trained",
