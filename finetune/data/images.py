@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from finetune.errors import UnknownClassError, did_you_mean, first_few, on_one_line
+from finetune.errors import DataError, UnknownClassError, did_you_mean, first_few, on_one_line
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
@@ -170,6 +170,21 @@ def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
         key = " ".join(unicodedata.normalize("NFC", name).split())
         groups.setdefault(key if len(key) == 1 else key.lower(), []).append(name)
     return [tuple(sorted(group)) for group in groups.values() if len(group) > 1]
+
+
+def refuse_alike(where: str, class_names: Sequence[str]) -> None:
+    """Refuse names that a person reads as one class, and the network would learn as several.
+
+    Raises:
+        DataError: names the first few.
+    """
+    groups = alike(class_names)
+    if groups:
+        raise DataError(
+            f"{where}: {first_few(' and '.join(map(repr, group)) for group in groups)}: classes "
+            "whose names differ only by case or spaces; join the folders or correct the labels, so "
+            "that each class has one name"
+        )
 
 
 def refuse_unknown_classes(

@@ -18,11 +18,11 @@ from finetune.data.holdout import group_by_pattern, hold_out, refuse_shared_grou
 from finetune.data.images import (
     Images,
     TrainVal,
-    alike,
     is_other_photo,
     near,
     other_photos,
     passed_over,
+    refuse_alike,
     shown_few,
 )
 from finetune.data.layout import (
@@ -33,7 +33,7 @@ from finetune.data.layout import (
     unread_notes,
 )
 from finetune.data.table import Table, read_table
-from finetune.errors import DataError, OutputError, first_few
+from finetune.errors import DataError, OutputError
 from finetune.files import exists, expand_user, is_folder
 from finetune.progress import Progress
 
@@ -96,7 +96,7 @@ def read_train_val(
     _refuse_without_train(source)
     train = source.read("train" if "train" in source.splits else None, class_names)
     if class_names is None and not config.root.startswith(TORCHVISION):
-        _refuse_alike(source, train.class_names)
+        refuse_alike(source.name, train.class_names)
     if config.group_pattern:
         train, note = group_by_pattern(train, config.group_pattern, base=source.base)
         notes.append(note)
@@ -135,18 +135,6 @@ def read_train_val(
         warnings=warnings,
         parents=source.parents,
     )
-
-
-def _refuse_alike(source: Source, class_names: Sequence[str]) -> None:
-    """Refuse names that a person reads as one class, and the network would learn as several."""
-    groups = alike(class_names)
-    if groups:
-        todo = "join the folders, or rename" if source.parts == "folder" else "correct the labels"
-        raise DataError(
-            f"{source.name}: {first_few(' and '.join(map(repr, group)) for group in groups)}: "
-            f"classes whose names differ only by case or spaces; {todo}, so that each class has "
-            "one name"
-        )
 
 
 def _refuse_without_train(source: Source) -> None:
