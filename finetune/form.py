@@ -91,7 +91,8 @@ class Choice:
     """The form taken, and what each candidate took.
 
     Attributes:
-        seconds: For one image, by form; candidates too far from float32 are left out.
+        seconds: For one image, by form; candidates too far from float32 are left out. On a CPU
+            the processor's time, in which all threads count.
     """
 
     form: Form
@@ -205,41 +206,43 @@ def _seconds_of(forms: list[Form], run: Runner, *, on_cpu: bool) -> dict[Form, f
     """Every form once, and those close to the best in turn, since a machine's speed changes from
     one second to the next. Short runs are repeated more often: noise is a larger part of them.
 
-    On a CPU a form whose first run is far behind is left at once; on a GPU a first run says
+    On a CPU the processor's time counts, which other processes do not lengthen as they do the time
+    that passes; and a form whose first run is far behind is left at once. On a GPU a first run says
     nothing.
     """
+    clock = time.process_time if on_cpu else time.perf_counter
     plain = Form()
     step = run(plain)
     with large_apart():
         reference = step()
-    took = {plain: _timed(step)} if plain in forms else {}
+    took = {plain: _timed(step, clock)} if plain in forms else {}
     steps = {plain: step}
     # From the end: the form that wins most often first, so that the others are soon left.
     for form in reversed([form for form in forms if form != plain]):
         step = run(form)
-        start = time.perf_counter()
+        start = clock()
         with large_apart():
             result = step()
-        first = time.perf_counter() - start
+        first = clock() - start
         if distance(result, reference) > TOLERANCE:
             continue
         bound = _FAR_BEHIND * min(took.values(), default=math.inf) + _PREPARING_S
         if first < bound or not on_cpu:
-            first = _timed(step)
+            first = _timed(step, clock)
         steps[form], took[form] = step, first
         close = _CLOSE * min(took.values())
         steps = {form: step for form, step in steps.items() if took.get(form, math.inf) <= close}
         del step
         release_memory()
-    start = time.perf_counter()
+    start = clock()
     for number in range(_MOST_ROUNDS):
         bound = _CLOSE * min(took.values(), default=0.0)
         close_forms = [form for form in steps if took.get(form, math.inf) <= bound]
-        repeats = len(close_forms) > 1 and time.perf_counter() - start < _ROUNDS_S
+        repeats = len(close_forms) > 1 and clock() - start < _ROUNDS_S
         if number >= _FEWEST_ROUNDS and not repeats:
             break
         for form in close_forms:
-            took[form] = min(took[form], _timed(steps[form]))
+            took[form] = min(took[form], _timed(steps[form], clock))
     return took
 
 
@@ -268,17 +271,17 @@ def _with_compiled(choice: Choice, run: Runner, images: int, work: int) -> Choic
         return choice
     if distance(result, reference) > TOLERANCE:
         return choice
-    compiled = min(_timed(step) for _ in range(1 + _FEWEST_ROUNDS)) / images
+    compiled = min(_timed(step, time.perf_counter) for _ in range(1 + _FEWEST_ROUNDS)) / images
     timed = choice.seconds | {str(form): compiled}
     return Choice(form if compiled * MARGIN < seconds else choice.form, timed)
 
 
-def _timed(step: Callable[[], Tensor]) -> float:
+def _timed(step: Callable[[], Tensor], clock: Callable[[], float]) -> float:
     wait_for_device()
-    start = time.perf_counter()
+    start = clock()
     step()
     wait_for_device()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def wait_for_device() -> None:

@@ -75,7 +75,8 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Choice]:
         device: torch.device = CPU,
         work: int | None = 100,
     ) -> Choice:
-        monkeypatch.setattr(form.time, "perf_counter", clock.perf_counter)
+        for name in ("perf_counter", "process_time"):
+            monkeypatch.setattr(form.time, name, clock.perf_counter)
         return choose_form(
             config or RuntimeConfig(),
             clock.runner(),
