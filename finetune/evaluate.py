@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from finetune.errors import DataError
 from finetune.metrics import Meter
+from finetune.runtime import threads_for
 from finetune.split import Features
 
 
@@ -37,7 +37,10 @@ def evaluate(
     num_classes: int,
     keep: list[Tensor] | None = None,
 ) -> Evaluation:
-    """Loss and accuracy over every sample; the modules' modes are restored afterwards.
+    """Loss and accuracy over every sample; the model is in eval mode afterwards.
+
+    It computes in one thread of torch's, so that the last bits are the same in training, in
+    `eval` and in a `Predictor`; what is large computes in pieces, a core for each.
 
     Args:
         batches: What the model takes (images ``(N, 3, H, W)`` float32, normalised, or features of
@@ -48,7 +51,8 @@ def evaluate(
         DataError: no sample was seen.
     """
     meter = Meter(num_classes, next(model.parameters()).device)
-    with eval_mode(model):
+    model.eval()
+    with threads_for(0):
         for inputs, labels in batches:
             logits = model(inputs)
             meter.add(logits, labels)
@@ -65,15 +69,3 @@ def evaluate(
         loss=meter.loss,
         per_class=tuple(meter.per_class()),
     )
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode; then each back in its own, which differs from module to module."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -43,7 +43,6 @@ def try_heads(
         path: Of the head, from `lone_head`.
     """
     engine = ground.engine
-    ground.set_mode()
     on_cpu = engine.device.type == "cpu"
     # Compiling would take longer than the whole search.
     form = replace(engine.live_choice.form, compiled=False)

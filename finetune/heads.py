@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from finetune.config import ScheduleConfig
-from finetune.evaluate import eval_mode
 from finetune.features import FeatureBatch, Source
 from finetune.head_updates import HeadSettings, Updates, rows_of
 from finetune.keyed import seed_for
@@ -182,24 +181,25 @@ def _losses(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
 
 @torch.no_grad()
 def score_heads(heads: Heads, batches: Iterable[FeatureBatch]) -> list[FoldScore]:
-    """Every head's figures over every sample, as `evaluate` gives them for one."""
+    """Every head's figures over every sample, as `evaluate` gives them for one; the heads are in
+    eval mode afterwards."""
     device, classes = heads.layer.weight.device, heads.num_classes
     precise = torch.float32 if device.type == "mps" else torch.float64
     hits = torch.zeros(classes, heads.count, dtype=precise, device=device)
     answers = torch.zeros_like(hits)
     counts = torch.zeros(classes, dtype=precise, device=device)
     loss = torch.zeros(heads.count, dtype=precise, device=device)
-    with eval_mode(heads):
-        for features, labels in batches:
-            logits = heads(features)
-            answered = logits.argmax(dim=2)
-            right = (answered == labels[:, None]).to(precise)
-            hits.index_add_(0, labels, right)
-            answers.scatter_add_(0, answered, torch.ones_like(right))
-            counts += torch.bincount(labels, minlength=classes)
-            every = labels[:, None].expand(-1, heads.count)
-            losses = F.cross_entropy(logits.transpose(1, 2), every, reduction="none")
-            loss += losses.sum(dim=0, dtype=precise)
+    heads.eval()
+    for features, labels in batches:
+        logits = heads(features)
+        answered = logits.argmax(dim=2)
+        right = (answered == labels[:, None]).to(precise)
+        hits.index_add_(0, labels, right)
+        answers.scatter_add_(0, answered, torch.ones_like(right))
+        counts += torch.bincount(labels, minlength=classes)
+        every = labels[:, None].expand(-1, heads.count)
+        losses = F.cross_entropy(logits.transpose(1, 2), every, reduction="none")
+        loss += losses.sum(dim=0, dtype=precise)
     number = int(counts.sum())
     top1 = (hits.sum(dim=0) / number).tolist()
     balanced = (hits / counts[:, None])[counts > 0].mean(dim=0).tolist()

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import torch
 from PIL import Image
@@ -27,13 +27,13 @@ from finetune.data.look import look_at
 from finetune.data.transforms import build_fit
 from finetune.errors import DataError
 from finetune.eval_results import Prediction, Unreadable
-from finetune.evaluate import eval_mode
 from finetune.keeping import BLOCK_ROWS
+from finetune.locks import lock_across_forks
 from finetune.opening import Opened, open_network
 from finetune.predictions import best_classes
 from finetune.progress import Progress, Silent
 from finetune.run_folder import checkpoint_of
-from finetune.runtime import available_cores, one_thread_a_core
+from finetune.runtime import available_cores, on_cores, one_thread_a_core
 from finetune.temperature import probabilities
 
 if TYPE_CHECKING:
@@ -46,6 +46,12 @@ ImageLike: TypeAlias = Union[str, os.PathLike[str], Image.Image, Tensor, "NDArra
 _BLOCKS_A_CORE = 4
 _WAITING_BYTES = 2**28
 """Of features or pixels that may wait for the live part."""
+
+_loading = tuple(lock_across_forks() for _ in range(16))
+"""An image of Pillow's that is loaded late belongs to one thread at a time: each has one of these
+locks, and two different images seldom the same."""
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,9 @@ class _Block:
 class Predictor:
     """A trained network, ready to label images; `finetune.load` makes one.
 
+    Any number of threads may use it at once: calls share the network alone, which is in eval mode
+    and never changed.
+
     Attributes:
         class_names: What labels may be, in the order of the network's outputs.
         temperature: What logits are divided by, where ``eval --calibrate`` fitted it.
@@ -83,6 +92,7 @@ class Predictor:
         self.temperature = opened.metadata.temperature
         self.model_name = opened.metadata.model_name
         self._engine = opened.engine
+        self._engine.live.eval()  # for good: others may compute with it at any time
         self._batch_size = batch_size or config.data.batch_size
         self._transform = build_fit(opened.metadata.preprocessing)
         # A value depends on its batch in the last bits. So blocks are those of ``eval``, which
@@ -132,11 +142,13 @@ class Predictor:
         self, images: Sequence[ImageLike], *, top: int = 5, threshold: float = 0.0
     ) -> Iterator[Prediction | Unreadable]:
         """As `predict`, one by one as they are computed; what cannot be read is passed on too."""
+
+        def best_of(logits: Tensor) -> tuple[list[list[int]], list[list[float]]]:
+            return best_classes(logits, probabilities(logits, self.temperature), top)
+
         waiting: list[tuple[int, Unreadable]] = []
-        for positions, logits, broken in self.logits(images):
+        for positions, best, broken in self._computed(images, best_of):
             waiting += broken
-            shares = probabilities(logits, self.temperature)
-            best = best_classes(logits, shares, top)
             for position, at, values in zip(positions, *best, strict=True):
                 while waiting and waiting[0][0] < position:
                     yield waiting.pop(0)[1]
@@ -153,32 +165,52 @@ class Predictor:
         self, images: Sequence[ImageLike]
     ) -> Iterator[tuple[list[int], Tensor, list[tuple[int, Unreadable]]]]:
         """Positions, logits ``(n, classes)`` on the CPU, and what was broken, batch by batch."""
-        live, size = self._engine.live, self._batch_size
-        with eval_mode(live), torch.no_grad():
-            positions: list[int] = []
-            rows: list[tuple[Tensor, ...]] = []
-            broken: list[tuple[int, Unreadable]] = []
-            for block in self._blocks(images):
-                broken += block.broken
-                positions += block.positions
-                rows += [block.tensors] if block.positions else []
-                while len(positions) >= size:
-                    batch, rest = _cut(rows, size)
-                    yield positions[:size], self._run(batch), broken
-                    positions, rows, broken = positions[size:], rest, []
-            if positions:
-                yield positions, self._run(_cut(rows, len(positions))[0]), broken
-            elif broken:
-                yield [], torch.empty(0, len(self.class_names)), broken
+        yield from self._computed(images, lambda logits: logits)
 
-    def _run(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        computation = self._engine.computation
-        if self._computes_in_threads:
-            features = as_features(tensors)
-        else:
-            features = computation.features(tensors[0])
-        logits: Tensor = self._engine.live(features)
-        return logits.cpu()
+    def _computed(
+        self, images: Sequence[ImageLike], finish: Callable[[Tensor], _Found]
+    ) -> Iterator[tuple[list[int], _Found, list[tuple[int, Unreadable]]]]:
+        """As `logits`, with what ``finish`` makes of them."""
+        size = self._batch_size
+        positions: list[int] = []
+        rows: list[tuple[Tensor, ...]] = []
+        broken: list[tuple[int, Unreadable]] = []
+        for block in self._blocks(images):
+            broken += block.broken
+            positions += block.positions
+            rows += [block.tensors] if block.positions else []
+            while len(positions) >= size:
+                found, rows = self._run(rows, size, finish)
+                yield positions[:size], found, broken
+                positions, broken = positions[size:], []
+        if positions:
+            yield positions, self._run(rows, len(positions), finish)[0], broken
+        elif broken:
+            yield [], finish(torch.empty(0, len(self.class_names))), broken
+
+    def _run(
+        self, rows: list[tuple[Tensor, ...]], size: int, finish: Callable[[Tensor], _Found]
+    ) -> tuple[_Found, list[tuple[Tensor, ...]]]:
+        """The first rows, computed; and the others."""
+
+        @torch.no_grad()  # no longer than this: a caller may leave `stream` in its middle
+        def compute(rows: list[tuple[Tensor, ...]]) -> tuple[_Found, list[tuple[Tensor, ...]]]:
+            tensors, rest = _cut(rows, size)
+            computation = self._engine.computation
+            if self._computes_in_threads:
+                features = as_features(tensors)
+            else:
+                features = computation.features(tensors[0])
+            logits: Tensor = self._engine.live(features)
+            return finish(logits.cpu()), rest
+
+        if self._engine.device.type != "cpu":
+            return compute(rows)
+        # In a new thread, with one of torch's: `evaluate` has as many, and so the same last bits.
+        # The caller's may be others; and after a fork OpenMP would wait for ever for threads that
+        # the parent alone has.
+        [found] = on_cores(compute, [rows])
+        return found
 
     @property
     def _computes_in_threads(self) -> bool:
@@ -197,8 +229,6 @@ class Predictor:
         rows = self._block_rows
         spans = [range(at, min(at + rows, len(images))) for at in range(0, len(images), rows)]
         prepare: Callable[[range], _Block] = lambda span: self._prepare(images, span)  # noqa: E731
-        # Not while the live part computes: with the pool's threads open, torch's own would be one,
-        # and the last bits other than in ``eval``.
         cores = available_cores()
         room = _WAITING_BYTES // max(rows * self._row_bytes, 1)
         together = min(max(room, cores), _BLOCKS_A_CORE * cores)
@@ -249,6 +279,9 @@ def _decoded(image: ImageLike) -> Tensor:
     if isinstance(image, str | os.PathLike):
         return read_photo(image)
     if isinstance(image, Image.Image):
+        with _loading[id(image) // 64 % len(_loading)]:
+            image.load()
+            image.getexif()  # is read once as well
         return upright_rgb(image)
     tensor = image if isinstance(image, Tensor) else _from_array(image)
     if tensor.dtype != torch.uint8 or tensor.dim() != 3 or tensor.shape[0] != 3:

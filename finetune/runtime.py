@@ -23,6 +23,7 @@ import torchvision
 
 from finetune import __version__
 from finetune.errors import ConfigError
+from finetune.locks import lock_across_forks
 
 _M_ARENA_MAX, _M_MMAP_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -4, -3, -1
 """mallopt's own numbers for them, in glibc's malloc.h."""
@@ -40,6 +41,8 @@ _WORTH_KEEPING = 100 * WORTH_SHARING
 
 _SHARE_OF_MEMORY = 4
 """Decoded images, or features that find no disk, may take this part of what is free."""
+
+_starting_pool = lock_across_forks()
 
 _Piece = TypeVar("_Piece")
 _Result = TypeVar("_Result")
@@ -93,27 +96,40 @@ def one_thread_a_core(pieces: int | None = None) -> Iterator[ThreadPoolExecutor]
     operation that is spread over cores ends by waiting for the last of them, and on a machine with
     other work that wait is a turn of the scheduler. With four other busy processes on two cores
     MobileNetV2's prefix ran at 233 images/s this way, and at 7 to 17 the other way.
+
+    Pools may be open in several threads at once; no thread but the pool's own is affected.
     """
     cores = min(available_cores(), pieces or sys.maxsize)
-    before = torch.get_num_threads()
-    all_started = threading.Barrier(cores)
+    all_started = threading.Barrier(cores + 1)
+    defaults: list[int] = []
 
     def alone() -> None:
-        torch.set_num_threads(1)  # OpenMP's is this thread's own; MKL's is the whole process's
+        defaults.append(torch.get_num_threads())
+        torch.set_num_threads(1)
         with suppress(threading.BrokenBarrierError):
             all_started.wait()
 
-    try:
-        with ThreadPoolExecutor(cores, initializer=alone) as pool:
-            try:
-                for _ in range(cores):
-                    pool.submit(int)
-                yield pool
-            except BaseException:
-                all_started.abort()  # an interruption while they start: nobody waits for the rest
-                raise
-    finally:
-        torch.set_num_threads(before)
+    with ThreadPoolExecutor(cores, initializer=alone) as pool:
+        try:
+            # The number of threads is each thread's own; but the last one that was set anywhere is
+            # what new threads begin with.
+            with _starting_pool:
+                torch.get_num_threads()  # so that this thread does not begin with the pool's
+                try:
+                    for _ in range(cores):
+                        pool.submit(int)
+                    all_started.wait()
+                finally:
+                    if defaults:
+                        restore = threading.Thread(
+                            target=torch.set_num_threads, args=(defaults[0],)
+                        )
+                        restore.start()
+                        restore.join()
+            yield pool
+        except BaseException:
+            all_started.abort()  # an interruption while they start: nobody waits for the rest
+            raise
 
 
 def on_cores(work: Callable[[_Piece], _Result], pieces: list[_Piece]) -> list[_Result]:

@@ -25,26 +25,16 @@ from torch.fx.experimental.optimization import fuse
 from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
+from torchvision.models.swin_transformer import ShiftedWindowAttention
 from torchvision.ops import StochasticDepth
 
-from finetune.adapters import is_adapter
+from finetune.tracing import Tracer
 
 Features = Tensor | tuple[Tensor, ...]
 """What crosses the cut: one tensor, or several; the first dimension counts images."""
 
 WORTH_KEEPING_BYTES = 2**20
 """Features above this size an image cost more to read than a photo costs to decode."""
-
-# Their forward reads ``self.training``: traced through, the mode would be baked into the graph.
-_LEAVES = (StochasticDepth, ShiftedWindowAttention, ShiftedWindowAttentionV2)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if is_adapter(m):  # reads its mode, and whether it is merged
-            return True
-        return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
 
 
 @dataclass(frozen=True)
@@ -129,7 +119,7 @@ def find_cut(model: nn.Module, *, crop: int, skeleton: nn.Module | None = None) 
         crop: Side of the input, in pixels, at which shapes are read off.
         skeleton: The same network on the meta device, where there is one already.
     """
-    graph = _Tracer().trace(model)
+    graph = Tracer().trace(model)
     none = Cut(graph, (), frozenset(), ())
     if _graph_depends_on_mode(model, graph):
         return none
@@ -174,7 +164,7 @@ def _graph_depends_on_mode(model: nn.Module, graph: fx.Graph) -> bool:
     """Whether evaluation runs another graph: auxiliary heads that only train mode computes."""
     modes = {module: module.training for module in model.modules()}
     try:
-        other = _Tracer().trace(model.eval())
+        other = Tracer().trace(model.eval())
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -26,6 +26,7 @@ def run_trials(
     ground: Ground, settings: Sequence[Settings], progress: Progress
 ) -> list[list[FoldScore]]:
     """The figures of each of these settings, fold by fold."""
+    ground.set_mode()
     path = lone_head(ground.engine.split.live)
     if path is None or ground.config.augment.mixes:
         return _one_by_one(ground, settings, progress)

@@ -20,6 +20,7 @@ LINES = [
         *("errors", "keyed", "progress", "results", "check_results", "data_results"),
         *("eval_results", "terminal", "position", "lr_curve"),
         "cli_options",
+        "locks",
     },
     {"stopping"},
     {"backbones", "files", "yaml_text", "config_section"},
@@ -41,7 +42,7 @@ LINES = [
         *("sealed", "averaging", "optimizer_state", "stages"),
     },
     {"data", "adapters", "handover", "claim", "mapped"},
-    {"checkpoint"},
+    {"checkpoint", "tracing"},
     {
         "config_file",
         "split",
@@ -104,6 +105,7 @@ NO_TORCH = {
     *("position", "stopping", "stages", "stage_results"),
     *("cli_tune", "config_tune", "tune_results", "search_space", "lr_curve"),
     "checkpoint_checks",
+    "locks",
 }
 
 

@@ -20,7 +20,6 @@ from finetune.data.quick_check import quick_check
 from finetune.data.sources import find_train_val
 from finetune.errors import FinetuneError
 from finetune.eval_results import EvalResult, PageResult
-from finetune.evaluate import eval_mode
 from finetune.files import exists, is_folder, write_text
 from finetune.model import ModelSpec
 from finetune.pictures import data_url, looked_at
@@ -210,11 +209,9 @@ def _drawn(
     predicted = evaluated.predicted[list(positions)].tolist()
     heats: list[str | None] = [None] * len(photos)
     if heat and photos:
-        model = evaluated.opened.model
-        with eval_mode(model):
-            first = looked_at(
-                model, photos[:heat], predicted[:heat], evaluated.opened.metadata.preprocessing
-            )
+        opened = evaluated.opened
+        model = opened.model.eval()
+        first = looked_at(model, photos[:heat], predicted[:heat], opened.metadata.preprocessing)
         heats[: len(first)] = first
     return [
         Picture(

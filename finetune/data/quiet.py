@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+
+from finetune.locks import lock_across_forks
 
 # Pillow logs what is wrong with a file, which is judged and reported by its caller. Without any
 # handler, logging would print it to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-_lock = threading.Lock()
+_lock = lock_across_forks()
 _inside = 0
 _filters = ExitStack()
 
