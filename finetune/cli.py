@@ -25,7 +25,7 @@ from finetune.cli_options import (
     JsonOption,
     SetOption,
 )
-from finetune.cli_support import DebugOption, emit, torch_imports
+from finetune.cli_support import App, DebugOption, emit, torch_imports
 from finetune.errors import (
     ConfigError,
     FinetuneError,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 """What a disk says that is full, broken or closed to writing, wherever that happens."""
 
-app = typer.Typer(
+app = App(
     name="finetune",
     help="Fine-tune torchvision image classifiers, and pay only for what trains.",
     no_args_is_help=True,
@@ -52,7 +52,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-cache = typer.Typer(
+cache = App(
     help="List or clear the features that earlier runs keep on disk.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
-from typing import Annotated, Any
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from typing import Annotated, Any, TextIO
 
 import typer
+from typer.core import TyperCommand
 
 from finetune.errors import FinetuneError, OutputError
 
@@ -13,6 +17,9 @@ debug_is_on = False
 
 ends_at_once = False
 """Whether nothing is taken apart when the process ends: it is the program, not Python's caller."""
+
+_stdout: TextIO | None = None
+"""Where results go while a command runs, and nothing else."""
 
 _GARBAGE_AFTER = 5_000
 """New objects, where Python's own 700 are meant for programs that import less."""
@@ -27,6 +34,30 @@ DebugOption = Annotated[
     bool,
     typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error."),
 ]
+
+
+class _Command(TyperCommand):
+    """A command whose results alone go to stdout.
+
+    Libraries print there as well, such as torch.hub before a download: that goes to stderr.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        global _stdout
+        before, _stdout = _stdout, sys.stdout
+        try:
+            with redirect_stdout(sys.stderr):
+                return super().invoke(ctx)
+        finally:
+            _stdout = before
+
+
+class App(typer.Typer):
+    """A `typer.Typer` whose commands leave stdout to their results."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
+        """As `typer.Typer.command`."""
+        return super().command(name, cls=_Command, **settings)
 
 
 def emit(result: Any, render: Any, as_json: bool) -> None:
@@ -44,7 +75,7 @@ def write_bytes(text: bytes) -> None:
         OutputError: it cannot be written.
     """
     try:
-        typer.echo(text, nl=False)
+        typer.echo(text, nl=False, file=_stdout)
     except BrokenPipeError:
         raise
     except OSError as error:
