@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,10 +21,11 @@ from torch import Tensor
 import finetune
 from finetune import cli, cli_support
 from finetune.commands.evaluate import compute
-from finetune.commands.predict import predict
+from finetune.commands.predict import paths_of_list, predict
 from finetune.commands.train import train
 from finetune.config import Config
 from finetune.data.decoding import read_photo
+from finetune.data.look import look_at
 from finetune.errors import DataError
 from finetune.eval_results import Prediction, Unreadable
 from finetune.predictor import Predictor, open_predictor
@@ -222,6 +224,78 @@ def test_a_list_on_stdin_is_read_line_by_line(
     assert [json.loads(line)["path"] for line in out.splitlines()] == paths
     assert "2 images in" in err
     assert "images/s" in err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_list_of_any_editor_gives_its_paths(encoding: str, ends: str, last: bool) -> None:
+    text = ends.join(["a.jpg", "", "b ä.jpg", " ", "c.jpg"]) + ends * last
+    assert paths_of_list(text.encode(encoding)) == ["a.jpg", "b ä.jpg", "c.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("mark", "encoding"),
+    [(b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"), (b"\0\0\xfe\xff", "utf-32-be")],
+)
+def test_a_list_is_read_in_the_order_of_bytes_that_its_mark_says(
+    mark: bytes, encoding: str
+) -> None:
+    assert paths_of_list(mark + "a.jpg\r\nb.jpg".encode(encoding)) == ["a.jpg", "b.jpg"]
+
+
+def test_bytes_of_a_list_that_are_not_utf_8_are_kept() -> None:
+    assert list(map(os.fsencode, paths_of_list(b"\xe9.jpg\nb.jpg"))) == [b"\xe9.jpg", b"b.jpg"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["a.jpg\nb.jpg".encode("utf-16-le"), b"a.jpg\0b.jpg\0", b"\xff\xfea.jpg\n", b"\xff\xfe\0\xd8"],
+    ids=["UTF-16 without a mark", "NUL between paths", "half a character", "half a pair"],
+)
+def test_a_list_that_is_no_text_is_refused(content: bytes) -> None:
+    with pytest.raises(DataError, match="save it as UTF-8, with one path a line"):
+        paths_of_list(content)
+
+
+def test_a_list_may_hold_paths_as_other_programs_give_them(
+    run: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(photos))
+    monkeypatch.chdir(photos)
+    wanted = [str(photos / "val" / "class_0" / f"{n}.png") for n in range(4)]
+    odd = ' "odd" '
+    Path(odd).write_bytes(Path(wanted[0]).read_bytes())
+    given = [
+        *(f'"{wanted[0]}"', f"'{wanted[1]}'", f"\t{wanted[2]} ", "~/val/class_0/3.png"),
+        *("val\\class_0\\3.png", f"\ufeff{wanted[0]}", odd, "~/val/class_0"),
+    ]
+    answers = labelled(run, given)
+    assert all(isinstance(answer, Prediction) for answer in answers)
+    assert [answer.path for answer in answers[:7]] == [
+        *(*wanted, "val/class_0/3.png", wanted[0], odd),
+    ]
+    assert len(answers) == 7 + 5
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("*.jpg", "pattern"),
+        ("photos/img?.jpg", "pattern"),
+        ("https://a.example/b.jpg", "is a URL, not a path; download"),
+        ("s3://bucket/b.jpg", "is a URL, not a path; download"),
+        ("file:///data/a%20b.jpg", "is a URL, not a path; give /data/a b.jpg"),
+        ("file:/data/b.jpg", "is a URL, not a path; give /data/b.jpg"),
+        ("absent.jpg", "is not there"),
+    ],
+)
+def test_what_is_no_path_is_said_to_be_none(run: str, photos: Path, path: str, hint: str) -> None:
+    answers = labelled(run, [path, str(photos / "val" / "class_0" / "0.png")])
+    assert isinstance(answers[0], Unreadable)
+    assert hint in answers[0].reason
+    assert answers[0].path == path
+    assert look_at("absent.jpg", full=False).reason == "is not there"
 
 
 def test_csv_gives_every_probability_and_any_file_name(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,11 +12,19 @@ from finetune.data.folders import files_of_class
 from finetune.data.images import passed_over, shown
 from finetune.errors import DataError
 from finetune.eval_results import Prediction, PredictSummary, Unreadable
-from finetune.files import is_folder
+from finetune.files import expand_user, is_folder
 from finetune.predictor import Predictor, open_predictor
 from finetune.progress import Progress, Silent
 
 _MOST_NAMED = 10
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # begins as that of UTF-16 does
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""Byte-order marks: editors and PowerShell put them in front of a list."""
 
 
 def predict(
@@ -64,7 +73,7 @@ def predict(
 
 def image_files(paths: Iterable[str], progress: Progress) -> Iterator[str]:
     """Every file as it is, every folder as the images below it, in order of their names."""
-    for path in paths:
+    for path in map(_meant, paths):
         if not is_folder(Path(path)):
             yield path
             continue
@@ -77,9 +86,47 @@ def image_files(paths: Iterable[str], progress: Progress) -> Iterator[str]:
 
 
 def paths_of_list(content: bytes) -> list[str]:
-    """One path a line; bytes that are not UTF-8 are kept, since a file may be named by them."""
-    lines = content.replace(b"\r\n", b"\n").split(b"\n")
-    return [os.fsdecode(line) for line in lines if line]
+    """The paths in a list, one a line.
+
+    The list is in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark. Bytes that are not UTF-8
+    are kept, since a file may be named by them.
+
+    Raises:
+        DataError: it is no such list.
+    """
+    for mark, encoding in _MARKS:
+        if content.startswith(mark):
+            content = _as_utf8(content, mark, encoding)
+            break
+    if b"\0" in content:
+        raise DataError(
+            "predict: -: the list holds NUL bytes; save it as UTF-8, with one path a line"
+        )
+    content = content.replace(b"\r\n", b"\n")
+    separator = b"\n" if b"\n" in content else b"\r"
+    return [os.fsdecode(line) for line in content.split(separator) if line.strip()]
+
+
+def _as_utf8(content: bytes, mark: bytes, encoding: str) -> bytes:
+    if encoding == "utf-8":
+        return content[len(mark) :]
+    try:
+        return content.decode(encoding).encode()
+    except UnicodeError as error:
+        raise DataError(
+            f"predict: -: the list begins as {encoding.upper()}, and is none: {error}; save it as "
+            "UTF-8, with one path a line"
+        ) from error
+
+
+def _meant(path: str) -> str:
+    """The path of something that is there: as given; else as lists of other programs may give it,
+    between blanks or quotes, with ``~`` or with backslashes."""
+    bare = path.replace("\ufeff", "").strip()
+    if len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'":
+        bare = bare[1:-1]
+    possible = (path, bare, str(expand_user(bare)), bare.replace("\\", "/"))
+    return next(filter(os.path.lexists, possible), path)
 
 
 def _report(unreadable: Sequence[tuple[str, str]], total: int, progress: Progress) -> None:

@@ -11,11 +11,13 @@ import errno
 import hashlib
 import mmap
 import os
+import re
 import stat
 import struct
 import warnings
 from dataclasses import dataclass, replace
 from typing import BinaryIO
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -183,7 +185,7 @@ def _opened(path: str) -> BinaryIO:
         return open(path, "rb")  # noqa: PTH123
     except FileNotFoundError:
         link = os.path.islink(path)  # noqa: PTH114
-        what = "is a link to a file that is not there" if link else "is not there"
+        what = "is a link to a file that is not there" if link else _absent(path)
         raise _BadFileError(what, lasting=False) from None
     except PermissionError:
         raise _BadFileError("there is no permission to read it", lasting=False) from None
@@ -191,6 +193,20 @@ def _opened(path: str) -> BinaryIO:
         if error.errno == errno.ELOOP:
             raise _BadFileError("is a link that leads in a circle", lasting=False) from None
         raise _failure(error, _words(error), 0) from error
+
+
+def _absent(path: str) -> str:
+    """What may be wrong with a path that leads nowhere."""
+    if path.startswith("file:"):
+        return f"is a URL, not a path; give {unquote('/' + path[5:].lstrip('/'))}"
+    if re.match(r"[A-Za-z][\w+.-]+:/", path):
+        return "is a URL, not a path; download the file first"
+    if set(path) & set("*?"):
+        return (
+            "is not there; a shell replaces a pattern by file names only outside of quotes, and "
+            "only where a file matches it"
+        )
+    return "is not there"
 
 
 def _identified(file: BinaryIO) -> Image.Image:
