@@ -24,6 +24,7 @@ from finetune.computation import as_features
 from finetune.data.decoding import read_photo, upright_rgb
 from finetune.data.images import Images
 from finetune.data.look import look_at
+from finetune.data.quiet import warnings_ignored
 from finetune.data.transforms import build_fit
 from finetune.errors import DataError
 from finetune.eval_results import Prediction, Unreadable
@@ -279,7 +280,7 @@ def _decoded(image: ImageLike) -> Tensor:
     if isinstance(image, str | os.PathLike):
         return read_photo(image)
     if isinstance(image, Image.Image):
-        with _loading[id(image) // 64 % len(_loading)]:
+        with warnings_ignored(), _loading[id(image) // 64 % len(_loading)]:
             image.load()
             image.getexif()  # is read once as well
         return upright_rgb(image)

@@ -250,7 +250,7 @@ def test_bytes_of_a_list_that_are_not_utf_8_are_kept() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["a.jpg\nb.jpg".encode("utf-16-le"), b"a.jpg\0b.jpg\0", b"\xff\xfea.jpg\n", b"\xff\xfe\0\xd8"],
+    ["a.jpg\nb.jpg".encode("utf-16-le"), b"a.jpg\0b.jpg\0", b"\xff\xfea.jpg", b"\xff\xfe\0\xd8"],
     ids=["UTF-16 without a mark", "NUL between paths", "half a character", "half a pair"],
 )
 def test_a_list_that_is_no_text_is_refused(content: bytes) -> None:
