@@ -11,7 +11,8 @@ from finetune.config_data import Fit
 from finetune.config_section import LocalPath, Section, tuple_of
 from finetune.errors import did_you_mean
 
-Size = Annotated[int, Field(ge=1, le=4096)]
+LARGEST_SIZE = 4096
+Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
 RGB = Annotated[tuple[float, float, float], BeforeValidator(tuple_of)]
 
 
@@ -64,6 +65,9 @@ class ModelConfig(Section):
     weights: LocalPath = "DEFAULT"
     """DEFAULT, an entry such as IMAGENET1K_V2, a path to a state dict or to a run of our own,
     bundled, or none."""
+    leave_out: Annotated[tuple[Text, ...], BeforeValidator(tuple_of)] | None = None
+    """Globs over tensors that are not taken from the weights, as those of a head of another tool;
+    what the network has under such a name begins at random."""
     keep_head: Literal["none", "same_names"] = "none"
     """same_names: where the weights are a run of our own, the head's rows of classes that the data
     has as well are kept; none: the whole head is new."""
@@ -91,10 +95,12 @@ class ModelConfig(Section):
         return "none" if weights is None else weights
 
     @model_validator(mode="after")
-    def _bundled_fits(self) -> ModelConfig:
+    def _weights_fit(self) -> ModelConfig:
         if self.weights == "bundled" and self.name != BUNDLED_MODEL:
             raise ValueError(
                 f"weights: bundled are of {BUNDLED_MODEL}, not of {self.name}; "
                 f"set name: {BUNDLED_MODEL}, or give other weights"
             )
+        if self.weights == "none" and self.leave_out:
+            raise ValueError("leave_out: has no effect with weights: none; remove it")
         return self

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision import models
@@ -13,9 +16,12 @@ from torchvision.transforms import InterpolationMode
 
 from finetune.backbones import Family, family_of
 from finetune.config import Fit, GivenPreprocessing, ModelConfig, PreprocessingConfig
+from finetune.config_model import LARGEST_SIZE
 from finetune.continuing import Earlier, earlier_run
 from finetune.errors import ConfigError, ModelError, did_you_mean
+from finetune.files import expand_user
 from finetune.keyed import seed_for
+from finetune.weight_files import About, about
 
 _BUNDLED_PREPROCESSING = PreprocessingConfig(resize=64, crop=64)
 _TRAINED_WITH = ("transform_input", "image_size")
@@ -43,6 +49,10 @@ class ModelSpec:
     preprocessing: PreprocessingConfig
     earlier: Earlier | None = None
     """The run of our own that the weights are of, where they are of one."""
+    leave_out: tuple[str, ...] = ()
+    """Globs over tensors that are not taken from the weights."""
+    note: str = ""
+    """Where the preprocessing for a file of weights comes from; empty where it was given."""
 
     @property
     def family(self) -> Family:
@@ -93,13 +103,96 @@ def resolve_model(config: ModelConfig, *, fit: Fit = "crop") -> ModelSpec:
         weights = str(earlier.path)
     first = next(iter(entries.values()))
     entry = entries.get(weights, first)
+    file = expand_user(weights) if is_path(weights) and earlier is None else None
+    fixed_size = family_of(config.name).fixed_size
+    facts = None if file is None else about(file, fixed_size=fixed_size)
+    origin = None if file is None else _origin(file, facts, entries)
+    if origin is not None:
+        entry = origin.entry
     given = _resolve_preprocessing(config, weights, entry, entries, earlier)
-    preprocessing = PreprocessingConfig(**{**given.model_dump(), "fit": fit})
-    flags = _build_flags(config, weights, entry, preprocessing)
+    flags = _build_flags(config, weights, entry, given)
+    note = ""
+    if facts is not None and facts.image_size is not None:
+        flags = {"image_size": facts.image_size}
+    if origin is not None and facts is not None and config.preprocessing == "auto":
+        exported = _exported(facts)
+        given = exported or _as_trained(given, flags.get("image_size", given.crop))
+        note = _origin_in_words(weights, origin, given, exported=exported is not None)
     if earlier is not None:
         before = earlier.metadata.build_flags
         flags |= {key: before[key] for key in _TRAINED_WITH if key in flags and key in before}
-    return ModelSpec(config.name, weights, flags, preprocessing, earlier)
+    preprocessing = PreprocessingConfig(**{**given.model_dump(), "fit": fit})
+    return ModelSpec(
+        config.name, weights, flags, preprocessing, earlier, config.leave_out or (), note
+    )
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """The entry of torchvision whose preprocessing goes with a file of weights.
+
+    Attributes:
+        by: What of the file says so; empty where nothing does, and the entry is assumed.
+        others: Further entries that it could be of, with another preprocessing.
+    """
+
+    entry: Any
+    by: str
+    others: tuple[str, ...] = ()
+
+
+def _origin(file: Path, facts: About | None, entries: dict[str, Any]) -> _Origin:
+    """The entry that a file holds, by its content, its name or its input size, in this order."""
+    digits = {name: re.findall(r"[0-9a-f]{8,}", it.url)[-1] for name, it in entries.items()}
+    size = None if facts is None else facts.image_size
+    of_size = [
+        it for it in entries.values() if size is None or preprocessing_of(it).crop == size
+    ] or list(entries.values())
+    for name, entry in entries.items():
+        if facts is not None and facts.sha256.startswith(digits[name]):
+            return _Origin(entry, "its SHA-256")
+    for entry in of_size:
+        words = "|".join(map(re.escape, (digits[entry.name], entry.name)))
+        if re.search(rf"(?<![0-9A-Za-z])(?:{words})(?![0-9A-Za-z])", file.name, re.IGNORECASE):
+            return _Origin(entry, "its name")
+    first, *others = of_size
+    unlike = [it.name for it in others if preprocessing_of(it) != preprocessing_of(first)]
+    return _Origin(first, "", tuple(unlike))
+
+
+def _exported(facts: About) -> GivenPreprocessing | None:
+    """What an export of our own says of its preprocessing; None where the file is of another."""
+    try:
+        return PreprocessingConfig.model_validate_json(facts.preprocessing or "")
+    except ValidationError:
+        return None
+
+
+def _as_trained(given: GivenPreprocessing, size: int) -> GivenPreprocessing:
+    """The preprocessing for a network of another input size: its resize in the same proportion."""
+    if size == given.crop:
+        return given
+    resize = min(round(given.resize * size / given.crop), LARGEST_SIZE)
+    return given.model_copy(update={"resize": resize, "crop": size})
+
+
+def _origin_in_words(
+    weights: str, origin: _Origin, given: GivenPreprocessing, *, exported: bool
+) -> str:
+    steps = f"resize {given.resize}, crop {given.crop}, {given.interpolation}"
+    if exported:
+        return f"model.preprocessing: {steps}, as {weights} says"
+    if origin.by:
+        return (
+            f"model.preprocessing: {weights} is {origin.entry.name} by {origin.by}: {steps}, as "
+            "that entry has it"
+        )
+    others = f" rather than {' or '.join(origin.others)}" if origin.others else ""
+    return (
+        f"model.preprocessing: {steps} is assumed, that of {origin.entry.name}{others}: neither "
+        f"name nor content of {weights} is torchvision's. If the weights were trained otherwise, "
+        "set model.preprocessing to an entry's name, or to {resize, crop, mean, std, interpolation}"
+    )
 
 
 def _check_continues(config: ModelConfig, earlier: Earlier) -> None:
@@ -151,7 +244,7 @@ def preprocessing_of(entry: Any) -> PreprocessingConfig:
 
 
 def _build_flags(
-    config: ModelConfig, weights: str, entry: Any, preprocessing: PreprocessingConfig
+    config: ModelConfig, weights: str, entry: Any, preprocessing: GivenPreprocessing
 ) -> dict[str, Any]:
     """The flags that torchvision's builder would derive from the weights, stated outright."""
     family = family_of(config.name)

@@ -228,6 +228,7 @@ def _backbone(own: ModelConfig, name: str, weights: str) -> ModelConfig:
         return own
     values = own.model_dump(exclude_unset=True) | {"name": name, "weights": weights}
     values.pop("keep_head", None)  # of the config's own weights
+    values.pop("leave_out", None)
     if name in BUILDERS and not family_of(name).aux_modules:
         values.pop("aux_heads", None)
     if isinstance(own.preprocessing, str) and name != own.name:

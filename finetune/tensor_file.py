@@ -6,15 +6,22 @@ import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 _ARCHIVE = b"PK\3\4"
+_NUMPY = ("scalar", "_reconstruct")
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+_LIGHTNING = (
+    *("pytorch_lightning", "lightning.pytorch"),
+    *("lightning_fabric", "lightning.fabric"),
+)
 _ZEROS = b"\nbytearray\n"
 """In a pickle: the one thing that torch's weights-only reader makes of any size and fills."""
 
@@ -27,13 +34,68 @@ class DamagedFileError(Exception):
     """The file is broken; the text is the reason, in one line."""
 
 
-def read_tensors(path: Path, *, mapped: bool = False) -> Any:
+class _MadeWithoutACall(type):
+    def __call__(cls, *_: Any, **__: Any) -> Any:
+        raise pickle.UnpicklingError("it calls a function that is not torch's")
+
+
+class PassedOver(metaclass=_MadeWithoutACall):
+    """Stands for an object of any class that a pickle makes without a call, and holds nothing."""
+
+    def __new__(cls, *_: Any) -> PassedOver:
+        """Ignores what the object was made of."""
+        return object.__new__(cls)
+
+    def __setstate__(self, _: Any) -> None:
+        """Ignores what the object held."""
+
+
+class _Value:
+    """Stands for a value that a pickle makes by a call, such as a path or a number of numpy."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+class _Dictionary:
+    """Stands for a subclass of dict; what is made in place of it is a plain one."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return OrderedDict()
+
+
+_PLAIN = {
+    PassedOver: (
+        "argparse.Namespace",
+        *(f"builtins.{n}" for n in ("list", "dict", "int", "float")),
+    ),
+    _Value: (
+        *(f"numpy.{core}.multiarray.{n}" for core in ("core", "_core") for n in _NUMPY),
+        *("numpy.dtype", "numpy.ndarray"),
+        *(f"{module}.{n}" for module in ("pathlib", "pathlib._local") for n in _PATHS),
+        *(f"datetime.{n}" for n in ("datetime", "date", "time", "timedelta", "timezone")),
+    ),
+    _Dictionary: (
+        "collections.defaultdict",
+        *(f"{package}.utilities.parsing.AttributeDict" for package in _LIGHTNING[:2]),
+        *(f"{package}.utilities.data.AttributeDict" for package in _LIGHTNING[2:]),
+    ),
+}
+"""What stands for the classes that training scripts save beside a state dict."""
+
+
+def read_tensors(path: Path, *, mapped: bool = False, pass_over: bool = False) -> Any:
     """What a ``.safetensors`` file or a torch file holds, on the CPU.
 
     It takes no more memory than the file has bytes, whatever the file claims.
 
     Args:
-        mapped: Of a torch file, read tensors only when they are used.
+        mapped: Read the tensors of a torch file only when they are used, where its form allows.
+        pass_over: Put something empty in the place of plain objects beside the tensors, as the
+            ``argparse.Namespace`` that training scripts save; nothing of them is imported or run.
 
     Raises:
         UnsafeFileError, DamagedFileError.
@@ -42,9 +104,11 @@ def read_tensors(path: Path, *, mapped: bool = False) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         _refuse_bombs(path)
+        mmap = (mapped and zipfile.is_zipfile(path)) or None
         with warnings.catch_warnings():  # about pickles that it is going to refuse anyway
             warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
+            with torch.serialization.safe_globals(_stand_ins(path) if pass_over else []):
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         _refuse_claims(loaded, path.stat().st_size)
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(_first_line(error)) from error
@@ -53,6 +117,31 @@ def read_tensors(path: Path, *, mapped: bool = False) -> Any:
             raise UnsafeFileError(_first_line(error)) from error
         raise DamagedFileError(_first_line(error)) from error
     return loaded
+
+
+def preprocessing_in(path: Path) -> str | None:
+    """What the header of a ``.safetensors`` file says of its preprocessing, as our exports do."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("preprocessing")
+    except Exception:  # a broken header, which the reader of its tensors reports
+        return None
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    """A class of ours for every name in a torch file that torch would refuse, paired with it.
+
+    torch's weights-only reader takes these in the place of what is named, and imports nothing.
+    Functions are not among them: what calls one is refused as before.
+    """
+    found = {name: kind for kind, names in _PLAIN.items() for name in names}
+    try:
+        others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # not of this form, or broken, which torch.load reports
+        others = []
+    return [(kind, name) for name, kind in (dict.fromkeys(others, PassedOver) | found).items()]
 
 
 def _refuse_bombs(path: Path) -> None:
@@ -108,14 +197,24 @@ def _tensors_in(loaded: Any) -> Iterator[Tensor]:
             waiting += one.values() if isinstance(one, dict) else one
 
 
-def copy_module_versions(source: Any, target: OrderedDict[str, Tensor]) -> None:
+def copy_module_versions(
+    source: Any,
+    target: OrderedDict[str, Tensor],
+    *,
+    rename: Callable[[str], str] = lambda name: name,
+) -> None:
     """Hand on what a state dict says of its modules' versions, an attribute that copies lose.
 
     torchvision's mnasnet refuses a state dict without.
+
+    Args:
+        rename: From a name in ``source``, with a dot at its end, to one in ``target``.
     """
     versions = getattr(source, "_metadata", None)
-    if versions is not None:
-        target._metadata = versions  # type: ignore[attr-defined]
+    if isinstance(versions, dict):
+        target._metadata = OrderedDict(  # type: ignore[attr-defined]
+            (rename(f"{name}.").removesuffix("."), version) for name, version in versions.items()
+        )
 
 
 def _first_line(error: Exception) -> str:

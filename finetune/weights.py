@@ -2,59 +2,72 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import tempfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torchvision import models
 
 from finetune.checkpoint import load_checkpoint
-from finetune.errors import ModelError, did_you_mean, first_few
-from finetune.files import exists, expand_user, is_file, is_folder, sha256_of
+from finetune.errors import ConfigError, ModelError, did_you_mean, first_few
+from finetune.files import expand_user, sha256_of
 from finetune.model import ModelSpec, is_entry
-from finetune.tensor_file import (
-    DamagedFileError,
-    UnsafeFileError,
-    copy_module_versions,
-    read_tensors,
+from finetune.tensor_file import copy_module_versions
+from finetune.weight_files import (
+    Fitted,
+    StateDict,
+    StateIn,
+    best_fit,
+    is_left_out,
+    read_states,
 )
-
-StateDict = dict[str, Tensor]
 
 _BUNDLED_FILE = "assets/shufflenet_v2_x0_5_bundled.safetensors"
-# torchvision's densenet files still name their layers as in 2017: norm.1 for norm1.
-_DENSENET_OLD_KEY = re.compile(
-    r"^(.*denselayer\d+\.(?:norm|relu|conv))\."
-    r"((?:[12])\.(?:weight|bias|running_mean|running_var))$"
-)
 
 
-def load_pretrained(model: nn.Module, spec: ModelSpec) -> None:
+def load_pretrained(model: nn.Module, spec: ModelSpec) -> tuple[str, ...]:
     """Fill the network with the weights its spec names; the replaced layers keep their own.
+
+    Returns:
+        What was done to the content of a file so that it fits, in words.
 
     Raises:
         ModelError: the weights cannot be had, or do not fit.
+        ConfigError: a pattern of ``model.leave_out`` matches nothing.
         CheckpointError: they are of a run of our own, and damaged.
     """
     if spec.weights == "none":
-        return
-    source, state = _read(spec)
+        return ()
+    source, states = _read(spec)
+    own = model.state_dict()
+    fitted = best_fit(source, states, own, spec.leave_out)
+    _refuse_idle_patterns(fitted, own)
     prefixes = tuple(f"{head}." for head in (spec.family.head, *spec.family.aux_heads))
     if not spec.build_flags.get("aux_logits", False):
         prefixes += tuple(f"{module}." for module in spec.family.aux_modules)
-    kept = OrderedDict((k, v) for k, v in state.items() if not k.startswith(prefixes))
-    _check_fit(model, kept, source, spec, prefixes)
-    copy_module_versions(model.state_dict(), kept)  # for files that state none, as safetensors
-    copy_module_versions(state, kept)
+    kept = OrderedDict((k, v) for k, v in fitted.tensors.items() if not k.startswith(prefixes))
+    _check_fit(own, kept, source, spec, prefixes)
+    copy_module_versions(own, kept)  # for files that state none, as safetensors
+    copy_module_versions(fitted.tensors, kept)
     model.load_state_dict(kept, strict=False)
+    return tuple(f"weights {source}: {note}" for note in fitted.notes)
+
+
+def _refuse_idle_patterns(fitted: Fitted, own: Collection[str]) -> None:
+    for pattern in fitted.idle:
+        near = did_you_mean(pattern, [*dict.fromkeys([*fitted.tensors, *own])])
+        raise ConfigError(
+            f"model.leave_out: {pattern!r} matches no tensor of the weights or of the network."
+            f"{near} Remove it, or correct it"
+        )
 
 
 def copy_head_rows(
@@ -90,15 +103,15 @@ def copy_head_rows(
             own[key][[here[name] for name in kept]] = rows[[there[name] for name in kept]]
 
 
-def _read(spec: ModelSpec) -> tuple[str, StateDict]:
+def _read(spec: ModelSpec) -> tuple[str, tuple[StateIn, ...]]:
     if spec.weights == "bundled":
         with resources.as_file(resources.files("finetune") / _BUNDLED_FILE) as path:
-            return "the bundled weights", load_file(path)
+            return "the bundled weights", (StateIn((), load_file(path)),)
     if is_entry(spec.weights):
-        return f"{spec.name} {spec.weights}", _read_entry(spec)
+        return f"{spec.name} {spec.weights}", (StateIn((), _read_entry(spec)),)
     if spec.earlier is not None:
-        return spec.weights, load_checkpoint(spec.earlier.path)[0]
-    return spec.weights, read_state_dict(expand_user(spec.weights))
+        return spec.weights, (StateIn((), load_checkpoint(spec.earlier.path)[0]),)
+    return spec.weights, read_states(expand_user(spec.weights))
 
 
 def _read_entry(spec: ModelSpec) -> StateDict:
@@ -132,8 +145,6 @@ def _read_entry(spec: ModelSpec) -> StateDict:
         ) from error
     except pickle.UnpicklingError as error:
         raise ModelError(f"{cached}: holds more than tensors; delete it and run again") from error
-    if spec.family.name == "densenet":
-        state = OrderedDict((_DENSENET_OLD_KEY.sub(r"\1\2", k), v) for k, v in state.items())
     categories = entry.meta.get("categories")
     head = state.get(f"{spec.family.head}.weight")
     if categories and head is not None and head.shape[0] != len(categories):
@@ -159,87 +170,36 @@ def _reason(error: Exception) -> str:
     return str(reason).strip().splitlines()[0] if str(reason).strip() else type(error).__name__
 
 
-def read_state_dict(path: Path) -> StateDict:
-    """The tensors of a ``.pth``/``.pt`` or ``.safetensors`` file.
-
-    Accepts a bare state dict, or one under ``state_dict`` or ``model``, with or without the
-    ``module.`` prefix of DataParallel.
-
-    Raises:
-        ModelError: no such file, or it holds something else.
-    """
-    if is_folder(path):
-        raise ModelError(f"model.weights: {path}: is a folder, not a file of weights")
-    if not exists(path):
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")][:1000])
-        raise ModelError(
-            f"model.weights: {path}: no such file.{near} Paths are relative to the working "
-            "directory; DEFAULT, an entry, bundled or none are possible too."
-        )
-    if not is_file(path):
-        raise ModelError(f"model.weights: {path}: is no file that ends, but a pipe or a device")
-    loaded = _unpack(_load_tensors(path))
-    if not isinstance(loaded, dict) or not loaded:
-        raise ModelError(f"model.weights: {path}: holds no state dict")
-    strangers = [key for key, value in loaded.items() if not isinstance(value, Tensor)]
-    if strangers:
-        raise ModelError(
-            f"model.weights: {path}: holds no state dict: {strangers[0]!r} is no tensor; "
-            "save model.state_dict() and give that file"
-        )
-    state = OrderedDict((str(k).removeprefix("module."), v) for k, v in loaded.items())
-    if all(str(key) in state for key in loaded):
-        copy_module_versions(loaded, state)
-    return state
-
-
-def _load_tensors(path: Path) -> Any:
-    try:
-        return read_tensors(path)
-    except UnsafeFileError as error:
-        raise ModelError(
-            f"model.weights: {path}: cannot be read without running code from it (a pickled "
-            "model, or no torch file); save model.state_dict() and give that file"
-        ) from error
-    except DamagedFileError as error:
-        raise ModelError(
-            f"model.weights: {path}: damaged, or no file of weights ({error})"
-        ) from error
-
-
-def _unpack(loaded: Any) -> Any:
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            return loaded[key]
-    return loaded
-
-
 def _check_fit(
-    model: nn.Module, state: StateDict, source: str, spec: ModelSpec, replaced: tuple[str, ...]
+    own: StateDict, state: StateDict, source: str, spec: ModelSpec, replaced: tuple[str, ...]
 ) -> None:
-    own = model.state_dict()
     # Files from before torch 0.4.1 lack these counters; load_state_dict fills them in.
     wanted = {
         key
         for key in own
-        if not key.startswith(replaced) and not key.endswith("num_batches_tracked")
+        if not key.startswith(replaced)
+        and not key.endswith("num_batches_tracked")
+        and not is_left_out(key, spec.leave_out)
     }
+    both = sorted(state.keys() & own.keys())
+    missing = sorted(wanted - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
+    misshaped = [key for key in both if state[key].shape != own[key].shape]
     problems = [
-        *_listed("missing", sorted(wanted - state.keys())),
-        *_listed("unexpected", sorted(state.keys() - own.keys())),
+        *_listed("missing", missing),
+        *_listed("unexpected", unexpected),
         *_listed(
             "of another shape",
             [
                 f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-                for key in sorted(state.keys() & own.keys())
-                if state[key].shape != own[key].shape
+                for key in misshaped
             ],
         ),
         *_listed(
             "no floating point numbers",
             [
                 key
-                for key in sorted(state.keys() & own.keys())
+                for key in both
                 if own[key].is_floating_point() and not state[key].is_floating_point()
             ],
         ),
@@ -247,7 +207,7 @@ def _check_fit(
             "not finite",
             [
                 key
-                for key in sorted(state.keys() & own.keys())
+                for key in both
                 if state[key].shape == own[key].shape  # what claims another may claim gigabytes
                 and state[key].is_floating_point()
                 and not bool(torch.isfinite(state[key]).all())
@@ -255,10 +215,37 @@ def _check_fit(
         ),
     ]
     if problems:
+        fitting = wanted - {*missing, *misshaped}
+        patterns = _foreign(spec, fitting, misfits=[*missing, *misshaped], unexpected=unexpected)
+        remedy = "Give weights of this very architecture, or set model.name to theirs."
+        if patterns:
+            remedy = (
+                "The rest fits: if these are of a head of another tool, leave them out with "
+                f"model.leave_out: [{', '.join(json.dumps(pattern) for pattern in patterns)}]."
+            )
         raise ModelError(
-            f"model.weights: {source} does not fit {spec.name}: {'; '.join(problems)}. "
-            "Give weights of this very architecture, or set model.name to theirs."
+            f"model.weights: {source} does not fit {spec.name}: {'; '.join(problems)}. {remedy}"
         )
+
+
+def _foreign(
+    spec: ModelSpec, fitting: Collection[str], *, misfits: Sequence[str], unexpected: Sequence[str]
+) -> list[str]:
+    """Globs for all that does not fit, where that is only beside the backbone; else none."""
+    area = f"{spec.family.head.partition('.')[0]}."
+    if not fitting or not all(name.startswith(area) for name in misfits):
+        return []
+    return [*dict.fromkeys(_shortest_glob(name, fitting) for name in [*unexpected, *misfits])]
+
+
+def _shortest_glob(name: str, fitting: Collection[str]) -> str:
+    """The outermost module over a name that holds nothing that fits, as a glob."""
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        module = f"{'.'.join(parts[:end])}."
+        if not any(other.startswith(module) for other in fitting):
+            return f"{module}*"
+    return name
 
 
 def _listed(kind: str, names: list[str]) -> list[str]:

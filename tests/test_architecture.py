@@ -52,6 +52,7 @@ LINES = [
         "layers",
         "schedules",
         "continuing",
+        "weight_files",
     },
     {
         "loss",

@@ -16,7 +16,8 @@ from torchvision import models
 from finetune.config import ModelConfig
 from finetune.errors import ConfigError, ModelError
 from finetune.model import build_untrained, resolve_model
-from finetune.weights import load_pretrained, read_state_dict
+from finetune.weight_files import read_states
+from finetune.weights import load_pretrained
 
 State = dict[str, Tensor]
 
@@ -127,7 +128,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> 
 def test_a_missing_file_offers_its_neighbour(tmp_path: Path) -> None:
     (tmp_path / "mobilenet.pth").touch()
     with pytest.raises(ModelError, match=r"no such file. Did you mean 'mobilenet.pth'"):
-        read_state_dict(tmp_path / "mobilnet.pth")
+        read_states(tmp_path / "mobilnet.pth")
 
 
 def test_an_unknown_entry_is_refused_with_those_there_are() -> None:

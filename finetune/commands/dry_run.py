@@ -67,6 +67,7 @@ def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | Non
         config=resolved.plain(),
         notes=(
             *data.notes,
+            *filter(None, [plan.spec.note]),
             *dict.fromkeys(text for plan in settled.plans for text in plan.freeze.warnings),
         ),
     )

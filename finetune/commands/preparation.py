@@ -97,7 +97,7 @@ def prepare(
     """
     config, plan, data = settled.stages[number], settled.plans[number], settled.data
     device = settled.device
-    model = _network(settled, carried, resumed)
+    model = _network(settled, carried, resumed, progress)
     apply_freeze(model, plan.held)
     updates = updates_norm_stats(config)
     proof = take_proof(model, update_norm_stats=updates)
@@ -169,7 +169,9 @@ def settle_alone(config: Config, progress: Progress, *, what: str) -> Settled:
     return settled
 
 
-def _network(settled: Settled, carried: Carried | None, resumed: Resumed | None) -> nn.Module:
+def _network(
+    settled: Settled, carried: Carried | None, resumed: Resumed | None, progress: Progress
+) -> nn.Module:
     """The plain network with its weights, in new modules: the forms of its parts are chosen anew,
     however it came about."""
     spec, names = settled.plans[0].spec, settled.data.train.class_names
@@ -181,7 +183,8 @@ def _network(settled: Settled, carried: Carried | None, resumed: Resumed | None)
     if resumed is not None:
         resumed.fill(model)
         return model
-    load_pretrained(model, spec)
+    for note in load_pretrained(model, spec):
+        progress.say(note)
     if settled.kept:
         copy_head_rows(model, spec, settled.kept, names)
     return model

@@ -17,7 +17,7 @@ from finetune.data.loading import batch_sizes
 from finetune.data.quick_check import Checked, quick_check
 from finetune.data.sources import find_train_val
 from finetune.defaults import in_words, resolve_defaults
-from finetune.errors import ConfigError, OutputError
+from finetune.errors import ConfigError, OutputError, first_few
 from finetune.files import expand_user
 from finetune.model import ModelSpec, check_input_size
 from finetune.named_recipes import expand_recipe
@@ -26,6 +26,7 @@ from finetune.progress import Progress
 from finetune.report.stages import listed_patterns
 from finetune.runtime import make_deterministic, select_device, use_one_heap
 from finetune.stages import stage_configs, with_stages
+from finetune.weight_files import is_left_out
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,9 @@ def settle(config: Config, progress: Progress, resumed: Resumed | None = None) -
         earlier = plans[0].spec.earlier
         kept = kept_classes(earlier, config.model.keep_head, names)
         _check_earlier(config, earlier, plans[0])
+        _refuse_frozen_at_random(plans[0])
+        if plans[0].spec.note:
+            progress.say(plans[0].spec.note)
     else:
         resumed.refuse_other_network(plans[resumed.stage])
     for warning in dict.fromkeys(warning for plan in plans for warning in plan.freeze.warnings):
@@ -203,6 +207,17 @@ def _check_earlier(config: Config, earlier: Earlier | None, first: Plan) -> None
         raise ConfigError(
             f"freeze.patterns: {changes}. Set freeze.may_differ: true if that is meant, or freeze "
             "the same"
+        )
+
+
+def _refuse_frozen_at_random(first: Plan) -> None:
+    spec = first.spec
+    random = [name for name in sorted(first.freeze.frozen) if is_left_out(name, spec.leave_out)]
+    if random:
+        thawed = ", ".join(f'"!{pattern}"' for pattern in spec.leave_out)
+        raise ConfigError(
+            f"model.leave_out: {first_few(random)} would begin at random and stay so, as "
+            f"freeze.patterns freezes it; let it train: add {thawed} to freeze.patterns"
         )
 
 
