@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision import models
-from torchvision.transforms import InterpolationMode
 
 from finetune.backbones import Family, family_of
 from finetune.config import Fit, GivenPreprocessing, ModelConfig, PreprocessingConfig
-from finetune.config_model import LARGEST_SIZE
 from finetune.continuing import Earlier, earlier_run
 from finetune.errors import ConfigError, ModelError, did_you_mean
 from finetune.files import expand_user
 from finetune.keyed import seed_for
-from finetune.weight_files import About, about
+from finetune.known_weights import (
+    as_trained,
+    exported_preprocessing,
+    in_words,
+    origin_of,
+    preprocessing_of,
+)
+from finetune.weight_files import about
 
 _BUNDLED_PREPROCESSING = PreprocessingConfig(resize=64, crop=64)
 _TRAINED_WITH = ("transform_input", "image_size")
 """Build flags that belong to weights. maxvit's input_size does not: its windows keep their size."""
-_INTERPOLATION = {
-    InterpolationMode.NEAREST: "nearest",
-    InterpolationMode.BILINEAR: "bilinear",
-    InterpolationMode.BICUBIC: "bicubic",
-}
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ def resolve_model(config: ModelConfig, *, fit: Fit = "crop") -> ModelSpec:
     file = expand_user(weights) if is_path(weights) and earlier is None else None
     fixed_size = family_of(config.name).fixed_size
     facts = None if file is None else about(file, fixed_size=fixed_size)
-    origin = None if file is None else _origin(file, facts, entries)
+    origin = None if file is None else origin_of(file, facts, entries)
     if origin is not None:
         entry = origin.entry
     given = _resolve_preprocessing(config, weights, entry, entries, earlier)
@@ -115,83 +112,15 @@ def resolve_model(config: ModelConfig, *, fit: Fit = "crop") -> ModelSpec:
     if facts is not None and facts.image_size is not None:
         flags = {"image_size": facts.image_size}
     if origin is not None and facts is not None and config.preprocessing == "auto":
-        exported = _exported(facts)
-        given = exported or _as_trained(given, flags.get("image_size", given.crop))
-        note = _origin_in_words(weights, origin, given, exported=exported is not None)
+        exported = exported_preprocessing(facts)
+        given = exported or as_trained(given, flags.get("image_size", given.crop))
+        note = in_words(weights, origin, given, exported=exported is not None)
     if earlier is not None:
         before = earlier.metadata.build_flags
         flags |= {key: before[key] for key in _TRAINED_WITH if key in flags and key in before}
     preprocessing = PreprocessingConfig(**{**given.model_dump(), "fit": fit})
     return ModelSpec(
         config.name, weights, flags, preprocessing, earlier, config.leave_out or (), note
-    )
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """The entry of torchvision whose preprocessing goes with a file of weights.
-
-    Attributes:
-        by: What of the file says so; empty where nothing does, and the entry is assumed.
-        others: Further entries that it could be of, with another preprocessing.
-    """
-
-    entry: Any
-    by: str
-    others: tuple[str, ...] = ()
-
-
-def _origin(file: Path, facts: About | None, entries: dict[str, Any]) -> _Origin:
-    """The entry that a file holds, by its content, its name or its input size, in this order."""
-    digits = {name: re.findall(r"[0-9a-f]{8,}", it.url)[-1] for name, it in entries.items()}
-    size = None if facts is None else facts.image_size
-    of_size = [
-        it for it in entries.values() if size is None or preprocessing_of(it).crop == size
-    ] or list(entries.values())
-    for name, entry in entries.items():
-        if facts is not None and facts.sha256.startswith(digits[name]):
-            return _Origin(entry, "its SHA-256")
-    for entry in of_size:
-        words = "|".join(map(re.escape, (digits[entry.name], entry.name)))
-        if re.search(rf"(?<![0-9A-Za-z])(?:{words})(?![0-9A-Za-z])", file.name, re.IGNORECASE):
-            return _Origin(entry, "its name")
-    first, *others = of_size
-    unlike = [it.name for it in others if preprocessing_of(it) != preprocessing_of(first)]
-    return _Origin(first, "", tuple(unlike))
-
-
-def _exported(facts: About) -> GivenPreprocessing | None:
-    """What an export of our own says of its preprocessing; None where the file is of another."""
-    try:
-        return PreprocessingConfig.model_validate_json(facts.preprocessing or "")
-    except ValidationError:
-        return None
-
-
-def _as_trained(given: GivenPreprocessing, size: int) -> GivenPreprocessing:
-    """The preprocessing for a network of another input size: its resize in the same proportion."""
-    if size == given.crop:
-        return given
-    resize = min(round(given.resize * size / given.crop), LARGEST_SIZE)
-    return given.model_copy(update={"resize": resize, "crop": size})
-
-
-def _origin_in_words(
-    weights: str, origin: _Origin, given: GivenPreprocessing, *, exported: bool
-) -> str:
-    steps = f"resize {given.resize}, crop {given.crop}, {given.interpolation}"
-    if exported:
-        return f"model.preprocessing: {steps}, as {weights} says"
-    if origin.by:
-        return (
-            f"model.preprocessing: {weights} is {origin.entry.name} by {origin.by}: {steps}, as "
-            "that entry has it"
-        )
-    others = f" rather than {' or '.join(origin.others)}" if origin.others else ""
-    return (
-        f"model.preprocessing: {steps} is assumed, that of {origin.entry.name}{others}: neither "
-        f"name nor content of {weights} is torchvision's. If the weights were trained otherwise, "
-        "set model.preprocessing to an entry's name, or to {resize, crop, mean, std, interpolation}"
     )
 
 
@@ -229,18 +158,6 @@ def _resolve_preprocessing(
             "auto, or resize, crop, mean, std and interpolation are possible too."
         )
     return preprocessing_of(entries[wanted])
-
-
-def preprocessing_of(entry: Any) -> PreprocessingConfig:
-    """What a torchvision weights entry's own preset does."""
-    preset = entry.transforms()
-    return PreprocessingConfig(
-        resize=preset.resize_size[0],
-        crop=preset.crop_size[0],
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-        interpolation=_INTERPOLATION[preset.interpolation],  # type: ignore[arg-type]
-    )
 
 
 def _build_flags(

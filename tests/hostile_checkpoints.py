@@ -232,7 +232,7 @@ HOSTILE: dict[str, Make] = {
 SOUND_TENSORS = frozenset(
     {"float64.pt", "nested-metadata.pt", "older.pt", "detector.pt", "pretrained.pt", "weights.pt"}
     | {"huge-image.pt", "same-names.pt", "ringing-names.pt", "no-names.pt", "no-preprocessing.pt"}
-    | {"endless-temperature.pt"}
+    | {"endless-temperature.pt", "namespace.pt"}
 )
 """What may be trained from all the same: only the tensors count there."""
 

@@ -54,6 +54,7 @@ LINES = [
         "continuing",
         "weight_files",
     },
+    {"known_weights"},
     {
         "loss",
         "model",

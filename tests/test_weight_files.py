@@ -22,7 +22,8 @@ from torchvision import models
 from finetune.commands.dry_run import dry_run
 from finetune.config import Config, ModelConfig, PreprocessingConfig
 from finetune.errors import ConfigError, ModelError
-from finetune.model import build_skeleton, build_untrained, preprocessing_of, resolve_model
+from finetune.known_weights import preprocessing_of
+from finetune.model import build_skeleton, build_untrained, resolve_model
 from finetune.progress import Silent
 from finetune.weight_files import StateIn, best_fit
 from finetune.weights import load_pretrained

@@ -10,7 +10,8 @@ from torchvision import models as torchvision_models
 from finetune.backbones import BUILDERS, BUNDLED_MODEL, family_of
 from finetune.config import ModelConfig
 from finetune.errors import ConfigError, did_you_mean
-from finetune.model import preprocessing_of, resolve_model
+from finetune.known_weights import preprocessing_of
+from finetune.model import resolve_model
 from finetune.results import ModelList, ModelRow, WeightsRow
 
 
