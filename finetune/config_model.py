@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from finetune.backbones import BUILDERS, BUNDLED_MODEL
 from finetune.config_data import Fit
-from finetune.config_section import LocalPath, Section, tuple_of
+from finetune.config_section import LocalPath, Section, Text, tuple_of
 from finetune.errors import did_you_mean
 
 LARGEST_SIZE = 4096
