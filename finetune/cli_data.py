@@ -33,13 +33,17 @@ def check_data(
 ) -> None:
     """Look at every image before training: broken files, duplicates, leaks, imbalance."""
     from finetune.config_file import data_of, load_config
+    from finetune.data.table_guess import guess_table
 
     if (root is None) == (config is None):
         raise ConfigError("check-data: give either ROOT or --config FILE")
     if root is not None and overrides:
         raise ConfigError("check-data: --set has no effect with ROOT; use it with --config")
     loaded = load_config(config, overrides or ()) if config is not None else None
-    data = loaded.data if loaded is not None else data_of(root or "")
+    if loaded is not None:
+        data = loaded.data
+    else:
+        data = guess_table(data_of(root or ""), TerminalProgress())
     with torch_imports():
         from finetune.commands import check_data as command
     from finetune.report.check import render_check
@@ -108,6 +112,7 @@ def init(
     from finetune.backbones import BUILDERS, BUNDLED_MODEL
     from finetune.config_file import data_of, model_of
     from finetune.data.glance import glance_at
+    from finetune.data.table_guess import guess_table
     from finetune.files import refuse_to_replace
 
     assumed = BUNDLED_MODEL if weights == "bundled" else BUILDERS[0]
@@ -115,7 +120,8 @@ def init(
     data = data_of(root)
     if output is not None:
         refuse_to_replace(Path(output), overwrite=overwrite)
-    glance = glance_at(data, TerminalProgress())
+    progress = TerminalProgress()
+    glance = glance_at(guess_table(data, progress), progress)
     with torch_imports():
         from finetune.commands import init as command
     from finetune.report.starting_config import render_starting_config

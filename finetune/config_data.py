@@ -13,6 +13,8 @@ from finetune.config_section import MOST, LocalPath, Section, Text
 DEMO = "demo"
 TORCHVISION = "torchvision:"
 TABLE_SUFFIXES = (".csv", ".tsv")
+TABLE_COLUMNS = ("path_column", "label_column", "split_column", "group_column")
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 
 Fit = Literal["crop", "pad", "stretch"]
 """How a photo becomes a square."""
@@ -27,6 +29,24 @@ def _workers(value: Any) -> Any:
     if value == "auto" or (type(value) is int and 0 <= value <= 64):
         return value
     raise ValueError(f"must be auto or a whole number from 0 to 64, not {value!r}")
+
+
+def _delimiter(value: Any) -> Any:
+    words = {character: word for word, character in DELIMITERS.items()}
+    if isinstance(value, str) and value in {"auto", *DELIMITERS, *words}:
+        return words.get(value, value)
+    raise ValueError(f"must be auto, {', '.join(DELIMITERS)} or the character, not {value!r}")
+
+
+class TableConfig(Section):
+    """How a table is read."""
+
+    delimiter: Annotated[Any, BeforeValidator(_delimiter)] = "auto"
+    """What separates the columns: comma, semicolon, tab or pipe; auto goes by the first line."""
+    folder: Text | None = None
+    """Folder that paths are relative to, itself relative to the table; default: the table's own."""
+    suffix: Text | None = None
+    """Appended to each path that does not end in it, such as .jpg where a column holds ids."""
 
 
 class DataConfig(Section):
@@ -44,10 +64,13 @@ class DataConfig(Section):
     label_column: Text | None = None
     """Of a table, default label: the class."""
     split_column: Text | None = None
-    """Of a table: train, val or test; default split, where there is such a column."""
+    """Of a table: train, val or test, or a flag such as is_valid; default: split, or flags by their
+    names, where there are such columns."""
     group_column: Text | None = None
     """Of a table: images of one group stay together when some are held out; default group, where
     there is such a column."""
+    table: TableConfig = Field(default_factory=TableConfig)
+    """How a table is read."""
     val_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of the training images held out where there is no val split; 0 trains on all of them,
     without validation."""
@@ -84,9 +107,10 @@ class DataConfig(Section):
                 if getattr(self, key):
                     raise ValueError(f"{key}: has no effect unless root is {TORCHVISION}NAME")
         if not is_table(self.root):
-            for key in ("path_column", "label_column", "split_column", "group_column"):
-                if getattr(self, key):
-                    raise ValueError(f"{key}: has no effect unless root is a .csv or .tsv file")
+            given = [key for key in TABLE_COLUMNS if getattr(self, key)]
+            given += [f"table.{key}" for key in self.table.model_dump(exclude_defaults=True)]
+            for key in given:
+                raise ValueError(f"{key}: has no effect unless root is a .csv or .tsv file")
         if self.group_pattern and self.group_column:
             raise ValueError("group_pattern: give either it or group_column")
         return self

@@ -573,6 +573,7 @@ def test_model_and_root_alone_make_a_run(load: Load) -> None:
         "freeze": {"patterns": ["*"], "norm_stats": "keep", "may_differ": False},
         "data": {
             "root": "photos",
+            "table": {"delimiter": "auto"},
             "val_fraction": 0.2,
             "on_unreadable": "fail",
             "balance": "none",

@@ -195,7 +195,7 @@ def test_many_problems_are_bounded(tmp_path: Path) -> None:
     [
         ("file,label", {}, "no column 'path', as data.path_column has it, but file, label"),
         ("pth,label", {}, "Did you mean 'pth'?"),
-        ("path;label", {}, "columns are separated by commas in a .csv"),
+        ("path:label", {}, "data.table.delimiter"),
         ("path,label,label", {}, "two columns are named 'label'"),
         ("path,label", {"split_column": "fold"}, "no column 'fold'"),
         ("path,label", {"group_column": "patient"}, "no column 'patient'"),

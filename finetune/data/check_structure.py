@@ -134,12 +134,14 @@ def _structural(survey: Survey) -> Iterator[Finding]:
 
 
 def doubtful(survey: Survey) -> Iterator[Finding]:
-    """Folders that are read as classes and are probably none."""
+    """Folders or labels that are read as classes and are probably none."""
     if survey.doubt:
         yield Finding(
-            "layout",
+            survey.doubt.kind,
             "error" if survey.doubt.certain else "warning",
-            "folders read as classes may be none",
+            "folders read as classes may be none"
+            if survey.doubt.kind == "layout"
+            else "labels may be no names of classes",
             f"{survey.doubt.what}.",
             survey.doubt.todo,
             1,

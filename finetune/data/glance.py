@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
-from finetune.config_data import DataConfig
+from finetune.config_data import TABLE_COLUMNS, DataConfig
 from finetune.data.images import shown_few
 from finetune.data.quick_check import quick_check, sizes_of
 from finetune.data.sources import find_train_val
@@ -23,6 +25,7 @@ class Glance:
         median_size: Width and height, each in the median.
         median_aspect: The longer side over the shorter one.
         unreadable: How many files cannot be read, and which first.
+        table: Keys of ``data`` that a table needs, with their values.
     """
 
     root: str
@@ -35,6 +38,7 @@ class Glance:
     median_aspect: float
     num_unreadable: int = 0
     unreadable: str = ""
+    table: Mapping[str, Any] = field(default_factory=dict)
 
 
 def glance_at(data: DataConfig, progress: Progress) -> Glance:
@@ -65,4 +69,5 @@ def glance_at(data: DataConfig, progress: Progress) -> Glance:
         median_aspect=median(max(size) / max(min(size), 1) for size in sizes),
         num_unreadable=len(checked.skipped),
         unreadable=shown_few([path for path, _ in checked.skipped], found.base),
+        table=data.model_dump(include={*TABLE_COLUMNS, "table"}, exclude_defaults=True),
     )

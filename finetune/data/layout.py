@@ -32,6 +32,12 @@ class Doubt:
     what: str
     todo: str
     certain: bool
+    kind: str = "layout"
+
+    @property
+    def text(self) -> str:
+        """The doubt in sentences."""
+        return f"{self.what}. {self.todo}"
 
 
 def refuse_unclear_splits(root: Path, known: Collection[str] = ()) -> None:

@@ -8,12 +8,7 @@ from pathlib import Path
 
 from finetune.config_data import DEMO, TORCHVISION, DataConfig, is_table
 from finetune.data.demo import demo_root
-from finetune.data.folders import (
-    class_folders,
-    is_of_system,
-    read_classes,
-    split_folders,
-)
+from finetune.data.folders import class_folders, is_of_system, read_classes, split_folders
 from finetune.data.holdout import group_by_pattern, hold_out, refuse_shared_groups
 from finetune.data.images import (
     Images,
@@ -26,6 +21,7 @@ from finetune.data.images import (
     shown_few,
 )
 from finetune.data.layout import (
+    Doubt,
     doubtful_layout,
     refuse_unclear_splits,
     refuse_unsorted,
@@ -33,6 +29,7 @@ from finetune.data.layout import (
     unread_notes,
 )
 from finetune.data.table import Table, read_table
+from finetune.data.table_guess import elsewhere
 from finetune.errors import DataError, OutputError
 from finetune.files import exists, expand_user, is_folder
 from finetune.progress import Progress
@@ -56,6 +53,7 @@ class Source:
             class names or else by the data's own.
         classes: The data's own classes there.
         parts: What a split is called here.
+        doubt: Why what is read as classes may be none.
         parents: Folders of which every folder is a class; none for what is no class folders.
     """
 
@@ -66,6 +64,7 @@ class Source:
     classes: Callable[[str | None], tuple[str, ...]]
     parts: str = "folder"
     notes: tuple[str, ...] = ()
+    doubt: Doubt | None = None
     parents: tuple[Path, ...] = ()
 
 
@@ -92,6 +91,15 @@ def read_train_val(
     source: Source, config: DataConfig, *, seed: int, class_names: Names = None
 ) -> TrainVal:
     """As `find_train_val`, of a source that is open."""
+    try:
+        return _read_train_val(source, config, seed, class_names)
+    except DataError as error:
+        if source.doubt is None:
+            raise
+        raise type(error)(f"{error}\n{source.name}: {source.doubt.text}") from None
+
+
+def _read_train_val(source: Source, config: DataConfig, seed: int, class_names: Names) -> TrainVal:
     notes = list(source.notes)
     _refuse_without_train(source)
     train = source.read("train" if "train" in source.splits else None, class_names)
@@ -193,9 +201,9 @@ def find_known(
         DataError: as `find_split`.
     """
     names = tuple(class_names)
-    if root is not None:
-        config = _elsewhere(config, root)
     try:
+        if root is not None:
+            config = elsewhere(config, root, progress)
         source = open_source(config, progress, known=names)
     except DataError as error:
         if root is None:
@@ -207,11 +215,12 @@ def find_known(
     stands_alone = split in source.splits and (split != "train" or "val" in source.splits)
     if stands_alone:
         return read(source, split, names)
-    if split == "test":
+    none_to_train = source.parts == "split" and source.splits and "train" not in source.splits
+    if split == "test" or none_to_train:
         if source.parts == "folder":
             refuse_unsorted(source.base, split)
         has = f"; it has {', '.join(sorted(source.splits))}" if source.splits else ""
-        raise DataError(f"{source.name}: has no test {source.parts}{has}")
+        raise DataError(f"{source.name}: has no {split} {source.parts}{has}")
     found = read_train_val(source, config, seed=seed, class_names=names)
     if split == "val" and not len(found.val):
         raise DataError(
@@ -236,16 +245,6 @@ def _read_known(source: Source, split: str | None, names: tuple[str, ...]) -> tu
             f"{', '.join(names[:20])}{' …' if len(names) > 20 else ''}"
         )
     return replace(images.subset(kept), class_names=names), len(images) - len(kept)
-
-
-def _elsewhere(config: DataConfig, root: str) -> DataConfig:
-    """The same options for other data; those that are about another kind of data left out."""
-    update: dict[str, object] = {"root": root}
-    if not is_table(root):
-        update |= dict.fromkeys(("path_column", "label_column", "split_column", "group_column"))
-    if not root.startswith(TORCHVISION):
-        update |= {"folder": None, "download": None}
-    return config.model_copy(update=update)
 
 
 def open_source(
@@ -273,7 +272,8 @@ def _source_of_table(table: Table) -> Source:
     def classes(split: str | None) -> tuple[str, ...]:
         return tuple(sorted({r.label for r in table.rows if split is None or r.split == split}))
 
-    return Source(table.name, table.base, table.splits, table.read, classes, "split", table.notes)
+    what = (table.name, table.base, table.splits, table.read, classes, "split")
+    return Source(*what, notes=table.notes, doubt=table.doubt)
 
 
 def _source_of_folders(root: Path, known: Collection[str]) -> Source:
@@ -343,8 +343,8 @@ def _warnings(source: Source, *images: Images) -> tuple[str, ...]:
     links = [path for part in images for path in part.links]
     misnamed = [path for part in images for path in part.misnamed]
     said = [*passed_over(links, misnamed), *([others] if others else [])]
+    said += [source.doubt.text] if source.doubt else []
     warnings = [f"{source.name}: {what}" for what in said]
-    doubt = doubtful_layout(source.base) if source.parts == "folder" else None
-    if doubt is not None:
-        warnings.append(f"{doubt.what}. {doubt.todo}")
+    if source.parts == "folder" and (doubt := doubtful_layout(source.base)):
+        warnings.append(doubt.text)
     return tuple(warnings)

@@ -75,7 +75,7 @@ def survey(config: DataConfig, *, seed: int, progress: Progress | None = None) -
         DataError: there are no images, or the source itself cannot be read.
     """
     source = open_source(config, progress)
-    found = Survey(source.name, source.base, notes=source.notes)
+    found = Survey(source.name, source.base, notes=source.notes, doubt=source.doubt)
     if source.parts == "folder":
         _walk(source, found)
         _order_classes(found)

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from finetune.config_data import DataConfig
-from finetune.data.images import (
-    IMAGE_SUFFIXES,
-    SPLITS,
-    Images,
-    near,
-    refuse_unknown_classes,
-    shown,
-    split_named,
+from finetune.config_data import DELIMITERS, DataConfig
+from finetune.config_section import AUTO
+from finetune.data.images import SPLITS, Images, refuse_unknown_classes, shown
+from finetune.data.label_doubt import doubtful_labels, equal_numbers
+from finetune.data.layout import Doubt
+from finetune.data.table_columns import USUAL, Columns, find_columns
+from finetune.data.table_place import Place, find_places, place_of, refuse_absent
+from finetune.data.table_text import (
+    Problems,
+    Record,
+    cleaned,
+    delimiter_of,
+    read_text,
+    records,
 )
-from finetune.errors import DataError, did_you_mean
-from finetune.files import exists, expand_user, is_file
-
-_MOST_SHOWN = 10
+from finetune.errors import DataError
+from finetune.files import expand_user
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Table:
     """Images with their labels, and with splits where the data makes them.
 
     Attributes:
+        base: The folder that paths are relative to.
         classes: In their own order; None where they are ordered by code point.
+        doubt: Why the labels may be no classes.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Table:
     rows: tuple[Row, ...]
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    doubt: Doubt | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -90,41 +95,6 @@ class Table:
         return tuple(name for name in self.classes if name in found)
 
 
-class _Problems:
-    """What is wrong with a table, the first few of it in words."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.texts: list[str] = []
-        self.count = 0
-
-    def add(self, line: int, text: str) -> None:
-        self.count += 1
-        if self.count <= _MOST_SHOWN:
-            self.texts.append(f"{self.name}:{line}: {text}")
-
-    def refuse(self) -> None:
-        if self.count == 1:
-            raise DataError(self.texts[0])
-        if self.count:
-            more = self.count - len(self.texts)
-            lines = [*self.texts, *([f"… and {more:,} more"] if more else [])]
-            raise DataError(
-                "\n".join([f"{self.name}: {self.count:,} problems", *(f"  {x}" for x in lines)])
-            )
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Where in a row each value stands."""
-
-    count: int
-    path: int
-    label: int
-    split: int | None
-    group: int | None
-
-
 def read_table(config: DataConfig) -> Table:
     """Read the table that ``data.root`` names.
 
@@ -133,58 +103,65 @@ def read_table(config: DataConfig) -> Table:
     """
     file = expand_user(config.root)
     name = shown(file)
-    records = _records(_text(file), name, "\t" if file.suffix.lower() == ".tsv" else ",")
-    _, header = next(records, (1, None))
-    if header is None:
-        raise DataError(f"{name}: is empty; its first line must name the columns, as path,label")
-    _refuse_other_encoding(name, 1, header)
-    columns = _find_columns(name, header, config)
-    problems = _Problems(name)
+    header, records = open_table(config)
+    columns = find_columns(name, header, records, config)
+    refuse_absent(file.parent, config.table)
+    place = place_of(file.parent, config.table)
+    problems = Problems(name)
     rows: dict[str, tuple[int, Row]] = {}
+    absent: list[str] = []
     repeated = 0
     for line, fields in records:
         if len(fields) == columns.count:
             _refuse_other_encoding(name, line, [fields[columns.label]])
-        row = _row(line, fields, columns, file.parent, problems)
+        row = _row(line, fields, columns, place, problems, absent)
         if row is None:
             continue
         before = rows.setdefault(row.path, (line, row))
         if before[0] != line:
             repeated += 1
             _compare(line, row, *before, problems)
-    problems.refuse()
-    notes = (f"{name}: {repeated:,} rows repeat an earlier one; each counts once",)
-    return Table(
-        name, file.parent, tuple(row for _, row in rows.values()), None, notes if repeated else ()
-    )
+    problems.refuse(_other_place(file.parent, absent))
+    found = tuple(row for _, row in rows.values())
+    _refuse_equal_numbers(name, rows.values())
+    notes = columns.notes
+    if repeated:
+        notes += (f"{name}: {repeated:,} rows repeat an earlier one; each counts once",)
+    doubt = doubtful_labels([row.label for row in found])
+    return Table(name, place.base, found, None, notes, doubt)
 
 
-def _text(file: Path) -> str:
-    """The file as text; bytes that are not UTF-8 are kept, for a file name may hold them."""
-    if exists(file) and not is_file(file):
-        raise DataError(f"data.root: {file}: is no file that ends, but a pipe or a device")
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"data.root: {file}: no such file.{near(file)}") from None
-    except OSError as error:
-        raise DataError(f"data.root: {file}: cannot be read: {error.strerror}") from error
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:1000]:
-        raise DataError(f"{file}: is not a text file in UTF-8; save it as CSV in UTF-8")
-    return content.decode("utf-8-sig", errors="surrogateescape")
+def open_table(config: DataConfig) -> tuple[list[str], list[Record]]:
+    """The first record of a table, which names its columns, and the others.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or is not in UTF-8.
+    """
+    file = expand_user(config.root)
+    name = shown(file)
+    text = read_text(file)
+    word = config.table.delimiter
+    if word == AUTO:
+        wanted = [getattr(config, key) or usual for key, usual in USUAL.items()]
+        usual = "\t" if file.suffix.lower() == ".tsv" else ","
+        delimiter = delimiter_of(text, wanted, usual=usual)
+    else:
+        delimiter = DELIMITERS[word]
+    every = list(records(text, name, delimiter))
+    if not every:
+        raise DataError(f"{name}: is empty; its first line must name the columns, as path,label")
+    _refuse_other_encoding(name, 1, every[0][1])
+    return every[0][1], every[1:]
 
 
-def _records(text: str, name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Each record with the line that it begins on; a quoted field may span lines."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    line = 1
-    try:
-        for fields in reader:
-            if any(field.strip() for field in fields):
-                yield line, fields
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{name}:{line}: cannot be read as a table: {error}") from None
+def _other_place(parent: Path, absent: Sequence[str]) -> str:
+    """A hint at the folder and the suffix with which the files that are absent are found."""
+    found = []
+    for folder, suffix in islice(find_places(parent, absent), 2):
+        keys = {"folder": folder, "suffix": suffix}
+        given = [f"data.table.{key}: {value}" for key, value in keys.items() if value]
+        found.append(" and ".join(given))
+    return f"Files are found with {', or with '.join(found)}." if found else ""
 
 
 def _refuse_other_encoding(name: str, line: int, fields: Sequence[str]) -> None:
@@ -197,80 +174,61 @@ def _refuse_other_encoding(name: str, line: int, fields: Sequence[str]) -> None:
             )
 
 
-def _find_columns(name: str, header: Sequence[str], config: DataConfig) -> _Columns:
-    titles = [unicodedata.normalize("NFC", title.strip()) for title in header]
-    if any(os.path.splitext(title)[1].lower() in IMAGE_SUFFIXES for title in titles):  # noqa: PTH122
+def _refuse_equal_numbers(name: str, rows: Iterable[tuple[int, Row]]) -> None:
+    lines: dict[str, int] = {}
+    for line, row in rows:
+        lines.setdefault(row.label, line)
+    pair = equal_numbers(lines)
+    if pair:
+        first, second = sorted(pair, key=lines.__getitem__)
         raise DataError(
-            f"{name}:1: is a row, {', '.join(map(shown, titles[:20]))}; the first line must name "
-            "the columns, as path,label"
+            f"{name}:{lines[second]}: the label {second!r} is the same number as {first!r} in line "
+            f"{lines[first]}; write both in the same way, or as words if they are two classes"
         )
-    problems = _Problems(name)
-    has = ", ".join(map(shown, titles[:20]))
-    if len(titles) == 1:
-        has += " (columns are separated by commas in a .csv, by tabs in a .tsv)"
-
-    def find(key: str, usual: str, *, required: bool) -> int | None:
-        configured: str | None = getattr(config, key)
-        wanted = configured or usual
-        if titles.count(wanted) > 1:
-            problems.add(1, f"two columns are named {wanted!r}; rename one")
-        if wanted in titles:
-            return titles.index(wanted)
-        if required or configured:
-            meant = did_you_mean(wanted, titles)
-            problems.add(1, f"no column {wanted!r}, as data.{key} has it, but {has}.{meant}")
-        return None
-
-    path = find("path_column", "path", required=True)
-    label = find("label_column", "label", required=True)
-    split = find("split_column", "split", required=False)
-    group = find("group_column", "group", required=False)
-    problems.refuse()
-    assert path is not None
-    assert label is not None
-    return _Columns(len(titles), path, label, split, None if config.group_pattern else group)
 
 
 def _row(
-    line: int, fields: Sequence[str], columns: _Columns, base: Path, problems: _Problems
+    line: int,
+    fields: Sequence[str],
+    columns: Columns,
+    place: Place,
+    problems: Problems,
+    absent: list[str],
 ) -> Row | None:
     if len(fields) != columns.count:
         problems.add(
             line, f"has {len(fields)} fields where the first line has {columns.count} columns"
         )
         return None
-    path, label = fields[columns.path], fields[columns.label].strip()
-    label = unicodedata.normalize("NFC", label)
     found = problems.count
-    full = os.path.normpath(base / path) if path and "\0" not in path else ""
-    if not full:
-        problems.add(line, "the path is empty" if not path else "the path holds a zero byte")
-    elif not os.path.lexists(full):
-        problems.add(line, f"no such file: {shown(path)} (paths are relative to the table)")
-    elif os.path.isdir(full):  # noqa: PTH112
-        problems.add(line, f"is a folder: {shown(path)}")
+    full = _file(line, fields[columns.path], place, problems, absent)
+    label = unicodedata.normalize("NFC", cleaned(fields[columns.label]))
     if not label:
         problems.add(line, "the label is empty")
     elif not label.isprintable():
         problems.add(line, f"the label {label!a} holds what cannot be printed")
-    split = _split(line, fields, columns, problems)
-    group = fields[columns.group].strip() if columns.group is not None else ""
+    split = columns.split_of(line, fields, problems)
+    group = cleaned(fields[columns.group]) if columns.group is not None else ""
     return Row(full, label, split, group or None) if problems.count == found else None
 
 
-def _split(line: int, fields: Sequence[str], columns: _Columns, problems: _Problems) -> str | None:
-    if columns.split is None:
-        return None
-    word = fields[columns.split].strip()
-    split = split_named(word)
-    if split is None:
-        what = f"{shown(word)} is no split" if word else "the split is empty"
-        near = did_you_mean(word, [name for names in SPLITS.values() for name in names])
-        problems.add(line, f"{what}; it must be train, val or test.{near}")
-    return split
+def _file(line: int, value: str, place: Place, problems: Problems, absent: list[str]) -> str:
+    """The file that a row names; a value that cannot be one is a problem."""
+    path = cleaned(value)
+    if not path or "\0" in path:
+        problems.add(line, "the path holds a zero byte" if path else "the path is empty")
+        return ""
+    full = place.find(value)
+    if full is None:
+        absent.append(path)
+        problems.add(line, f"no such file: {shown(path)}{place.suffix} ({place.relative_to})")
+        return ""
+    if os.path.isdir(full):  # noqa: PTH112
+        problems.add(line, f"is a folder: {shown(path)}")
+    return full
 
 
-def _compare(line: int, row: Row, first: int, before: Row, problems: _Problems) -> None:
+def _compare(line: int, row: Row, first: int, before: Row, problems: Problems) -> None:
     """A file that is named twice must mean the same both times."""
     for what, here, there in (
         ("label", row.label, before.label),

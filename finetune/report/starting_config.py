@@ -180,6 +180,12 @@ def _freeze(start: Start) -> list[str]:
 def _data(start: Start) -> list[str]:
     glance = start.glance
     lines = ["data:", f"  root: {scalar(glance.root)}"]
+    for key, value in glance.table.items():
+        if isinstance(value, str):
+            lines.append(f"  {key}: {scalar(value)}")
+        else:
+            flow = ", ".join(f"{inner}: {json.dumps(text)}" for inner, text in value.items())
+            lines.append(f"  {key}: {{{flow}}}")
     if glance.held_out:
         lines.append("  val_fraction: 0.2   # held out of each class; a val folder would be taken")
     if glance.num_unreadable:
