@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -262,6 +262,20 @@ def test_a_worker_that_is_killed_is_an_error(
     os.kill(loader.loader._iterator._workers[0].pid, signal.SIGKILL)
     with pytest.raises(DataError, match=r"died.*data\.workers: 0"):
         list(epoch)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), FileNotFoundError(), EOFError()])
+def test_a_batch_that_died_with_its_worker_is_an_error(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(_: object) -> Iterator[Any]:
+        raise error
+        yield
+
+    loader: Any = batches._loader
+    monkeypatch.setattr(type(loader.loader), "__iter__", broken)
+    with pytest.raises(DataError, match=r"died.*data\.workers: 0"):
+        list(batches.epoch())
 
 
 def test_workers_that_cannot_be_started_are_an_error(

@@ -83,9 +83,12 @@ class InWorkers(Generic[_Batch]):
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                # Of a signal to all processes workers die too; whoever trains will see to that.
-                if asked() or "DataLoader worker" not in str(error):
+            # The shared memory of a dead worker cannot be fetched: errors of a connection.
+            except (RuntimeError, OSError, EOFError) as error:
+                # A signal to all processes ends the workers too; the training loop handles that.
+                if asked():
+                    raise RuntimeError(str(error)) from error
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
                 raise DataError(
                     f"data.workers: one of {workers} processes that decode died; the system may "
