@@ -16,6 +16,10 @@ TABLE_SUFFIXES = (".csv", ".tsv")
 TABLE_COLUMNS = ("path_column", "label_column", "split_column", "group_column")
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 
+WHITE_LEVELS = tuple(2**bits - 1 for bits in range(8, 17))
+"""The greatest levels of 8 to 16 bits."""
+FULL_RANGE = WHITE_LEVELS[-1]
+
 Fit = Literal["crop", "pad", "stretch"]
 """How a photo becomes a square."""
 
@@ -47,6 +51,17 @@ class TableConfig(Section):
     """Folder that paths are relative to, itself relative to the table; default: the table's own."""
     suffix: Text | None = None
     """Appended to each path that does not end in it, such as .jpg where a column holds ids."""
+
+
+def _levels(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and value in WHITE_LEVELS):
+        return value
+    listed = ", ".join(map(str, WHITE_LEVELS))
+    bits = type(value) is int and 8 <= value <= 16
+    meant = f"; {value} bits have {2**value - 1}" if bits else ""
+    raise ValueError(
+        f"must be auto or the greatest level of 8 to 16 bits ({listed}), not {value!r}{meant}"
+    )
 
 
 class DataConfig(Section):
@@ -84,6 +99,9 @@ class DataConfig(Section):
     fit: Fit = "crop"
     """How a photo becomes a square: crop takes its middle, pad shows all of it between bars,
     stretch distorts it. Random crops are drawn with crop alone."""
+    levels: Annotated[Any, BeforeValidator(_levels)] = "auto"
+    """Of images with more than 8 bits a channel: the level that is white, such as 4095 for 12 bits
+    in 16-bit files. auto: 65535, or less where the images sampled stay below an eighth of that."""
     batch_size: int = Field(default=32, ge=1, le=MOST)
     """Images per optimizer step, and per forward pass of an evaluation."""
     workers: Annotated[Any, BeforeValidator(_workers)] = "auto"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from finetune.backbones import BUILDERS, BUNDLED_MODEL
-from finetune.config_data import Fit
+from finetune.config_data import FULL_RANGE, WHITE_LEVELS, Fit
 from finetune.config_section import LocalPath, Section, Text, tuple_of
 from finetune.errors import did_you_mean
 
@@ -51,6 +51,9 @@ class PreprocessingConfig(GivenPreprocessing):
 
     fit: Fit = "crop"
     """From ``data.fit``; checkpoints from before it was there cropped."""
+    levels: Annotated[int, Field(ge=WHITE_LEVELS[0], le=FULL_RANGE)] | None = None
+    """From ``data.levels``: the level that is white in images with more than 8 bits a channel. None
+    is 65535, where training had no such image, or nobody noted it."""
 
 
 def _word_or_section(value: Any) -> str:

@@ -49,6 +49,14 @@ class Plan:
     adapters: dict[str, int] = field(default_factory=dict)
     """Weights that get an adapter, with the numbers that it holds."""
 
+    def with_levels(self, levels: int | None) -> Plan:
+        """The same plan with another level that is white."""
+        before = self.spec.preprocessing
+        if before.levels == levels:
+            return self
+        preprocessing = before.model_copy(update={"levels": levels})
+        return replace(self, spec=replace(self.spec, preprocessing=preprocessing))
+
     @cached_property
     def cost(self) -> Cost:
         """Multiply-adds, and where the backward pass ends."""
@@ -163,7 +171,9 @@ def resolve_config(config: Config, plan: Plan, *, device: str, workers: int, pol
                 update={
                     "weights": plan.spec.weights,
                     "preprocessing": GivenPreprocessing(
-                        **plan.spec.preprocessing.model_dump(exclude={"fit"})
+                        **plan.spec.preprocessing.model_dump(
+                            include=set(GivenPreprocessing.model_fields)
+                        )
                     ),
                 }
             ),

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from finetune.checkpoint import load_checkpoint
 from finetune.computation import as_features
+from finetune.config_data import FULL_RANGE
 from finetune.data.decoding import read_photo, upright_rgb
 from finetune.data.images import Images
+from finetune.data.levels import stored_colour, white_of
 from finetune.data.look import look_at
 from finetune.data.quiet import warnings_ignored
 from finetune.data.transforms import build_fit
@@ -78,6 +80,7 @@ class Predictor:
     Attributes:
         class_names: What labels may be, in the order of the network's outputs.
         temperature: What logits are divided by, where ``eval --calibrate`` fitted it.
+        levels: The level that is white in images with more than 8 bits a channel; None is 65535.
     """
 
     def __init__(self, opened: Opened, *, batch_size: int | None = None) -> None:
@@ -95,6 +98,7 @@ class Predictor:
         self._engine = opened.engine
         self._engine.live.eval()  # for good: others may compute with it at any time
         self._batch_size = batch_size or config.data.batch_size
+        self.levels = opened.metadata.preprocessing.levels
         self._transform = build_fit(opened.metadata.preprocessing)
         # A value depends on its batch in the last bits. So blocks are those of ``eval``, which
         # keeps features in blocks of its own where it keeps them.
@@ -244,7 +248,7 @@ class Predictor:
         broken: list[tuple[int, Unreadable]] = []
         for position in span:
             try:
-                pixels.append(self._transform(_decoded(images[position])))
+                pixels.append(self._transform(_decoded(images[position], self.levels)))
                 positions.append(position)
             except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
                 broken.append((position, _unreadable(images[position], position, error)))
@@ -275,15 +279,18 @@ def open_predictor(
     return Predictor(opened, batch_size=batch_size)
 
 
-def _decoded(image: ImageLike) -> Tensor:
+def _decoded(image: ImageLike, levels: int | None) -> Tensor:
     """uint8 pixels ``(3, H, W)``."""
     if isinstance(image, str | os.PathLike):
-        return read_photo(image)
+        return read_photo(image, levels)
     if isinstance(image, Image.Image):
         with warnings_ignored(), _loading[id(image) // 64 % len(_loading)]:
+            white = white_of(image, levels)  # how it is stored is unknown once it is decoded
+            if white != FULL_RANGE and stored_colour(image):
+                raise OSError("has 16-bit color, of which Pillow keeps 8 bits; give its path")
             image.load()
             image.getexif()  # is read once as well
-        return upright_rgb(image)
+        return upright_rgb(image, white)
     tensor = image if isinstance(image, Tensor) else _from_array(image)
     if tensor.dtype != torch.uint8 or tensor.dim() != 3 or tensor.shape[0] != 3:
         raise DataError(

@@ -578,6 +578,7 @@ def test_model_and_root_alone_make_a_run(load: Load) -> None:
             "on_unreadable": "fail",
             "balance": "none",
             "fit": "crop",
+            "levels": "auto",
             "batch_size": 32,
             "workers": "auto",
         },

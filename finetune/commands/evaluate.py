@@ -15,6 +15,7 @@ from finetune.config_data import DataConfig
 from finetune.data.fingerprint import sha256_of_images
 from finetune.data.holdout import groups_of, keys_of
 from finetune.data.images import Images
+from finetune.data.levels import warn_of_levels
 from finetune.data.quick_check import dropping_unreadable, quick_check
 from finetune.data.sources import find_known
 from finetune.data.views import Views
@@ -250,6 +251,7 @@ def _images(
     )
     if checked.skipped:
         progress.warn(checked.verdict)
+    warn_of_levels(metadata.preprocessing.levels, checked.parts[0].paths, progress)
     return checked.parts[0], ignored
 
 

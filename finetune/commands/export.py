@@ -116,11 +116,11 @@ def _photos(metadata: Metadata, data: str | None, most: int, progress: Progress)
             f"{error} An export is kept only once it agrees with eval on photos: --data names "
             "some, of classes that training knows."
         ) from error
-    count = min(most, len(images))
+    count, levels = min(most, len(images)), metadata.preprocessing.levels
     photos = []
     for at in range(count):
         try:
-            photos.append(read_photo(images.paths[at * len(images) // count]))
+            photos.append(read_photo(images.paths[at * len(images) // count], levels))
         except Exception:  # noqa: S112  # a broken file compares nothing; eval names it
             continue
     taken = shapes_of_all_kinds(photos) if photos else []

@@ -60,7 +60,9 @@ def init(
     _check_weights(spec, len(glance.class_names))
     anatomy = Anatomy.of(skeleton, spec)
     patterns = patterns_for(_WORDS[trains], anatomy)
-    given = GivenPreprocessing(**spec.preprocessing.model_dump(exclude={"fit"}))
+    given = GivenPreprocessing(
+        **spec.preprocessing.model_dump(include=set(GivenPreprocessing.model_fields))
+    )
     policy, why_policy = recipe.policy_for(glance.class_names, trains)
     start = Start(
         glance=glance,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from finetune.data.folders import files_of_class
 from finetune.data.images import passed_over, shown
+from finetune.data.levels import warn_of_levels
 from finetune.errors import DataError
 from finetune.eval_results import Prediction, PredictSummary, Unreadable
 from finetune.files import expand_user, is_folder
@@ -55,6 +56,7 @@ def predict(
     if not files:
         raise DataError("predict: there is no image to label; give files, or folders of images")
     predictor = open_predictor(run, batch_size=batch_size, progress=progress)
+    warn_of_levels(predictor.levels, files, progress)
     names = predictor.class_names
     start = time.perf_counter()
     answers = predictor.stream(files, top=len(names) if top is None else top, threshold=threshold)

@@ -230,7 +230,7 @@ def _photos(evaluated: Evaluated, positions: Sequence[int], progress: Progress) 
     for at in progress.track(positions, "pictures", total=len(positions)):
         path = evaluated.images.paths[at]
         try:
-            yield read_photo(path)
+            yield read_photo(path, evaluated.opened.metadata.preprocessing.levels)
         except Exception as error:  # it was there when it was scored, or its features were kept
             raise unreadable([Unreadable.because(path, error)]) from error
 

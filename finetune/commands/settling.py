@@ -13,6 +13,7 @@ from finetune.commands.resuming import Resumed
 from finetune.config import Config, DataConfig
 from finetune.continuing import Earlier, freezing_changes, kept_classes
 from finetune.data.images import TrainVal
+from finetune.data.levels import settled_levels
 from finetune.data.loading import batch_sizes
 from finetune.data.quick_check import Checked, quick_check
 from finetune.data.sources import find_train_val
@@ -91,6 +92,13 @@ def settle(config: Config, progress: Progress, resumed: Resumed | None = None) -
     data, checked = _checked(data, config.data, progress)
     if resumed is not None:
         resumed.refuse_other_data(data, progress)
+    if resumed is None:
+        levels = levels_of(data, config.data, progress)
+        config, stages = (
+            _with_levels(config, levels),
+            tuple(_with_levels(s, levels) for s in stages),
+        )
+        plans = tuple(plan.with_levels(levels) for plan in plans)
     stages, chosen = _resolve_defaults(stages, plans, data)
     for number, stage in enumerate(stages):
         config = with_stages(stage, config.stages, number)
@@ -229,6 +237,17 @@ def freezing_of(plan: Plan, earlier: Earlier) -> str:
 def find_data(config: Config, progress: Progress) -> tuple[TrainVal, Checked]:
     """The images that training would take, without what cannot be read."""
     return _checked(_found(config, progress), config.data, progress)
+
+
+def levels_of(data: TrainVal, config: DataConfig, progress: Progress) -> int | None:
+    """The level that is white in images with more than 8 bits a channel; as `settled_levels`."""
+    return settled_levels(config.levels, (*data.train.paths, *data.val.paths), progress)
+
+
+def _with_levels(config: Config, levels: int | None) -> Config:
+    if levels is None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"levels": levels})})
 
 
 def _found(config: Config, progress: Progress) -> TrainVal:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from finetune.commands.settling import find_data, make_plans
+from finetune.commands.settling import find_data, levels_of, make_plans
 from finetune.config import AugmentConfig, Config, PreprocessingConfig
 from finetune.config_section import AUTO
 from finetune.data.images import Images, TrainVal
@@ -63,7 +63,8 @@ def show_batch(
     names = data.train.class_names
     config, plan = _stage_of(epoch, config, data)
     augment = config.augment.model_copy(update={"policy": resolve_policy(config, plan)})
-    preprocessing = plan.spec.preprocessing
+    levels = levels_of(data, config.data, progress)
+    preprocessing = plan.with_levels(levels).spec.preprocessing
     training = list(_training(data.train, preprocessing, augment, config, epoch, count))
     validation = list(_validation(data.val, preprocessing, count))
     written = stand_ins(names)

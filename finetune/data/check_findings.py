@@ -9,6 +9,7 @@ import numpy as np
 
 from finetune.check_results import Finding
 from finetune.config_data import DataConfig
+from finetune.config_section import AUTO
 from finetune.data.check_copies import MOST_EXAMPLES, copies, equal_groups, near_copies
 from finetune.data.check_structure import (
     counts_by_class,
@@ -19,6 +20,7 @@ from finetune.data.check_structure import (
     unreadable,
 )
 from finetune.data.images import is_other_photo, shown
+from finetune.data.levels import auto_levels, doubts, extents
 from finetune.data.looks import Looks
 from finetune.data.survey import Survey
 
@@ -52,6 +54,7 @@ def all_findings(
         *_balance(survey, config),
         *near_copies(survey, looks, groups),
         *_too_small(survey, looks, input_size),
+        *_levels(survey, looks, config),
         *_conversions(survey, looks),
         *_left_out(survey),
     ]
@@ -115,6 +118,23 @@ def _too_small(survey: Survey, looks: Looks, input_size: int | None) -> Iterator
                 f"{shown(survey.paths[at], survey.base)}: {looks.size[at][0]} x {looks.size[at][1]}"
                 for at in small[:MOST_EXAMPLES]
             ),
+        )
+
+
+def _levels(survey: Survey, looks: Looks, config: DataConfig) -> Iterator[Finding]:
+    """Images with more than 8 bits that the network would see nearly black, or white."""
+    found = extents([survey.paths[at] for at in looks.readable])
+    if not found:
+        return
+    levels = auto_levels(found) if config.levels == AUTO else config.levels
+    for what, todo in doubts(config.levels, levels, found):
+        yield Finding(
+            "levels",
+            "warning",
+            what,
+            "The network sees 256 levels between black and white, the same for every image.",
+            todo,
+            len(found),
         )
 
 

@@ -11,14 +11,18 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from finetune.config_data import FULL_RANGE
 from finetune.data.images import PIL_FORMATS, refusal
+from finetune.data.levels import GREY, colour_strips, in_8_bits, stored_colour, white_of
 from finetune.data.opaque import over_white, strips
 from finetune.data.png_metadata import without_large_metadata
 from finetune.data.quiet import warnings_ignored
@@ -32,11 +36,12 @@ except Exception:  # torchvision deprecates it; Pillow gives the same pixels
 SAME_PIXELS = frozenset({("JPEG", "RGB"), ("JPEG", "L")})
 """Format and mode that torchvision decodes to Pillow's pixels; upright ones only."""
 
-_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
-
-def read_photo(path: str | os.PathLike[str]) -> Tensor:
+def read_photo(path: str | os.PathLike[str], levels: int | None = None) -> Tensor:
     """uint8 pixels ``(3, H, W)``: upright (EXIF), RGB, transparency over white.
+
+    Args:
+        levels: The level that is white where channels have more than 8 bits; None is 65535.
 
     Raises:
         OSError: it cannot be read or decoded, or has more pixels than are read.
@@ -45,10 +50,10 @@ def read_photo(path: str | os.PathLike[str]) -> Tensor:
         raise OSError("is no regular file")  # a pipe would be waited for without end
     content = Path(path).read_bytes()
     with warnings_ignored():
-        return _decoded(content)
+        return _decoded(content, levels)
 
 
-def _decoded(content: bytes) -> Tensor:
+def _decoded(content: bytes, levels: int | None) -> Tensor:
     try:
         image = Image.open(without_large_metadata(io.BytesIO(content)), formats=PIL_FORMATS)
     except Image.DecompressionBombError as error:
@@ -62,24 +67,32 @@ def _decoded(content: bytes) -> Tensor:
                 encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
                 decoded: Tensor = decode_image(encoded, ImageReadMode.RGB)
                 return decoded
-        return _upright_rgb(image)
+        white = white_of(image, levels)
+        if white != FULL_RANGE and stored_colour(image):
+            return _upright(image, colour_strips(image, content, white), white)
+        return _upright_rgb(image, levels)
 
 
-def upright_rgb(image: Image.Image) -> Tensor:
+def upright_rgb(image: Image.Image, levels: int | None = None) -> Tensor:
     """uint8 pixels ``(3, H, W)`` of an image that is open: as `read_photo` gives those of a file.
 
     Raises:
         OSError: it cannot be decoded.
     """
     with warnings_ignored():
-        return _upright_rgb(image)
+        return _upright_rgb(image, levels)
 
 
-def _upright_rgb(image: Image.Image) -> Tensor:
+def _upright_rgb(image: Image.Image, levels: int | None) -> Tensor:
+    white = white_of(image, levels)
     image.load()  # in some files the EXIF lies behind the pixels
+    return _upright(image, strips(image), white)
+
+
+def _upright(image: Image.Image, pieces: Iterable[tuple[int, Image.Image]], white: int) -> Tensor:
     pixels = torch.empty(3, image.height, image.width, dtype=torch.uint8)
-    for top, strip in strips(image):
-        pixels[:, top : top + strip.height] = _opaque_rgb(strip)
+    for top, strip in pieces:
+        pixels[:, top : top + strip.height] = _opaque_rgb(strip, white)
     turn = turn_of(image)
     return pixels if turn is None else _turned(pixels, turn)
 
@@ -88,11 +101,11 @@ def _is_plain(image: Image.Image) -> bool:
     return (image.format, image.mode) in SAME_PIXELS and turn_of(image) is None
 
 
-def _opaque_rgb(image: Image.Image) -> Tensor:
-    if image.mode in _SIXTEEN_BITS:
+def _opaque_rgb(image: Image.Image, white: int) -> Tensor:
+    if image.mode in GREY:
         # Pillow would clip at 255: a 16-bit picture would turn white.
-        levels: Tensor = F.pil_to_tensor(image).to(torch.int32) // 257
-        return levels.clamp(0, 255).to(torch.uint8).expand(3, -1, -1)
+        grey = in_8_bits(np.asarray(image).astype(np.int32), white)
+        return torch.from_numpy(grey).expand(3, -1, -1)
     if image.mode == "F":
         raise OSError("floating point pixels have no known white")
     if image.has_transparency_data:

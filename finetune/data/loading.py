@@ -74,6 +74,7 @@ class PhotoDataset(Dataset[Sample | Unreadable]):
     ) -> None:
         self.images = images
         self.views = views
+        self.levels = preprocessing.levels
         self.fit = build_fit(preprocessing)
         self.draw, self._draws_from_photo = build_draw(preprocessing, views)
         self._kept: dict[int, Tensor] = {}
@@ -104,7 +105,7 @@ class PhotoDataset(Dataset[Sample | Unreadable]):
         kept = self._kept.get(index)
         if kept is not None:
             return kept
-        pixels = read_photo(self.images.paths[index])
+        pixels = read_photo(self.images.paths[index], self.levels)
         if not self._draws_from_photo:
             pixels = self.fit(pixels)
         if pixels.nbytes <= self._room:

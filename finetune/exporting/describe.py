@@ -47,6 +47,8 @@ def readme(metadata: Metadata, file: str, *, preprocessing: bool, agreement: str
     fitted = _PHOTO_PREPARED.replace("FIT\n", _FITS[metadata.preprocessing.fit])
     values["colour"] = tuple(mean_colour(metadata.preprocessing))
     photo = _PHOTO_AS_IT_IS if preprocessing else fitted.format_map(_in_code(values))
+    if metadata.preprocessing.levels is not None:
+        photo = photo.replace(_OPENED, _OPENED_OVER_LEVELS)
     code = kinds[file].replace("PHOTO\n", photo)
     for key, value in values.items():
         code = code.replace(f"<{key}>", str(value))
@@ -69,6 +71,18 @@ def _in_code(values: dict[str, Any]) -> dict[str, Any]:
         "std": list(values["std"]),
     }
 
+
+_OPENED = """\
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+"""
+
+_OPENED_OVER_LEVELS = """\
+photo = ImageOps.exif_transpose(Image.open("photo.png"))
+if photo.mode.startswith("I"):  # more than 8 bits: level <levels> is white, as in training
+    levels = np.array(photo).clip(0, <levels>).astype(int) * 255 // <levels>
+    photo = Image.fromarray(levels.astype(np.uint8))
+photo = photo.convert("RGB")
+"""
 
 _PHOTO_AS_IT_IS = """\
 photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")

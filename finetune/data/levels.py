@@ -1,0 +1,283 @@
+"""Images with more than 8 bits a channel: their levels, and which of them is white; no torch.
+
+X-ray detectors, microscopes and cameras store 10, 12 or 14 bits in files of 16. Read over the range
+of the file, such images are nearly black. One level is white for a whole set of images: to stretch
+each image to its own range would remove differences of brightness that may distinguish classes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from finetune.config_data import FULL_RANGE, WHITE_LEVELS
+from finetune.config_section import AUTO
+from finetune.data.images import PIL_FORMATS, refusal, shown
+from finetune.data.opaque import strips
+from finetune.errors import first_few
+from finetune.progress import Progress
+
+GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+"""Pillow's modes of more than 8 bits; colour of 16 bits it reads as 8, the upper byte of each."""
+
+_DARK = (FULL_RANGE + 1) // 8
+"""Images whose levels all stay below an eighth of the range are nearly black."""
+_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".pgm", ".ppm"})
+"""Of the formats that hold more than 8 bits; an image under another suffix is not sampled."""
+_MOST_OPENED = 256
+_MOST_DECODED = 64
+_MOST_COMPARED = 16
+_THREADS = 4
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+"""Byte orders of 16-bit pixels, each with the opposite one."""
+_STATED_FULL = (FULL_RANGE,)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The least and the greatest level of an image with more than 8 bits a channel."""
+
+    path: str
+    least: int
+    greatest: int
+
+
+def white_of(image: Image.Image, levels: int | None) -> int:
+    """The level that is white in what Pillow gives for an image that is not decoded yet.
+
+    A PGM file states the greatest level that it may hold, and Pillow stretches that to 16 bits.
+    """
+    return FULL_RANGE if levels is None or _states_its_range(image) else levels
+
+
+def in_8_bits(values: NDArray[np.int32], white: int) -> NDArray[np.uint8]:
+    """Levels from 0 to ``white`` as 0 to 255."""
+    return (values.clip(0, white) * 255 // white).astype(np.uint8)
+
+
+def stored_colour(image: Image.Image) -> str:
+    """How the pixels of a 16-bit colour image are stored; empty for any other image, and for one
+    that Pillow has decoded, which has 8 bits then."""
+    for tile in _tiles(image):
+        if image.format == "PPM":
+            return tile.codec_name if image.mode == "RGB" and tile.args[1:] == _STATED_FULL else ""
+        stored = tile.args if isinstance(tile.args, str) else tile.args and tile.args[0]
+        if image.mode not in GREY and isinstance(stored, str) and ";16" in stored:
+            return stored
+    return ""
+
+
+def colour_strips(
+    image: Image.Image, content: bytes, white: int
+) -> Iterator[tuple[int, Image.Image]]:
+    """A 16-bit colour image in 8 bits, from top to bottom in pieces, each with its first row.
+
+    Raises:
+        OSError: it cannot be decoded, or is stored in a way of which Pillow reads 8 bits alone.
+    """
+    for top, values, strip in _colour_values(image, content):
+        scaled = Image.fromarray(in_8_bits(values, white))
+        if strip.mode == "RGBA":
+            scaled.putalpha(strip.getchannel("A"))
+        yield top, scaled
+
+
+def settled_levels(
+    given: Any, paths: Sequence[str | os.PathLike[str]], progress: Progress
+) -> int | None:
+    """The level that is white for a set of images; warns where it makes them too dark or too light.
+
+    Args:
+        given: The config's ``data.levels``.
+
+    Returns:
+        None where that is auto and no image that was opened has more than 8 bits a channel.
+    """
+    found = extents(paths)
+    levels = given if given != AUTO else auto_levels(found) if found else None
+    for what, todo in doubts(given, levels or FULL_RANGE, found):
+        progress.warn(f"{what}. {todo}")
+    return levels
+
+
+def warn_of_levels(
+    levels: int | None, paths: Sequence[str | os.PathLike[str]], progress: Progress
+) -> None:
+    """Warn where images are much darker or lighter than those that a checkpoint was trained on."""
+    levels = levels or FULL_RANGE
+    for what, todo in doubts(levels, levels, extents(paths, most=_MOST_COMPARED)):
+        progress.warn(f"{what}. {todo}")
+
+
+def auto_levels(found: Sequence[Extent]) -> int:
+    """What ``data.levels: auto`` means: the whole range of the files, unless all images that were
+    sampled stay below an eighth of it; then the smallest number of bits that holds them, of 8, 10,
+    12 and 13."""
+    greatest = max(extent.greatest for extent in found)
+    narrow = (white for white in (255, 1023, 4095, _DARK - 1) if greatest <= white)
+    return next(narrow, FULL_RANGE)
+
+
+def doubts(given: Any, levels: int, found: Sequence[Extent]) -> Iterator[tuple[str, str]]:
+    """What is to be said of the levels of sampled images, each with what to do about it.
+
+    Args:
+        given: The config's ``data.levels``.
+        levels: The level that is white.
+    """
+    if not found:
+        return
+    greatest = max(extent.greatest for extent in found)
+    eighth = (levels + 1) // 8
+    fitting = next((white for white in WHITE_LEVELS if greatest <= white), None)
+    dark = [extent.path for extent in found if extent.greatest < eighth]
+    if given == AUTO and levels != FULL_RANGE:
+        yield (
+            f"{_sampled(found)} have no level above {greatest:,}, less than an eighth of the "
+            f"{FULL_RANGE:,} that 16 bits hold: data.levels auto is {levels}, the level that "
+            "becomes white",
+            f"If that is the range of the whole set, set data.levels: {levels}; with "
+            f"{FULL_RANGE} the images stay dark.",
+        )
+    elif len(dark) == len(found):
+        yield (
+            f"{_sampled(found)} have no level above {greatest:,}, less than an eighth of "
+            f"data.levels {levels}: the network sees them nearly black",
+            f"data.levels: {fitting} makes level {fitting:,} white.",
+        )
+    elif 2 * len(dark) >= len(found):
+        yield (
+            f"{_sampled(found)}: {len(dark):,} have no level above {eighth - 1:,}, an eighth of "
+            f"data.levels {levels}, and are nearly black to the network; others reach "
+            f"{greatest:,} ({first_few(map(shown, dark))})",
+            "If all are of one kind, set data.levels to the level that is white in most of them, "
+            "such as 4095 for 12 bits; otherwise save all of them over the same range.",
+        )
+    light = [extent.path for extent in found if extent.greatest > levels]
+    if light:
+        yield (
+            f"{_sampled(found)}: {len(light):,} have levels above {levels:,}, up to {greatest:,}, "
+            f"which all become white ({first_few(map(shown, light))})",
+            f"data.levels: {fitting} keeps them apart in training."
+            if fitting
+            else f"Save them with levels from 0 to {FULL_RANGE:,}.",
+        )
+    negative = [extent.path for extent in found if extent.least < 0]
+    if negative:
+        yield (
+            f"{_sampled(found)}: {len(negative):,} have negative levels, which all become black "
+            f"({first_few(map(shown, negative))})",
+            "Add one constant to every image of the set, so that the least level is 0.",
+        )
+
+
+def _sampled(found: Sequence[Extent]) -> str:
+    return f"{len(found):,} sampled image{'' if len(found) == 1 else 's'} of more than 8 bits"
+
+
+def extents(
+    paths: Sequence[str | os.PathLike[str]], *, most: int = _MOST_DECODED
+) -> tuple[Extent, ...]:
+    """The extent of images with more than 8 bits a channel, of a sample from all over ``paths``."""
+    named = [os.fspath(path) for path in paths]
+    named = [path for path in named if os.path.splitext(path)[1].lower() in _SUFFIXES]  # noqa: PTH122
+    deep = [path for path in _spread(named, _MOST_OPENED) if _is_deep(path)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(_extent_of, _spread(deep, most))
+        return tuple(extent for extent in found if extent is not None)
+
+
+def _spread(items: Sequence[str], most: int) -> list[str]:
+    number = min(most, len(items))
+    return [items[at * len(items) // number] for at in range(number)]
+
+
+def _is_deep(path: str) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=PIL_FORMATS) as image:
+                return _has_deep_channels(image)
+    except Exception:  # whoever decodes it says what is wrong
+        return False
+
+
+def _has_deep_channels(image: Image.Image) -> bool:
+    deep = image.mode in GREY or bool(stored_colour(image))
+    allowed = refusal(image.mode, image.width, image.height) is None
+    return deep and allowed and not _states_its_range(image)
+
+
+def _extent_of(path: str) -> Extent | None:
+    try:
+        content = Path(path).read_bytes()
+        image = _opened(content)
+        if stored_colour(image):
+            parts = [values for _, values, _ in _colour_values(image, content)]
+        else:
+            image.load()
+            parts = [np.asarray(strip) for _, strip in strips(image)]
+    except Exception:  # whoever decodes it says what is wrong
+        return None
+    return Extent(path, min(int(it.min()) for it in parts), max(int(it.max()) for it in parts))
+
+
+def _opened(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content), formats=PIL_FORMATS)
+
+
+def _colour_values(
+    image: Image.Image, content: bytes
+) -> Iterator[tuple[int, NDArray[np.int32], Image.Image]]:
+    """In pieces, each with its first row: levels ``(h, w, 3)``, and what Pillow makes of them.
+
+    Pillow keeps the upper byte of each channel. Decoded again in the other byte order, a file gives
+    the lower one.
+    """
+    stored, lower = stored_colour(image), _opened(content)
+    if stored == "ppm":
+        shape, offset = (image.height, image.width, 3), _tiles(image)[0].offset
+        values = np.frombuffer(content, ">u2", image.height * image.width * 3, offset)
+        yield 0, values.astype(np.int32).reshape(shape), image
+        return
+    bands, _, order = stored.partition(";16")
+    if stored == "LA;16B":
+        other = "RGBA"  # four bytes a pixel, as if they were four channels
+    elif bands in ("RGB", "RGBX", "RGBA") and order in _OTHER_ORDER:
+        other = f"{bands};16{_OTHER_ORDER[order]}"
+    else:
+        raise OSError(f"has 16-bit colour ({stored}) that is not read; save it as an RGB PNG")
+    tiles = [tile._replace(args=_with_raw_mode(tile.args, other)) for tile in _tiles(lower)]
+    lower.tile = tiles  # type: ignore[attr-defined]  # of an image file
+    image.load()
+    lower.load()
+    for (top, strip), (_, below) in zip(strips(image), strips(lower), strict=True):
+        low = np.asarray(below)[..., 1:2] if other == "RGBA" else np.asarray(below)[..., :3]
+        yield top, np.asarray(strip)[..., :3].astype(np.int32) * 256 + low, strip
+
+
+def _tiles(image: Image.Image) -> list[Any]:
+    """How the pixels of an image file are stored; empty once they are decoded."""
+    return getattr(image, "tile", [])
+
+
+def _with_raw_mode(args: Any, raw_mode: str) -> Any:
+    return raw_mode if isinstance(args, str) else (raw_mode, *args[1:])
+
+
+def _states_its_range(image: Image.Image) -> bool:
+    """Whether a file says which level is the greatest, other than that of 16 bits."""
+    return image.format == "PPM" and any(
+        tile.codec_name != "raw" and tile.args[1:] != _STATED_FULL for tile in _tiles(image)
+    )
