@@ -55,6 +55,10 @@ class PreprocessingConfig(GivenPreprocessing):
     """From ``data.levels``: the level that is white in images with more than 8 bits a channel. None
     is 65535, where training had no such image, or nobody noted it."""
 
+    def given(self) -> GivenPreprocessing:
+        """The part that a config states in ``model.preprocessing``."""
+        return GivenPreprocessing(**self.model_dump(include=set(GivenPreprocessing.model_fields)))
+
 
 def _word_or_section(value: Any) -> str:
     return "word" if isinstance(value, str) else "section"

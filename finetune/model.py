@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,11 @@ class ModelSpec:
     """Globs over tensors that are not taken from the weights."""
     note: str = ""
     """Where the preprocessing for a file of weights comes from; empty where it was given."""
+
+    def with_levels(self, levels: int | None) -> ModelSpec:
+        """The same network with another level that is white."""
+        preprocessing = self.preprocessing.model_copy(update={"levels": levels})
+        return replace(self, preprocessing=preprocessing)
 
     @property
     def family(self) -> Family:

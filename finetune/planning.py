@@ -10,7 +10,7 @@ from functools import cached_property
 from torch import nn
 
 from finetune.adapters import plan_adapters
-from finetune.config import Config, GivenPreprocessing, OptimizerConfig
+from finetune.config import Config, OptimizerConfig
 from finetune.cost import Cost, measure_cost
 from finetune.data.views import Views
 from finetune.freeze import FreezePlan, plan_freeze
@@ -48,14 +48,6 @@ class Plan:
     num_classes: int
     adapters: dict[str, int] = field(default_factory=dict)
     """Weights that get an adapter, with the numbers that it holds."""
-
-    def with_levels(self, levels: int | None) -> Plan:
-        """The same plan with another level that is white."""
-        before = self.spec.preprocessing
-        if before.levels == levels:
-            return self
-        preprocessing = before.model_copy(update={"levels": levels})
-        return replace(self, spec=replace(self.spec, preprocessing=preprocessing))
 
     @cached_property
     def cost(self) -> Cost:
@@ -170,11 +162,7 @@ def resolve_config(config: Config, plan: Plan, *, device: str, workers: int, pol
             "model": config.model.model_copy(
                 update={
                     "weights": plan.spec.weights,
-                    "preprocessing": GivenPreprocessing(
-                        **plan.spec.preprocessing.model_dump(
-                            include=set(GivenPreprocessing.model_fields)
-                        )
-                    ),
+                    "preprocessing": plan.spec.preprocessing.given(),
                 }
             ),
             "data": config.data.model_copy(update={"workers": workers}),

@@ -9,7 +9,7 @@ from torchvision import models
 
 from finetune import __version__, recipe, yaml_text
 from finetune.blocks import blocks_of
-from finetune.config import Config, GivenPreprocessing, ModelConfig
+from finetune.config import Config, ModelConfig
 from finetune.continuing import earlier_run, freezing_changes
 from finetune.data.glance import Glance
 from finetune.data_results import StartingConfig
@@ -60,9 +60,7 @@ def init(
     _check_weights(spec, len(glance.class_names))
     anatomy = Anatomy.of(skeleton, spec)
     patterns = patterns_for(_WORDS[trains], anatomy)
-    given = GivenPreprocessing(
-        **spec.preprocessing.model_dump(include=set(GivenPreprocessing.model_fields))
-    )
+    given = spec.preprocessing.given()
     policy, why_policy = recipe.policy_for(glance.class_names, trains)
     start = Start(
         glance=glance,

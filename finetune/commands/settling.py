@@ -98,7 +98,9 @@ def settle(config: Config, progress: Progress, resumed: Resumed | None = None) -
             _with_levels(config, levels),
             tuple(_with_levels(s, levels) for s in stages),
         )
-        plans = tuple(plan.with_levels(levels) for plan in plans)
+        if levels != plans[0].spec.preprocessing.levels:
+            spec = plans[0].spec.with_levels(levels)
+            plans = tuple(replace(plan, spec=spec) for plan in plans)
     stages, chosen = _resolve_defaults(stages, plans, data)
     for number, stage in enumerate(stages):
         config = with_stages(stage, config.stages, number)

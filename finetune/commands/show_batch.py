@@ -64,7 +64,7 @@ def show_batch(
     config, plan = _stage_of(epoch, config, data)
     augment = config.augment.model_copy(update={"policy": resolve_policy(config, plan)})
     levels = levels_of(data, config.data, progress)
-    preprocessing = plan.with_levels(levels).spec.preprocessing
+    preprocessing = plan.spec.with_levels(levels).preprocessing
     training = list(_training(data.train, preprocessing, augment, config, epoch, count))
     validation = list(_validation(data.val, preprocessing, count))
     written = stand_ins(names)
