@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ from finetune.config_data import FULL_RANGE, WHITE_LEVELS
 from finetune.config_section import AUTO
 from finetune.data.images import PIL_FORMATS, refusal, shown
 from finetune.data.opaque import strips
+from finetune.data.png_metadata import without_large_metadata
+from finetune.data.quiet import warnings_ignored
 from finetune.errors import first_few
 from finetune.progress import Progress
 
@@ -205,10 +206,9 @@ def _spread(items: Sequence[str], most: int) -> list[str]:
 
 def _is_deep(path: str) -> bool:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=PIL_FORMATS) as image:
-                return _has_deep_channels(image)
+        with warnings_ignored(), open(path, "rb") as file:  # noqa: PTH123
+            image = Image.open(without_large_metadata(file), formats=PIL_FORMATS)
+            return _has_deep_channels(image)
     except Exception:  # whoever decodes it says what is wrong
         return False
 
@@ -222,19 +222,20 @@ def _has_deep_channels(image: Image.Image) -> bool:
 def _extent_of(path: str) -> Extent | None:
     try:
         content = Path(path).read_bytes()
-        image = _opened(content)
-        if stored_colour(image):
-            parts = [values for _, values, _ in _colour_values(image, content)]
-        else:
-            image.load()
-            parts = [np.asarray(strip) for _, strip in strips(image)]
+        with warnings_ignored():
+            image = _opened(content)
+            if stored_colour(image):
+                parts = [values for _, values, _ in _colour_values(image, content)]
+            else:
+                image.load()
+                parts = [np.asarray(strip) for _, strip in strips(image)]
     except Exception:  # whoever decodes it says what is wrong
         return None
     return Extent(path, min(int(it.min()) for it in parts), max(int(it.max()) for it in parts))
 
 
 def _opened(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content), formats=PIL_FORMATS)
+    return Image.open(without_large_metadata(io.BytesIO(content)), formats=PIL_FORMATS)
 
 
 def _colour_values(
