@@ -34,6 +34,7 @@ from finetune.config import Config, DataConfig
 from finetune.data import levels as levels_module
 from finetune.data.decoding import read_photo
 from finetune.data.levels import Extent, auto_levels, settled_levels
+from finetune.errors import DataError
 from finetune.progress import Silent
 from finetune.split import Prefix
 
@@ -345,7 +346,7 @@ def test_a_pillow_image_of_16_bit_colour_is_refused(deep_run: str, tmp_path: Pat
     path = png(tmp_path / "x.png", coloured(RAMP))
     model = finetune.load(deep_run)
     assert model.predict(path)
-    with Image.open(path) as image, pytest.raises(finetune.FinetuneError, match="path"):
+    with Image.open(path) as image, pytest.raises(DataError, match="path"):
         model.predict(image)
 
 
