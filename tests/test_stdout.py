@@ -46,6 +46,7 @@ def config(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
     file = (tmp_path / "saved.pth").rename(tmp_path / f"weights-{digest[:8]}.pth")
     monkeypatch.setattr(ENTRY.value, "url", file.as_uri())
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)  # lr-find draws its curve here
     content = {
         "model": {
             "name": "shufflenet_v2_x0_5",
