@@ -1,4 +1,4 @@
-"""What is measured: which parameters train, on which network, for how long, beside whom."""
+"""Benchmark cases: trainable parameters, network, epochs and compared libraries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FEATURES = "features, then logistic regression"
 
 @dataclass(frozen=True)
 class Peer:
-    """A program in ``peers/`` and the options that are its own."""
+    """A compared program in ``peers/``, with its own options."""
 
     name: str
     program: str
@@ -37,13 +37,14 @@ TIMM_AMP = Peer(TIMM_BF16, "timm_script.py", ("--amp",))
 
 @dataclass(frozen=True)
 class Case:
-    """One piece of work, given to every contender alike.
+    """One training task, the same for every contender.
 
     Attributes:
-        patterns: `finetune`'s, and ``globs`` the same in the plain loop's words: what trains.
-        augment: Of the plain loop.
-        sets: What `finetune` is told beside patterns, epochs, learning rate and data.
-        warm: Measure a second run as well, which finds the features that the first one kept.
+        patterns: Freeze patterns of `finetune`.
+        globs: Globs of trainable parameters in the plain loop, equivalent to ``patterns``.
+        augment: Augmentation of the plain loop.
+        sets: Overrides of `finetune` other than patterns, epochs, learning rate and data.
+        warm: Whether to measure later runs too, which use the features cached by the first.
     """
 
     title: str
@@ -61,7 +62,7 @@ class Case:
 
 ALL_FROZEN = ("*",)
 CROPS = "augment.crop_scale=0.08"
-"""As the others crop."""
+"""Crop scale that the other contenders use."""
 
 CASES = {
     "head": Case(

@@ -1,12 +1,12 @@
-"""Measure this project beside what people would use instead, in one run, on real photos.
+"""Compare `finetune` with a plain training loop and other libraries on real photos.
 
     python benchmarks/compare.py --peers-python PATH --json results.json
 
-Same photos, weights, epochs, batch size and learning rate; whole processes, imports included, one
-after the other, in rotated order in every round. Accuracy and augmentation stand beside every time.
-The table says ratios: seconds on a shared machine mean little. `finetune` starts each turn with an
-empty cache; its runs with a warm one have another seed and learning rate. What the figures mean:
-docs/benchmarks.md.
+All contenders use the same photos, weights, epochs, batch size and learning rate. Whole processes
+including imports are run one after the other, in rotated order in every round. Each time is
+reported with accuracy and augmentation, and as a ratio, because seconds on a shared machine vary.
+`finetune` starts each turn with an empty cache; its runs with a warm cache use another seed and
+learning rate. docs/benchmarks.md explains the results.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _same_photos(source: Path, folder: Path) -> Path:
-    """Links to the photos that every contender reads: ImageFolder passes over the stray GIF."""
+    """Link the photos that all contenders can read; ImageFolder ignores the GIF in the data."""
     for path in source.rglob("*"):
         if path.suffix.lower() in _SUFFIXES:
             link = folder / path.relative_to(source)
@@ -89,7 +89,7 @@ def _measure(options: argparse.Namespace, photos: Path) -> None:
                 measured.add(found)
                 _say(_progress(name, number, options.rounds, found))
                 record |= measured.as_json()
-                if options.json:  # after each turn: a long measurement may be interrupted
+                if options.json:  # after each turn, because a long measurement may be interrupted
                     options.json.write_text(json.dumps(document, indent=1) + "\n")
     print(fragment([document]))
     sys.exit(1 if failed else 0)
@@ -98,13 +98,21 @@ def _measure(options: argparse.Namespace, photos: Path) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     shared = Path(os.environ.get("FINETUNE_SHARED", REPOSITORY.parent / "shared"))
-    parser.add_argument("--shared", type=Path, default=shared, help="holds data/ and weights/")
-    parser.add_argument("--case", choices=CASES, action="append", help="default: all, in turn")
-    parser.add_argument("--epochs", type=int, help="default: what each case says in cases.py")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs, for trying")
-    parser.add_argument("--rounds", type=int, default=1, help="medians over so many")
-    parser.add_argument("--peers-python", help="interpreter with peers/requirements.txt")
-    parser.add_argument("--json", type=Path, help="file for every raw figure")
+    parser.add_argument(
+        "--shared", type=Path, default=shared, help="folder with data/ and weights/"
+    )
+    parser.add_argument(
+        "--case", choices=CASES, action="append", help="case to measure (default: all)"
+    )
+    parser.add_argument("--epochs", type=int, help="number of epochs (default: see cases.py)")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"train for {QUICK_EPOCHS} epochs only"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="number of rounds to take medians over"
+    )
+    parser.add_argument("--peers-python", help="Python interpreter with peers/requirements.txt")
+    parser.add_argument("--json", type=Path, help="output file of all measurements")
     return parser.parse_args()
 
 
@@ -113,7 +121,7 @@ def _head_of_document(setting: Setting) -> dict[str, Any]:
     if setting.peers_python:
         pythons["peers"] = (setting.peers_python, PEER_PACKAGES)
     for python, _ in pythons.values():
-        import_seconds(python, REPOSITORY)  # untimed: nobody pays for reading torch from disk
+        import_seconds(python, REPOSITORY)  # untimed, so that torch is in the page cache for all
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit(REPOSITORY),

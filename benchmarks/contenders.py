@@ -1,4 +1,4 @@
-"""How each contender is called, and what it says put into one form."""
+"""Runs of each contender, with their output in a common format."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from measure import Process, Took, import_seconds, run_process
 BENCHMARKS = Path(__file__).resolve().parent
 REPOSITORY = BENCHMARKS.parent
 WARM_RUNS = 3
-"""In each round, beside as many bare imports: both are short, and the difference is shorter."""
+"""Number of warm runs per round, alternating with as many bare imports, because both are short."""
 
 _OFF_EPOCHS = 3
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contenders of one call share."""
+    """Settings shared by all contenders of one measurement."""
 
     data: Path
     weights: Path
@@ -32,11 +32,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Run:
-    """One process that trained.
+    """One training process.
 
     Attributes:
-        epochs: ``train_s``, ``eval_s`` and ``top1`` of each.
-        form: Precision and memory format that `finetune` chose by timing; empty for the others.
+        epochs: Values of ``train_s``, ``eval_s`` and ``top1`` for each epoch.
+        form: Precision and memory format that `finetune` selected; empty for other contenders.
     """
 
     contender: str
@@ -48,10 +48,10 @@ class Run:
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """Images per second, as ``finetune eval`` says it, or from the epochs of a training run.
+    """Evaluation speed reported by ``finetune eval``, or from the epochs of a training run.
 
     Attributes:
-        took: None for those epochs, whose process also trained.
+        took: Cost of the process; None for a training run, whose process did more.
     """
 
     contender: str
@@ -63,31 +63,31 @@ class EvaluationRun:
 
 @dataclass
 class Measured:
-    """What one contender's turn brought."""
+    """Results of one contender's turns."""
 
     runs: list[Run] = field(default_factory=list)
     evaluations: list[EvaluationRun] = field(default_factory=list)
     imports_s: list[float] = field(default_factory=list)
 
     def add(self, other: Measured) -> None:
-        """Take another turn's figures in."""
+        """Add the results of another turn."""
         self.runs += other.runs
         self.evaluations += other.evaluations
         self.imports_s += other.imports_s
 
     def as_json(self) -> dict[str, object]:
-        """Every raw figure."""
+        """Return all measurements."""
         return asdict(self)
 
 
 def measure_plain(setting: Setting, case: Case, epochs: int) -> Measured:
-    """The loop as people write it, with the interpreter and packages that `finetune` has."""
+    """Run the plain training loop with the interpreter and packages of `finetune`."""
     options = ["--model", case.model, "--augment", case.augment, "--train", *case.globs]
     return _program(PLAIN, sys.executable, "plain_loop.py", setting, case, epochs, options)
 
 
 def measure_peer(setting: Setting, case: Case, epochs: int, peer: Peer) -> Measured:
-    """A library's program, in the environment that holds those libraries."""
+    """Run a library's program with the interpreter that has those libraries."""
     assert setting.peers_python
     options = list(peer.options)
     return _program(peer.name, setting.peers_python, peer.program, setting, case, epochs, options)
@@ -106,14 +106,14 @@ def _program(
     command += ["--data", setting.data, "--epochs", str(epochs), "--lr", case.lr]
     if case.pretrained:
         command += ["--weights", setting.weights]
-    with tempfile.TemporaryDirectory() as folder:  # some libraries write where they are started
+    with tempfile.TemporaryDirectory() as folder:  # some libraries write to the working directory
         process = run_process([*command, *options], folder=Path(folder))
     said = json.loads(process.stdout)
     return Measured([Run(contender, said["augmentation"], said["epochs"], process.took)])
 
 
 def measure_finetune(setting: Setting, case: Case, epochs: int) -> Measured:
-    """A first run with an empty cache, and what the case asks for behind it."""
+    """Run `finetune` with an empty cache, then the warm runs and evaluations of the case."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cold = _train(setting, case, epochs, COLD, folder, "cache", "cold")
@@ -125,7 +125,7 @@ def measure_finetune(setting: Setting, case: Case, epochs: int) -> Measured:
 
 
 def _warm(setting: Setting, case: Case, epochs: int, folder: Path) -> Measured:
-    """Later runs, each with a seed and a learning rate of its own, in turn with bare imports."""
+    """Run later trainings with different seeds and learning rates, alternating with imports."""
     found = Measured()
     for number in range(1, WARM_RUNS + 1):
         found.imports_s.append(import_seconds(sys.executable, REPOSITORY))
@@ -136,11 +136,11 @@ def _warm(setting: Setting, case: Case, epochs: int, folder: Path) -> Measured:
 
 
 def _evaluations(setting: Setting, case: Case, folder: Path) -> Measured:
-    """Evaluation with every feature computed, in three ways.
+    """Measure evaluation with all features computed, in three ways.
 
-    ``finetune eval`` counts decoding and features, but in a process that has just begun: on the
-    first run's checkpoint it keeps them, on that of a run which keeps none it computes them batch
-    by batch. The epochs after the first of that run are what stands beside the plain loop's.
+    ``finetune eval`` includes decoding and feature computation in a new process. For the checkpoint
+    of the first run it caches the features; for that of a run without a cache it computes them per
+    batch. The epochs after the first of the latter run are compared with those of the plain loop.
     """
     off = _train(setting, case, _OFF_EPOCHS, "", folder, "cache-off", "off", "features.cache=off")
     command = _evaluate(EVAL_COMMAND, folder, "cold", "cache-of-eval")
@@ -204,5 +204,5 @@ def _evaluate(contender: str, folder: Path, name: str, cache: str) -> Evaluation
 
 
 def _finetune(command: list[str], cache: Path) -> Process:
-    """In the repository, so that this checkout runs and none that happens to be installed."""
+    """Run a command in the repository, so that this checkout is used and not an installed one."""
     return run_process(command, folder=REPOSITORY, environment={"XDG_CACHE_HOME": str(cache)})

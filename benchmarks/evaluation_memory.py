@@ -1,11 +1,11 @@
-"""Peak memory of an evaluation beside the same forward with gradients on, in fresh processes.
+"""Compare peak memory of an evaluation with that of a forward pass with gradients enabled.
 
     python benchmarks/evaluation_memory.py [--model mobilenet_v2] [--batch-size 32] [--batches 3]
 
-The floor is what an evaluation cannot do without: weights, one batch, and the largest pair of
-activations (input and output of one module). Each way runs in a process of its own; what is
-compared is the rise of the peak resident size over the process before it built the network. The
-logits of both ways must agree.
+The floor is the minimum that an evaluation needs: weights, one batch, and the largest pair of
+activations (input and output of one module). Each variant runs in its own process; the measured
+value is the increase of the peak resident set size since before the network was built. The losses
+of both variants must agree.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ WAYS = ("evaluate", "gradients")
 
 
 def measure(way: str, name: str, batch_size: int, batches: int) -> dict[str, float]:
-    """Run in a fresh process: the only way to a peak that no earlier work has raised."""
+    """Measure one variant; call it in a new process, because the peak never decreases."""
     import torch
     from torch import Tensor, nn
     from torchvision import models
 
-    from finetune.evaluate import evaluate
-    from finetune.runtime import peak_memory_mib
+    from finetune.core.memory import peak_memory_mib
+    from finetune.training.evaluate import evaluate
 
     torch.manual_seed(0)
     base = peak_memory_mib() or 0

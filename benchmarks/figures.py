@@ -1,4 +1,4 @@
-"""From every raw figure to the few that a table shows: medians over a contender's runs."""
+"""Medians over a contender's runs, for the tables."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from cases import PLAIN
 
 Record = dict[str, Any]
-"""A case as `compare.py` wrote it."""
+"""Measurements of a case, written by `compare.py`."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One contender in one case; None where a figure does not exist.
+    """Medians of one contender in one case; missing values are None.
 
     Attributes:
-        epoch_s: Training and evaluation, of the epochs after the first: the first one starts
-            workers and warms caches up.
-        evaluated_per_s: Validation images, in the evaluations of those epochs.
+        epoch_s: Training and evaluation time of the epochs after the first, which starts workers
+            and warms caches up.
+        evaluated_per_s: Validation images per second, in the evaluations of those epochs.
     """
 
     contender: str
@@ -35,14 +35,14 @@ class Row:
 
 
 def rows_of(record: Record, num_val: int) -> list[Row]:
-    """The contenders of a case, the plain loop first, the others by their time."""
+    """Return the contenders of a case: the plain loop first, the others sorted by time."""
     names = dict.fromkeys(run["contender"] for run in record.get("runs", ()))
     rows = [_row(name, record["runs"], num_val) for name in names]
     return sorted(rows, key=lambda row: (row.contender != PLAIN, row.wall_s))
 
 
 def row_of(record: Record | None, contender: str, num_val: int) -> Row | None:
-    """One contender's, or None where it was not measured."""
+    """Return the row of one contender; None if it was not measured."""
     rows = rows_of(record, num_val) if record else []
     return next((row for row in rows if row.contender == contender), None)
 
@@ -68,18 +68,18 @@ def _row(contender: str, all_runs: Sequence[Record], num_val: int) -> Row:
 def _after_first(
     runs: Sequence[Record], seconds: Callable[[dict[str, float]], float]
 ) -> float | None:
-    """Median over the runs of the median over each one's epochs."""
+    """Return the median over runs of the median over the epochs after the first."""
     each = [[seconds(epoch) for epoch in run["epochs"][1:]] for run in runs]
     return median(map(median, each)) if all(each) else None
 
 
 def ratio(reference: float | None, value: float | None) -> float | None:
-    """How many times less a contender takes than the reference."""
+    """Return the reference divided by the value; None if either is missing or zero."""
     return reference / value if reference and value else None
 
 
 def beyond_imports_s(record: Record | None, warm: str, num_val: int) -> float | None:
-    """What a run takes beyond starting Python with torch and torchvision."""
+    """Return the time of a run minus that of importing torch and torchvision."""
     row = row_of(record, warm, num_val)
     imports = record.get("imports_s") if record else None
     return row.wall_s - median(imports) if row and imports else None

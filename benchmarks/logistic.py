@@ -1,4 +1,4 @@
-"""scikit-learn's logistic regression on the features that `finetune` keeps."""
+"""scikit-learn's logistic regression on the features that `finetune` caches."""
 
 from __future__ import annotations
 
@@ -10,35 +10,40 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from finetune.commands.preparation import Prepared, prepare_alone, source_of
-from finetune.config_file import load_config
-from finetune.data.folds import make_folds
-from finetune.data.holdout import keys_of
+from finetune.config.load import load_config
+from finetune.core.reporter import SilentReporter
 from finetune.data.images import Images
-from finetune.data.sources import find_split
-from finetune.data.views import Views
-from finetune.engine import make_source
-from finetune.features import CachedFeatures, Source
-from finetune.progress import Silent
+from finetune.data.loading.views import Views
+from finetune.data.sources.open import find_split
+from finetune.data.splits.folds import make_folds
+from finetune.data.splits.holdout import keys_of
+from finetune.features.engine import make_source
+from finetune.features.source import CachedFeatures, FeatureBatches
+from finetune.training.prepare_stage import StageSetup, feature_batches_of, prepare_single_stage
 
 STRENGTHS = [10.0**exponent for exponent in range(-4, 4)]
 Known = tuple[np.ndarray, np.ndarray]
-"""Features and labels."""
+"""Pair of features and labels."""
 
 
 def logistic_regression(config_file: Path, num_folds: int, scored: str) -> dict[str, Any]:
-    """Choose C on the folds of the training images, or on the validation images where there are
-    none, fit on all training images, and score a split. Without augmentation."""
-    warnings.simplefilter("ignore")  # where a weak C has not converged after so many steps
+    """Select C, fit on all training images without augmentation, and score a split.
+
+    C is selected by cross-validation on the training images, or on the validation images if
+    ``num_folds`` is 0.
+    """
+    warnings.simplefilter("ignore")  # about fits that did not converge within max_iter
     config = load_config(config_file)
-    prepared = prepare_alone(config, Silent(), what="the comparison")
-    images = prepared.data.train
-    train = _known(source_of(prepared, Silent(), training=True), images)
-    val = _known(source_of(prepared, Silent(), training=False), prepared.data.val)
-    judge = val if scored == "val" else _of_split(prepared, scored)
+    stage_setup = prepare_single_stage(config, SilentReporter(), what="the comparison")
+    images = stage_setup.data.train
+    train = _known(feature_batches_of(stage_setup, SilentReporter(), training=True), images)
+    val = _known(
+        feature_batches_of(stage_setup, SilentReporter(), training=False), stage_setup.data.val
+    )
+    judge = val if scored == "val" else _of_split(stage_setup, scored)
     rounds = [(train, val)]
     if num_folds:
-        names = keys_of(images.paths, prepared.data.base)
+        names = keys_of(images.paths, stage_setup.data.base)
         folds = make_folds(images.labels, names, images.groups, num_folds, seed=config.seed)
         rounds = [(_rows(train, fold.train), _rows(train, fold.held_out)) for fold in folds]
     chosen_by = {
@@ -62,7 +67,7 @@ def _rows(known: Known, indices: tuple[int, ...]) -> Known:
     return known[0][list(indices)], known[1][list(indices)]
 
 
-def _known(source: Source, images: Images) -> Known:
+def _known(source: FeatureBatches, images: Images) -> Known:
     assert isinstance(source, CachedFeatures)
     part = source.part(range(len(images)), batch_size=1024, training=False)
     rows = [features for features, _ in part.epoch()]
@@ -71,18 +76,18 @@ def _known(source: Source, images: Images) -> Known:
     )
 
 
-def _of_split(prepared: Prepared, split: str) -> Known:
-    config = prepared.config
-    names = prepared.data.train.class_names
+def _of_split(stage_setup: StageSetup, split: str) -> Known:
+    config = stage_setup.config
+    names = stage_setup.data.train.class_names
     images = find_split(config.data, split, class_names=names, seed=config.seed, root=None)
     source = make_source(
-        prepared.engine,
+        stage_setup.engine,
         config,
         images,
         views=Views.of("none"),
         workers=config.data.workers,
         shuffle=False,
         what=split,
-        progress=Silent(),
+        reporter=SilentReporter(),
     )
     return _known(source, images)

@@ -1,8 +1,8 @@
-"""One process and its descendants: seconds, processor time, peak anonymous memory; and the machine.
+"""Time and peak anonymous memory of a process tree, and a description of the machine.
 
-Anonymous memory is what a program allocates for itself. The resident size would also count file
-pages that the system takes back at need, and count memory that loader workers share once for each
-of them; the proportional share (``Pss_Anon``) adds up to what is really taken.
+Anonymous memory is memory that a program allocates. The resident set size would also include file
+pages that the system can reclaim, and count memory shared by loader workers once per worker; the
+proportional share (``Pss_Anon``) sums to the memory in use.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _MIB_IN_KIB = 1024
 
 
 class ProcessError(Exception):
-    """A measured program ended with an error; the text holds the end of what it said."""
+    """A measured program failed; the message contains the end of its stderr."""
 
 
 @dataclass(frozen=True)
 class Took:
-    """What a program cost.
+    """Cost of a program.
 
     Attributes:
-        cpu_s: User and system time of all its processes: less moved by a busy machine than
+        cpu_s: User and system time of all its processes, which a busy machine affects less than
             ``wall_s``.
-        peak_anonymous_mib: Of the whole process tree; None where the system does not tell.
-        load_before: The machine's load average when it started: says how quiet it was.
+        peak_anonymous_mib: Peak anonymous memory of the process tree; None if it is unavailable.
+        load_before: Load average of the machine at the start.
     """
 
     wall_s: float
@@ -46,7 +46,7 @@ class Took:
 
 @dataclass(frozen=True)
 class Process:
-    """A program that has ended well."""
+    """A program that has exited with status 0."""
 
     stdout: str
     took: Took
@@ -58,12 +58,12 @@ def run_process(
     folder: Path,
     environment: Mapping[str, str] | None = None,
 ) -> Process:
-    """Run a program to its end.
+    """Run a program and measure its cost.
 
     Raises:
-        ProcessError: its exit status is not 0.
+        ProcessError: the exit status is not 0.
     """
-    # Nobody compiles an installed program anew each time, as this variable would have it.
+    # This variable would recompile the sources in each run, unlike an installed program.
     inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     load = os.getloadavg()[0]
     cpu_before = _children_cpu_s()
@@ -99,7 +99,7 @@ def _children_cpu_s() -> float:
 
 
 class _MemorySampler:
-    """Looks at a process tree every `SAMPLE_EVERY_S`, in a thread, and keeps the largest sum."""
+    """Thread that samples the memory of a process tree every `SAMPLE_EVERY_S` seconds."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -125,7 +125,7 @@ class _MemorySampler:
 
 
 def _tree(root: int) -> list[int]:
-    """A process and all its descendants, whichever of its threads started them."""
+    """Return the ids of a process and all its descendants, including those of its threads."""
     found, queue = [], [root]
     while queue:
         pid = queue.pop()
@@ -133,7 +133,7 @@ def _tree(root: int) -> list[int]:
         for children in _PROC.glob(f"{pid}/task/*/children"):
             try:
                 queue += map(int, children.read_text().split())
-            except OSError:  # it ended between the listing and the reading
+            except OSError:  # the process has ended since the listing
                 continue
     return found
 
@@ -148,12 +148,12 @@ def _anonymous_kib(pid: int) -> int:
 
 
 def import_seconds(python: str, folder: Path) -> float:
-    """What a process takes that imports torch and torchvision and does nothing else."""
+    """Return the time of a process that only imports torch and torchvision."""
     return run_process([python, "-c", "import torch, torchvision"], folder=folder).took.wall_s
 
 
 def versions(python: str, packages: Sequence[str]) -> dict[str, str]:
-    """The packages that an interpreter finds, and its own version."""
+    """Return the versions of an interpreter and of its installed packages."""
     program = """
 import json, platform, sys
 from importlib import metadata
@@ -173,7 +173,7 @@ print(json.dumps(found))
 
 
 def commit(repository: Path) -> str:
-    """Which state of the checkout was measured; empty where git does not tell."""
+    """Return the commit of the checkout, and whether it has changes; empty without git."""
     git = ["git", "-C", str(repository)]
     try:
         head = subprocess.run(
@@ -191,7 +191,7 @@ def commit(repository: Path) -> str:
 
 
 def describe_machine() -> dict[str, object]:
-    """What a reader needs to place the figures."""
+    """Describe processor, memory and system."""
     information = _cpu_information()
     flags = information.get("flags", "").split()
     return {
@@ -205,7 +205,7 @@ def describe_machine() -> dict[str, object]:
 
 
 def _cpu_information() -> dict[str, str]:
-    """Of the first processor; empty where the system keeps no such file."""
+    """Return /proc/cpuinfo of the first processor; empty if the file does not exist."""
     try:
         first = (_PROC / "cpuinfo").read_text().split("\n\n")[0]
     except OSError:

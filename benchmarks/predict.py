@@ -1,11 +1,11 @@
-"""`finetune predict` beside the plain prediction loop, on the same checkpoint and photos.
+"""Compare `finetune predict` with a plain prediction loop, on the same checkpoint and photos.
 
     python benchmarks/predict.py RUN PHOTOS [--rounds 3]
 
-RUN is a finished run of mobilenet_v2 at 224 px, PHOTOS a folder. The plain loop is what people
-write: a Dataset over the files, a DataLoader with two workers, float32, `torch.no_grad`. Both are
-whole processes in turn; images a second count from the first image to the last answer, without
-imports. Labels must agree, but where the two highest probabilities are close.
+RUN is a finished run of mobilenet_v2 at 224 px, PHOTOS a folder. The plain loop is a typical one: a
+Dataset over the files, a DataLoader with two workers, float32, `torch.no_grad`. Both are run as
+whole processes, alternately; images per second are measured from the first image to the last
+prediction, without imports. Labels are compared unless the two highest probabilities are close.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CLOSE = 0.1
 
 
 def plain(checkpoint: str, folder: str) -> None:
-    """The loop as people write it; prints images a second and an answer for each file."""
+    """Run the plain loop, and print images per second and the prediction of each file."""
     import torch
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset

@@ -1,7 +1,7 @@
-"""What is promised, how it is tried, and how often for the record.
+"""Promises about faults, how they are tested, and how often for docs/reliability.md.
 
-A test says with the fixture `count` how often it tried a promise and how often that held, under the
-key that stands here.
+With the fixture `count`, a test records how often it tried a promise and how often it held, under
+a key defined here.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ class Promise:
     """One row of the table.
 
     Attributes:
-        tried: How, in words.
-        keys: What tests count it under.
-        counts: Environment variables without their beginning ``FINETUNE_COUNT_``, and what they
-            are for the record.
-        tests: Tests that count nothing: each case of one is tried once. File and name.
+        text: Text of the promise.
+        tried: Description of how it is tested.
+        keys: Keys under which tests count it.
+        counts: Names of environment variables without the prefix ``FINETUNE_COUNT_``, with their
+            values for the full run.
+        tests: Tests (file::name) that do not count; each of their cases is one trial.
     """
 
     text: str
@@ -45,8 +46,8 @@ PROMISES = (
         "A damaged last checkpoint is noticed and the one before it taken, aloud",
         "flipped, cut, emptied, exchanged",
         tests=(
-            "test_resume.py::test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken",
-            "test_resume.py::test_where_both_are_damaged_nothing_begins_anew",
+            "integration/test_resume.py::test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken",
+            "integration/test_resume.py::test_where_both_are_damaged_nothing_begins_anew",
         ),
     ),
     Promise(
@@ -55,9 +56,9 @@ PROMISES = (
         ("signals",),
         (("SIGNALS", 50),),
         (
-            "test_signals.py::test_a_signal_ends_the_run_and_says_how_it_goes_on",
-            "test_signals.py::test_a_signal_to_the_whole_group_reaches_no_worker",
-            "test_signals.py::test_workers_that_die_of_the_same_signal_lose_nothing",
+            "faults/test_signals.py::test_a_signal_ends_the_run_and_says_how_it_goes_on",
+            "faults/test_signals.py::test_a_signal_to_the_whole_group_reaches_no_worker",
+            "faults/test_signals.py::test_workers_that_die_of_the_same_signal_lose_nothing",
         ),
     ),
     Promise("… within ten seconds", "the random times", ("signals-in-time",)),
@@ -65,42 +66,42 @@ PROMISES = (
         "A second signal leaves at once, the last checkpoint whole",
         "in a step, a save, an evaluation",
         tests=(
-            "test_signals.py::test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole",
+            "faults/test_signals.py::test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole",
         ),
     ),
     Promise(
         "What no longer fits is refused under --resume, with the difference",
         "freeze set, class list, data, architecture, fewer epochs, no checkpoint, no run",
         tests=(
-            "test_resume.py::test_another_training_is_refused_with_what_differs",
-            "test_resume.py::test_all_differences_are_shown_at_once",
-            "test_resume.py::test_another_image_is_refused_with_the_class_it_is_in",
-            "test_resume.py::test_a_renamed_image_is_refused",
-            "test_resume.py::test_another_class_is_refused_by_name",
-            "test_resume.py::test_fewer_epochs_than_were_done_are_refused",
-            "test_resume.py::test_a_folder_without_a_run_never_starts_from_nothing",
+            "integration/test_resume.py::test_another_training_is_refused_with_what_differs",
+            "integration/test_resume.py::test_all_differences_are_shown_at_once",
+            "integration/test_resume.py::test_another_image_is_refused_with_the_class_it_is_in",
+            "integration/test_resume.py::test_a_renamed_image_is_refused",
+            "integration/test_resume.py::test_another_class_is_refused_by_name",
+            "integration/test_resume.py::test_fewer_epochs_than_were_done_are_refused",
+            "integration/test_resume.py::test_a_folder_without_a_run_never_starts_from_nothing",
         ),
     ),
     Promise(
         "Not-a-number stops the run at its step, and best and last never hold one",
         "in image, weight, label weight, gradient; first, middle and last step",
         tests=(
-            "test_step.py::test_a_poisoned_image_stops_the_step_before_it_moves_a_weight",
-            "test_step.py::test_a_gradient_that_is_no_number_moves_no_weight",
-            "test_step.py::test_a_label_weight_that_is_no_number_stops_the_first_step",
-            "test_step.py::test_in_a_step_of_several_batches_the_one_is_named",
-            "test_resume.py::test_a_number_that_is_none_names_rate_batch_and_images",
-            "test_resume.py::test_a_weight_that_is_none_is_never_saved",
+            "unit/training/test_step.py::test_a_poisoned_image_stops_the_step_before_it_moves_a_weight",
+            "unit/training/test_step.py::test_a_gradient_that_is_no_number_moves_no_weight",
+            "unit/training/test_step.py::test_a_label_weight_that_is_no_number_stops_the_first_step",
+            "unit/training/test_step.py::test_in_a_step_of_several_batches_the_one_is_named",
+            "integration/test_resume.py::test_a_number_that_is_none_names_rate_batch_and_images",
+            "integration/test_resume.py::test_a_weight_that_is_none_is_never_saved",
         ),
     ),
     Promise(
         "Out of memory halves what is computed at once, and the gradient stays",
         "allocations refused in the step",
         tests=(
-            "test_step.py::"
+            "unit/training/test_step.py::"
             "test_out_of_memory_halves_what_is_computed_at_once_and_the_gradient_stays",
-            "test_step.py::test_memory_for_less_than_two_images_ends_the_run_with_what_to_do",
-            "test_step.py::test_a_run_that_goes_on_computes_as_few_at_once_as_before",
+            "unit/training/test_step.py::test_memory_for_less_than_two_images_ends_the_run_with_what_to_do",
+            "unit/training/test_step.py::test_a_run_that_goes_on_computes_as_few_at_once_as_before",
         ),
     ),
     Promise(
@@ -184,8 +185,19 @@ PROMISES = (
 )
 
 TESTS = (
-    *("test_kills.py", "test_resume.py", "test_signals.py", "test_step.py", "test_write_faults.py"),
-    *("test_damage.py", "test_hostile_checkpoints.py", "test_odd_images.py"),
-    *("test_folder_trees.py", "test_config_fuzz.py", "test_deletions.py", "test_frozen_bits.py"),
+    *(
+        "faults/test_kills.py",
+        "integration/test_resume.py",
+        "faults/test_signals.py",
+        "unit/training/test_step.py",
+        "faults/test_write_faults.py",
+    ),
+    *("faults/test_damage.py", "faults/test_hostile_checkpoints.py", "faults/test_odd_images.py"),
+    *(
+        "unit/data/test_folder_trees.py",
+        "unit/config/test_config_fuzz.py",
+        "faults/test_deletions.py",
+        "unit/freezing/test_frozen_bits.py",
+    ),
 )
-"""Files below tests/; one that is absent is said and passed over."""
+"""Test files, relative to tests/; a missing file is reported and skipped."""

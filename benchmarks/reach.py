@@ -1,4 +1,4 @@
-"""The goals, each with the figure that decides it: reached or not is computed, never written."""
+"""Performance goals, and whether the measurements reach them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Goal:
-    """One promise about cost.
+    """One performance goal.
 
     Attributes:
-        case: Whose runs decide it; it must have run for ``epochs`` at least.
-        unit: ``x``, a ratio that shall not be lower; ``s``, seconds that shall not be higher.
-        strictly: The limit itself does not do.
-        no_less_accurate_than: Whose best accuracy must be reached as well.
+        case: Name of the case whose runs decide the goal.
+        epochs: Minimum number of epochs of these runs.
+        limit: Minimum of a ratio or maximum of a time.
+        figure: Function from the measurements to the value that is compared with the limit.
+        unit: Unit of the value: ``x`` for a ratio, ``s`` for seconds.
+        strictly: Whether the ratio must exceed the limit.
+        no_less_accurate_than: Contender whose best accuracy must be reached too.
     """
 
     text: str
@@ -36,14 +39,14 @@ class Goal:
     no_less_accurate_than: str | None = None
 
     def reached(self, value: float) -> bool:
-        """Whether a figure does it."""
+        """Whether a value reaches the goal."""
         if self.unit == "s":
             return value <= self.limit
         return value > self.limit if self.strictly else value >= self.limit
 
     @property
     def wanted(self) -> str:
-        """The limit in words."""
+        """Description of the limit."""
         if self.unit == "s":
             return f"at most {self.limit:g} s"
         if self.strictly:
@@ -119,7 +122,7 @@ GOALS = (
 
 
 def reach_table(document: Document) -> str:
-    """Each goal, what was measured, and whether that reaches it."""
+    """Return a table of the goals, the measured values and whether they are reached."""
     rows = [[goal.text, goal.wanted, _verdict(goal, document), OPEN] for goal in GOALS]
     return markdown(["", "goal", "processor", "GPU"], rows)
 

@@ -1,9 +1,9 @@
-"""The figures of recipes.py and tune.py as markdown, so that none is typed by hand.
+"""Write the results of recipes.py and tune.py as markdown tables.
 
     python benchmarks/recipe_table.py FILE... [--tune tune.json] --into docs/training.md
 
-Sets may have been measured into several files. Replaces what stands between the two marks; without
-``--into`` it goes to stdout.
+The measurements may be in several files. The text between the two marks is replaced; without
+``--into`` the tables are printed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tables import NOTHING, markdown
 
 BEGIN, END = "<!-- recipes: begin -->", "<!-- recipes: end -->"
 Runs = dict[str, list[dict[str, Any]]]
-"""Of one set, by what was run; a run for each seed."""
+"""Runs of one photo set, by recipe, with one run per seed."""
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def fragment(runs: dict[str, dict[str, Any]]) -> str:
-    """A table for each set."""
+    """Return a table for each photo set."""
     parts = []
     for data, facts in SETS.items():
         found: Runs = {}
@@ -81,7 +81,7 @@ def _table(runs: Runs) -> str:
 
 
 def _with_spread(shares: list[float]) -> str:
-    """The mean, and behind it the lowest and the highest."""
+    """Format the mean, followed by the range if there are several values."""
     mean = f"{100 * fmean(shares):.1f}"
     return f"{mean} ({100 * min(shares):.1f} to {100 * max(shares):.1f})" if shares[1:] else mean
 
@@ -94,7 +94,7 @@ def _relative(runs: Runs, what: str) -> str:
 
 
 def tune_sentence(document: dict[str, Any]) -> str:
-    """How long a search takes beside one run."""
+    """Return a sentence about the time of a search relative to one run."""
     ratios = [one["ratio"] for one in document["rounds"]]
     return (
         f"`finetune tune` with 64 trials on ants_bees, the training by the best included, took "

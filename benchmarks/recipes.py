@@ -1,18 +1,18 @@
-"""Every recipe on three sets of photos: accuracy, what trains, processor time relative to `full`.
+"""Measure accuracy, trainable parameters and CPU time of every recipe on three photo sets.
 
     python benchmarks/recipes.py --json recipes.json [--seeds 0 1 2] [--sets ants_bees flowers5]
 
-MobileNetV2, `finetune`'s command line with every rate left to `auto`, each run from an empty cache,
-all recipes of a set for the same number of epochs; the tuned probe is `finetune tune` with its
-defaults, beside scikit-learn's logistic regression on the same features, with the C that does best
-on the same folds. The first seed has the plain loop of docs/benchmarks.md beside it, with the same
-photos, epochs and learning rates, computed in bfloat16, so that it ends.
+Each run uses MobileNetV2, the command line of `finetune` with all rates set to `auto`, and an empty
+cache; all recipes of a photo set train for the same number of epochs. The tuned probe is
+`finetune tune` with its defaults, compared with scikit-learn's logistic regression on the same
+features, with C selected on the same folds. For the first seed, the plain loop of
+docs/benchmarks.md is run with the same photos, epochs and learning rates, in bfloat16 to save time.
 
-What is stated is the last epoch on photos that took no part in any choice: ants_bees its val split,
-flowers5 a fifth, held out by the seed, cifar100 its test split (at 96 px; a fifth of its train
-split, held out by the seed, is what `tune` chooses by). Processor time says what a run costs even
-beside other work. Runs that the JSON file holds already are not repeated. `recipe_table.py` writes
-the tables into docs/training.md.
+The reported accuracy is that of the last epoch on photos that were not used in any selection: the
+val split of ants_bees, a fifth of flowers5 held out by the seed, and the test split of cifar100 (at
+96 px; `tune` selects on a fifth of its train split, held out by the seed). CPU time is meaningful
+even if other programs are running. Runs that are already in the JSON file are not repeated.
+`recipe_table.py` writes the tables into docs/training.md.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ TUNED, PLAIN = "tuned_probe", "plain"
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """Photos, and how long they are trained on.
+    """A photo set and its training settings.
 
     Attributes:
-        size: Pixels a side that the network sees.
-        scored: The split whose figure is stated.
-        beside: Recipes with a plain loop beside them: it takes many times as long.
+        size: Side of the network's input, in pixels.
+        epochs: Number of training epochs.
+        scored: Split whose accuracy is reported.
+        beside: Recipes that the plain loop, which is much slower, is run for too.
     """
 
     size: int
@@ -66,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="*", choices=SETS, default=list(SETS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--json", type=Path, required=True, help="file for every raw figure")
+    parser.add_argument("--json", type=Path, required=True, help="output file of all measurements")
     options = parser.parse_args()
     document: dict[str, Any] = {"runs": {}}
     if options.json.exists():
@@ -89,7 +90,7 @@ def main() -> None:
 def _runs(
     sets: Sequence[str], seeds: Sequence[int]
 ) -> list[tuple[str, Callable[[Path], dict[str, Any]]]]:
-    """All of a seed before the next: a first table stands early; the plain loops last."""
+    """List the runs, seed by seed so that a first table is available early; plain loops last."""
     runs: list[tuple[str, Callable[[Path], dict[str, Any]]]] = []
     for seed in seeds:
         for data in sets:
@@ -103,7 +104,7 @@ def _runs(
 
 
 def _config(data: str, seed: int, folder: Path, **sections: object) -> Path:
-    """A config whose every file goes below a folder; JSON is YAML."""
+    """Write a config (as JSON, which is valid YAML) whose outputs are below a folder."""
     size = SETS[data].size
     path = folder / "config.yaml"
     model: dict[str, object] = {"name": "mobilenet_v2", "weights": str(WEIGHTS)}
@@ -120,7 +121,7 @@ def _config(data: str, seed: int, folder: Path, **sections: object) -> Path:
 
 
 def _finetune(folder: Path, *words: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a command of this checkout says, and what it took."""
+    """Run a command of this checkout, and return its JSON output and its cost."""
     process = run_process(
         [sys.executable, "-m", "finetune", *words, "--json"],
         folder=REPOSITORY,
@@ -154,7 +155,7 @@ def _tuned(data: str, seed: int) -> Callable[[Path], dict[str, Any]]:
     def run(folder: Path) -> dict[str, Any]:
         config = _config(data, seed, folder)
         said, took = _finetune(folder, "tune", "--config", config)
-        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # the same features, kept
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # reuses the features of `tune`
         return {
             "top1": _scored(data, folder, said["train"]),
             "trains": said["train"]["trainable_parameters"],
@@ -170,7 +171,7 @@ def _tuned(data: str, seed: int) -> Callable[[Path], dict[str, Any]]:
 
 
 def _scored(data: str, folder: Path, trained: dict[str, Any]) -> float:
-    """Of the last epoch: the best one was chosen by the very photos that are stated."""
+    """Return top-1 of the last epoch; the best epoch was selected on the scored photos."""
     split = SETS[data].scored
     if split == "val":
         return float(trained["last"]["top1"])
@@ -179,13 +180,13 @@ def _scored(data: str, folder: Path, trained: dict[str, Any]) -> float:
 
 
 def _plain(data: str, word: str, seed: int) -> Callable[[Path], dict[str, Any]]:
-    """The same photos as class folders, the same rates, and the globs that the recipe thaws."""
+    """Run the plain loop with the same photos, learning rate and trainable parameters."""
 
     def run(folder: Path) -> dict[str, Any]:
-        from finetune.commands.settling import settle
-        from finetune.config_file import load_config
-        from finetune.data.sources import find_split
-        from finetune.progress import Silent
+        from finetune.config.load import load_config
+        from finetune.core.reporter import SilentReporter
+        from finetune.data.sources.open import find_split
+        from finetune.training.setup import set_up_run
 
         config = load_config(
             _config(
@@ -197,11 +198,11 @@ def _plain(data: str, word: str, seed: int) -> Callable[[Path], dict[str, Any]]:
                 optimizer={"lr": "auto"},
             )
         )
-        settled = settle(config, Silent())
-        stage, plan = settled.stages[0], settled.plans[0]
-        images = {"train": settled.data.train, "val": settled.data.val}
+        run_setup = set_up_run(config, SilentReporter())
+        stage, plan = run_setup.stages[0], run_setup.plans[0]
+        images = {"train": run_setup.data.train, "val": run_setup.data.val}
         if SETS[data].scored != "val":
-            names = settled.data.train.class_names
+            names = run_setup.data.train.class_names
             images["val"] = find_split(
                 config.data, SETS[data].scored, class_names=names, seed=seed, root=None
             )
@@ -210,7 +211,7 @@ def _plain(data: str, word: str, seed: int) -> Callable[[Path], dict[str, Any]]:
                 link = folder / "photos" / split / found.class_names[label]
                 link.mkdir(parents=True, exist_ok=True)
                 (link / f"{number}{path.suffix}").symlink_to(path.resolve())
-        thawed = [name for name, _ in plan.skeleton.named_parameters() if name not in plan.held]
+        thawed = [name for name, _ in plan.skeleton.named_parameters() if name not in plan.frozen]
         command: list[str | Path] = [sys.executable, BENCHMARKS / "peers/plain_loop.py"]
         command += ["--data", folder / "photos", "--weights", WEIGHTS, "--bfloat16"]
         command += ["--epochs", str(SETS[data].epochs), "--lr", str(stage.optimizer.lr)]

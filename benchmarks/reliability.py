@@ -1,10 +1,10 @@
-"""Try every promise as often as for the record, and write the table of docs/reliability.md.
+"""Run the tests of all promises with full counts, and write the tables of docs/reliability.md.
 
     python benchmarks/reliability.py --into docs/reliability.md
 
-It runs the tests of `promises.TESTS`, the slow ones too, with their full counts, and counts what
-held. ``--quick`` tries as often as every test run does. Without ``--into`` the tables go to stdout.
-Exit status 1: something did not hold.
+All tests of `promises.TESTS` are run, including the slow ones, and their trials are counted.
+``--quick`` uses the counts of an ordinary test run. Without ``--into`` the tables are printed. The
+exit status is 1 if a test failed.
 """
 
 from __future__ import annotations
@@ -29,14 +29,20 @@ REPOSITORY = Path(__file__).parent.parent
 BEGIN, END = "<!-- counts: begin -->", "<!-- counts: end -->"
 PACKAGES = ("torch", "torchvision", "pillow", "pydantic", "safetensors", "hypothesis")
 Line = dict[str, Any]
-"""What a test counted: promise, tried, held."""
+"""Record of a test, with the keys ``promise``, ``tried`` and ``held``."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="as often as every test run does")
-    parser.add_argument("--processes", type=int, default=1, help="that run tests side by side")
-    parser.add_argument("--into", type=Path, help="replaces what stands between its two marks")
+    parser.add_argument(
+        "--quick", action="store_true", help="use the counts of an ordinary test run"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="number of parallel test processes"
+    )
+    parser.add_argument(
+        "--into", type=Path, help="file in which the text between the marks is replaced"
+    )
     options = parser.parse_args()
     failed, lines = try_all(quick=options.quick, processes=options.processes)
     text = fragment(lines, failed=failed)
@@ -49,7 +55,7 @@ def main() -> int:
 
 
 def try_all(*, quick: bool, processes: int) -> tuple[bool, list[Line]]:
-    """Run the tests; whether any failed, and every line that was counted."""
+    """Run the tests, and return whether any failed, and all recorded lines."""
     tests = [f"tests/{name}" for name in TESTS]
     there = [name for name in tests if (REPOSITORY / name).exists()]
     for name in sorted(set(tests) - set(there)):
@@ -79,7 +85,7 @@ def try_all(*, quick: bool, processes: int) -> tuple[bool, list[Line]]:
 
 
 def _lines_of(cases: Path) -> Iterator[Line]:
-    """A line for each case of the tests that count nothing themselves; skipped ones say nothing."""
+    """Yield a line for each test case that was not skipped."""
     for case in ElementTree.parse(cases).iter("testcase"):
         file = case.get("classname", "").rpartition(".")[2]
         name = f"{file}.py::{case.get('name', '').partition('[')[0]}"
@@ -89,7 +95,7 @@ def _lines_of(cases: Path) -> Iterator[Line]:
 
 
 def fragment(lines: Iterable[Line], *, failed: bool) -> str:
-    """Both tables, and where and when that was."""
+    """Return both tables, with date, machine and versions."""
     every = list(lines)
     known = {key for promise in PROMISES for key in promise.keys}
     counted = {line["promise"] for line in every if "::" not in line["promise"]}

@@ -1,9 +1,9 @@
-"""Turn measured figures into the tables of docs/benchmarks.md, so that none is typed by hand.
+"""Write measurements as the tables of docs/benchmarks.md.
 
     python benchmarks/render.py compare.json scale.json --into docs/benchmarks.md
 
-Of a case that several files hold, the last one's is taken. Without ``--into`` the tables go to
-stdout. Without any file they say what is still to be measured.
+If several files contain a case, the last one is used. Without ``--into`` the tables are printed.
+Without files the tables list what is not measured yet.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ Document = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", type=Path, nargs="*", help="of compare.py and scale.py")
-    parser.add_argument("--into", type=Path, help="replaces what stands between its two marks")
+    parser.add_argument("files", type=Path, nargs="*", help="JSON files of compare.py and scale.py")
+    parser.add_argument(
+        "--into", type=Path, help="file in which the text between the marks is replaced"
+    )
     options = parser.parse_args()
     text = fragment([json.loads(path.read_text()) for path in options.files])
     if options.into is None:
@@ -36,7 +38,7 @@ def main() -> None:
 
 
 def fragment(documents: Sequence[Document]) -> str:
-    """Goals, machine, and a table for each case that was measured."""
+    """Return the goals, a table for each measured case, and the machines."""
     merged: Document = {"cases": {}, "num_images": {"val": 0}}
     for document in documents:
         cases = merged["cases"] | {

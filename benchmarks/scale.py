@@ -1,9 +1,10 @@
-"""Measure what `finetune` costs against the number of images: time in proportion, memory flat.
+"""Measure time and memory of `finetune` as a function of the number of images.
 
     python benchmarks/scale.py [--sizes 1000 10000 100000] [--json scale.json]
 
-Drawn images in class folders of a temporary folder, the bundled backbone, only the head trains:
-each image passes through the decoder, the frozen part, the feature cache and three epochs.
+Synthetic images are written to class folders of a temporary folder, and the head of the bundled
+backbone is trained: each image is decoded, passes the frozen prefix and the feature cache, and is
+used in three epochs.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ PIXELS = 96
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--folder", type=Path, help="disk for images and features; default: temp")
-    parser.add_argument("--json", type=Path, help="file for every raw figure")
+    parser.add_argument("--folder", type=Path, help="folder for images and features; default: temp")
+    parser.add_argument("--json", type=Path, help="output file of all measurements")
     options = parser.parse_args()
     import_seconds(sys.executable, REPOSITORY)  # untimed, as in compare.py
     runs: list[dict[str, Any]] = []
@@ -81,9 +82,9 @@ def _measure(size: int, folder: Path) -> dict[str, Any]:
 
 
 def draw(folder: Path, count: int) -> None:
-    """Smooth noise, of another hue in each class: as much work to decode as a small photo.
+    """Write images of smooth noise, with a different hue for each class.
 
-    Quality 90 gives some 2 KB an image.
+    They are as costly to decode as a small photo; quality 90 gives about 2 KB per image.
     """
     draws = random.Random(0)
     for name in range(NUM_CLASSES):

@@ -1,4 +1,4 @@
-"""The measured figures as markdown tables; each time with its ratio to the plain loop."""
+"""Markdown tables of the measurements, with ratios to the plain loop."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ NOTHING = "-"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
+    """Format a markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def case_table(record: Record, num_val: int) -> str:
-    """One case: contenders, accuracy, times, memory."""
+    """Return the table of a case: contenders, accuracy, times and memory."""
     rows = rows_of(record, num_val)
     reference = next((row for row in rows if row.contender == PLAIN), None)
     return markdown(
@@ -59,14 +59,14 @@ def _with_ratio(value: float | None, unit: str, above: float | None, below: floa
 
 
 def number(value: float) -> str:
-    """Three figures are more than a shared machine deserves."""
+    """Format a number with about three significant digits."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def evaluation_table(record: Record, num_val: int) -> str:
-    """Scoring a checkpoint of `finetune` beside the evaluation in the plain loop's epochs."""
+    """Return a table that compares evaluations of `finetune` with those of the plain loop."""
     evaluations = record.get("evaluations") or []
     plain = row_of(record, PLAIN, num_val)
     reference = plain.evaluated_per_s if plain else None
@@ -87,7 +87,7 @@ def _per_s(value: float, reference: float | None) -> str:
 
 
 def start_up_table(record: Record, num_val: int) -> str:
-    """What a run costs whose features are there already."""
+    """Return the table of a run whose features are already cached."""
     warm = row_of(record, WARM, num_val)
     beyond = beyond_imports_s(record, WARM, num_val)
     if warm is None or beyond is None:
@@ -107,7 +107,7 @@ def _seconds(value: float) -> str:
 
 
 def scale_table(record: Record) -> str:
-    """Cost against the number of images."""
+    """Return the table of time and memory by number of images."""
     rows = []
     before: Record | None = None
     first = record["runs"][0]

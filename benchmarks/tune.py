@@ -1,10 +1,11 @@
-"""`finetune tune` with 64 trials beside one ordinary run, as whole processes in turn.
+"""Compare the time of `finetune tune` with 64 trials with that of one ordinary run.
 
     python benchmarks/tune.py [--rounds 3] [--json tune.json]
 
-MobileNetV2's head on ants_bees, both from an empty cache: `train` for 25 epochs, and `tune`, which
-ends with a training of its own. Photos and weights are those of docs/benchmarks.md, in ../shared or
-where FINETUNE_SHARED says. How good what it finds is: recipes.py.
+Both train MobileNetV2's head on ants_bees, as whole processes with an empty cache: `train` for 25
+epochs, and `tune`, which ends with a training of its own. Photos and weights are those of
+docs/benchmarks.md, in ../shared or the folder that FINETUNE_SHARED names. recipes.py measures the
+accuracy of `tune`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ EPOCHS, TRIALS = 25, 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="file for every raw figure")
+    parser.add_argument("--json", type=Path, help="output file of all measurements")
     options = parser.parse_args()
     document: dict[str, Any] = {
         "date": datetime.now(timezone.utc).date().isoformat(),

@@ -1,34 +1,31 @@
-"""Fine-tune torchvision image classifiers with pattern freezing, and pay only for what trains."""
+"""Fine-tune torchvision image classifiers, with freezing by name patterns and cached features."""
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+from finetune.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     import os
 
-    from finetune.predictor import Predictor
-
-try:
-    __version__ = version("finetune-vision")
-except PackageNotFoundError:  # run from a checkout that was never installed
-    __version__ = "0+unknown"
+    from finetune.inference.predictor import Predictor
 
 
 def load(run: str | os.PathLike[str], *, batch_size: int | None = None) -> Predictor:
-    """Load a trained network to label images with.
+    """Load a trained network for prediction.
 
         model = finetune.load("runs/pets")
         print(model.predict("photo.jpg")[0].label)
 
     Args:
-        run: A run's folder, whose best checkpoint is taken, or a checkpoint file.
-        batch_size: Images at a time; by default as in training.
+        run: Run directory, whose best checkpoint is loaded, or checkpoint file.
+        batch_size: Number of images per batch; default: the batch size used in training.
 
     Raises:
-        finetune.errors.CheckpointError: it is absent, damaged, or no checkpoint of finetune.
+        finetune.core.errors.CheckpointError: The checkpoint is missing, damaged or not written by
+            finetune.
     """
-    from finetune.predictor import open_predictor  # torch: not before it is needed
+    from finetune.inference.predictor import open_predictor  # delays the import of torch
 
     return open_predictor(run, batch_size=batch_size)

@@ -1,5 +1,5 @@
-"""``python -m finetune``."""
+"""Entry point of ``python -m finetune``."""
 
-from finetune.cli import main
+from finetune.cli.app import main
 
 main()

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from counting import Count, keep
-from PIL import Image
+from helpers.counting import Count, keep
+from helpers.paths import REPOSITORY
+from helpers.photos import draw_photos
 
-from finetune.config import Config
-
-REPOSITORY = Path(__file__).parent.parent
+from finetune.config.schema import Config
 
 # Two test processes share the machine, and tiny tensors gain nothing from threads.
 torch.set_num_threads(1)
@@ -60,26 +58,10 @@ def count(request: pytest.FixtureRequest) -> Count:
     return count
 
 
-def draw_photos(folder: Path, *, classes: int = 2, count: int = 6, size: int = 40) -> Path:
-    """Class folders of noisy pictures that a network can tell apart by their colour."""
-    rng = random.Random(0)
-    for label in range(classes):
-        class_folder = folder / f"class_{label}"
-        class_folder.mkdir(parents=True, exist_ok=True)
-        for index in range(count):
-            color = tuple(
-                200 if channel == label % 3 else rng.randrange(0, 120) for channel in range(3)
-            )
-            image = Image.new("RGB", (size + index, size), color)
-            image.paste((255, 255, 255), (0, 0, 8 + index, size))  # a picture unlike its mirror
-            image.save(class_folder / f"{index}.png")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Runs of the command line, forked from one process, as `run_server` describes them."""
-    from run_server import serve_runs
+    from helpers.run_server import serve_runs
 
     yield from serve_runs(tmp_path_factory.mktemp("runs"))
 

@@ -309,8 +309,8 @@ def pretrain(config: PretrainConfig, data: Path, output: Path) -> float:
         generator=torch.Generator().manual_seed(config.seed),
     )
     top1 = 0.0
-    progress = tqdm(range(1, config.epochs + 1), desc="pretrain", unit="epoch")
-    for epoch in progress:
+    reporter = tqdm(range(1, config.epochs + 1), desc="pretrain", unit="epoch")
+    for epoch in reporter:
         batches = training_batches(train, config, augment, epoch=epoch)
         loss = train_one_epoch(
             model, batches, optimizer, schedule, label_smoothing=config.label_smoothing
@@ -318,7 +318,7 @@ def pretrain(config: PretrainConfig, data: Path, output: Path) -> float:
         if epoch % config.eval_every == 0 or epoch == config.epochs:
             top1 = evaluate(model, test, config)
             save_backbone(model, output, config=config, epochs=epoch, top1=top1)
-        progress.set_postfix(loss=f"{loss:.3f}", test_top1=f"{top1:.4f}")
+        reporter.set_postfix(loss=f"{loss:.3f}", test_top1=f"{top1:.4f}")
     return top1
 
 

@@ -1,1 +1,1 @@
-"""One plain function a command: a config in, a result dataclass out."""
+"""One plain function per command: it takes a config and returns a result dataclass."""

@@ -1,14 +1,14 @@
-"""``finetune cache``: the features that earlier runs keep on disk."""
+"""``finetune cache``: list or remove the feature stores on disk."""
 
 from __future__ import annotations
 
-from finetune.errors import OutputError
-from finetune.feature_cache import cache_root, remove, stored
-from finetune.results import CacheList, CacheRow
+from finetune.core.errors import OutputError
+from finetune.features.store import cache_root, remove, stored
+from finetune.results.catalog import CacheList, CacheRow
 
 
 def list_cache(folder: str | None = None) -> CacheList:
-    """Every store, the most recently used first; none where the user has no home folder."""
+    """List all feature stores, most recently used first; empty if there is no home folder."""
     try:
         root = cache_root(folder)
     except OSError:
@@ -28,7 +28,7 @@ def list_cache(folder: str | None = None) -> CacheList:
 
 
 def clear_cache(folder: str | None = None) -> CacheList:
-    """Remove every store, and return what was removed.
+    """Remove all feature stores, and return the list of removed stores.
 
     Raises:
         OutputError: a file could not be removed.

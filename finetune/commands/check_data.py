@@ -1,4 +1,4 @@
-"""``finetune check-data``: what is in a data set, and what is wrong with it, before training."""
+"""``finetune check-data``: summarize a dataset and report its problems before training."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections import Counter
 
 import numpy as np
 
-from finetune.check_results import CheckReport, ClassRow, SizeRow, SplitRow
-from finetune.config import Config, DataConfig
-from finetune.data.check_findings import all_findings
-from finetune.data.check_structure import counts_by_class
-from finetune.data.looks import Looks, look_at_everything
-from finetune.data.survey import Survey, survey
-from finetune.progress import Progress, Silent
+from finetune.config.schema import Config, DataConfig
+from finetune.core.reporter import Reporter, SilentReporter
+from finetune.data.checks.findings import all_findings
+from finetune.data.checks.inspect_dataset import DatasetInspection, inspect_dataset
+from finetune.data.checks.structure import counts_by_class
+from finetune.data.checks.survey import Survey, survey
+from finetune.results.check import CheckReport, ClassRow, SizeRow, SplitRow
 
 
 def check_data(
@@ -22,23 +22,23 @@ def check_data(
     config: Config | None = None,
     workers: int | None = None,
     fresh: bool = False,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> CheckReport:
-    """Look at every image of every split.
+    """Inspect every image of every split.
 
     Args:
-        config: Where there is one: its seed draws the held-out split, its model says which images
+        config: If given, its seed draws the held-out split and its model determines which images
             are too small.
-        workers: Processes that decode; default: one a processor.
-        fresh: Look again at what earlier runs remember.
+        workers: Number of decoding processes; one per processor by default.
+        fresh: Whether to ignore the inspection cache.
 
     Raises:
-        DataError: there is nothing that could be checked.
+        DataError: there are no images to check.
     """
     start = time.perf_counter()
-    progress = progress or Silent()
-    found = survey(data, seed=config.seed if config else 0, progress=progress)
-    looking = look_at_everything(found.paths, workers=workers, fresh=fresh, progress=progress)
+    reporter = reporter or SilentReporter()
+    found = survey(data, seed=config.seed if config else 0, reporter=reporter)
+    looking = inspect_dataset(found.paths, workers=workers, fresh=fresh, reporter=reporter)
     looks = looking.looks
     findings = all_findings(
         found, looks, data, input_size=None if config is None else _input_size(config)
@@ -66,10 +66,10 @@ def check_data(
 
 
 def _input_size(config: Config) -> int:
-    """Pixels of the crop that the network looks at; torchvision is asked where it has to be."""
+    """Crop size of the network's input, in pixels; torchvision is imported only if needed."""
     if not isinstance(config.model.preprocessing, str):
         return config.model.preprocessing.crop
-    from finetune.model import resolve_model
+    from finetune.models.build import resolve_model
 
     return resolve_model(config.model).preprocessing.crop
 
@@ -86,7 +86,7 @@ def _split_rows(found: Survey, rows: list[list[int]]) -> tuple[SplitRow, ...]:
     )
 
 
-def _sizes(looks: Looks) -> SizeRow | None:
+def _sizes(looks: DatasetInspection) -> SizeRow | None:
     sizes = looks.size[looks.readable]
     if not len(sizes):
         return None
@@ -96,7 +96,7 @@ def _sizes(looks: Looks) -> SizeRow | None:
     return SizeRow(smallest, median, largest)
 
 
-def _kinds(looks: Looks) -> tuple[dict[str, int], dict[str, int]]:
+def _kinds(looks: DatasetInspection) -> tuple[dict[str, int], dict[str, int]]:
     formats: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     counts = np.bincount(looks.kind[looks.readable], minlength=len(looks.kinds))

@@ -1,4 +1,4 @@
-"""``finetune compare``: runs side by side, and whether so many images can tell them apart."""
+"""``finetune compare``: metrics of several runs side by side, with paired significance tests."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune import run_folder
+from finetune.checkpoints import run_dir
 from finetune.commands.evaluate import Evaluated, compute
-from finetune.config import Config
-from finetune.errors import ConfigError
-from finetune.eval_results import Comparison, ConfigRow, PairedTest, RunFigures
-from finetune.intervals import holm, mcnemar
-from finetune.progress import Progress, Silent
+from finetune.config.schema import Config
+from finetune.core.errors import ConfigError
+from finetune.core.reporter import Reporter, SilentReporter
+from finetune.inference.confidence_intervals import holm, mcnemar
 from finetune.report.plots import Curve, draw_curves, load_matplotlib
+from finetune.results.evaluation import Comparison, ConfigRow, PairedTest, RunFigures
 
 _LEVEL = 0.05
 _IF_UNKNOWN = (
@@ -28,10 +28,10 @@ _UNLIKE_ANYWAY = ("output_dir", "format")
 
 @dataclass(frozen=True)
 class _Run:
-    """What of an evaluation the comparison keeps; the network itself may go.
+    """The part of an evaluation that the comparison keeps, so that the network can be freed.
 
     Attributes:
-        right: Whether each image was recognised, by its place on this machine and its class.
+        right: Whether each image was classified correctly, by its real path and its class.
     """
 
     name: str
@@ -47,41 +47,41 @@ def compare(
     data: str | None = None,
     split: str = "val",
     plot: Path | None = None,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> Comparison:
-    """Score every run, and test each pair on the images that both were scored on.
+    """Score every run, and test each pair of runs on their common images.
 
     Args:
-        runs: Folders of runs, or checkpoints.
-        data: Other data than the runs' own, for all of them.
-        plot: A file for the learning curves; its ending names the format.
+        runs: Run directories or checkpoints.
+        data: Data to score all runs on, instead of each run's own.
+        plot: Output file of the learning curves; its extension selects the format.
 
     Raises:
-        ConfigError: fewer than two runs, or matplotlib is absent.
+        ConfigError: fewer than two runs are given, or matplotlib is missing.
         CheckpointError, DataError.
     """
-    progress = progress or Silent()
+    reporter = reporter or SilentReporter()
     if len(runs) < 2:
         raise ConfigError("compare: give two runs or more, as in `finetune compare runs/a runs/b`")
     if plot is not None:
         load_matplotlib(plot)
-    paths = [run_folder.checkpoint_of(run) for run in runs]
+    paths = [run_dir.checkpoint_of(run) for run in runs]
     scored = [
         _keep(
             run,
             path,
-            compute(path, data=data, split=split, if_unknown=_IF_UNKNOWN, progress=progress),
+            compute(path, data=data, split=split, if_unknown=_IF_UNKNOWN, reporter=reporter),
         )
         for run, path in zip(runs, paths, strict=True)
     ]
     if plot is not None:
         draw_curves(
             [
-                Curve.of(run, run_folder.records_of(path))
+                Curve.of(run, run_dir.records_of(path))
                 for run, path in zip(runs, paths, strict=True)
             ],
             plot,
-            progress=progress,
+            reporter=reporter,
         )
     return Comparison(
         runs=tuple(run.figures for run in scored),
@@ -120,14 +120,14 @@ def _keep(name: str, path: Path, evaluated: Evaluated) -> _Run:
 
 
 def _methods(runs: Sequence[_Run]) -> str:
-    """How the intervals were found; run by run where images or spread are not alike."""
+    """Description of the interval method, listed per run if the runs differ."""
     if len({run.interval_method for run in runs}) == 1:
         return runs[0].interval_method
     return "; ".join(f"{run.name}: {run.interval_method}" for run in runs)
 
 
 def differing(configs: Sequence[Config]) -> tuple[ConfigRow, ...]:
-    """The keys whose values are not the same in all configs, in the config's own order."""
+    """Return the keys whose values differ between the configs, in config order."""
     flat = [dict(_flat(config.plain())) for config in configs]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     rows = (ConfigRow(key, tuple(one.get(key) for one in flat)) for key in keys)

@@ -1,43 +1,51 @@
-"""``finetune train --dry-run``: everything that ``train`` does up to its first step."""
+"""``finetune train --dry-run``: the setup of a run, without training."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from finetune import run_folder
-from finetune.adapters import plain_state
-from finetune.commands.preparation import Carried, Prepared, prepare, stage_facts, training_views
-from finetune.commands.settling import settle
-from finetune.config import Config
-from finetune.data.balance import class_weights
-from finetune.data.loading import batch_sizes
-from finetune.planning import make_freeze_report, totals_of
-from finetune.progress import Progress, Silent
-from finetune.results import DryRun, FreezeReport
-from finetune.runtime import steps_of
-from finetune.stage_results import PlannedStage
-from finetune.timing import predict_time
+from finetune.checkpoints import run_dir
+from finetune.config.schema import Config
+from finetune.core.memory import steps_of
+from finetune.core.reporter import Reporter, SilentReporter
+from finetune.data.loading.class_weights import class_weights
+from finetune.data.loading.sampler import batch_sizes
+from finetune.freezing.freeze_report import make_freeze_report, totals_of
+from finetune.freezing.lora import plain_state
+from finetune.results.freeze import FreezeReport
+from finetune.results.train import DryRun, PlannedStage
+from finetune.training.prepare_stage import (
+    CarriedState,
+    StageSetup,
+    prepare_stage,
+    stage_facts,
+    training_views,
+)
+from finetune.training.setup import set_up_run
+from finetune.training.time_estimate import predict_time
 
 
-def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | None = None) -> DryRun:
-    """Everything that `train` does up to its first step, for each stage with the weights that the
-    first begins with; writes nothing into ``output_dir``."""
-    progress = progress or Silent()
-    settled = settle(config, progress)
-    # After what is wrong with the config: nothing is written, so that this comes in time.
-    run_folder.check_usable(Path(config.output_dir), overwrite=overwrite)
-    carried: Carried | None = None
+def dry_run(config: Config, *, overwrite: bool = False, reporter: Reporter | None = None) -> DryRun:
+    """Do everything that `train` does before its first step, and write nothing to ``output_dir``.
+
+    Every stage is set up with the initial weights of the first stage.
+    """
+    reporter = reporter or SilentReporter()
+    run_setup = set_up_run(config, reporter)
+    # Config errors are reported first; nothing is written, so this check may come afterwards.
+    run_dir.check_usable(Path(config.output_dir), overwrite=overwrite)
+    carried: CarriedState | None = None
     hashed: list[int] = []
     reports: list[FreezeReport] = []
     stages: list[PlannedStage] = []
-    for number in range(len(settled.stages)):
-        prepared = prepare(settled, progress, number=number, carried=carried)
-        report, stage = _planned(prepared, number + 1)
-        hashed.append(prepared.proof.count)
+    for number in range(len(run_setup.stages)):
+        stage_setup = prepare_stage(run_setup, reporter, number=number, carried=carried)
+        report, stage = _planned(stage_setup, number + 1)
+        hashed.append(stage_setup.frozen_hashes.count)
         reports.append(report)
         stages.append(stage)
-        carried = Carried(plain_state(prepared.model), prepared.config.stages)
-    plan, data, resolved = prepared.plan, prepared.data, prepared.config
+        carried = CarriedState(plain_state(stage_setup.model), stage_setup.config.stages)
+    plan, data, resolved = stage_setup.plan, stage_setup.data, stage_setup.config
     totals = totals_of(reports)
     sizes = batch_sizes(len(data.train), resolved.data.batch_size, join_last_of_one=True)
     return DryRun(
@@ -46,7 +54,7 @@ def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | Non
         model=plan.spec.name,
         weights=plan.spec.weights,
         head=plan.spec.family.head,
-        device=prepared.engine.device.type,
+        device=stage_setup.engine.device.type,
         class_names=data.train.class_names,
         num_train=len(data.train),
         num_val=len(data.val),
@@ -68,16 +76,18 @@ def dry_run(config: Config, *, overwrite: bool = False, progress: Progress | Non
         notes=(
             *data.notes,
             *filter(None, [plan.spec.note]),
-            *dict.fromkeys(text for plan in settled.plans for text in plan.freeze.warnings),
+            *dict.fromkeys(text for plan in run_setup.plans for text in plan.freeze.warnings),
         ),
     )
 
 
-def _planned(prepared: Prepared, number: int) -> tuple[FreezeReport, PlannedStage]:
-    plan, config = prepared.plan, prepared.config
-    report = make_freeze_report(plan, config, split=prepared.engine.split)
-    work = plan.cost.forward_live * config.data.batch_size
+def _planned(stage_setup: StageSetup, number: int) -> tuple[FreezeReport, PlannedStage]:
+    plan, config = stage_setup.plan, stage_setup.config
+    report = make_freeze_report(plan, config, split=stage_setup.engine.split)
+    work = plan.cost.forward_trainable * config.data.batch_size
     with steps_of(work):
-        predicted = predict_time(prepared.engine, config, prepared.data, training_views(config))
+        predicted = predict_time(
+            stage_setup.engine, config, stage_setup.data, training_views(config)
+        )
     facts = stage_facts(config, report, number=number)
     return report, PlannedStage(**vars(facts), predicted=predicted)

@@ -1,4 +1,4 @@
-"""``finetune eval``: a checkpoint's figures on a split, by the code path that training used."""
+"""``finetune eval``: metrics of a checkpoint on a split, computed as during training."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetune import run_folder
-from finetune.checkpoint import Metadata, load_checkpoint, replace_metadata
-from finetune.config_data import DataConfig
+from finetune.checkpoints import run_dir
+from finetune.checkpoints.checkpoint import Metadata, load_checkpoint, replace_metadata
+from finetune.config.data import DataConfig
+from finetune.core.errors import ConfigError, DataError, OutputError, UnknownClassError
+from finetune.core.files import write_csv, write_text
+from finetune.core.reporter import Reporter, SilentReporter
+from finetune.data.checks.preflight import dropping_unreadable, preflight_check
 from finetune.data.fingerprint import sha256_of_images
-from finetune.data.holdout import groups_of, keys_of
 from finetune.data.images import Images
 from finetune.data.levels import warn_of_levels
-from finetune.data.quick_check import dropping_unreadable, quick_check
-from finetune.data.sources import find_known
-from finetune.data.views import Views
-from finetune.data.workers import resolve_workers
-from finetune.engine import make_source
-from finetune.errors import ConfigError, DataError, OutputError, UnknownClassError
-from finetune.eval_results import EvalResult
-from finetune.evaluate import evaluate
-from finetune.files import write_csv, write_text
-from finetune.opening import Opened, open_network
-from finetune.predictions import HEADER, rows
-from finetune.progress import Progress, Silent
+from finetune.data.loading.views import Views
+from finetune.data.loading.workers import resolve_workers
+from finetune.data.sources.open import find_known
+from finetune.data.splits.holdout import groups_of, keys_of
+from finetune.features.engine import make_source
+from finetune.inference.calibration import fit_temperature
+from finetune.inference.load import LoadedNetwork, open_network
+from finetune.inference.prediction_rows import HEADER, rows
+from finetune.inference.scoring import Scored, score
 from finetune.report.json_text import to_json
-from finetune.scoring import Scored, score
-from finetune.temperature import fit_temperature
+from finetune.results.evaluation import EvalResult
+from finetune.training.evaluate import evaluate
 
 _NOT_ON = {
     "test": "on test the figures would no longer be of unseen images; use --split val",
@@ -41,14 +41,14 @@ _NOT_ON = {
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation with all that it went by.
+    """An evaluation result with the network, images and logits that it was computed from.
 
     Attributes:
-        base: The folder that paths are shown relative to.
-        logits: ``(N, classes)`` float32, on the CPU, without any temperature.
+        base: Folder that paths are shown relative to.
+        logits: ``(N, classes)`` float32 on the CPU, not scaled by a temperature.
     """
 
-    opened: Opened
+    opened: LoadedNetwork
     images: Images
     base: Path
     logits: Tensor
@@ -57,12 +57,12 @@ class Evaluated:
 
     @property
     def labels(self) -> Tensor:
-        """``(N,)`` int64."""
+        """True class indices, ``(N,)`` int64."""
         return torch.tensor(self.images.labels, dtype=torch.int64)
 
     @property
     def predicted(self) -> Tensor:
-        """``(N,)`` int64."""
+        """Predicted class indices, ``(N,)`` int64."""
         return self.logits.argmax(dim=1)
 
 
@@ -74,30 +74,30 @@ def evaluate_checkpoint(
     output: Path | None = None,
     calibrate: bool = False,
     ignore_unknown: bool = False,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> EvalResult:
     """Score a checkpoint, and write ``predictions.csv`` and ``metrics.json``.
 
     Args:
-        data: Another folder than the one it was trained from: of splits, or of classes.
-        split: train, val or test.
-        output: Where to write; by default beside the checkpoint.
-        calibrate: Fit a temperature on these images and store it in the checkpoint.
-        ignore_unknown: Leave out images of classes that training does not know.
+        data: Folder of splits or of classes to use instead of the training data.
+        split: Name of the split: train, val or test.
+        output: Output folder; by default the folder of the checkpoint.
+        calibrate: Whether to fit a temperature on these images and store it in the checkpoint.
+        ignore_unknown: Whether to skip images of classes that the checkpoint does not know.
 
     Raises:
         CheckpointError, DataError, OutputError.
     """
-    progress = progress or Silent()
+    reporter = reporter or SilentReporter()
     evaluated = compute(
         path,
         data=data,
         split=split,
         calibrate=calibrate,
         ignore_unknown=ignore_unknown,
-        progress=progress,
+        reporter=reporter,
     )
-    return write_files(evaluated, output, path.parent, progress)
+    return write_files(evaluated, output, path.parent, reporter)
 
 
 def compute(
@@ -108,12 +108,12 @@ def compute(
     calibrate: bool = False,
     ignore_unknown: bool = False,
     if_unknown: str = "--ignore-unknown leaves their images out.",
-    progress: Progress,
+    reporter: Reporter,
 ) -> Evaluated:
-    """The figures with logits, images and network, nothing written but a fitted temperature.
+    """Evaluate a checkpoint without writing files; a fitted temperature is stored in it.
 
     Args:
-        if_unknown: What to do about ``data`` with classes that training does not know.
+        if_unknown: Advice that ends the error about unknown classes in ``data``.
     """
     if calibrate and split != "val":
         raise ConfigError(f"eval: --calibrate fits on what it scores: {_NOT_ON[split]}")
@@ -121,10 +121,10 @@ def compute(
     try:
         return dropping_unreadable(
             lambda: _compute(
-                path, state, metadata, data, split, calibrate, ignore_unknown, progress
+                path, state, metadata, data, split, calibrate, ignore_unknown, reporter
             ),
             on_unreadable=metadata.config.data.on_unreadable,
-            progress=progress,
+            reporter=reporter,
         )
     except UnknownClassError as error:
         if data is None or ignore_unknown:
@@ -140,10 +140,10 @@ def _compute(
     split: str,
     calibrate: bool,
     ignore_unknown: bool,
-    progress: Progress,
+    reporter: Reporter,
 ) -> Evaluated:
-    images, ignored = _images(metadata, data, split, ignore_unknown, progress)
-    opened = open_network(path, state, metadata, images, known=True, progress=progress)
+    images, ignored = _images(metadata, data, split, ignore_unknown, reporter)
+    opened = open_network(path, state, metadata, images, known=True, reporter=reporter)
     start = time.perf_counter()
     source = make_source(
         opened.engine,
@@ -154,17 +154,17 @@ def _compute(
             "auto",
             images,
             opened.engine.device,
-            batch_bytes=metadata.config.data.batch_size * opened.engine.computation.pixel_bytes,
+            batch_bytes=metadata.config.data.batch_size * opened.engine.extractor.pixel_bytes,
         ),
         shuffle=False,
         what=split,
-        progress=progress,
+        reporter=reporter,
     )
     kept: list[Tensor] = []
-    tracked = progress.track(source.epoch(), f"evaluate {split}", total=len(source))
+    tracked = reporter.track(source.epoch(), f"evaluate {split}", total=len(source))
     classes = len(metadata.class_names)
-    evaluation = evaluate(opened.engine.live, tracked, num_classes=classes, keep=kept)
-    # From files to figures, decoding and features included.
+    evaluation = evaluate(opened.engine.trainable_part, tracked, num_classes=classes, keep=kept)
+    # End to end: includes decoding and feature computation.
     images_per_s = evaluation.num_images / (time.perf_counter() - start)
     logits, labels = torch.cat(kept), torch.tensor(images.labels, dtype=torch.int64)
     base = data or metadata.config.data.root
@@ -172,7 +172,7 @@ def _compute(
     if calibrate or metadata.temperature is not None:
         these = sha256_of_images(images, [Path(metadata.config.data.root), Path(base)])
         if calibrate:
-            metadata = _calibrate(path, metadata, logits, labels, these, progress)
+            metadata = _calibrate(path, metadata, logits, labels, these, reporter)
         fitted = metadata.temperature_images == these
     scored = score(
         logits,
@@ -210,9 +210,9 @@ def _compute(
 
 
 def _calibrate(
-    path: Path, metadata: Metadata, logits: Tensor, labels: Tensor, these: str, progress: Progress
+    path: Path, metadata: Metadata, logits: Tensor, labels: Tensor, these: str, reporter: Reporter
 ) -> Metadata:
-    """Fit a temperature, and store it with what it was fitted on."""
+    """Fit a temperature, and store it with the hash of the images that it was fitted on."""
     if torch.equal(logits.argmax(dim=1), labels):
         raise DataError(
             f"eval: --calibrate: all of these {len(labels):,} images are recognised, so that no "
@@ -223,14 +223,14 @@ def _calibrate(
     update = {"temperature": temperature, "temperature_images": these}
     metadata = metadata.model_copy(update=update)
     replace_metadata(path, metadata)
-    progress.say(f"{path}: temperature {temperature:.4g} stored; predictions divide by it")
+    reporter.say(f"{path}: temperature {temperature:.4g} stored; predictions divide by it")
     return metadata
 
 
 def _images(
-    metadata: Metadata, data: str | None, split: str, ignore_unknown: bool, progress: Progress
+    metadata: Metadata, data: str | None, split: str, ignore_unknown: bool, reporter: Reporter
 ) -> tuple[Images, int]:
-    """The images of a split, and how many of unknown classes were left out."""
+    """Return the images of a split, and the number of skipped images of unknown classes."""
     config = metadata.config
     images, ignored = find_known(
         config.data,
@@ -239,24 +239,24 @@ def _images(
         seed=config.seed,
         root=data,
         ignore_unknown=ignore_unknown,
-        progress=progress,
+        reporter=reporter,
     )
     if ignored:
-        progress.warn(f"{ignored:,} images of classes that training does not know are left out")
-    checked = quick_check(
+        reporter.warn(f"{ignored:,} images of classes that training does not know are left out")
+    checked = preflight_check(
         images,
         on_unreadable=config.data.on_unreadable,
         base=Path(data or config.data.root),
-        progress=progress,
+        reporter=reporter,
     )
     if checked.skipped:
-        progress.warn(checked.verdict)
-    warn_of_levels(metadata.preprocessing.levels, checked.parts[0].paths, progress)
+        reporter.warn(checked.verdict)
+    warn_of_levels(metadata.preprocessing.levels, checked.parts[0].paths, reporter)
     return checked.parts[0], ignored
 
 
 def _groups(images: Images, config: DataConfig, data: str | None) -> tuple[str, ...]:
-    """What each image belongs to, where the data says so."""
+    """Group of each image; empty if the data defines no groups."""
     if images.groups or not config.group_pattern or data is not None:
         return images.groups
     base = Path(config.root)
@@ -264,25 +264,25 @@ def _groups(images: Images, config: DataConfig, data: str | None) -> tuple[str, 
 
 
 def write_files(
-    evaluated: Evaluated, output: Path | None, beside: Path, progress: Progress
+    evaluated: Evaluated, output: Path | None, beside: Path, reporter: Reporter
 ) -> EvalResult:
-    """Write ``predictions.csv`` and ``metrics.json``, and return the result with their names.
+    """Write ``predictions.csv`` and ``metrics.json``, and return the result with their paths.
 
     Raises:
-        OutputError: they cannot be written where ``output`` says; beside the checkpoint that is a
-            warning alone.
+        OutputError: the files cannot be written to ``output``. If ``output`` is None, a failure
+            is only a warning.
     """
     folder = beside if output is None else output
-    predictions, metrics = folder / run_folder.PREDICTIONS, folder / run_folder.EVALUATION
+    predictions, metrics = folder / run_dir.PREDICTIONS, folder / run_dir.EVALUATION
     result = replace(evaluated.result, files=(str(predictions), str(metrics)))
     try:
-        run_folder.make_output(folder)
+        run_dir.make_output(folder)
         table = rows(evaluated.images, evaluated.logits, evaluated.scored, base=evaluated.base)
         write_csv(predictions, HEADER, table)
         write_text(metrics, to_json(result) + "\n")
     except OutputError as error:
         if output is not None:
             raise
-        progress.warn(f"{error}; --output DIR names another place")
+        reporter.warn(f"{error}; --output DIR names another place")
         return evaluated.result
     return result

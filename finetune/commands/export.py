@@ -1,4 +1,4 @@
-"""``finetune export``: the network for other runtimes, checked in them before it is kept."""
+"""``finetune export``: write the network for another runtime, and verify it there."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetune import run_folder
-from finetune.checkpoint import Metadata, load_checkpoint
-from finetune.data.decoding import read_photo
+from finetune.checkpoints import run_dir
+from finetune.checkpoints.checkpoint import Metadata, load_checkpoint
+from finetune.core.errors import ConfigError, DataError, FinetuneError, OutputError
+from finetune.core.files import set_mode
+from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.images import Images
-from finetune.data.sources import find_split
-from finetune.errors import ConfigError, DataError, FinetuneError, OutputError
-from finetune.eval_results import ExportResult
-from finetune.exporting.describe import describe, readme
-from finetune.exporting.formats import check_packages, write
-from finetune.exporting.verify import answers_of, in_words, judge, shapes_of_all_kinds
-from finetune.files import set_mode
-from finetune.opening import load_network, open_network
-from finetune.predictor import Predictor
-from finetune.progress import Progress, Silent
-from finetune.temperature import probabilities
+from finetune.data.loading.decoding import read_photo
+from finetune.data.sources.open import find_split
+from finetune.inference.calibration import probabilities
+from finetune.inference.export.describe import describe, readme
+from finetune.inference.export.formats import check_packages, write
+from finetune.inference.export.verify import answers_of, in_words, judge, shapes_of_all_kinds
+from finetune.inference.load import load_network, open_network
+from finetune.inference.predictor import Predictor
+from finetune.results.evaluation import ExportResult
 
 IMAGES = 256
-"""Photos that an export is compared on, where there are so many."""
+"""Default maximum number of photos that an export is compared on."""
 
 
 def export(
@@ -40,48 +40,50 @@ def export(
     output: Path | None = None,
     data: str | None = None,
     num_images: int = IMAGES,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> ExportResult:
-    """Write a checkpoint in another format, and keep it where it answers as ``eval`` does.
+    """Write a checkpoint in another format, and keep it only if its outputs match ``eval``.
 
     Args:
-        run: A run's folder, or a checkpoint.
-        file_format: onnx, exported-program or safetensors.
-        preprocessing: Resize, crop and normalisation inside; safetensors hold weights alone.
-        output: A folder; by default ``export/FORMAT`` beside the checkpoint.
-        data: Photos to compare on, where the run's own are absent.
+        run: Run directory or checkpoint.
+        file_format: Name of the format: onnx, exported-program or safetensors.
+        preprocessing: Whether the export includes resize, crop and normalization; a safetensors
+            file contains only weights.
+        output: Output folder; by default ``export/FORMAT`` next to the checkpoint.
+        data: Photos to compare on instead of the run's own.
+        num_images: Maximum number of photos to compare on.
 
     Raises:
         CheckpointError, DataError, ModelError, OutputError.
-        ResultError: the export answers otherwise than ``eval``; nothing was kept.
+        ResultError: the outputs of the export differ from those of ``eval``; nothing is kept.
     """
     start = time.perf_counter()
-    progress = progress or Silent()
+    reporter = reporter or SilentReporter()
     _refuse_without_effect(file_format, preprocessing=preprocessing)
     inside = preprocessing and file_format != "safetensors"
     check_packages(file_format)
-    path = run_folder.checkpoint_of(run)
-    folder = path.parent / run_folder.EXPORT / file_format if output is None else output
+    path = run_dir.checkpoint_of(run)
+    folder = path.parent / run_dir.EXPORT / file_format if output is None else output
     _refuse_foreign_files(folder, file_format)
     state, metadata = load_checkpoint(path)
-    photos = _photos(metadata, data, num_images, progress)
-    expected = _expected(path, state, metadata, photos, progress)
+    photos = _photos(metadata, data, num_images, reporter)
+    expected = _expected(path, state, metadata, photos, reporter)
     about = describe(metadata, preprocessing=inside)
     network = load_network(path, state, metadata).eval()
     with _scratch(folder) as scratch:
-        progress.say(f"{metadata.model_name} is written as {file_format}")
+        reporter.say(f"{metadata.model_name} is written as {file_format}")
         answer, runtime, dynamic = write(
             file_format, scratch, network, metadata, about, preprocessing=inside
         )
-        found = answers_of(answer, photos, metadata.preprocessing, inside=inside, progress=progress)
+        found = answers_of(answer, photos, metadata.preprocessing, inside=inside, reporter=reporter)
         agreements = [
             judge(found, expected[precision], photos, runtime=runtime, precision=precision)
             for precision in expected
         ]
-        model_file = run_folder.EXPORTED[file_format]
+        model_file = run_dir.EXPORTED[file_format]
         checked = "; ".join(map(in_words, agreements))
         page = readme(metadata, model_file, preprocessing=inside, agreement=checked)
-        (scratch / run_folder.EXPORT_README).write_text(page, encoding="utf-8")
+        (scratch / run_dir.EXPORT_README).write_text(page, encoding="utf-8")
         files = _move(scratch, folder)
     return ExportResult(
         checkpoint=str(path),
@@ -97,9 +99,11 @@ def export(
     )
 
 
-def _photos(metadata: Metadata, data: str | None, most: int, progress: Progress) -> list[Tensor]:
-    """Decoded photos from all over the validation images, some of every orientation; where none
-    were held out, from all over the training images."""
+def _photos(metadata: Metadata, data: str | None, most: int, reporter: Reporter) -> list[Tensor]:
+    """Return decoded photos, evenly spaced over the validation images, of all orientations.
+
+    If no validation images were held out, the training images are used.
+    """
     config = metadata.config
     nothing_held_out = data is None and not config.data.val_fraction
     try:
@@ -109,7 +113,7 @@ def _photos(metadata: Metadata, data: str | None, most: int, progress: Progress)
             class_names=metadata.class_names,
             seed=config.seed,
             root=data,
-            progress=progress,
+            reporter=reporter,
         )
     except DataError as error:
         raise DataError(
@@ -121,7 +125,7 @@ def _photos(metadata: Metadata, data: str | None, most: int, progress: Progress)
     for at in range(count):
         try:
             photos.append(read_photo(images.paths[at * len(images) // count], levels))
-        except Exception:  # noqa: S112  # a broken file compares nothing; eval names it
+        except Exception:  # noqa: S112  # a broken file is skipped here; eval reports it
             continue
     taken = shapes_of_all_kinds(photos) if photos else []
     if not taken:
@@ -134,10 +138,12 @@ def _expected(
     state: dict[str, Tensor],
     metadata: Metadata,
     photos: Sequence[Tensor],
-    progress: Progress,
+    reporter: Reporter,
 ) -> dict[str, list[Tensor]]:
-    """Probabilities from the network, form and batches of ``eval``, by precision; where that is
-    bfloat16, in float32 as well."""
+    """Return the probabilities that ``eval`` computes, by precision.
+
+    If the run computes in bfloat16, float32 probabilities are returned as well.
+    """
     runtime = metadata.config.runtime
     plain = runtime.model_copy(update={"precision": "float32", "live_precision": "float32"})
     forms = {"bfloat16": runtime, "float32": plain} if plain != runtime else {"float32": runtime}
@@ -146,14 +152,14 @@ def _expected(
     for precision, form in forms.items():
         config = metadata.config.model_copy(update={"runtime": form})
         changed = metadata.model_copy(update={"config": config})
-        opened = open_network(path, state, changed, none, known=False, progress=progress)
+        opened = open_network(path, state, changed, none, known=False, reporter=reporter)
         logits = [logits for _, logits, _ in Predictor(opened).logits(photos)]
         expected[precision] = list(probabilities(torch.cat(logits), metadata.temperature))
     return expected
 
 
 class _scratch:  # noqa: N801
-    """A folder beside the output for what is not checked yet; gone afterwards, come what may."""
+    """Temporary folder in the output folder for an unverified export; always removed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -170,7 +176,7 @@ class _scratch:  # noqa: N801
         shutil.rmtree(self.path, ignore_errors=True)
         if error is not None:
             with contextlib.suppress(OSError):
-                self.folder.rmdir()  # only where it is empty, as it was made here
+                self.folder.rmdir()  # succeeds only if it is empty
         if isinstance(error, OSError) and not isinstance(error, FinetuneError):
             raise OutputError(
                 f"export: {self.folder}: cannot be written: {error.strerror or error}"
@@ -178,9 +184,9 @@ class _scratch:  # noqa: N801
 
 
 def _refuse_foreign_files(folder: Path, file_format: str) -> None:
-    """A README that stands alone in a folder is somebody's own; beside an export it is ours."""
-    page = folder / run_folder.EXPORT_README
-    if page.exists() and not (folder / run_folder.EXPORTED[file_format]).exists():
+    """Raise if the folder has a README but no export: it is a file of the user."""
+    page = folder / run_dir.EXPORT_README
+    if page.exists() and not (folder / run_dir.EXPORTED[file_format]).exists():
         raise OutputError(
             f"export: {page}: exists, and is no export's; give --output another folder"
         )

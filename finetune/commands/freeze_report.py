@@ -1,20 +1,21 @@
-"""``finetune freeze-report``: the plan of ``train``; needs no weights and no data."""
+"""``finetune freeze-report``: what ``train`` would freeze; needs neither weights nor data."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from finetune.commands.settling import freezing_of, make_plans
-from finetune.config import Config
+from finetune.config.schema import Config
+from finetune.config.stages import stage_configs
+from finetune.core.errors import ConfigError, DataError
+from finetune.core.reporter import Reporter
 from finetune.data.images import TrainVal
-from finetune.data.sources import find_train_val
-from finetune.defaults import resolve_defaults
-from finetune.errors import ConfigError, DataError
-from finetune.named_recipes import expand_recipe
-from finetune.planning import Plan, make_freeze_report
-from finetune.progress import Progress
-from finetune.results import FreezeReport, StagedFreezeReport
-from finetune.stages import stage_configs, staged_report
+from finetune.data.sources.open import find_train_val
+from finetune.freezing.freeze_report import make_freeze_report, staged_report
+from finetune.freezing.plan import Plan
+from finetune.recipes.auto import resolve_defaults
+from finetune.recipes.named import expand_recipe
+from finetune.results.freeze import FreezeReport, StagedFreezeReport
+from finetune.training.setup import freezing_differences, make_plans
 
 
 def freeze_report(
@@ -22,20 +23,20 @@ def freeze_report(
     *,
     num_classes: int | None = None,
     stage: int | None = None,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> FreezeReport | StagedFreezeReport:
-    """Report what would be frozen.
+    """Report which parameters `train` would freeze.
 
     Args:
-        num_classes: Instead of counting class folders.
-        stage: Of this one alone, from 1.
+        num_classes: Number of classes; by default the number found in the data.
+        stage: Index of the only stage to report, from 1; by default all stages.
 
     Raises:
-        ConfigError: a pattern matches nothing, the number of classes is unknown, or there is no
-            such stage.
-        ModelError: no such weights, or the network cannot be built.
+        ConfigError: a pattern matches nothing, the number of classes is unknown, or the stage
+            does not exist.
+        ModelError: the weights do not exist, or the network cannot be built.
     """
-    found = _find(config, progress) if num_classes is None else None
+    found = _find(config, reporter) if num_classes is None else None
     names = found.train.class_names if found else ()
     classes = num_classes or len(names)
     number = len(found.train) if found else None
@@ -64,18 +65,18 @@ def freeze_report(
 
 
 def _with_changes(report: FreezeReport, config: Config, plan: Plan) -> FreezeReport:
-    """With what `train` would refuse as a warning."""
+    """Add a warning for freezing differences that `train` would reject."""
     earlier = plan.spec.earlier
-    changes = freezing_of(plan, earlier) if earlier is not None else ""
+    changes = freezing_differences(plan, earlier) if earlier is not None else ""
     if not changes or config.freeze.may_differ:
         return report
     text = f"freeze.patterns: {changes}; `train` asks for freeze.may_differ: true"
     return replace(report, warnings=(*report.warnings, text))
 
 
-def _find(config: Config, progress: Progress | None) -> TrainVal:
+def _find(config: Config, reporter: Reporter | None) -> TrainVal:
     try:
-        return find_train_val(config.data, seed=config.seed, progress=progress)
+        return find_train_val(config.data, seed=config.seed, reporter=reporter)
     except DataError as error:
         raise ConfigError(
             f"the number of classes is unknown, since the data cannot be read ({error}); "

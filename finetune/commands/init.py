@@ -1,4 +1,4 @@
-"""``finetune init``: a first config for some data, with its reasons, that trains as it stands."""
+"""``finetune init``: write a commented starting config for a dataset."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from pathlib import Path
 from torch import nn
 from torchvision import models
 
-from finetune import __version__, recipe, yaml_text
-from finetune.blocks import blocks_of
-from finetune.config import Config, ModelConfig
-from finetune.continuing import earlier_run, freezing_changes
-from finetune.data.glance import Glance
-from finetune.data_results import StartingConfig
-from finetune.errors import ConfigError, ModelError
-from finetune.files import write_text
-from finetune.freeze import plan_freeze
-from finetune.model import (
+from finetune.checkpoints.finetuned_source import find_source_run, freezing_changes
+from finetune.config import yaml_loader
+from finetune.config.schema import Config, ModelConfig
+from finetune.core.device import select_device
+from finetune.core.errors import ConfigError, ModelError
+from finetune.core.files import write_text
+from finetune.core.threads import available_cores
+from finetune.core.version import __version__
+from finetune.data.checks.summary import DatasetSummary
+from finetune.freezing.patterns import plan_freeze
+from finetune.freezing.plan import make_plan
+from finetune.models.blocks import blocks_of
+from finetune.models.build import (
     ModelSpec,
     build_skeleton,
     build_untrained,
@@ -24,44 +27,49 @@ from finetune.model import (
     is_path,
     resolve_model,
 )
-from finetune.named_recipes import Anatomy, patterns_for
-from finetune.planning import make_plan
+from finetune.models.pretrained import load_pretrained
+from finetune.recipes import heuristics
+from finetune.recipes.named import Anatomy, patterns_for
 from finetune.report.starting_config import Start, starting_config
-from finetune.runtime import available_cores, select_device
-from finetune.weights import load_pretrained
+from finetune.results.data import StartingConfig
 
-_WORDS = {recipe.HEAD: "linear_probe", recipe.BLOCK: "last_block", recipe.EVERYTHING: "full"}
+_WORDS = {
+    heuristics.HEAD: "linear_probe",
+    heuristics.BLOCK: "last_block",
+    heuristics.EVERYTHING: "full",
+}
 
 
 def init(
-    glance: Glance, *, model: str | None, weights: str, output: Path | None = None
+    glance: DatasetSummary, *, model: str | None, weights: str, output: Path | None = None
 ) -> StartingConfig:
-    """Write a config for data that was glanced at.
+    """Write a starting config for a summarized dataset.
 
     Args:
-        model: As ``model.name``; by default one that the machine and the weights suggest.
-        weights: As ``model.weights``; read and compared with the network, unless torchvision would
-            have to download them.
-        output: Where to, already found to be free; None leaves that to the caller.
+        glance: Summary of the dataset.
+        model: Value of ``model.name``; by default chosen from the device and the weights.
+        weights: Value of ``model.weights``. The weights are read and checked against the network,
+            unless torchvision would have to download them.
+        output: Output file, already known not to exist; if None, no file is written.
 
     Raises:
-        ModelError: the weights are absent or do not fit.
+        ModelError: the weights are missing or do not fit the network.
     """
     device = select_device("auto").type
-    earlier = earlier_run(weights) if is_path(weights) else None
+    earlier = find_source_run(weights) if is_path(weights) else None
     if earlier is None:
-        suggested, why = recipe.backbone_for(weights, device)
+        suggested, why = heuristics.backbone_for(weights, device)
     else:
         suggested, why = earlier.metadata.model_name, "the network that the weights are of"
     name = model or suggested
-    trains, why_trains = recipe.what_trains(glance.num_train, device)
+    trains, why_trains = heuristics.what_trains(glance.num_train, device)
     spec = resolve_model(ModelConfig(name=name, weights=weights))
     skeleton = build_skeleton(spec, len(glance.class_names))
     _check_weights(spec, len(glance.class_names))
     anatomy = Anatomy.of(skeleton, spec)
     patterns = patterns_for(_WORDS[trains], anatomy)
     given = spec.preprocessing.given()
-    policy, why_policy = recipe.policy_for(glance.class_names, trains)
+    policy, why_policy = heuristics.policy_for(glance.class_names, trains)
     start = Start(
         glance=glance,
         device=device if device != "cpu" else f"cpu with {available_cores()} cores",
@@ -72,20 +80,20 @@ def init(
         weights=weights,
         about_weights=_about(spec, weights),
         preprocessing=given,
-        other_preprocessing=recipe.preprocessing_for(given, glance, name, weights),
+        other_preprocessing=heuristics.preprocessing_for(given, glance, name, weights),
         blocks=tuple(blocks_of(anatomy.parameters)),
         head=spec.family.head,
         trains=trains,
         why_trains=why_trains,
         patterns=patterns,
         may_differ=_freezes_otherwise(skeleton, spec, patterns),
-        fit=recipe.fit_for(glance),
-        balance=recipe.balance_for(glance.counts),
+        fit=heuristics.fit_for(glance),
+        balance=heuristics.balance_for(glance.counts),
         policy=policy,
         why_policy=why_policy,
-        mixup=recipe.mixup_for(glance.num_train, trains),
-        epochs=recipe.epochs_for(glance.num_train),
-        optimizer=recipe.optimizer_for(name, weights, trains),
+        mixup=heuristics.mixup_for(glance.num_train, trains),
+        epochs=heuristics.epochs_for(glance.num_train),
+        optimizer=heuristics.optimizer_for(name, weights, trains),
     )
     text = starting_config(start)
     _check_that_it_trains(text, len(glance.class_names))
@@ -104,7 +112,7 @@ def init(
 
 
 def _freezes_otherwise(skeleton: nn.Module, spec: ModelSpec, patterns: tuple[str, ...]) -> bool:
-    """Whether the weights are of a run that froze something else."""
+    """Whether the weights come from a run that froze other parameters."""
     if spec.earlier is None:
         return False
     names = [name for name, _ in skeleton.named_parameters()]
@@ -113,7 +121,7 @@ def _freezes_otherwise(skeleton: nn.Module, spec: ModelSpec, patterns: tuple[str
 
 
 def _about(spec: ModelSpec, weights: str) -> str:
-    """Where the weights come from, and what they weigh where they must be downloaded."""
+    """Describe the source of the weights, with the size of a download."""
     if not is_entry(spec.weights):
         return "nothing pretrained: a backbone of random numbers" if weights == "none" else ""
     entry = models.get_model_weights(spec.name)[spec.weights]
@@ -132,8 +140,8 @@ def _check_weights(spec: ModelSpec, num_classes: int) -> None:
 
 
 def _check_that_it_trains(text: str, num_classes: int) -> None:
-    """What was written is read back, and planned as `train` would; a failure is ours."""
-    document = yaml_text.parse(text)
+    """Parse and plan the written config as `train` would; a failure is a bug in finetune."""
+    document = yaml_loader.parse(text)
     assert not document.problems, document.problems
     try:
         config = Config.model_validate({**document.value, "output_dir": "runs/init"})

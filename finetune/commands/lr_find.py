@@ -1,4 +1,4 @@
-"""``finetune lr-find``: one short run at ever higher learning rates, and what it suggests."""
+"""``finetune lr-find``: learning-rate range test."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from finetune.commands.preparation import prepare_alone, source_of
-from finetune.config import Config
-from finetune.data.balance import class_weights
-from finetune.data.quick_check import dropping_unreadable
-from finetune.errors import ConfigError, ResultError
-from finetune.lr_curve import RULE, exponential_rates, lr_curve
-from finetune.progress import Progress, Silent
-from finetune.range_test import range_test
-from finetune.report.search_plots import check_picture, draw_lr_range
-from finetune.runtime import steps_of
-from finetune.tune_results import LrRange, RangePoint
+from finetune.config.schema import Config
+from finetune.core.errors import ConfigError, ResultError
+from finetune.core.memory import steps_of
+from finetune.core.reporter import Reporter, SilentReporter
+from finetune.data.checks.preflight import dropping_unreadable
+from finetune.data.loading.class_weights import class_weights
+from finetune.report.tuning_plots import check_picture, draw_lr_range
+from finetune.results.tuning import LrRange, RangePoint
+from finetune.training.prepare_stage import feature_batches_of, prepare_single_stage
+from finetune.tuning.lr_range_test import RULE, exponential_rates, lr_curve, range_test
 
 _FEWEST = 5
 
@@ -28,30 +27,31 @@ def lr_find(
     lowest: float = 1e-6,
     highest: float = 10.0,
     steps: int = 100,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> LrRange:
-    """Test learning rates on what the config trains; nothing of it is kept.
+    """Run a learning-rate range test of the config; no weights are saved.
 
     Args:
-        plot: A PNG of the curve.
-        lowest, highest: The range.
-        steps: Of the optimizer; the rate grows by the same factor after each.
+        plot: Output PNG file of the curve.
+        lowest: Learning rate of the first step.
+        highest: Learning rate of the last step.
+        steps: Number of optimizer steps; the learning rate grows by a constant factor per step.
 
     Raises:
-        ConfigError: the range is empty, or the picture's name is no PNG's.
-        ResultError: the loss was no finite number from the start.
+        ConfigError: the range is empty, or ``plot`` is not a PNG file name.
+        ResultError: the loss was not finite from the start.
     """
     start = time.perf_counter()
-    progress = progress or Silent()
+    reporter = reporter or SilentReporter()
     if lowest >= highest:
         raise ConfigError(f"--min-lr: {lowest:g} is not below --max-lr, {highest:g}")
     if plot is not None:
         check_picture(plot)
     rates = exponential_rates(lowest, highest, steps)
     found = dropping_unreadable(
-        lambda: _test(config, rates, progress),
+        lambda: _test(config, rates, reporter),
         on_unreadable=config.data.on_unreadable,
-        progress=progress,
+        reporter=reporter,
     )
     if plot is not None:
         found = replace(found, plot=str(plot))
@@ -59,25 +59,25 @@ def lr_find(
     return replace(found, elapsed_s=time.perf_counter() - start)
 
 
-def _test(config: Config, rates: list[float], progress: Progress) -> LrRange:
-    prepared = prepare_alone(config, progress, what="lr-find")
-    config, train = prepared.config, prepared.data.train
-    source = source_of(prepared, progress, training=True)
-    live = prepared.engine.live
-    with steps_of(prepared.plan.cost.forward_live * config.data.batch_size):
+def _test(config: Config, rates: list[float], reporter: Reporter) -> LrRange:
+    stage_setup = prepare_single_stage(config, reporter, what="lr-find")
+    config, train = stage_setup.config, stage_setup.data.train
+    source = feature_batches_of(stage_setup, reporter, training=True)
+    trainable_part = stage_setup.engine.trainable_part
+    with steps_of(stage_setup.plan.cost.forward_trainable * config.data.batch_size):
         tested = range_test(
-            live,
+            trainable_part,
             source,
             rates,
             config=config,
-            optimizer=prepared.optimizer_of(config.optimizer),
-            set_mode=prepared.set_mode,
-            num_classes=prepared.plan.num_classes,
+            optimizer=stage_setup.optimizer_of(config.optimizer),
+            set_mode=stage_setup.set_mode,
+            num_classes=stage_setup.plan.num_classes,
             class_weights=class_weights(train.counts())
             if config.data.balance == "weights"
             else None,
-            aux_weight=prepared.plan.spec.family.aux_weight,
-            progress=progress,
+            aux_weight=stage_setup.plan.spec.family.aux_weight,
+            reporter=reporter,
         )
     losses = tested.losses
     if len(losses) < _FEWEST:
@@ -86,9 +86,9 @@ def _test(config: Config, rates: list[float], progress: Progress) -> LrRange:
             f"{tested.ended_at:.2g}; begin lower with --min-lr"
         )
     curve = lr_curve(rates[: len(losses)], losses)
-    trainable = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
+    trainable = sum(p.numel() for p in stage_setup.model.parameters() if p.requires_grad)
     return LrRange(
-        model=prepared.plan.spec.name,
+        model=stage_setup.plan.spec.name,
         optimizer=config.optimizer.name,
         batch_size=config.data.batch_size,
         num_train=len(train),

@@ -1,4 +1,4 @@
-"""``finetune models``: every builder that a config may name; downloads nothing."""
+"""``finetune models``: list the supported torchvision builders, without downloading anything."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Any
 
 from torchvision import models as torchvision_models
 
-from finetune.backbones import BUILDERS, BUNDLED_MODEL, family_of
-from finetune.config import ModelConfig
-from finetune.errors import ConfigError, did_you_mean
-from finetune.known_weights import preprocessing_of
-from finetune.model import resolve_model
-from finetune.results import ModelList, ModelRow, WeightsRow
+from finetune.config.model_registry import BUILDERS, BUNDLED_MODEL, family_of
+from finetune.config.schema import ModelConfig
+from finetune.core.errors import ConfigError
+from finetune.core.text import did_you_mean
+from finetune.models.build import resolve_model
+from finetune.models.known_weights import preprocessing_of
+from finetune.results.catalog import ModelList, ModelRow, WeightsRow
 
 
 def list_models(word: str | None = None) -> ModelList:
-    """The builders whose name or family holds ``word``.
+    """List the builders whose name or family contains ``word``.
 
     Raises:
-        ConfigError: none does.
+        ConfigError: no builder matches.
     """
     names = [n for n in BUILDERS if not word or word in n or word in family_of(n).name]
     if not names:
@@ -48,5 +49,5 @@ def _row(name: str) -> ModelRow:
 
 def _weights_row(entry: Any) -> WeightsRow:
     top1 = entry.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-    known = top1 is not None and not math.isnan(top1)  # weights of features only publish none
+    known = top1 is not None and not math.isnan(top1)  # feature-only weights publish no accuracy
     return WeightsRow(entry.name, top1 / 100 if known else None, preprocessing_of(entry).crop)

@@ -1,4 +1,4 @@
-"""``finetune predict``: labels for files, folders and lists of them."""
+"""``finetune predict``: label image files, folders and lists of paths."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from finetune.data.folders import files_of_class
+from finetune.core.errors import DataError
+from finetune.core.files import expand_user, is_folder
+from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.images import passed_over, shown
 from finetune.data.levels import warn_of_levels
-from finetune.errors import DataError
-from finetune.eval_results import Prediction, PredictSummary, Unreadable
-from finetune.files import expand_user, is_folder
-from finetune.predictor import Predictor, open_predictor
-from finetune.progress import Progress, Silent
+from finetune.data.sources.folders import files_of_class
+from finetune.data.sources.layout_checks import system_note
+from finetune.inference.predictor import Predictor, open_predictor
+from finetune.results.evaluation import Prediction, PredictSummary, Unreadable
 
 _MOST_NAMED = 10
+_LISTS = frozenset({".txt", ".lst", ".list"})
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # begins as that of UTF-16 does
+    (codecs.BOM_UTF32_LE, "utf-32"),  # must precede UTF-16, whose mark is a prefix of it
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-"""Byte-order marks: editors and PowerShell put them in front of a list."""
+"""Byte-order marks, which editors and PowerShell write at the start of a text file."""
 
 
 def predict(
@@ -36,71 +38,78 @@ def predict(
     top: int | None = 5,
     threshold: float = 0.0,
     batch_size: int | None = None,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> PredictSummary:
-    """Label images; each answer goes to ``show`` as soon as its batch is computed.
+    """Label images; each prediction is passed to ``show`` as soon as its batch is computed.
 
     Args:
-        run: A run's folder, or a checkpoint.
-        paths: Files, and folders with all images below them.
-        show: Is given the class names and an answer, in the order of the paths.
-        top: So many classes are given for each image; None for all.
-        threshold: Below this probability an answer is unsure.
+        run: Run directory or checkpoint.
+        paths: Image files, and folders that are searched recursively.
+        show: Callback that receives the class names and one prediction, in the order of the paths.
+        top: Number of classes reported per image; None for all.
+        threshold: Probability below which a prediction counts as unsure.
+        batch_size: Number of images per batch; by default that of the run.
 
     Raises:
         CheckpointError.
-        DataError: there is no image, or none can be read.
+        DataError: there are no images, or none can be read.
     """
-    progress = progress or Silent()
-    files = list(image_files(paths, progress))
+    reporter = reporter or SilentReporter()
+    files = list(image_files(paths, reporter))
     if not files:
         raise DataError("predict: there is no image to label; give files, or folders of images")
-    predictor = open_predictor(run, batch_size=batch_size, progress=progress)
-    warn_of_levels(predictor.levels, files, progress)
+    predictor = open_predictor(run, batch_size=batch_size, reporter=reporter)
+    warn_of_levels(predictor.levels, files, reporter)
     names = predictor.class_names
     start = time.perf_counter()
     answers = predictor.stream(files, top=len(names) if top is None else top, threshold=threshold)
     unsure = 0
     unreadable = []
-    for answer in progress.track(answers, "predict", total=len(files)):
+    for answer in reporter.track(answers, "predict", total=len(files)):
         show(names, answer)
         if isinstance(answer, Unreadable):
             unreadable.append((answer.path, answer.reason))
         else:
             unsure += answer.unsure
     elapsed_s = time.perf_counter() - start
-    _report(unreadable, len(files), progress)
+    _report(run, unreadable, len(files), reporter)
     return _summary(run, predictor, len(files), unsure, unreadable, elapsed_s)
 
 
-def image_files(paths: Iterable[str], progress: Progress) -> Iterator[str]:
-    """Every file as it is, every folder as the images below it, in order of their names."""
+def image_files(paths: Iterable[str], reporter: Reporter) -> Iterator[str]:
+    """Yield each file unchanged, and for each folder the images below it in name order."""
     for path in map(_meant, paths):
         if not is_folder(Path(path)):
             yield path
             continue
         files = files_of_class(Path(path))
         if not files.images:
-            progress.warn(f"{shown(path)}: holds no images")
+            reporter.warn(f"{shown(path)}: holds no images")
         for said in passed_over(files.links, files.misnamed):
-            progress.warn(f"{shown(path)}: {said}")
+            reporter.warn(f"{shown(path)}: {said}")
+        for note in system_note(shown(path), files.system, Path(path)):
+            reporter.warn(note)
         yield from files.images
 
 
 def paths_of_list(content: bytes) -> list[str]:
-    """The paths in a list, one a line.
+    """Return the paths in a list with one path per line.
 
-    The list is in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark. Bytes that are not UTF-8
-    are kept, since a file may be named by them.
+    The list is encoded in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark. Bytes that are not
+    valid UTF-8 are kept, since file names may contain them. Paths that end with NUL bytes are also
+    read if all of them exist.
 
     Raises:
-        DataError: it is no such list.
+        DataError: the list contains NUL bytes that do not end paths, or cannot be decoded.
     """
     for mark, encoding in _MARKS:
         if content.startswith(mark):
             content = _as_utf8(content, mark, encoding)
             break
     if b"\0" in content:
+        paths = [os.fsdecode(path) for path in content.split(b"\0") if path]
+        if all(map(os.path.lexists, paths)):  # as written by find -print0
+            return paths
         raise DataError(
             "predict: -: the list holds NUL bytes; save it as UTF-8, with one path a line"
         )
@@ -122,8 +131,10 @@ def _as_utf8(content: bytes, mark: bytes, encoding: str) -> bytes:
 
 
 def _meant(path: str) -> str:
-    """The path of something that is there: as given; else as lists of other programs may give it,
-    between blanks or quotes, with ``~`` or with backslashes."""
+    """Return the first variant of a path that exists, or the path as given.
+
+    Lists written by other programs may contain spaces, quotes, ``~`` or backslashes.
+    """
     bare = path.replace("\ufeff", "").strip()
     if len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'":
         bare = bare[1:-1]
@@ -131,17 +142,26 @@ def _meant(path: str) -> str:
     return next(filter(os.path.lexists, possible), path)
 
 
-def _report(unreadable: Sequence[tuple[str, str]], total: int, progress: Progress) -> None:
+def _report(
+    run: str, unreadable: Sequence[tuple[str, str]], total: int, reporter: Reporter
+) -> None:
     if not unreadable:
         return
     if len(unreadable) == total:
         path, reason = unreadable[0]
         more = f", and so on: none of {total:,} files can be read" if total > 1 else ""
-        raise DataError(f"{shown(path)}: cannot be read: {reason}{more}")
+        raise DataError(f"{shown(path)}: cannot be read: {reason}{more}{_list_hint(run, path)}")
     for path, reason in unreadable[:_MOST_NAMED]:
-        progress.warn(f"{shown(path)}: cannot be read: {reason}")
+        reporter.warn(f"{shown(path)}: cannot be read: {reason}{_list_hint(run, path)}")
     if len(unreadable) > _MOST_NAMED:
-        progress.warn(f"… and {len(unreadable) - _MOST_NAMED:,} more cannot be read")
+        reporter.warn(f"… and {len(unreadable) - _MOST_NAMED:,} more cannot be read")
+
+
+def _list_hint(run: str, path: str) -> str:
+    """Return how to label the images that a text file lists, or "" if it is another file."""
+    if Path(path).suffix.lower() not in _LISTS or not os.path.isfile(path):  # noqa: PTH113
+        return ""
+    return f"; to label the images that it lists: finetune predict {run} - < {shown(path)}"
 
 
 def _summary(

@@ -1,4 +1,4 @@
-"""``finetune report``: one page of a run, to look at, to print and to send."""
+"""``finetune report``: write a self-contained HTML page, or PNG plots, of a run."""
 
 from __future__ import annotations
 
@@ -10,32 +10,29 @@ from pathlib import Path
 
 from torch import Tensor
 
-from finetune import run_folder
+from finetune.checkpoints import run_dir
 from finetune.commands.evaluate import Evaluated, compute, write_files
-from finetune.config_file import to_yaml
-from finetune.data.decoding import read_photo
+from finetune.config.load import to_yaml
+from finetune.core.device import versions
+from finetune.core.errors import FinetuneError
+from finetune.core.files import exists, is_folder, write_text
+from finetune.core.reporter import Reporter, SilentReporter
+from finetune.data.checks.preflight import preflight_check
 from finetune.data.images import below
-from finetune.data.loading import Unreadable, unreadable
-from finetune.data.quick_check import quick_check
-from finetune.data.sources import find_train_val
-from finetune.errors import FinetuneError
-from finetune.eval_results import EvalResult, PageResult
-from finetune.files import exists, is_folder, write_text
-from finetune.model import ModelSpec
-from finetune.pictures import data_url, looked_at
-from finetune.planning import make_freeze_report, make_plan
-from finetune.progress import Progress, Silent
+from finetune.data.loading.dataloader import Unreadable, unreadable
+from finetune.data.loading.decoding import read_photo
+from finetune.data.sources.open import find_train_val
+from finetune.freezing.freeze_report import make_freeze_report
+from finetune.freezing.plan import make_plan
+from finetune.inference.thumbnails import data_url, looked_at
+from finetune.models.build import ModelSpec
 from finetune.report.page import Facts, Picture, render_page
-from finetune.report.plots import (
-    Curve,
-    draw_confusion,
-    draw_curves,
-    load_matplotlib,
-)
-from finetune.runtime import versions
+from finetune.report.plots import Curve, draw_confusion, draw_curves, load_matplotlib
+from finetune.results.evaluation import EvalResult, PageResult
 
 MISTAKES, WITH_HEAT, UNCERTAIN = 96, 16, 24
-"""Pictures on a page: some five to ten kilobytes each, two where heat stands beside."""
+"""Maximum numbers of pictures on a page: misclassified images, those of them with a Grad-CAM
+overlay, and uncertain images. Each picture is five to ten kilobytes."""
 _IF_UNKNOWN = "`finetune eval --report --ignore-unknown` writes the page without their images."
 _SLASHES = tuple(filter(None, (os.sep, os.altsep)))
 
@@ -47,34 +44,35 @@ def report(
     split: str = "val",
     output: Path | str | None = None,
     as_pictures: bool = False,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> PageResult:
-    """Score a run and write its page.
+    """Score a run and write its HTML page.
 
     Args:
-        run: A run's folder, or a checkpoint.
-        data: Other data than the run's own.
-        output: The page's file, or a folder for it: one that exists, or a name that ends in a
-            slash. By default ``report.html`` beside the checkpoint. With ``as_pictures`` a folder.
-        as_pictures: Learning curves and confusion matrix as PNG instead of a page.
+        run: Run directory or checkpoint.
+        data: Data to score on instead of the run's own.
+        output: Output file, or a folder: one that exists, or a name that ends in a slash. By
+            default ``report.html`` next to the checkpoint. With ``as_pictures`` always a folder.
+        as_pictures: Whether to write learning curves and confusion matrix as PNG files instead of
+            a page.
 
     Raises:
         CheckpointError, DataError, OutputError.
-        ConfigError: matplotlib is absent.
+        ConfigError: matplotlib is missing.
     """
     start = time.perf_counter()
-    progress = progress or Silent()
+    reporter = reporter or SilentReporter()
     if as_pictures:
-        load_matplotlib(Path(run_folder.CURVES))
-    path = run_folder.checkpoint_of(run)
-    target = path.parent if as_pictures else path.parent / run_folder.REPORT
+        load_matplotlib(Path(run_dir.CURVES))
+    path = run_dir.checkpoint_of(run)
+    target = path.parent if as_pictures else path.parent / run_dir.REPORT
     if output is not None:
         target = Path(output) if as_pictures else _page_file(str(output))
-    evaluated = compute(path, data=data, split=split, if_unknown=_IF_UNKNOWN, progress=progress)
+    evaluated = compute(path, data=data, split=split, if_unknown=_IF_UNKNOWN, reporter=reporter)
     if as_pictures:
-        files = _pictures(evaluated, run, path, target, progress)
+        files = _pictures(evaluated, run, path, target, reporter)
     else:
-        files = [_page(evaluated, run, path, target, progress)]
+        files = [_page(evaluated, run, path, target, reporter)]
     return PageResult(
         run=run,
         files=tuple(map(str, files)),
@@ -91,48 +89,48 @@ def evaluate_and_report(
     output: Path | None = None,
     calibrate: bool = False,
     ignore_unknown: bool = False,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> EvalResult:
-    """``eval --report``: as `evaluate_checkpoint`, and the page of the same evaluation."""
-    progress = progress or Silent()
+    """Run ``eval --report``: `evaluate_checkpoint`, and the HTML page of the same evaluation."""
+    reporter = reporter or SilentReporter()
     evaluated = compute(
         path,
         data=data,
         split=split,
         calibrate=calibrate,
         ignore_unknown=ignore_unknown,
-        progress=progress,
+        reporter=reporter,
     )
-    result = write_files(evaluated, output, path.parent, progress)
-    target = (output or path.parent) / run_folder.REPORT
-    page = _page(evaluated, run_folder.run_of(path), path, target, progress)
+    result = write_files(evaluated, output, path.parent, reporter)
+    target = (output or path.parent) / run_dir.REPORT
+    page = _page(evaluated, run_dir.run_of(path), path, target, reporter)
     return replace(result, files=(*result.files, str(page)))
 
 
 def _page_file(output: str) -> Path:
-    """The file that ``--output`` names, by itself or by its folder, which is made."""
+    """Return the page's path for ``--output``, which may be a folder; the folder is created."""
     folder = Path(output)
     if not output.endswith(_SLASHES) and not is_folder(folder):
         return folder
-    run_folder.make_output(folder)
-    return folder / run_folder.REPORT
+    run_dir.make_output(folder)
+    return folder / run_dir.REPORT
 
 
 def _pictures(
-    evaluated: Evaluated, run: str, path: Path, folder: Path, progress: Progress
+    evaluated: Evaluated, run: str, path: Path, folder: Path, reporter: Reporter
 ) -> list[Path]:
-    run_folder.make_output(folder)
+    run_dir.make_output(folder)
     files = []
-    records = run_folder.records_of(path)
+    records = run_dir.records_of(path)
     if records:
-        draw_curves([Curve.of(run, records)], folder / run_folder.CURVES, progress=progress)
-        files.append(folder / run_folder.CURVES)
-    result, confusion = evaluated.result, folder / run_folder.CONFUSION
-    draw_confusion(result.per_class, result.confused, confusion, progress=progress)
+        draw_curves([Curve.of(run, records)], folder / run_dir.CURVES, reporter=reporter)
+        files.append(folder / run_dir.CURVES)
+    result, confusion = evaluated.result, folder / run_dir.CONFUSION
+    draw_confusion(result.per_class, result.confused, confusion, reporter=reporter)
     return [*files, confusion]
 
 
-def _page(evaluated: Evaluated, run: str, path: Path, target: Path, progress: Progress) -> Path:
+def _page(evaluated: Evaluated, run: str, path: Path, target: Path, reporter: Reporter) -> Path:
     result, metadata = evaluated.result, evaluated.opened.metadata
     config = metadata.config
     spec = ModelSpec(
@@ -141,21 +139,21 @@ def _page(evaluated: Evaluated, run: str, path: Path, target: Path, progress: Pr
     plan = make_plan(config, len(metadata.class_names), spec=spec)
     freeze = make_freeze_report(plan, config, split=evaluated.opened.engine.split)
     wrong = _mistakes(evaluated)
-    verdict, notes = _verdict(evaluated, progress)
+    verdict, notes = _verdict(evaluated, reporter)
     facts = Facts(
         run=run,
         result=replace(result, checkpoint=path.name),
         freeze=freeze,
         epoch=metadata.epoch,
         monitor=config.train.monitor,
-        records=run_folder.records_of(path),
-        mistakes=_drawn(evaluated, wrong, progress, heat=WITH_HEAT),
-        uncertain=_drawn(evaluated, _least_certain(evaluated), progress, heat=0),
+        records=run_dir.records_of(path),
+        mistakes=_drawn(evaluated, wrong, reporter, heat=WITH_HEAT),
+        uncertain=_drawn(evaluated, _least_certain(evaluated), reporter, heat=0),
         num_mistakes=sum(pair.count for pair in result.confused),
         verdict=verdict,
         notes=notes,
         config=to_yaml(config),
-        rerun=_rerun(path.parent / run_folder.CONFIG, config.output_dir),
+        rerun=_rerun(path.parent / run_dir.CONFIG, config.output_dir),
         chosen_on_these=result.split == "val" and result.data == config.data.root,
         versions=metadata.versions | {"page": versions()["finetune"]},
         stages=config.stages,
@@ -165,16 +163,22 @@ def _page(evaluated: Evaluated, run: str, path: Path, target: Path, progress: Pr
 
 
 def _rerun(config: Path, output_dir: str) -> str:
-    """The command that trains the same again; of a checkpoint that stands alone, from the config
-    that the page shows."""
+    """Return the command that repeats the run.
+
+    If the checkpoint has no config file next to it, the command uses the config on the page.
+    """
     if exists(config):
-        return run_folder.rerun_command(config, output_dir)
-    command = run_folder.rerun_command(Path(run_folder.CONFIG), output_dir)
-    return f"# with the config below saved as {run_folder.CONFIG}\n{command}"
+        return run_dir.rerun_command(config, output_dir)
+    command = run_dir.rerun_command(Path(run_dir.CONFIG), output_dir)
+    return f"# with the config below saved as {run_dir.CONFIG}\n{command}"
 
 
 def _mistakes(evaluated: Evaluated) -> list[int]:
-    """Positions: the highest loss first, then one of each confused pair in turn."""
+    """Return indices of misclassified images to show.
+
+    The `WITH_HEAT` images with the highest loss come first; the others are taken from the confused
+    class pairs in turn, and sorted by loss.
+    """
     labels, predicted = evaluated.labels, evaluated.predicted
     losses = evaluated.scored.losses
     wrong = (predicted != labels).nonzero()[:, 0]
@@ -201,11 +205,11 @@ def _least_certain(evaluated: Evaluated) -> list[int]:
 
 
 def _drawn(
-    evaluated: Evaluated, positions: Sequence[int], progress: Progress, *, heat: int
+    evaluated: Evaluated, positions: Sequence[int], reporter: Reporter, *, heat: int
 ) -> list[Picture]:
-    """Photos as small pictures; with the first of them, where the network looks."""
+    """Build thumbnails of the photos, with Grad-CAM overlays for the first ``heat`` of them."""
     images = evaluated.images
-    photos = list(_photos(evaluated, positions, progress))
+    photos = list(_photos(evaluated, positions, reporter))
     predicted = evaluated.predicted[list(positions)].tolist()
     heats: list[str | None] = [None] * len(photos)
     if heat and photos:
@@ -226,27 +230,27 @@ def _drawn(
     ]
 
 
-def _photos(evaluated: Evaluated, positions: Sequence[int], progress: Progress) -> Iterator[Tensor]:
-    for at in progress.track(positions, "pictures", total=len(positions)):
+def _photos(evaluated: Evaluated, positions: Sequence[int], reporter: Reporter) -> Iterator[Tensor]:
+    for at in reporter.track(positions, "pictures", total=len(positions)):
         path = evaluated.images.paths[at]
         try:
             yield read_photo(path, evaluated.opened.metadata.preprocessing.levels)
-        except Exception as error:  # it was there when it was scored, or its features were kept
+        except Exception as error:  # it was readable when scored, or its features were cached
             raise unreadable([Unreadable.because(path, error)]) from error
 
 
 def _shown(path: str) -> str:
-    """A path as text: bytes that are not UTF-8 cannot stand in a page."""
+    """Return a path as valid UTF-8, with other bytes escaped."""
     return path.encode("utf-8", "backslashreplace").decode()
 
 
-def _verdict(evaluated: Evaluated, progress: Progress) -> tuple[str, list[str]]:
-    """What a quick look at training and validation images says."""
+def _verdict(evaluated: Evaluated, reporter: Reporter) -> tuple[str, list[str]]:
+    """Verdict and notes of a preflight check of the training and validation images."""
     config = evaluated.opened.metadata.config
     try:
-        found = find_train_val(config.data, seed=config.seed, progress=progress)
-        checked = quick_check(
-            found.train, found.val, on_unreadable="skip", base=found.base, progress=progress
+        found = find_train_val(config.data, seed=config.seed, reporter=reporter)
+        checked = preflight_check(
+            found.train, found.val, on_unreadable="skip", base=found.base, reporter=reporter
         )
     except FinetuneError as error:
         return f"The run's own data could not be looked at: {_shown(str(error))}", []

@@ -1,4 +1,4 @@
-"""``finetune show-batch``: what the network really sees, as one picture."""
+"""``finetune show-batch``: draw the network's input images as a contact sheet."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from finetune.commands.settling import find_data, levels_of, make_plans
-from finetune.config import AugmentConfig, Config, PreprocessingConfig
-from finetune.config_section import AUTO
+from finetune.config.base import AUTO
+from finetune.config.schema import AugmentConfig, Config, PreprocessingConfig
+from finetune.config.stages import epochs_of, stage_at, stage_configs
+from finetune.core.errors import ConfigError
+from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.images import Images, TrainVal
-from finetune.data.loading import Batches
-from finetune.data.mixing import Mixing
-from finetune.data.views import Views
-from finetune.data_results import ShownBatch, ShownImage
-from finetune.defaults import resolve_defaults
-from finetune.errors import ConfigError
-from finetune.named_recipes import expand_recipe
-from finetune.planning import Plan, resolve_policy
-from finetune.progress import Progress, Silent
+from finetune.data.loading.dataloader import Batches
+from finetune.data.loading.mixup_cutmix import Mixing
+from finetune.data.loading.views import Views
+from finetune.freezing.plan import Plan, resolve_policy
+from finetune.recipes.auto import resolve_defaults
+from finetune.recipes.named import expand_recipe
 from finetune.report.contact_sheet import (
     Cell,
     Section,
@@ -31,10 +30,11 @@ from finetune.report.contact_sheet import (
     scale_of,
     stand_ins,
 )
-from finetune.stages import epochs_of, stage_at, stage_configs
+from finetune.results.data import ShownBatch, ShownImage
+from finetune.training.setup import find_data, levels_of, make_plans
 
 Shown = tuple[Tensor, ShownImage]
-"""Pixels as the network's normalisation takes them, and what they are."""
+"""Pixels before normalization, and the description of the image."""
 
 
 def show_batch(
@@ -43,27 +43,27 @@ def show_batch(
     *,
     epoch: int = 1,
     count: int = 12,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> ShownBatch:
     """Write a contact sheet of the first training images of an epoch, and of validation images.
 
     Args:
-        epoch: Which one, from 1: order, views and mixtures are those that training draws for it.
-        count: Images of each split.
+        epoch: Index of the epoch, from 1; its order, views and mixing are those of training.
+        count: Number of images per split.
 
     Raises:
-        FinetuneError: the data, the config or the file is not in order.
+        FinetuneError: the data, the config or the output file is invalid.
     """
-    progress = progress or Silent()
+    reporter = reporter or SilentReporter()
     _refuse_untrained(epoch, stage_configs(config))
     check_output(output)
-    data, checked = find_data(config, progress)
+    data, checked = find_data(config, reporter)
     if checked.worrying:
-        progress.warn(checked.verdict)
+        reporter.warn(checked.verdict)
     names = data.train.class_names
     config, plan = _stage_of(epoch, config, data)
     augment = config.augment.model_copy(update={"policy": resolve_policy(config, plan)})
-    levels = levels_of(data, config.data, progress)
+    levels = levels_of(data, config.data, reporter)
     preprocessing = plan.spec.with_levels(levels).preprocessing
     training = list(_training(data.train, preprocessing, augment, config, epoch, count))
     validation = list(_validation(data.val, preprocessing, count))
@@ -104,7 +104,7 @@ def show_batch(
 
 
 def _stage_of(epoch: int, config: Config, data: TrainVal) -> tuple[Config, Plan]:
-    """The stage that an epoch lies in, with its plan; of a run without stages the whole."""
+    """Return the config and plan of the stage that contains an epoch."""
     number, names = len(data.train), data.train.class_names
     stages = stage_configs(expand_recipe(config, num_train=number))
     plans = make_plans(stages, len(names))
@@ -127,7 +127,7 @@ def _refuse_untrained(epoch: int, stages: Sequence[Config]) -> None:
 
 
 def augmentation_in_words(augment: AugmentConfig) -> str:
-    """Every random step by name, in its order."""
+    """Describe the random augmentation steps, in the order in which they are applied."""
     steps: list[str] = [augment.policy if augment.policy != "none" else ""]
     for key in ("color_jitter", "erasing", "mixup", "cutmix"):
         if value := getattr(augment, key):
@@ -145,7 +145,7 @@ def _training(
     epoch: int,
     count: int,
 ) -> Iterator[Shown]:
-    """The first images of an epoch, batch by batch: mixing needs the whole of each."""
+    """Yield the first images of an epoch; whole batches are loaded because mixing needs them."""
     batches = Batches(
         images,
         preprocessing,
@@ -168,7 +168,7 @@ def _training(
 
 
 def _validation(images: Images, preprocessing: PreprocessingConfig, count: int) -> Iterator[Shown]:
-    """From all over the split, which lies in the order of its classes."""
+    """Yield images evenly spaced over the split, which is sorted by class."""
     number = min(count, len(images))
     if not number:
         return
@@ -198,7 +198,7 @@ def _cells(shown: Sequence[Shown], written: dict[str, str]) -> tuple[Cell, ...]:
 
 
 def _image(pixels: Tensor) -> Image.Image:
-    """The very pixels; mixed ones are rounded to levels."""
+    """Convert pixels to an image without resampling; mixed (float) pixels are rounded."""
     if pixels.is_floating_point():
         pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

@@ -1,4 +1,4 @@
-"""``finetune train``: the one place that knows the whole flow."""
+"""``finetune train``: the whole training run, stage by stage."""
 
 from __future__ import annotations
 
@@ -8,31 +8,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune import run_folder, stopping
-from finetune.checkpoint import load_checkpoint
-from finetune.claim import Claim
-from finetune.commands.epochs import Trained, run_epochs
-from finetune.commands.preparation import Prepared, prepare, source_of, stage_facts
-from finetune.commands.resuming import Resumed, command, find_resumed
-from finetune.commands.settling import Settled, settle
-from finetune.commands.underway import Past
-from finetune.config import Config
-from finetune.config_file import to_yaml
+from finetune.checkpoints import run_dir
+from finetune.checkpoints.checkpoint import load_checkpoint
+from finetune.checkpoints.checkpointer import Checkpointer
+from finetune.checkpoints.run_lock import RunLock
+from finetune.config.load import to_yaml
+from finetune.config.schema import Config
+from finetune.config.stages import epochs_of, stage_configs
+from finetune.core import signals
+from finetune.core.files import write_csv, write_text
+from finetune.core.memory import peak_memory_mib, steps_of
+from finetune.core.reporter import Reporter, SilentReporter
+from finetune.data.checks.preflight import dropping_unreadable
 from finetune.data.images import below
-from finetune.data.quick_check import dropping_unreadable
-from finetune.evaluate import Evaluation
-from finetune.files import write_csv, write_text
-from finetune.monitor import why_stopped
-from finetune.planning import make_freeze_report, totals_of
-from finetune.progress import Progress, Silent
-from finetune.proof import Proof
+from finetune.freezing.freeze_report import make_freeze_report, staged_report, totals_of
+from finetune.freezing.frozen_hashes import FrozenHashes
+from finetune.report.freeze_report import render_freeze_report
 from finetune.report.json_text import to_json
-from finetune.report.text import render_freeze_report
-from finetune.results import FreezeReport, Scores, TrainSummary
-from finetune.runtime import peak_memory_mib, steps_of
-from finetune.saving import Saver
-from finetune.stage_results import StageSummary
-from finetune.stages import epochs_of, stage_configs, staged_report
+from finetune.results.freeze import FreezeReport
+from finetune.results.train import Scores, StageSummary, TrainSummary
+from finetune.training.early_stopping import why_stopped
+from finetune.training.evaluate import Evaluation
+from finetune.training.fit import Trained, run_epochs
+from finetune.training.prepare_stage import (
+    StageSetup,
+    feature_batches_of,
+    prepare_stage,
+    stage_facts,
+)
+from finetune.training.resume import ResumePoint, find_resume_point, resume_command
+from finetune.training.setup import RunSetup, set_up_run
+from finetune.training.state import EarlierStages
 
 
 def train(
@@ -40,50 +46,58 @@ def train(
     *,
     overwrite: bool = False,
     resume: bool = False,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> TrainSummary:
-    """Fine-tune what the config leaves trainable, and prove that the rest did not change.
+    """Fine-tune the parameters that the config leaves trainable, and verify that all frozen
+    parameters are unchanged.
 
     Args:
-        overwrite: Replace the run that ``output_dir`` holds.
-        resume: Go on with it.
+        overwrite: Whether to replace an existing run in ``output_dir``.
+        resume: Whether to resume the run in ``output_dir``.
 
     Raises:
-        FinetuneError: any of its kinds.
+        FinetuneError: any of its subclasses.
     """
-    shown = progress or Silent()
+    shown = reporter or SilentReporter()
     ours = False
 
     def attempt() -> TrainSummary:
         nonlocal ours
-        again, ours = ours, True  # what an attempt before this one began is its own
-        resumed = find_resumed(config, shown) if resume else None
+        again, ours = ours, True  # later attempts may overwrite what the first one wrote
+        resume_point = find_resume_point(config, shown) if resume else None
         replaces = not resume and (overwrite or again)
-        return _train(config, resumed, claim, overwrite=replaces, progress=shown)
+        return _train(config, resume_point, run_lock, overwrite=replaces, reporter=shown)
 
-    with Claim(Path(config.output_dir)) as claim:
-        return dropping_unreadable(attempt, on_unreadable=config.data.on_unreadable, progress=shown)
+    with RunLock(Path(config.output_dir)) as run_lock:
+        return dropping_unreadable(attempt, on_unreadable=config.data.on_unreadable, reporter=shown)
 
 
 def _train(
-    config: Config, resumed: Resumed | None, claim: Claim, *, overwrite: bool, progress: Progress
+    config: Config,
+    resume_point: ResumePoint | None,
+    run_lock: RunLock,
+    *,
+    overwrite: bool,
+    reporter: Reporter,
 ) -> TrainSummary:
-    before_s = 0.0 if resumed is None else resumed.training.record.elapsed_s
+    before_s = 0.0 if resume_point is None else resume_point.training.record.elapsed_s
     start = time.perf_counter() - before_s
     folder = Path(config.output_dir)
-    if resumed is None:
-        run_folder.check_usable(folder, overwrite=overwrite)
-    with stopping.impatiently(_BEFORE):
-        settled = settle(config if resumed is None else resumed.config, progress, resumed)
-    run = _Run(settled, folder, claim, start, overwrite, progress)
-    past = Past() if resumed is None else Past.of(resumed)
+    if resume_point is None:
+        run_dir.check_usable(folder, overwrite=overwrite)
+    with signals.impatiently(_BEFORE):
+        run_setup = set_up_run(
+            config if resume_point is None else resume_point.config, reporter, resume_point
+        )
+    run = _Run(run_setup, folder, run_lock, start, overwrite, reporter)
+    past = EarlierStages() if resume_point is None else EarlierStages.of(resume_point)
     latest: list[_Latest] = []
-    for _ in settled.stages[len(past.stages) :]:
-        past = run.train_stage(past, latest, resumed)
-        resumed = None
-    with stopping.impatiently(f" after the last epoch; saved. Go on with: {command(folder)}"):
+    for _ in run_setup.stages[len(past.stages) :]:
+        past = run.train_stage(past, latest, resume_point)
+        resume_point = None
+    with signals.impatiently(f" after the last epoch; saved. Go on with: {resume_command(folder)}"):
         summary = _summary(latest[0], past, time.perf_counter() - start)
-        write_text(folder / run_folder.SUMMARY, to_json(summary))
+        write_text(folder / run_dir.SUMMARY, to_json(summary))
     return summary
 
 
@@ -92,94 +106,95 @@ _BEFORE = " before the first step; the same command begins again"
 
 @dataclass(frozen=True)
 class _Latest:
-    """The stage that was trained last.
+    """The most recently trained stage.
 
     Attributes:
-        reports: Of all stages.
-        verified: What no stage thawed.
+        reports: Freeze reports of all stages.
+        verified: Frozen hashes of the tensors that no stage so far has trained.
     """
 
-    prepared: Prepared
+    stage_setup: StageSetup
     reports: Sequence[FreezeReport]
     trained: Trained
-    verified: Proof
+    verified: FrozenHashes
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What the stages of a run have in common.
+    """Objects shared by all stages of a run.
 
     Attributes:
-        start: By this process's clock, earlier processes counted in.
+        start: Start time on this process's clock, moved back by the time spent before a resume.
     """
 
-    settled: Settled
+    run_setup: RunSetup
     folder: Path
-    claim: Claim
+    run_lock: RunLock
     start: float
     overwrite: bool
-    progress: Progress
+    reporter: Reporter
 
-    def train_stage(self, past: Past, latest: list[_Latest], resumed: Resumed | None) -> Past:
-        """Train the next stage as if it were alone, and return what it leaves behind with what was
-        there.
+    def train_stage(
+        self, past: EarlierStages, latest: list[_Latest], resume_point: ResumePoint | None
+    ) -> EarlierStages:
+        """Train the next stage, and return the earlier stages including it.
 
         Args:
-            latest: Holds the stage before, which is taken out and let go of; then this one.
+            latest: Contains the previous stage, if any; it is replaced by this stage.
         """
-        settled, folder, number = self.settled, self.folder, len(past.stages)
-        goes_on = f"Go on with: {command(folder)}"
+        run_setup, folder, number = self.run_setup, self.folder, len(past.stages)
+        goes_on = f"Go on with: {resume_command(folder)}"
         before = f" before stage {number + 1}. {goes_on}" if latest else _BEFORE
-        with stopping.impatiently(before):
+        with signals.impatiently(before):
             carried = latest.pop().trained.under_way.carried() if latest else None
-            prepared = prepare(
-                settled, self.progress, number=number, carried=carried, resumed=resumed
+            stage_setup = prepare_stage(
+                run_setup, self.reporter, number=number, carried=carried, resume_point=resume_point
             )
             del carried  # the model has copies
-            report = _report(prepared)
-            # Before the folder is touched: a photo that cannot be read costs no earlier run.
-            with stopping.patiently():
-                training = source_of(prepared, self.progress, training=True)
+            report = _report(stage_setup)
+            # Done before the folder is touched, so that an unreadable photo destroys no
+            # earlier run.
+            with signals.patiently():
+                training = feature_batches_of(stage_setup, self.reporter, training=True)
                 validation = None
-                if len(prepared.data.val):
-                    validation = source_of(prepared, self.progress, training=False)
-        work = prepared.plan.cost.forward_live * prepared.config.data.batch_size
-        minutes = prepared.config.train.checkpoint_minutes
-        # From here on a signal waits for the end of a step, and leaves a checkpoint.
-        is_last = number + 1 == len(settled.stages)
+                if len(stage_setup.data.val):
+                    validation = feature_batches_of(stage_setup, self.reporter, training=False)
+        work = stage_setup.plan.cost.forward_trainable * stage_setup.config.data.batch_size
+        minutes = stage_setup.config.train.checkpoint_minutes
+        # From here on, a signal takes effect after the current step and saves a checkpoint.
+        is_last = number + 1 == len(run_setup.stages)
         end = "the last epoch" if is_last else f"stage {number + 1}"
         after = f" after {end}; saved. {goes_on}"
-        with stopping.patiently(after):
-            if resumed is not None:
-                run_folder.reopen(folder, resumed.path)
+        with signals.patiently(after):
+            if resume_point is not None:
+                run_dir.reopen(folder, resume_point.path)
             elif not number:
-                run_folder.prepare(folder, overwrite=self.overwrite)
-                self.claim.take()  # of a folder that is new
-            reports = self._write_facts(prepared, report, number)
-            saver = Saver(folder, prepared.proof.sha256, minutes=minutes)
-            with steps_of(work), saver:
+                run_dir.prepare(folder, overwrite=self.overwrite)
+                self.run_lock.take()  # prepare() may have created the folder
+            reports = self._write_facts(stage_setup, report, number)
+            checkpointer = Checkpointer(folder, stage_setup.frozen_hashes.sha256, minutes=minutes)
+            with steps_of(work), checkpointer:
                 trained = run_epochs(
-                    *(prepared, training, validation, folder, saver, self.progress),
+                    *(stage_setup, training, validation, folder, checkpointer, self.reporter),
                     start=self.start,
-                    total=epochs_of(settled.stages),
+                    total=epochs_of(run_setup.stages),
                     past=past,
-                    resumed=resumed,
+                    resume_point=resume_point,
                 )
-        with stopping.impatiently(after):
-            verified = self._verify(prepared, past, trained)
-            latest.append(_Latest(prepared, reports, trained, verified))
+        with signals.impatiently(after):
+            verified = self._verify(stage_setup, past, trained)
+            latest.append(_Latest(stage_setup, reports, trained, verified))
             return self._left_behind(past, latest[0], report)
 
     def _write_facts(
-        self, prepared: Prepared, report: FreezeReport, number: int
+        self, stage_setup: StageSetup, report: FreezeReport, number: int
     ) -> list[FreezeReport]:
-        """What is known before a stage's first step.
+        """Write the config, tables and freeze report that are known before a stage's first step.
 
         Returns:
-            In the first and in the last stage the freeze report of all, as planned, and as they
-            became.
+            Freeze reports of all stages in the first and in the last stage, otherwise empty.
         """
-        folder, stages = self.folder, stage_configs(prepared.config)
+        folder, stages = self.folder, stage_configs(stage_setup.config)
         reports: list[FreezeReport] = []
         if number in (0, len(stages) - 1):
             reports = [
@@ -187,50 +202,56 @@ class _Run:
                 for at, config in enumerate(stages)
             ]
             shown = staged_report(reports, stages)
-            write_text(folder / run_folder.FREEZE_JSON, to_json(shown))
+            write_text(folder / run_dir.FREEZE_JSON, to_json(shown))
             text = render_freeze_report(shown, verbose=True)
-            write_text(folder / run_folder.FREEZE_TEXT, f"{text}\n")
-        write_text(folder / run_folder.CONFIG, to_yaml(prepared.config))
-        _write_tables(prepared, folder)
+            write_text(folder / run_dir.FREEZE_TEXT, f"{text}\n")
+        write_text(folder / run_dir.CONFIG, to_yaml(stage_setup.config))
+        _write_tables(stage_setup, folder)
         return reports
 
     def _planned(self, number: int, config: Config) -> FreezeReport:
-        plan, data = self.settled.plans[number], self.settled.data
+        plan, data = self.run_setup.plans[number], self.run_setup.data
         sizes = len(data.train), len(data.val)
         return make_freeze_report(plan, config, num_train=sizes[0], num_val=sizes[1])
 
-    def _verify(self, prepared: Prepared, past: Past, trained: Trained) -> Proof:
-        """Compare what lies on disk, not what is in memory, with the hashes taken at the stage's
-        start; in the last stage, with those that were taken when the run began as well."""
-        proof, folder = prepared.proof, self.folder
+    def _verify(
+        self, stage_setup: StageSetup, past: EarlierStages, trained: Trained
+    ) -> FrozenHashes:
+        """Compare the checkpoints on disk with the hashes taken at the start of the stage.
+
+        After the last stage, also compare them with the hashes taken at the start of the run.
+        """
+        frozen_hashes, folder = stage_setup.frozen_hashes, self.folder
         is_of_this_stage = trained.best.stage == len(past.stages) + 1
-        for name in (run_folder.BEST, run_folder.LAST) if is_of_this_stage else (run_folder.LAST,):
-            _verify_saved(proof, folder / name)
+        for name in (run_dir.BEST, run_dir.LAST) if is_of_this_stage else (run_dir.LAST,):
+            _verify_saved(frozen_hashes, folder / name)
         if past.unchanged is None:
-            return proof
-        throughout = proof.as_begun(past.unchanged)
-        if len(past.stages) + 1 == len(self.settled.stages):
-            for name in (run_folder.BEST, run_folder.LAST):
+            return frozen_hashes
+        throughout = frozen_hashes.as_begun(past.unchanged)
+        if len(past.stages) + 1 == len(self.run_setup.stages):
+            for name in (run_dir.BEST, run_dir.LAST):
                 _verify_saved(throughout, folder / name)
         return throughout
 
-    def _left_behind(self, past: Past, latest: _Latest, report: FreezeReport) -> Past:
-        prepared, trained = latest.prepared, latest.trained
+    def _left_behind(
+        self, past: EarlierStages, latest: _Latest, report: FreezeReport
+    ) -> EarlierStages:
+        stage_setup, trained = latest.stage_setup, latest.trained
         epoch, here = trained.last.trained.epoch, trained.best_here
         elapsed_s = time.perf_counter() - self.start
         summary = StageSummary(
-            **vars(stage_facts(prepared.config, report, number=len(past.stages) + 1)),
+            **vars(stage_facts(stage_setup.config, report, number=len(past.stages) + 1)),
             first_epoch=epoch - trained.number + 1,
             last_epoch=epoch,
             best_epoch=here.trained.epoch if here.val else None,
             val=_scores(here.val),
-            stopped=why_stopped(prepared.config.train, trained.number),
-            frozen_verified=prepared.proof.count,
+            stopped=why_stopped(stage_setup.config.train, trained.number),
+            frozen_verified=stage_setup.frozen_hashes.count,
             state_kept=trained.under_way.state_kept,
-            exempt=prepared.proof.exempt,
+            exempt=stage_setup.frozen_hashes.exempt,
             elapsed_s=elapsed_s - sum(stage.elapsed_s for stage in past.stages),
         )
-        return Past(
+        return EarlierStages(
             (*past.stages, summary),
             tuple(trained.under_way.records),
             latest.verified.sha256,
@@ -240,29 +261,29 @@ class _Run:
         )
 
 
-def _report(prepared: Prepared) -> FreezeReport:
+def _report(stage_setup: StageSetup) -> FreezeReport:
     return make_freeze_report(
-        prepared.plan,
-        prepared.config,
-        split=prepared.engine.split,
-        num_train=len(prepared.data.train),
-        num_val=len(prepared.data.val),
+        stage_setup.plan,
+        stage_setup.config,
+        split=stage_setup.engine.split,
+        num_train=len(stage_setup.data.train),
+        num_val=len(stage_setup.data.val),
     )
 
 
-def _write_tables(prepared: Prepared, folder: Path) -> None:
-    """Who was held out, where that was drawn, and which files were left out."""
-    data = prepared.data
+def _write_tables(stage_setup: StageSetup, folder: Path) -> None:
+    """Write the drawn train/val split, if there is one, and the list of skipped files."""
+    data = stage_setup.data
     if data.held_out:
         rows = (
             (below(path, data.base), images.class_names[label], split)
             for split, images in (("train", data.train), ("val", data.val))
             for path, label in zip(images.paths, images.labels, strict=True)
         )
-        write_csv(folder / run_folder.SPLIT, ("path", "label", "split"), rows)
-    if prepared.skipped:
-        left_out = ((str(path), reason) for path, reason in prepared.skipped)
-        write_csv(folder / run_folder.SKIPPED, ("path", "reason"), left_out)
+        write_csv(folder / run_dir.SPLIT, ("path", "label", "split"), rows)
+    if stage_setup.skipped:
+        left_out = ((str(path), reason) for path, reason in stage_setup.skipped)
+        write_csv(folder / run_dir.SKIPPED, ("path", "reason"), left_out)
 
 
 def _scores(val: Evaluation | None) -> Scores | None:
@@ -271,16 +292,16 @@ def _scores(val: Evaluation | None) -> Scores | None:
     return Scores(val.top1, val.loss, val.balanced_accuracy, val.macro_f1)
 
 
-def _verify_saved(proof: Proof, path: Path) -> None:
+def _verify_saved(frozen_hashes: FrozenHashes, path: Path) -> None:
     state, _ = load_checkpoint(path)
-    proof.verify(state, where=str(path))
+    frozen_hashes.verify(state, where=str(path))
 
 
-def _summary(latest: _Latest, past: Past, elapsed_s: float) -> TrainSummary:
-    prepared, trained = latest.prepared, latest.trained
-    folder = prepared.config.output_dir
-    checkpoint = shlex.quote(str(Path(folder) / run_folder.BEST))
-    saved_config = shlex.quote(str(Path(folder) / run_folder.CONFIG))
+def _summary(latest: _Latest, past: EarlierStages, elapsed_s: float) -> TrainSummary:
+    stage_setup, trained = latest.stage_setup, latest.trained
+    folder = stage_setup.config.output_dir
+    checkpoint = shlex.quote(str(Path(folder) / run_dir.BEST))
+    saved_config = shlex.quote(str(Path(folder) / run_dir.CONFIG))
     judged = (
         f"finetune eval --checkpoint {checkpoint}",
         f"finetune report {shlex.quote(folder)}",
@@ -289,16 +310,16 @@ def _summary(latest: _Latest, past: Past, elapsed_s: float) -> TrainSummary:
     adapters = max((report.adapters for report in latest.reports), key=lambda it: it.parameters)
     return TrainSummary(
         run_dir=folder,
-        model=prepared.plan.spec.name,
-        weights=prepared.plan.spec.weights,
-        head=prepared.plan.spec.family.head,
-        class_names=prepared.data.train.class_names,
-        num_train=len(prepared.data.train),
-        num_val=len(prepared.data.val),
+        model=stage_setup.plan.spec.name,
+        weights=stage_setup.plan.spec.weights,
+        head=stage_setup.plan.spec.family.head,
+        class_names=stage_setup.data.train.class_names,
+        num_train=len(stage_setup.data.train),
+        num_val=len(stage_setup.data.val),
         epochs=sum(stage.epochs for stage in past.stages),
         last_epoch=trained.last.trained.epoch,
         stopped=past.stages[-1].stopped,
-        monitor=prepared.config.train.monitor,
+        monitor=stage_setup.config.train.monitor,
         best_epoch=trained.best.trained.epoch if trained.best.val else None,
         val=_scores(trained.best.val),
         last=_scores(trained.last.val),
@@ -313,7 +334,7 @@ def _summary(latest: _Latest, past: Past, elapsed_s: float) -> TrainSummary:
         stages=past.stages,
         elapsed_s=elapsed_s,
         peak_memory_mib=peak_memory_mib(),
-        rerun=run_folder.rerun_command(Path(folder) / run_folder.CONFIG, folder),
+        rerun=run_dir.rerun_command(Path(folder) / run_dir.CONFIG, folder),
         next=(
             *(judged if trained.last.val else ()),
             f"finetune freeze-report --config {saved_config}",

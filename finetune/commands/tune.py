@@ -1,4 +1,4 @@
-"""``finetune tune``: many short trainings on features computed once, and one model by the best."""
+"""``finetune tune``: hyperparameter search on cached features, then training with the best."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from finetune import run_folder
+from finetune.checkpoints import run_dir
 from finetune.commands.evaluate import compute
-from finetune.commands.search import Searched, metric_of, search
 from finetune.commands.train import train
-from finetune.config import Config
-from finetune.config_file import to_yaml
-from finetune.data.quick_check import dropping_unreadable
-from finetune.data.sources import find_split, find_train_val, open_source
-from finetune.errors import ConfigError, OutputError, ResultError
-from finetune.files import exists, is_folder, write_text
-from finetune.progress import Progress, Silent
+from finetune.config.load import to_yaml
+from finetune.config.schema import Config
+from finetune.core.errors import ConfigError, OutputError, ResultError
+from finetune.core.files import exists, is_folder, write_text
+from finetune.core.reporter import Reporter, SilentReporter
+from finetune.data.checks.preflight import dropping_unreadable
+from finetune.data.sources.open import find_split, find_train_val, open_source
 from finetune.report.json_text import to_json
-from finetune.report.search_plots import draw_trials
 from finetune.report.tuning import settings_in_words, winner_in_words
-from finetune.search_space import with_settings
-from finetune.tune_results import (
+from finetune.report.tuning_plots import draw_trials
+from finetune.results.tuning import (
     BackboneRow,
     TestScore,
     Trial,
@@ -32,6 +30,8 @@ from finetune.tune_results import (
     equal_to_best,
     in_order,
 )
+from finetune.tuning.search import SearchResult, metric_of, search
+from finetune.tuning.search_space import with_settings
 
 BEST, RESULT, PLOT = "best.yaml", "tune.json", "tune.png"
 
@@ -45,33 +45,33 @@ def tune(
     allow_slow: bool = False,
     output: Path | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> TuneResult:
-    """Search the settings of the config's section ``tune``, and train by the best of them.
+    """Search the space in the config's section ``tune``, and train with the best settings.
 
     Args:
-        backbones: The config with each of several backbones: all are searched, the best is kept.
-        in_grid: Every combination instead of random draws.
-        final: Train on all training images, into ``output_dir``.
-        allow_slow: Also where every trial is a whole training.
-        output: Folder of what the search writes; default: ``output_dir``-tune.
-        overwrite: Replace an earlier search, and the run that ``output_dir`` holds.
+        backbones: Variants of the config, one per backbone; all are searched and the best is used.
+        in_grid: Whether to try every combination instead of random ones.
+        final: Whether to train on all training images into ``output_dir`` after the search.
+        allow_slow: Whether to allow searches in which every trial is a full training run.
+        output: Output folder of the search; default: ``output_dir``-tune.
+        overwrite: Whether to replace an earlier search and an existing run in ``output_dir``.
 
     Raises:
-        FinetuneError: any of its kinds.
+        FinetuneError: any of its subclasses.
     """
     start = time.perf_counter()
-    progress = progress or Silent()
+    reporter = reporter or SilentReporter()
     folder = output if output is not None else Path(f"{Path(config.output_dir)}-tune")
     _check_free(folder, Path(config.output_dir), overwrite=overwrite)
     if final:
-        run_folder.check_usable(Path(config.output_dir), overwrite=overwrite)
-    has_test = final and _has_test(config, progress)
+        run_dir.check_usable(Path(config.output_dir), overwrite=overwrite)
+    has_test = final and _has_test(config, reporter)
     found = []
     for one in backbones or [config]:
-        work = partial(search, one, in_grid=in_grid, allow_slow=allow_slow, progress=progress)
+        work = partial(search, one, in_grid=in_grid, allow_slow=allow_slow, reporter=reporter)
         skip = config.data.on_unreadable
-        found.append(dropping_unreadable(work, on_unreadable=skip, progress=progress))
+        found.append(dropping_unreadable(work, on_unreadable=skip, reporter=reporter))
     metric = metric_of(config)
     best, result = _result(found, metric, folder, final=final)
     if result.winner.loss is None:
@@ -80,12 +80,12 @@ def tune(
             "--set 'tune.lr={min: 0.0001, max: 0.01}'"
         )
     chosen = with_settings(best.config, result.winner.settings)
-    result = _write(result, chosen, folder, progress)
-    progress.say(f"best: {winner_in_words(result)}")
+    result = _write(result, chosen, folder, reporter)
+    reporter.say(f"best: {winner_in_words(result)}")
     if final:
-        progress.say(f"training by it on all {result.num_train:,} images into {chosen.output_dir}")
-        summary = train(chosen, overwrite=overwrite, progress=progress)
-        score = _test_score(chosen, progress) if has_test else None
+        reporter.say(f"training by it on all {result.num_train:,} images into {chosen.output_dir}")
+        summary = train(chosen, overwrite=overwrite, reporter=reporter)
+        score = _test_score(chosen, reporter) if has_test else None
         result = replace(
             result,
             train=summary,
@@ -99,7 +99,7 @@ def tune(
 
 
 def _check_free(folder: Path, run: Path, *, overwrite: bool) -> None:
-    """Before any work: can the search be written there?"""
+    """Raise if the search cannot be written to ``folder``; called before any work."""
     if folder.resolve().is_relative_to(run.resolve()):
         raise OutputError(
             f"--output: {folder}: lies in output_dir, {run}, which holds a run and nothing else; "
@@ -120,23 +120,23 @@ def _train_by(folder: Path) -> str:
     return f"finetune train --config {shlex.quote(str(folder / BEST))}"
 
 
-def _has_test(config: Config, progress: Progress) -> bool:
-    """Whether there is a test split; one that could not be scored is refused before any work."""
-    if "test" not in open_source(config.data, progress).splits:
+def _has_test(config: Config, reporter: Reporter) -> bool:
+    """Whether there is a test split; raises before any work if it could not be scored."""
+    if "test" not in open_source(config.data, reporter).splits:
         return False
-    data = find_train_val(config.data, seed=config.seed, progress=progress)
+    data = find_train_val(config.data, seed=config.seed, reporter=reporter)
     names = data.train.class_names
     find_split(config.data, "test", class_names=names, seed=config.seed, root=None)
     return True
 
 
 def _result(
-    found: Sequence[Searched], metric: str, folder: Path, *, final: bool
-) -> tuple[Searched, TuneResult]:
-    """The winner's backbone, and the search alone: nothing is written or trained yet."""
+    found: Sequence[SearchResult], metric: str, folder: Path, *, final: bool
+) -> tuple[SearchResult, TuneResult]:
+    """Return the best backbone's search and the search result, without writing or training."""
     trials = in_order([trial for searched in found for trial in searched.trials], metric)
-    # Among all trials another one may be a backbone's best than among its own: which trials the
-    # metric cannot tell apart depends on the best of them.
+    # A backbone's best trial may differ between the ranking of all trials and that of its own:
+    # which trials are statistically tied depends on the best trial.
     first = {id(searched): _first(searched.trials, trials) for searched in found}
     ranked = sorted(found, key=lambda searched: first[id(searched)])
     best = ranked[0]
@@ -179,14 +179,14 @@ def _result(
 
 
 def _first(own: Sequence[Trial], ranked: Sequence[Trial]) -> int:
-    """Place of the first of these among all."""
+    """Return the index in ``ranked`` of the best of ``own``."""
     members = {id(trial) for trial in own}
     return next(at for at, trial in enumerate(ranked) if id(trial) in members)
 
 
-def _write(result: TuneResult, chosen: Config, folder: Path, progress: Progress) -> TuneResult:
-    """The winner's config, the picture where there is matplotlib, and the figures so far."""
-    run_folder.make_output(folder)
+def _write(result: TuneResult, chosen: Config, folder: Path, reporter: Reporter) -> TuneResult:
+    """Write the best config, the plot if matplotlib is installed, and the results so far."""
+    run_dir.make_output(folder)
     said = (
         f"# Written by `finetune tune`: trial {result.winner.number} of {len(result.trials):,}, "
         f"{settings_in_words(result.winner)}.\n# Chosen on {result.chosen_on}.\n"
@@ -197,15 +197,15 @@ def _write(result: TuneResult, chosen: Config, folder: Path, progress: Progress)
         draw_trials(result, folder / PLOT)
         names.append(PLOT)
     except ConfigError as error:
-        progress.warn(f"no {PLOT}: {error}")
+        reporter.warn(f"no {PLOT}: {error}")
     result = replace(result, files=tuple(str(folder / name) for name in names))
     write_text(folder / RESULT, to_json(result) + "\n")
     return result
 
 
-def _test_score(config: Config, progress: Progress) -> TestScore:
-    checkpoint = Path(config.output_dir) / run_folder.BEST
-    result = compute(checkpoint, split="test", progress=progress).result
+def _test_score(config: Config, reporter: Reporter) -> TestScore:
+    checkpoint = Path(config.output_dir) / run_dir.BEST
+    result = compute(checkpoint, split="test", reporter=reporter).result
     return TestScore(
         num_images=result.num_images,
         top1=result.top1,
@@ -217,7 +217,7 @@ def _test_score(config: Config, progress: Progress) -> TestScore:
 
 
 def _reported(result: TuneResult, *, tested: bool) -> str:
-    """What the final model's figures are worth."""
+    """Describe how unbiased the final model's metrics are."""
     if tested:
         return "test took no part in any choice"
     if result.num_folds:

@@ -1,1 +1,1 @@
-"""Images: where they lie, which belong together, how they become tensors."""
+"""From ``data.root`` to labelled paths, inspected files and batches of uint8 pixels."""

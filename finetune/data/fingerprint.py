@@ -1,4 +1,4 @@
-"""What data a run is trained on, in a few lines: enough to notice another, and to say where."""
+"""Fingerprint of the data of a run, to detect changes and report where they are."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from finetune.data.images import Images, TrainVal, below
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Of the images of a run.
+    """Fingerprint of the images of a run.
 
     Attributes:
-        sha256: Of every image's split, path below the data's base, size in bytes and class.
-        classes: Images and bytes, by split and class.
-        times: SHA-256 of when each was written; empty where nobody noted it.
+        sha256: SHA-256 over the split, path below the data's base, size in bytes and class of every
+            image.
+        classes: Number of images and bytes, by split and class.
+        times: SHA-256 of the modification times; empty if they were not recorded.
     """
 
     sha256: str
@@ -27,7 +28,7 @@ class Fingerprint:
 
 
 def fingerprint_of(data: TrainVal) -> Fingerprint:
-    """Looks at sizes and times alone; reads no image."""
+    """Compute the fingerprint from file sizes and times; reads no image."""
     digest, times = hashlib.sha256(), hashlib.sha256()
     classes: dict[str, tuple[int, int]] = {}
     for split, images in (("train", data.train), ("val", data.val)):
@@ -41,11 +42,13 @@ def fingerprint_of(data: TrainVal) -> Fingerprint:
 
 
 def sha256_of_images(images: Images, bases: Sequence[Path]) -> str:
-    """Of every image's path, size in bytes and class, in any order; reads no image.
+    """Return the SHA-256 over the path, size in bytes and class of every image; reads no image.
+
+    The order of the images does not matter.
 
     Args:
-        bases: Paths are taken below the first of these folders that holds them, so that images are
-            the same ones after they were moved, and where a part of a folder is named.
+        bases: Folders that paths are made relative to; the first that contains a path is used. The
+            hash thus stays the same if images are moved, or if only part of a folder is named.
     """
     folders = [Path(os.path.abspath(base)) for base in bases]  # noqa: PTH100
     lines = []
@@ -57,7 +60,7 @@ def sha256_of_images(images: Images, bases: Sequence[Path]) -> str:
 
 
 def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
-    """What changed, class by class; nothing where nothing did."""
+    """Return what changed, class by class; empty if nothing did."""
     if before.sha256 == now.sha256:
         return []
     found = [
@@ -79,10 +82,10 @@ def _labelled(images: Images) -> Iterator[tuple[str, str]]:
 
 
 def _stats(images: Images) -> Iterator[tuple[int, int]]:
-    """Bytes, and the time of the last change in nanoseconds."""
+    """Yield size in bytes and modification time in nanoseconds of each image."""
     for path in images.paths:
         try:
             stat = path.stat()
             yield stat.st_size, stat.st_mtime_ns
-        except OSError:  # whoever decodes it will say so
+        except OSError:  # reported when the image is decoded
             yield 0, 0

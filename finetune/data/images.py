@@ -1,9 +1,10 @@
-"""What data is once it is found: paths with labels, split by split; imports no torch."""
+"""Paths and labels of the images of each split; imports no torch."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import struct
 import unicodedata
 import zlib
@@ -11,8 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import unquote
 
-from finetune.errors import DataError, UnknownClassError, did_you_mean, first_few, on_one_line
+from finetune.core.errors import DataError, UnknownClassError
+from finetune.core.text import did_you_mean, first_few, on_one_line
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
@@ -21,16 +24,16 @@ OTHER_PHOTO_SUFFIXES = frozenset(
     {".heic", ".heif", ".avif", ".jxl", ".jp2"}
     | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
 )
-"""Of photos that no decoder here reads; most are of phones and, raw, of cameras."""
-# Pillow would hand a PostScript file named .jpg to Ghostscript: only these decoders are asked.
+"""Suffixes of photos in unsupported formats: phone formats and camera raw files."""
+# Only these decoders are enabled: Pillow would pass a PostScript file named .jpg to Ghostscript.
 PIL_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 MOST_PIXELS = 64_000_000
-"""Of one image: a file of 18 KB can hold 144 million, and 1.4 GB of memory once it is decoded."""
+"""Maximum number of pixels in an image: an 18 KB file can decode to 144 million, or 1.4 GB."""
 MODES = frozenset(
     {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB"}
     | {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 )
-"""Pillow's names of the kinds of pixels that become RGB; floating point has no known white."""
+"""Pillow modes that are converted to RGB; floating point pixels have no known white level."""
 SPLITS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -42,15 +45,15 @@ _OF_CONTENT = (
     *(OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, EOFError),
     *(struct.error, zlib.error),
 )
-"""What Pillow's decoders raise about the bytes of a file."""
+"""Exceptions that Pillow's decoders raise for invalid file content."""
 _OF_MACHINE = (MemoryError, ImportError, AttributeError, Warning)
 
 
 def lasts(error: BaseException) -> bool:
-    """Whether the same file would fail to decode at another time as well.
+    """Return whether the error is permanent: decoding the same file would always fail.
 
-    An error about the content carries no error number of the system, and was not caused by lack
-    of memory or by a decoder that is missing.
+    An error about the content has no errno and was not caused by a lack of memory or by a missing
+    decoder.
     """
     return isinstance(error, _OF_CONTENT) and not any(
         isinstance(cause, _OF_MACHINE) or getattr(cause, "errno", None) is not None
@@ -59,10 +62,10 @@ def lasts(error: BaseException) -> bool:
 
 
 def is_machine_fault(error: BaseException) -> bool:
-    """Whether memory, the system or the installation failed, whatever the file holds."""
+    """Return whether memory, the system or the installation failed, not the file content."""
     return any(
         isinstance(cause, MemoryError | ImportError | Warning)
-        # A broken file may name an offset that the system calls invalid.
+        # A broken file may contain an offset that the system rejects with EINVAL.
         or getattr(cause, "errno", None) not in (None, errno.EINVAL)
         for cause in _causes(error)
     )
@@ -75,7 +78,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def refusal(mode: str, width: int, height: int) -> str | None:
-    """Why pixels of this mode, or so many of them, are not read; None where they are."""
+    """Return why an image of this mode and size is not read, or None if it is."""
     if width * height > MOST_PIXELS:
         return (
             f"has {width * height:,} pixels, more than the {MOST_PIXELS:,} that are read; "
@@ -92,11 +95,11 @@ class Images:
 
     Attributes:
         labels: Index into ``class_names`` for each path.
-        skipped: Files among them that are no images.
-        links: Links to folders among them that are not followed.
-        misnamed: Files among them that are photos by their content, but not by their names.
-        groups: For each path, what must stay together when some are held out; or nothing.
-        balanced: An epoch draws every class equally often, with replacement.
+        skipped: Skipped files that are not images.
+        links: Links to folders that are not followed.
+        misnamed: Files that are photos by content, but not by name.
+        groups: Group of each path, kept together when images are held out; empty without groups.
+        balanced: Whether an epoch draws every class equally often, with replacement.
     """
 
     paths: tuple[Path, ...]
@@ -113,7 +116,7 @@ class Images:
         return len(self.paths)
 
     def subset(self, indices: Sequence[int]) -> Images:
-        """The images at these positions, in this order."""
+        """Return the images at these positions, in this order."""
         share = len(indices) / max(len(self), 1)
         return replace(
             self,
@@ -127,7 +130,7 @@ class Images:
         )
 
     def counts(self) -> list[int]:
-        """Images of each class."""
+        """Return the number of images of each class."""
         counts = [0] * len(self.class_names)
         for label in self.labels:
             counts[label] += 1
@@ -136,13 +139,13 @@ class Images:
 
 @dataclass(frozen=True)
 class TrainVal:
-    """What a training run reads, and one line on how it was found.
+    """Training and validation images of a run, with notes on how they were found.
 
     Attributes:
-        base: The folder that paths are shown relative to.
-        held_out: The validation images were drawn from the training images.
-        warnings: What is probably not meant so.
-        parents: Folders of which every folder is read as a class, where there are such.
+        base: Folder that paths are shown relative to.
+        held_out: Whether the validation images were drawn from the training images.
+        warnings: Probable mistakes in the data.
+        parents: Folders whose subfolders are all read as classes; may be empty.
     """
 
     train: Images
@@ -155,15 +158,15 @@ class TrainVal:
 
 
 def split_named(word: str) -> str | None:
-    """train, val or test, where ``word`` is one of their usual names in any case."""
+    """Return train, val or test if ``word`` is a usual name of that split, in any case."""
     lower = word.lower()
     return next((split for split, names in SPLITS.items() if lower in names), None)
 
 
 def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Group the names that differ only by case, by spaces or by their Unicode normal form.
+    """Group names that differ only by case, spaces or Unicode normal form.
 
-    Single characters keep their case: `a` and `A` are two classes of handwriting.
+    Single characters keep their case: `a` and `A` are two classes in handwriting data.
     """
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -173,10 +176,10 @@ def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def refuse_alike(where: str, class_names: Sequence[str]) -> None:
-    """Refuse names that a person reads as one class, and the network would learn as several.
+    """Reject class names that differ only by case, spaces or Unicode normal form.
 
     Raises:
-        DataError: names the first few.
+        DataError: There are such names; the message lists the first few.
     """
     groups = alike(class_names)
     if groups:
@@ -190,13 +193,14 @@ def refuse_alike(where: str, class_names: Sequence[str]) -> None:
 def refuse_unknown_classes(
     found: Iterable[str], known: Sequence[str], where: Callable[[str], object]
 ) -> None:
-    """Refuse classes that training does not know.
+    """Reject classes that are unknown in training.
 
     Args:
-        where: Says for a class what in the data names it.
+        where: Function that returns where in the data a class is named.
 
     Raises:
-        UnknownClassError: names the first few, and the nearest to the first that is known.
+        UnknownClassError: There are unknown classes; the message lists the first few, and the known
+            class nearest to the first.
     """
     known_set = set(known)
     unknown = [name for name in found if name not in known_set]
@@ -211,29 +215,30 @@ def refuse_unknown_classes(
 
 
 def shown(path: str | os.PathLike[str], base: Path | None = None) -> str:
-    """A path on one line: what cannot be printed is escaped, and then it stands in quotes."""
+    """Return a path on one line, escaped and quoted if it has unprintable characters."""
     return on_one_line(os.fspath(path) if base is None else below(path, base))
 
 
 def below(path: str | os.PathLike[str], base: Path) -> str:
-    """A path relative to ``base`` where it lies there; as it is elsewhere."""
+    """Return a path relative to ``base`` if it is inside, otherwise unchanged."""
     return os.fspath(path).removeprefix(os.path.join(base, ""))  # noqa: PTH118
 
 
 def shown_few(paths: Iterable[str | os.PathLike[str]], base: Path | None = None) -> str:
-    """The first three, and how many more there are."""
+    """Return the first three paths and the number of remaining ones."""
     return first_few(shown(path, base) for path in paths)
 
 
 def is_other_photo(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a photo by its name, in a format that is not read."""
+    """Return whether a file has the suffix of an unsupported photo format."""
     return os.path.splitext(path)[1].lower() in OTHER_PHOTO_SUFFIXES  # noqa: PTH122
 
 
 def other_photos(paths: Iterable[str | os.PathLike[str]]) -> str:
-    """How many of these files are photos in formats that are not read, and what to do; or nothing.
+    """Return a message on the photos in unsupported formats and how to convert them, or "".
 
-    They are not counted as stray files: whoever has a phone's photos would train on the rest.
+    They are reported separately from stray files, because otherwise a user with photos from a phone
+    would train without them and not notice.
     """
     suffixes = Counter(
         os.path.splitext(path)[1].lower()  # noqa: PTH122
@@ -251,7 +256,7 @@ def other_photos(paths: Iterable[str | os.PathLike[str]]) -> str:
 def passed_over(
     links: Sequence[os.PathLike[str] | str], misnamed: Sequence[os.PathLike[str] | str]
 ) -> list[str]:
-    """What is said of links that are not followed, and of photos that have other files' names."""
+    """Return messages on links that are not followed and on photos with other files' names."""
     said = []
     if links:
         count = f"{len(links):,} link{'' if len(links) == 1 else 's'}"
@@ -269,10 +274,31 @@ def passed_over(
 
 
 def near(path: Path) -> str:
-    """The sibling that was probably meant, and what paths are relative to."""
+    """Return a hint with the most similar sibling name, and what paths are relative to."""
     try:
         names = [child.name for child in path.parent.iterdir()]
     except OSError:
         names = []
     hint = "" if path.is_absolute() else " Paths are relative to the working directory."
     return f"{did_you_mean(path.name, names)}{hint}"
+
+
+def why_absent(path: str) -> str:
+    """Return the probable reason why a path does not exist."""
+    if path.startswith("file:"):
+        # pathlib makes one slash of two
+        inner = re.sub(r"^file:(//?localhost(?=/))?/*", "/", path)
+        return f"is a URL, not a path; give {unquote(inner)}"
+    if re.match(r"[A-Za-z][\w+.-]+:/", path):
+        return "is a URL, not a path; download the file first"
+    if is_pattern(path):
+        return (
+            "is not there; a shell replaces a pattern by file names only outside of quotes, and "
+            "only where a file matches it"
+        )
+    return "is not there"
+
+
+def is_pattern(path: str) -> bool:
+    """Return whether a path looks like a pattern that a shell replaces by file names."""
+    return re.search(r"[*?]|\[.+\]|\{.*(,|\.\.).*\}", path) is not None

@@ -1,8 +1,9 @@
-"""Images with more than 8 bits a channel: their levels, and which of them is white; no torch.
+"""White level of images with more than 8 bits per channel; imports no torch.
 
-X-ray detectors, microscopes and cameras store 10, 12 or 14 bits in files of 16. Read over the range
-of the file, such images are nearly black. One level is white for a whole set of images: to stretch
-each image to its own range would remove differences of brightness that may distinguish classes.
+X-ray detectors, microscopes and cameras store 10, 12 or 14 bits in 16-bit files. Scaled from the
+full range of the file, such images are nearly black. One white level applies to a whole set of
+images: stretching each image to its own range would remove differences in brightness that may
+distinguish classes.
 """
 
 from __future__ import annotations
@@ -20,34 +21,40 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from finetune.config_data import FULL_RANGE, WHITE_LEVELS
-from finetune.config_section import AUTO
+from finetune.config.base import AUTO
+from finetune.config.data import FULL_RANGE, WHITE_LEVELS
+from finetune.core.reporter import Reporter
+from finetune.core.text import first_few
+from finetune.data.image_ops import strips
 from finetune.data.images import PIL_FORMATS, refusal, shown
-from finetune.data.opaque import strips
 from finetune.data.png_metadata import without_large_metadata
-from finetune.data.quiet import warnings_ignored
-from finetune.errors import first_few
-from finetune.progress import Progress
+from finetune.data.quiet_decoding import warnings_ignored
 
 GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-"""Pillow's modes of more than 8 bits; colour of 16 bits it reads as 8, the upper byte of each."""
+"""Pillow modes with more than 8 bits; Pillow reads 16-bit colour as 8 bits, the upper byte."""
 
+_COLOUR_CHANNELS = {"RGB": 3, "RGBX": 3, "RGBA": 3, "LA": 1}
+"""Number of channels without alpha, for each Pillow mode that 16-bit colour is decoded to."""
+_DEEP_FORMATS = (None, "PNG", "TIFF", "PPM")
+"""Pillow formats that can store 16-bit colour; None is that of a copy."""
 _DARK = (FULL_RANGE + 1) // 8
-"""Images whose levels all stay below an eighth of the range are nearly black."""
+"""Level below which images are nearly black: an eighth of the range."""
 _SUFFIXES = frozenset({".png", ".tif", ".tiff", ".pgm", ".ppm"})
-"""Of the formats that hold more than 8 bits; an image under another suffix is not sampled."""
+"""Suffixes of formats that can store more than 8 bits; other files are not sampled."""
 _MOST_OPENED = 256
 _MOST_DECODED = 64
 _MOST_COMPARED = 16
 _THREADS = 4
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-"""Byte orders of 16-bit pixels, each with the opposite one."""
+"""Opposite of each byte order of 16-bit pixels."""
 _STATED_FULL = (FULL_RANGE,)
+_STATED = "finetune_states_range"
+"""Key in a Pillow image's ``info`` of `_states_its_range`, which is lost in decoding."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """The least and the greatest level of an image with more than 8 bits a channel."""
+    """Least and greatest level of an image with more than 8 bits per channel."""
 
     path: str
     least: int
@@ -55,21 +62,60 @@ class Extent:
 
 
 def white_of(image: Image.Image, levels: int | None) -> int:
-    """The level that is white in what Pillow gives for an image that is not decoded yet.
+    """Return the white level in Pillow's output for an image that is not yet decoded.
 
-    A PGM file states the greatest level that it may hold, and Pillow stretches that to 16 bits.
+    A PGM file states its maximum level, and Pillow scales that to 16 bits.
     """
     return FULL_RANGE if levels is None or _states_its_range(image) else levels
 
 
+def load_with_white(image: Image.Image, levels: int | None) -> int:
+    """Decode an image that a caller opened; return the white level in Pillow's output.
+
+    The result is kept in the image's ``info``, since the same image may be given again.
+
+    Raises:
+        OSError: The image cannot be decoded, or its white level is unknown.
+    """
+    narrow = levels not in (None, FULL_RANGE)
+    if narrow and stored_colour(image):
+        raise OSError("has 16-bit color, of which Pillow keeps 8 bits; give its path")
+    if _tiles(image):
+        image.info[_STATED] = _states_its_range(image)
+    elif narrow and _STATED not in image.info:
+        _refuse_lost_levels(image, levels or FULL_RANGE)
+    image.load()
+    return FULL_RANGE if levels is None or image.info.get(_STATED) else levels
+
+
+def _refuse_lost_levels(image: Image.Image, levels: int) -> None:
+    """Reject an image that the caller has decoded and that may have lost its levels by that.
+
+    Raises:
+        OSError: The image is a PGM, or a nearly black image in colour.
+    """
+    if image.format == "PPM" and image.mode in GREY:
+        raise OSError("is a PGM that is decoded already, so that its range is lost; give its path")
+    channels = _COLOUR_CHANNELS.get(image.mode)
+    if channels and image.format in _DEEP_FORMATS:
+        greatest = int(np.asarray(image)[..., :channels].max(initial=0))
+        if greatest <= levels // 256:
+            raise OSError(
+                f"has no level above {greatest} and is decoded already: it may have had 16-bit "
+                "color, of which Pillow keeps 8 bits; give its path, or its pixels as an array"
+            )
+
+
 def in_8_bits(values: NDArray[np.int32], white: int) -> NDArray[np.uint8]:
-    """Levels from 0 to ``white`` as 0 to 255."""
+    """Scale levels from 0..``white`` to 0..255."""
     return (values.clip(0, white) * 255 // white).astype(np.uint8)
 
 
 def stored_colour(image: Image.Image) -> str:
-    """How the pixels of a 16-bit colour image are stored; empty for any other image, and for one
-    that Pillow has decoded, which has 8 bits then."""
+    """Return how the pixels of a 16-bit colour image are stored, or "" for any other image.
+
+    Also "" for an image that Pillow has decoded, which then has 8 bits.
+    """
     for tile in _tiles(image):
         if image.format == "PPM":
             return tile.codec_name if image.mode == "RGB" and tile.args[1:] == _STATED_FULL else ""
@@ -82,10 +128,10 @@ def stored_colour(image: Image.Image) -> str:
 def colour_strips(
     image: Image.Image, content: bytes, white: int
 ) -> Iterator[tuple[int, Image.Image]]:
-    """A 16-bit colour image in 8 bits, from top to bottom in pieces, each with its first row.
+    """Yield strips of a 16-bit colour image in 8 bits, from top to bottom, each with its first row.
 
     Raises:
-        OSError: it cannot be decoded, or is stored in a way of which Pillow reads 8 bits alone.
+        OSError: The image cannot be decoded, or Pillow reads only 8 bits of this storage format.
     """
     for top, values, strip in _colour_values(image, content):
         scaled = Image.fromarray(in_8_bits(values, white))
@@ -95,47 +141,50 @@ def colour_strips(
 
 
 def settled_levels(
-    given: Any, paths: Sequence[str | os.PathLike[str]], progress: Progress
+    given: Any, paths: Sequence[str | os.PathLike[str]], reporter: Reporter
 ) -> int | None:
-    """The level that is white for a set of images; warns where it makes them too dark or too light.
+    """Resolve the white level of a set of images; warn if it makes them too dark or too light.
 
     Args:
-        given: The config's ``data.levels``.
+        given: Value of ``data.levels`` in the config.
 
     Returns:
-        None where that is auto and no image that was opened has more than 8 bits a channel.
+        The level, or None if ``given`` is auto and no sampled image has more than 8 bits per
+        channel.
     """
     found = extents(paths)
     levels = given if given != AUTO else auto_levels(found) if found else None
     for what, todo in doubts(given, levels or FULL_RANGE, found):
-        progress.warn(f"{what}. {todo}")
+        reporter.warn(f"{what}. {todo}")
     return levels
 
 
 def warn_of_levels(
-    levels: int | None, paths: Sequence[str | os.PathLike[str]], progress: Progress
+    levels: int | None, paths: Sequence[str | os.PathLike[str]], reporter: Reporter
 ) -> None:
-    """Warn where images are much darker or lighter than those that a checkpoint was trained on."""
+    """Warn if images are much darker or lighter than those a checkpoint was trained on."""
     levels = levels or FULL_RANGE
     for what, todo in doubts(levels, levels, extents(paths, most=_MOST_COMPARED)):
-        progress.warn(f"{what}. {todo}")
+        reporter.warn(f"{what}. {todo}")
 
 
 def auto_levels(found: Sequence[Extent]) -> int:
-    """What ``data.levels: auto`` means: the whole range of the files, unless all images that were
-    sampled stay below an eighth of it; then the smallest number of bits that holds them, of 8, 10,
-    12 and 13."""
+    """Resolve ``data.levels: auto`` for the sampled images.
+
+    The result is the full 16-bit range, unless all levels are below an eighth of it; then it is the
+    smallest of the 8, 10, 12 and 13-bit ranges that contains them.
+    """
     greatest = max(extent.greatest for extent in found)
     narrow = (white for white in (255, 1023, 4095, _DARK - 1) if greatest <= white)
     return next(narrow, FULL_RANGE)
 
 
 def doubts(given: Any, levels: int, found: Sequence[Extent]) -> Iterator[tuple[str, str]]:
-    """What is to be said of the levels of sampled images, each with what to do about it.
+    """Yield problems with the levels of sampled images, each with its remedy.
 
     Args:
-        given: The config's ``data.levels``.
-        levels: The level that is white.
+        given: Value of ``data.levels`` in the config.
+        levels: Resolved white level.
     """
     if not found:
         return
@@ -190,7 +239,12 @@ def _sampled(found: Sequence[Extent]) -> str:
 def extents(
     paths: Sequence[str | os.PathLike[str]], *, most: int = _MOST_DECODED
 ) -> tuple[Extent, ...]:
-    """The extent of images with more than 8 bits a channel, of a sample from all over ``paths``."""
+    """Return the extents of a sample of images with more than 8 bits per channel.
+
+    Args:
+        paths: Images to sample from, at equal distances.
+        most: Maximum number of decoded images.
+    """
     named = [os.fspath(path) for path in paths]
     named = [path for path in named if os.path.splitext(path)[1].lower() in _SUFFIXES]  # noqa: PTH122
     deep = [path for path in _spread(named, _MOST_OPENED) if _is_deep(path)]
@@ -209,7 +263,7 @@ def _is_deep(path: str) -> bool:
         with warnings_ignored(), open(path, "rb") as file:  # noqa: PTH123
             image = Image.open(without_large_metadata(file), formats=PIL_FORMATS)
             return _has_deep_channels(image)
-    except Exception:  # whoever decodes it says what is wrong
+    except Exception:  # reported when the file is decoded
         return False
 
 
@@ -229,7 +283,7 @@ def _extent_of(path: str) -> Extent | None:
             else:
                 image.load()
                 parts = [np.asarray(strip) for _, strip in strips(image)]
-    except Exception:  # whoever decodes it says what is wrong
+    except Exception:  # reported when the file is decoded
         return None
     return Extent(path, min(int(it.min()) for it in parts), max(int(it.max()) for it in parts))
 
@@ -241,10 +295,10 @@ def _opened(content: bytes) -> Image.Image:
 def _colour_values(
     image: Image.Image, content: bytes
 ) -> Iterator[tuple[int, NDArray[np.int32], Image.Image]]:
-    """In pieces, each with its first row: levels ``(h, w, 3)``, and what Pillow makes of them.
+    """Yield strips: the first row, levels ``(h, w, 3)``, and the strip as Pillow decodes it.
 
-    Pillow keeps the upper byte of each channel. Decoded again in the other byte order, a file gives
-    the lower one.
+    Pillow keeps the upper byte of each channel. Decoding the file again in the opposite byte order
+    gives the lower byte.
     """
     stored, lower = stored_colour(image), _opened(content)
     if stored == "ppm":
@@ -254,13 +308,13 @@ def _colour_values(
         return
     bands, _, order = stored.partition(";16")
     if stored == "LA;16B":
-        other = "RGBA"  # four bytes a pixel, as if they were four channels
+        other = "RGBA"  # four bytes per pixel, read as four channels
     elif bands in ("RGB", "RGBX", "RGBA") and order in _OTHER_ORDER:
         other = f"{bands};16{_OTHER_ORDER[order]}"
     else:
         raise OSError(f"has 16-bit colour ({stored}) that is not read; save it as an RGB PNG")
     tiles = [tile._replace(args=_with_raw_mode(tile.args, other)) for tile in _tiles(lower)]
-    lower.tile = tiles  # type: ignore[attr-defined]  # of an image file
+    lower.tile = tiles  # type: ignore[attr-defined]  # only image files have it
     image.load()
     lower.load()
     for (top, strip), (_, below) in zip(strips(image), strips(lower), strict=True):
@@ -269,7 +323,7 @@ def _colour_values(
 
 
 def _tiles(image: Image.Image) -> list[Any]:
-    """How the pixels of an image file are stored; empty once they are decoded."""
+    """Return how the pixels of an image file are stored; empty after decoding."""
     return getattr(image, "tile", [])
 
 
@@ -278,7 +332,7 @@ def _with_raw_mode(args: Any, raw_mode: str) -> Any:
 
 
 def _states_its_range(image: Image.Image) -> bool:
-    """Whether a file says which level is the greatest, other than that of 16 bits."""
+    """Return whether a file states a maximum level other than that of 16 bits."""
     return image.format == "PPM" and any(
         tile.codec_name != "raw" and tile.args[1:] != _STATED_FULL for tile in _tiles(image)
     )

@@ -1,7 +1,7 @@
-"""PNG files with more metadata than Pillow unpacks; imports no torch.
+"""Removal of metadata that is too large for Pillow from PNG files; imports no torch.
 
-Pillow refuses a picture for a text or colour profile of more than 1 MB, wherever in the file it
-is. The pixels do not depend on it, so that such chunks are left out of what Pillow is given.
+Pillow rejects an image with a text or colour profile of more than 1 MB, wherever in the file it
+is. The pixels do not depend on it, so such chunks are removed before Pillow reads the file.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from PIL.PngImagePlugin import MAX_TEXT_CHUNK, MAX_TEXT_MEMORY
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEAD, _CHECK = 8, 4
-"""Bytes of a chunk before and after its content."""
+"""Number of bytes of a chunk before and after its content."""
 _STEP = 2**16
 
 
 def without_large_metadata(file: BinaryIO) -> BinaryIO:
-    """The file itself, or a copy in memory without the chunks of metadata that Pillow refuses.
+    """Return the file, or a copy in memory without the metadata chunks that Pillow rejects.
 
     Raises:
-        OSError: all metadata together would take more memory than any photo needs for it.
+        OSError: The metadata together exceeds Pillow's memory limit.
     """
     file.seek(0)
     if file.read(len(_SIGNATURE)) != _SIGNATURE:
@@ -48,23 +48,23 @@ def without_large_metadata(file: BinaryIO) -> BinaryIO:
 
 
 def _unpacked_size(kind: bytes, content: bytes, most: int) -> int:
-    """Size of a chunk's content once it is unpacked, as far as it is not more than ``most``."""
-    _, _, rest = content.partition(b"\0")  # its name
+    """Return the decompressed size of a chunk's content, measured up to about ``most``."""
+    _, _, rest = content.partition(b"\0")  # keyword
     if kind == b"iTXt":
         packed, rest = rest[:1], rest[2:]
         if packed != b"\1":
             return len(content)
-        _, _, rest = rest.partition(b"\0")  # the language
-        _, _, rest = rest.partition(b"\0")  # the name in that language
+        _, _, rest = rest.partition(b"\0")  # language tag
+        _, _, rest = rest.partition(b"\0")  # translated keyword
     else:
-        rest = rest[1:]  # the method
+        rest = rest[1:]  # compression method
     unpacker = zlib.decompressobj()
     size = 0
     try:
         while rest and not unpacker.eof and size <= most:
             size += len(unpacker.decompress(rest, _STEP))
             rest = unpacker.unconsumed_tail
-    except zlib.error:  # Pillow takes it as empty
+    except zlib.error:  # Pillow treats it as empty
         pass
     return max(size, len(content))
 

@@ -1,1 +1,1 @@
-"""Result dataclasses to text or JSON; knows no torch."""
+"""Result dataclasses rendered as text, JSON, plots and HTML; does not import torch."""

@@ -1,4 +1,4 @@
-"""Pictures in rows with words below them, as one picture; Pillow alone, no torch."""
+"""Contact sheets: captioned images in rows, drawn with Pillow."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from finetune.errors import ConfigError, OutputError
-from finetune.files import exists, is_folder, write_atomically
+from finetune.core.errors import ConfigError, OutputError
+from finetune.core.files import exists, is_folder, write_atomically
 
 _WIDTH = 1456
 _SMALLEST, _LARGEST = 128, 256
@@ -34,7 +34,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture, and the lines below it."""
+    """An image and its caption lines."""
 
     image: Image.Image
     lines: tuple[str, ...]
@@ -42,7 +42,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Section:
-    """Pictures under a title; ``words`` in smaller letters below it."""
+    """A titled group of images.
+
+    Attributes:
+        title: Heading of the section.
+        words: Description below the title, in smaller type.
+        cells: Images of the section.
+    """
 
     title: str
     words: str
@@ -50,9 +56,10 @@ class Section:
 
 
 def scale_of(side: int) -> float:
-    """Pixels of the sheet for one of a picture: whole numbers enlarge, so that pixels stay sharp.
+    """Scale factor from image pixels to sheet pixels, for images of ``side`` pixels.
 
-    A picture of 128 to 256 pixels is shown as it is.
+    Images of 128 to 256 pixels are not scaled. Smaller images are enlarged by an integer, so that
+    pixels stay sharp.
     """
     if side < _SMALLEST:
         return float(math.ceil(_SMALLEST / side))
@@ -60,7 +67,7 @@ def scale_of(side: int) -> float:
 
 
 def draw_sheet(sections: Sequence[Section]) -> Image.Image:
-    """The sheet; every picture has the same size, every text is whole."""
+    """Draw a contact sheet; all images have the same size, and text is wrapped."""
     side = round(scale_of(sections[0].cells[0].image.width) * sections[0].cells[0].image.width)
     most = max(len(section.cells) for section in sections)
     fitting = max(1, (_WIDTH - 2 * _MARGIN + _GAP) // (side + _GAP))
@@ -129,9 +136,9 @@ def _height(size: int, lines: int) -> int:
 
 
 def wrap(text: str, length: Callable[[str], float], room: float) -> list[str]:
-    """Text in lines that fit: broken behind spaces, _, - and /, within a word only where needed.
+    """Wrap text after spaces, ``_``, ``-`` and ``/``, and within a word only if needed.
 
-    What four lines cannot hold loses its middle.
+    Text of more than four lines is shortened in the middle.
     """
     lines = _lines(text, length, room)
     shown = len(text)
@@ -158,13 +165,13 @@ def _lines(text: str, length: Callable[[str], float], room: float) -> list[str]:
 
 @functools.cache
 def _font(size: int) -> Font:
-    """Pillow's own font, so that nothing has to be installed."""
+    """Pillow's built-in font."""
     return ImageFont.load_default(size)
 
 
 @functools.cache
 def can_write(text: str) -> bool:
-    """Whether the font has every letter of it."""
+    """Whether the font has a glyph for every character of the text."""
     font = _font(_CAPTION)
     if not isinstance(font, ImageFont.FreeTypeFont):
         return text.isascii()
@@ -173,10 +180,10 @@ def can_write(text: str) -> bool:
 
 
 def stand_ins(names: Sequence[str]) -> dict[str, str]:
-    """What to write for each name that the font has no letters for.
+    """Return a replacement for each class name that the font cannot write.
 
-    Its letters without their accents where that is enough and no other class is called so, else
-    the number of the class.
+    The replacement is the name without accents if the font can write it and it is unique, otherwise
+    the class index.
     """
     taken = {name for name in names if can_write(name)}
     result = {}
@@ -195,11 +202,11 @@ def _without_accents(name: str) -> str:
 
 
 def check_output(path: Path) -> None:
-    """Before any work: can a sheet be written there?
+    """Raise if a contact sheet cannot be written to ``path``; called before any work.
 
     Raises:
-        ConfigError: it is no name of a PNG.
-        OutputError: something lies there that is no earlier sheet, or there is no such folder.
+        ConfigError: the path does not end in .png.
+        OutputError: the folder does not exist, or the file exists and is not a contact sheet.
     """
     if path.suffix.lower() != ".png":
         raise ConfigError(f"--output: {path}: a sheet is a PNG; give a name that ends in .png")
@@ -215,15 +222,15 @@ def _is_ours(path: Path) -> bool:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return bool(image.info.get("Software") == _MAKER)
-    except Exception:  # whatever it is, it is no sheet
+    except Exception:  # not a readable PNG, hence not a sheet
         return False
 
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """Write it, whole or not at all.
+    """Write the sheet atomically as a PNG.
 
     Raises:
-        OutputError: it could not be written.
+        OutputError: the file cannot be written.
     """
     mark = PngInfo()
     mark.add_text("Software", _MAKER)

@@ -1,4 +1,4 @@
-"""An evaluation and a comparison as text for a terminal or a pipe."""
+"""Text output of ``eval`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.eval_results import Calibration, ClassScore, Comparison, EvalResult, Interval
-from finetune.report.tables import plural, table
-from finetune.run_folder import REPORT, run_of
+from finetune.checkpoints.run_dir import REPORT, run_of
+from finetune.core.text import plural
+from finetune.report.tables import table
+from finetune.results.evaluation import Calibration, ClassScore, Comparison, EvalResult, Interval
 
 _BAR = 20
 _MOST_CLASSES = 40
@@ -18,7 +19,7 @@ _MOST_PAIRS = 5
 
 
 def render_eval(result: EvalResult) -> str:
-    """The figures with their intervals, a line a class, and what is confused with what."""
+    """Render the metrics with intervals, one line per class, and the most confused pairs."""
     parts = [table(("", ""), _facts(result)), _classes(result.per_class)]
     if result.confused:
         parts.append(_pairs(result))
@@ -73,14 +74,14 @@ def _facts(result: EvalResult) -> list[tuple[str, str]]:
 
 
 def percent(share: float, interval: Interval | None) -> str:
-    """A share, with its interval where there is one."""
+    """Format a fraction in percent, with its interval if there is one."""
     if interval is None:
         return f"{share:.2%}"
     return f"{share:.2%} [{interval.low:.1%}, {interval.high:.1%}]"
 
 
 def number(value: float, interval: Interval | None) -> str:
-    """As `percent`, for what is no share."""
+    """Format a number, with its interval if there is one."""
     if interval is None:
         return f"{value:.4f}"
     return f"{value:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
@@ -104,7 +105,7 @@ def _loss_with(calibration: Calibration) -> str:
 
 
 def _classes(classes: Sequence[ClassScore]) -> str:
-    """A line a class; of many the weakest."""
+    """Render one line per class; for many classes only those with the lowest recall."""
     shown = list(classes)
     below = ""
     if len(shown) > _MOST_CLASSES:
@@ -138,8 +139,7 @@ def _pairs(result: EvalResult) -> str:
 
 
 def render_comparison(result: Comparison) -> str:
-    """The figures of every run, what of their configs differs, and whether they can be told
-    apart."""
+    """Render the metrics of every run, the config differences and the significance tests."""
     figures = table(
         ("run", "images", "top-1", "balanced", "macro F1", "loss", "calibration error"),
         [

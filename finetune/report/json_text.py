@@ -1,4 +1,4 @@
-"""A result as one JSON document."""
+"""Result dataclasses as JSON documents."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-# Rows of a matrix, each on one line. Inside a string a line break is escaped: none is found there.
+# Lists of numbers, which are put on one line. Strings cannot match: their line breaks are escaped.
 _NUMBERS = re.compile(r"\[\n[\s\d.,eE+-]*\d(?=\n\s*\])\s*")
 
 
 def to_json(result: Any) -> str:
-    """Any result dataclass; accuracies are fractions, keys are nested, nothing is NaN."""
+    """Serialize a result dataclass; accuracies are fractions, keys are nested, NaN is an error."""
     text = json.dumps(asdict(result), indent=2, ensure_ascii=False, allow_nan=False)
     return _NUMBERS.sub(lambda found: "[" + " ".join(found[0][1:].split()), text)

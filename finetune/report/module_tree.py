@@ -1,12 +1,13 @@
-"""A tree of modules with frozen and trainable counts that stays readable for 400 layers."""
+"""Module tree with frozen and trainable counts, condensed to stay readable for 400 layers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from finetune.report.tables import count, table
-from finetune.results import ParameterRow
+from finetune.core.text import count
+from finetune.report.tables import table
+from finetune.results.freeze import ParameterRow
 
 _MOST_LINES = 60
 
@@ -28,9 +29,9 @@ class _Node:
 
 
 def render_module_tree(parameters: Sequence[ParameterRow]) -> str:
-    """The deepest level of detail that fits into sixty lines.
+    """Render the tree at the deepest level that fits into sixty lines.
 
-    Neighbours in the same state are drawn as one line; only what is partly frozen is opened.
+    Adjacent modules in the same state share a line; only partly frozen modules are expanded.
     """
     root = _build(parameters)
     rows: list[list[str]] = []
@@ -77,14 +78,14 @@ def _is_head(node: _Node) -> bool:
 
 
 def _opens(node: _Node) -> bool:
-    """What is partly frozen, and what leads to the head."""
+    """Whether to expand a module: it is partly frozen or contains the head."""
     return bool(node.children) and (
         node.state == "partly frozen" or (node.head and not _is_head(node))
     )
 
 
 def _runs(children: list[_Node], *, opening: bool) -> Iterator[list[_Node]]:
-    """Neighbours that can share a line: in the same state, and not to be opened."""
+    """Yield runs of adjacent modules that share a line: same state, and not expanded."""
     run: list[_Node] = []
     for child in children:
         alone = child.head or (opening and _opens(child))

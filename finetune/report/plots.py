@@ -1,27 +1,32 @@
-"""Pictures through matplotlib, an extra that is imported when a picture is asked for."""
+"""Plots of runs with matplotlib, an optional dependency that is imported on demand."""
 
 from __future__ import annotations
 
+import atexit
 import io
+import os
+import shutil
+import sys
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import ConfigError
-from finetune.eval_results import ClassScore, ConfusedPair
-from finetune.files import write_atomically
-from finetune.progress import Progress, Silent
-from finetune.report.lettering import shortened
-from finetune.report.page.matrix import shown_classes
+from finetune.core.errors import ConfigError
+from finetune.core.files import user_cache, write_atomically
+from finetune.core.reporter import Reporter, SilentReporter
+from finetune.report.page.confusion import shown_classes
+from finetune.report.page.text_width import shortened
+from finetune.results.evaluation import ClassScore, ConfusedPair
 
 _FORMATS = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One run, epoch by epoch."""
+    """Metrics of one run per epoch."""
 
     name: str
     epochs: tuple[int, ...]
@@ -31,7 +36,7 @@ class Curve:
 
     @classmethod
     def of(cls, name: str, records: Sequence[Mapping[str, Any]]) -> Curve:
-        """From the lines of ``metrics.jsonl``."""
+        """Create a curve from the records of ``metrics.jsonl``."""
         return cls(
             name=name,
             epochs=tuple(record["epoch"] for record in records),
@@ -42,16 +47,17 @@ class Curve:
 
 
 def load_matplotlib(path: Path) -> Any:
-    """matplotlib's Figure, which needs no display and no global state.
+    """Import and return matplotlib's ``Figure``, which needs no display and no global state.
 
     Args:
-        path: What the picture will be called: refused before any work where it names no format.
+        path: Output file of the plot; its extension is checked.
 
     Raises:
-        ConfigError: it is not installed; says how to install it.
+        ConfigError: the extension is not supported, or matplotlib is not installed.
     """
     if path.suffix.lower() not in _FORMATS:
         raise ConfigError(f"{path}: a picture's name must end in {', '.join(_FORMATS)}")
+    _give_matplotlib_a_folder()
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -61,18 +67,33 @@ def load_matplotlib(path: Path) -> Any:
     return Figure
 
 
-def draw_curves(curves: Sequence[Curve], path: Path, *, progress: Progress | None = None) -> None:
-    """Loss and validation accuracy of every run over its epochs, in one picture.
+def _give_matplotlib_a_folder() -> None:
+    """Set matplotlib's folder to a temporary one for a user without a home folder.
+
+    Otherwise matplotlib makes one itself when it is imported, with a warning beside our own.
+    """
+    if "matplotlib" in sys.modules or "MPLCONFIGDIR" in os.environ:
+        return
+    try:
+        user_cache()
+    except OSError:
+        folder = tempfile.mkdtemp(prefix="finetune-matplotlib-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["MPLCONFIGDIR"] = folder
+
+
+def draw_curves(curves: Sequence[Curve], path: Path, *, reporter: Reporter | None = None) -> None:
+    """Plot loss and validation accuracy of every run per epoch, in one figure.
 
     Raises:
-        ConfigError: the ending of ``path`` names no format.
-        OutputError: it could not be written.
+        ConfigError: the extension of ``path`` is not supported, or matplotlib is not installed.
+        OutputError: the file cannot be written.
     """
     figure = load_matplotlib(path)(figsize=(10, 4.2), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
     for number, curve in enumerate(curves):
         color = f"C{number % 10}"
-        # A line of one epoch has no length: its point must show.
+        # A line of a single epoch is invisible without a marker.
         marker = "o" if len(curve.epochs) == 1 else ""
         losses.plot(
             curve.epochs, curve.train_loss, color=color, linestyle=":", marker=marker, label="_"
@@ -92,7 +113,7 @@ def draw_curves(curves: Sequence[Curve], path: Path, *, progress: Progress | Non
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower center", frameon=False, ncols=2)
-    save(figure, path, progress=progress)
+    save(figure, path, reporter=reporter)
 
 
 def draw_confusion(
@@ -100,13 +121,12 @@ def draw_confusion(
     pairs: Sequence[ConfusedPair],
     path: Path,
     *,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> None:
-    """The confusion matrix, each row as shares of its class; of many classes those that are
-    confused most.
+    """Plot the confusion matrix with normalized rows; of many classes the most confused.
 
     Raises:
-        ConfigError, OutputError: as `draw_curves`.
+        ConfigError, OutputError: same as `draw_curves`.
     """
     names = shown_classes(classes, pairs)
     rank = {name: at for at, name in enumerate(names)}
@@ -133,27 +153,29 @@ def draw_confusion(
                 color = "white" if shares[y][x] > 0.6 else "black"
                 axes.text(x, y, str(number), ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(image, label="share of the class", shrink=0.8)
-    save(figure, path, progress=progress)
+    save(figure, path, reporter=reporter)
 
 
 def save(
-    figure: Any, path: Path, *, maker: str | None = None, progress: Progress | None = None
+    figure: Any, path: Path, *, maker: str | None = None, reporter: Reporter | None = None
 ) -> None:
-    """Write a figure, whole or not at all.
+    """Write a figure atomically.
 
     Args:
-        maker: The command that a PNG says it is from.
-        progress: Is told where the font lacks letters of the names.
+        figure: matplotlib figure.
+        path: Output file; its extension selects the format.
+        maker: Command recorded in the metadata as the software that wrote the file.
+        reporter: Reporter of a warning about glyphs that the font lacks.
     """
     drawn = io.BytesIO()
     mark = {"Software": maker} if maker else None
     with warnings.catch_warnings(record=True) as caught:
-        # Always: a second picture lacks its letters as well.
+        # By default Python shows a warning once, but every figure must be checked.
         warnings.simplefilter("always")
         figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=150, metadata=mark)
     missing = [warning for warning in caught if "missing from" in str(warning.message)]
     if missing:
-        (progress or Silent()).warn(
+        (reporter or SilentReporter()).warn(
             f"{path}: matplotlib's font lacks letters of these names and shows boxes in their "
             "place; the page of `finetune report` shows them"
         )
@@ -166,7 +188,10 @@ def save(
 
 
 def _plain(name: str) -> str:
-    """A name as it is: matplotlib would set text between dollars as mathematics, and leaves out
-    of the legend what begins with an underscore."""
+    """Escape a name for matplotlib.
+
+    It would render text between dollars as math, and omit names that begin with an underscore from
+    the legend.
+    """
     text = name.replace("$", r"\$")
     return f"\u200b{text}" if text.startswith("_") else text

@@ -1,4 +1,8 @@
-"""Predictions as a table, as CSV or as JSON lines, the last two as they come."""
+"""Output of ``predict``, ``export`` and ``report``.
+
+Predictions are written as a table or one JSON document at the end, or streamed as CSV or JSON
+lines.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from finetune.errors import on_one_line
-from finetune.eval_results import (
+from finetune.checkpoints.run_dir import CONFUSION, CURVES
+from finetune.core.text import mib, on_one_line, plural
+from finetune.report.tables import table
+from finetune.results.evaluation import (
     Agreement,
     ExportResult,
     PageResult,
@@ -18,24 +24,22 @@ from finetune.eval_results import (
     PredictSummary,
     Unreadable,
 )
-from finetune.report.tables import mib, plural, table
-from finetune.run_folder import CONFUSION, CURVES
 
 UNSURE = "unsure"
 _TOP_OF_EVERY = 5
-"""Classes in the column of the best ones, where every class has one of its own."""
+"""Number of classes in the CSV column ``top`` if every class has its own column."""
 Write = Callable[[bytes], None]
 
 
 class AsTable:
-    """Aligned columns, at the end: their widths are known only then."""
+    """Writer of an aligned table, at the end, when the column widths are known."""
 
     def __init__(self, write: Write) -> None:
         self._write = write
         self._rows: list[tuple[str, ...]] = []
 
     def show(self, _: Sequence[str], answer: Prediction | Unreadable) -> None:
-        """Keep a row."""
+        """Add a row."""
         if isinstance(answer, Unreadable):
             self._rows.append((on_one_line(answer.path), "unreadable", "", answer.reason))
             return
@@ -52,7 +56,7 @@ class AsTable:
 
 
 class AsCsv:
-    """A row an image; every class in a column of its own where all were asked for."""
+    """Writer of one CSV row per image, optionally with one column per class."""
 
     header = ("path", "answer", "label", "probability", "top", "error")
 
@@ -62,7 +66,7 @@ class AsCsv:
         self._started = False
 
     def show(self, names: Sequence[str], answer: Prediction | Unreadable) -> None:
-        """Write a row."""
+        """Write a row, after the header if it is the first."""
         if not self._started:
             self._started = True
             columns = [f"probability of {name}" for name in names] if self._every_class else []
@@ -86,38 +90,38 @@ class AsCsv:
         )
 
     def end(self, _: PredictSummary) -> None:
-        """Nothing is left."""
+        """Do nothing: all rows are already written."""
 
     def _row(self, fields: Sequence[str]) -> None:
         line = io.StringIO(newline="")
         csv.writer(line, lineterminator="\n").writerow(fields)
-        # A file name may hold bytes that are not UTF-8: they leave as they came.
+        # File names may contain bytes that are not valid UTF-8, which are written unchanged.
         self._write(line.getvalue().encode("utf-8", "surrogateescape"))
 
 
 class AsJsonLines:
-    """An object a line."""
+    """Writer of one JSON object per line."""
 
     def __init__(self, write: Write) -> None:
         self._write = write
 
     def show(self, _: Sequence[str], answer: Prediction | Unreadable) -> None:
-        """Write a line."""
+        """Write one line."""
         self._write(f"{_json(as_object(answer))}\n".encode())
 
     def end(self, _: PredictSummary) -> None:
-        """Nothing is left."""
+        """Do nothing: all rows are already written."""
 
 
 class AsJson:
-    """One document: the predictions, and how the work went."""
+    """Writer of one JSON document with the predictions and the summary."""
 
     def __init__(self, write: Write) -> None:
         self._write = write
         self._answers: list[dict[str, Any]] = []
 
     def show(self, _: Sequence[str], answer: Prediction | Unreadable) -> None:
-        """Keep an answer."""
+        """Add a prediction."""
         self._answers.append(as_object(answer))
 
     def end(self, summary: PredictSummary) -> None:
@@ -127,7 +131,7 @@ class AsJson:
 
 
 def as_object(answer: Prediction | Unreadable) -> dict[str, Any]:
-    """An answer as JSON has it."""
+    """Convert a prediction to its JSON object."""
     if isinstance(answer, Unreadable):
         return {"path": answer.path, "error": answer.reason}
     return {
@@ -140,7 +144,7 @@ def as_object(answer: Prediction | Unreadable) -> dict[str, Any]:
 
 
 def render_predict(summary: PredictSummary) -> str:
-    """How the work went, in a line."""
+    """Render the summary on one line."""
     parts = [
         f"{plural(summary.num_images, 'image')} in {summary.elapsed_s:.2f} s, "
         f"{summary.images_per_s:,.0f} images/s"
@@ -153,7 +157,7 @@ def render_predict(summary: PredictSummary) -> str:
 
 
 def render_export(result: ExportResult) -> str:
-    """What was written, what it takes, and how well it agrees with ``eval``."""
+    """Render the written files, the expected inputs and the agreement with ``eval``."""
     agreement = result.agreement
     takes = (
         "uint8 pixels (N, 3, H, W) of any size, resized and normalised inside"
@@ -176,7 +180,7 @@ def render_export(result: ExportResult) -> str:
 
 
 def render_page_result(result: PageResult) -> str:
-    """Where the page is."""
+    """Render the paths and sizes of the written files."""
     files = [("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
     size = f"{mib(result.num_bytes)} in {result.elapsed_s:.1f} s"
     if not all(file.endswith((CURVES, CONFUSION)) for file in result.files):
@@ -197,6 +201,6 @@ def _json(value: Any, **options: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, **options)
     try:
         text.encode()
-    except UnicodeEncodeError:  # a file name with bytes that are not UTF-8
+    except UnicodeEncodeError:  # a file name that is not valid UTF-8
         text = json.dumps(value, **options)
     return text

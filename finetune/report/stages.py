@@ -1,20 +1,17 @@
-"""The stages of a run, some lines each: what trained and what froze, for how long, how well."""
+"""Text output of the stages of a run, a few lines per stage."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune.errors import first_few
-from finetune.report.tables import count, plural
-from finetune.stage_results import PlannedStage, PredictedTime, StageFacts, StageSummary
-
-_MOST_PATTERNS = 6
+from finetune.core.text import count, listed_patterns, plural
+from finetune.results.train import PlannedStage, PredictedTime, StageFacts, StageSummary
 
 Fact = tuple[str, str]
 
 
 def trained_facts(stages: Sequence[StageSummary]) -> list[Fact]:
-    """Of each stage its lines; none of a run without stages."""
+    """Return the lines of each trained stage; empty for a run without stages."""
     if len(stages) == 1:
         return []
     return [fact for stage in stages for fact in _trained(stage)]
@@ -41,7 +38,7 @@ def _figure(stage: StageSummary) -> str:
 
 
 def planned_facts(stages: Sequence[PlannedStage]) -> list[Fact]:
-    """Of each stage its lines; of a run without stages the time that it takes."""
+    """Return the lines of each planned stage; for a run without stages, its predicted time."""
     if len(stages) == 1:
         return [("Time", predicted_text(stages[0].predicted))]
     return [fact for stage in stages for fact in _planned(stage)]
@@ -60,7 +57,7 @@ def _planned(stage: PlannedStage) -> list[Fact]:
 
 
 def predicted_text(time: PredictedTime) -> str:
-    """How long an epoch takes, with and without kept features."""
+    """Describe the predicted time per epoch, with and without cached features."""
     without = f"about {_seconds(time.epoch_without_cache_s)} an epoch"
     if time.epoch_with_cache_s is None or time.fill_s is None:
         return f"{without}; nothing is kept from one epoch to the next"
@@ -72,11 +69,6 @@ def predicted_text(time: PredictedTime) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds < 99.5 else f"{seconds:,.0f} s"
-
-
-def listed_patterns(patterns: Sequence[str]) -> str:
-    """The first few of them."""
-    return first_few(patterns, most=_MOST_PATTERNS, between=" ") or "none"
 
 
 def _span(stage: StageSummary) -> str:

@@ -1,4 +1,4 @@
-"""A first config as commented YAML."""
+"""Starting config of ``init`` as commented YAML."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import shlex
 import textwrap
 from dataclasses import dataclass
 
-from finetune import recipe, yaml_text
-from finetune.blocks import Block, listed
-from finetune.config import GivenPreprocessing
-from finetune.data.glance import Glance
-from finetune.data_results import StartingConfig
-from finetune.recipe import Optimizer
-from finetune.report.tables import count
+from finetune.config import yaml_loader
+from finetune.config.schema import GivenPreprocessing
+from finetune.core.text import count
+from finetune.data.checks.summary import DatasetSummary
+from finetune.models.blocks import Block, listed
+from finetune.recipes import heuristics
+from finetune.recipes.heuristics import Optimizer
+from finetune.results.data import StartingConfig
 
 _WIDTH = 100
 _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")
@@ -22,9 +23,9 @@ _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")
 
 @dataclass(frozen=True)
 class Start:
-    """Everything that the config states, and why."""
+    """Values of the starting config, and their reasons."""
 
-    glance: Glance
+    glance: DatasetSummary
     device: str
     version: str
     file: str
@@ -50,14 +51,14 @@ class Start:
 
 
 def render_starting_config(result: StartingConfig) -> str:
-    """The config itself where it went to no file; else what it is, and what to do with it."""
+    """Render the config if no file was written, otherwise a summary and the next command."""
     if result.file is None:
         return result.config.rstrip("\n")
     file = shlex.quote(result.file)
     what = {
-        recipe.HEAD: "a new head trains",
-        recipe.BLOCK: "the last block and a new head train",
-        recipe.EVERYTHING: "everything trains",
+        heuristics.HEAD: "a new head trains",
+        heuristics.BLOCK: "the last block and a new head train",
+        heuristics.EVERYTHING: "everything trains",
     }[result.trains]
     return (
         f"  {result.file}: {result.model}, {what} for {result.epochs} epochs on "
@@ -67,15 +68,15 @@ def render_starting_config(result: StartingConfig) -> str:
 
 
 def scalar(text: str) -> str:
-    """Text as a YAML scalar of one line: quoted where it could be read as something else."""
-    if _PLAIN.fullmatch(text) and yaml_text.parse(f"x: {text}\n").value == {"x": text}:
+    """Format text as a one-line YAML scalar, quoted if it could be parsed as another value."""
+    if _PLAIN.fullmatch(text) and yaml_loader.parse(f"x: {text}\n").value == {"x": text}:
         return text
-    # JSON's strings are YAML's.
+    # Every JSON string is a valid YAML scalar.
     return json.dumps(text, ensure_ascii=False)
 
 
 def starting_config(start: Start) -> str:
-    """The whole file."""
+    """Render the complete config file."""
     sections = [
         _heading(start),
         ["format: 1"],
@@ -94,7 +95,7 @@ def _comment(text: str, indent: int = 0) -> list[str]:
 
 
 def _reasoned(line: str, why: str) -> list[str]:
-    """A line with its reason: behind it where there is room, else above."""
+    """Add a reason as a comment: on the same line if it fits, otherwise above."""
     if not why:
         return [line]
     together = f"{line}   # {why}"
@@ -212,7 +213,7 @@ def _augment(start: Start) -> list[str]:
     lines = ["augment:", *_reasoned(f"  policy: {start.policy}", start.why_policy)]
     if start.mixup:
         lines.append(f"  mixup: {start.mixup:g}   # BiT-HyperRule, from 20,000 images on")
-    elif start.trains != recipe.EVERYTHING and start.policy == "auto":
+    elif start.trains != heuristics.EVERYTHING and start.policy == "auto":
         lines += _comment(
             "Stronger, at the price of running what is frozen in every epoch: policy: trivial, "
             "erasing: 0.25, mixup: 0.2. Where left and right differ (digits, signs): policy: none.",

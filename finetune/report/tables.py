@@ -1,4 +1,4 @@
-"""Aligned text through rich: correct for wide characters, plain in a pipe."""
+"""Aligned text tables with rich: correct for wide characters, plain in a pipe."""
 
 from __future__ import annotations
 
@@ -19,9 +19,15 @@ def table(
     right: Sequence[int] = (),
     gap: int = 3,
 ) -> str:
-    """Rows in columns, indented by two spaces; columns in ``right`` are aligned to the right.
+    """Render rows as aligned columns, indented by two spaces.
 
-    As wide as they need: a terminal may wrap a row, a pipe must not, and neither may lose a cell.
+    The table is as wide as its cells: nothing is wrapped or truncated.
+
+    Args:
+        header: Column titles; may be empty strings.
+        rows: Cells of each row.
+        right: Indices of right-aligned columns.
+        gap: Number of spaces between columns.
     """
     lines = [tuple(header), *(tuple(row) for row in rows)]
     width = sum(max(map(cell_len, column)) + gap for column in zip_longest(*lines, fillvalue=""))
@@ -34,28 +40,3 @@ def table(
     out = io.StringIO()
     Console(file=out, width=max(width, 1), no_color=True, highlight=False).print(grid)
     return "\n".join(f"  {line.rstrip()}".rstrip() for line in out.getvalue().splitlines())
-
-
-def count(number: int) -> str:
-    """A large number in three digits: 2.23 M."""
-    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return (
-                f"{number / size:.3g} {unit}"
-                if number < 999.5 * size
-                else f"{number // size} {unit}"
-            )
-    return str(number)
-
-
-def mib(num_bytes: int) -> str:
-    """Bytes as MiB, or KiB where that is too coarse."""
-    if num_bytes < 2**20:
-        return f"{num_bytes / 2**10:.1f} KiB"
-    return f"{num_bytes / 2**20:,.1f} MiB"
-
-
-def plural(number: int, noun: str) -> str:
-    """``1 tensor``, ``2 tensors``, ``2 classes``."""
-    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
-    return f"{number:,} {noun}{ending}"

@@ -1,13 +1,14 @@
-"""A search and a learning-rate range test as text for a terminal or a pipe."""
+"""Text output of ``tune`` and ``lr-find``."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from finetune.report.tables import count, plural, table
-from finetune.results import MONITORED
-from finetune.tune_results import LrRange, RangePoint, Trial, TuneResult
+from finetune.core.text import count, plural
+from finetune.report.tables import table
+from finetune.results.train import MONITORED
+from finetune.results.tuning import LrRange, RangePoint, Trial, TuneResult
 
 _MOST_TRIALS = 10
 _BAR = 24
@@ -16,7 +17,7 @@ _SHORT = {"top1": "top-1", "balanced_accuracy": "balanced", "macro_f1": "macro F
 
 
 def settings_in_words(trial: Trial) -> str:
-    """A trial's settings on one line."""
+    """Describe a trial's settings on one line."""
     one = trial.settings
     smoothing = f", label smoothing {one.label_smoothing:g}" if one.label_smoothing else ""
     return (
@@ -26,13 +27,13 @@ def settings_in_words(trial: Trial) -> str:
 
 
 def winner_in_words(result: TuneResult) -> str:
-    """The best trial's settings, and its backbone where there were several."""
+    """Describe the best trial's settings, and its backbone if several were searched."""
     settings = settings_in_words(result.winner)
     return f"{result.winner.model}: {settings}" if result.backbones else settings
 
 
 def render_tune(result: TuneResult) -> str:
-    """The best trials, how far they can be told apart, and what the final model reached."""
+    """Render the best trials, their statistical ties and the final model's metrics."""
     parts = []
     if result.backbones:
         parts.append(_backbones(result))
@@ -59,7 +60,7 @@ def _backbones(result: TuneResult) -> str:
 
 
 def _trials(result: TuneResult) -> str:
-    """The best of the winning backbone; the config's own settings are among them in any case."""
+    """Render the best trials of the winning backbone, always with the config's own settings."""
     winner = result.winner
     mine = [t for t in result.trials if (t.model, t.weights) == (winner.model, winner.weights)]
     shown = mine[:_MOST_TRIALS]
@@ -101,7 +102,7 @@ def _shown_share(result: TuneResult) -> str:
 
 
 def _spread(trial: Trial, result: TuneResult) -> float | None:
-    """Of the share that is shown; of a loss it would be of another kind."""
+    """Spread of the displayed share; None if trials are ranked by loss."""
     return None if result.metric == "loss" else trial.spread
 
 
@@ -170,7 +171,7 @@ def _searched(result: TuneResult) -> str:
 
 
 def render_lr_range(result: LrRange) -> str:
-    """The curve in few lines, and the suggestion."""
+    """Render the smoothed loss curve in a few lines, and the suggested learning rate."""
     points = _thinned(result.points)
     low = min(point.smoothed for point in points)
     high = max(point.smoothed for point in points)

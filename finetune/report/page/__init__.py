@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run; the template, its style and its script lie beside."""
+"""Self-contained HTML page of a run; the template, style and script are in this folder."""
 
 from finetune.report.page.build import Facts, Picture
 from finetune.report.page.render import render_page

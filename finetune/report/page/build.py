@@ -1,4 +1,4 @@
-"""What stands on the page: words and numbers, ready for the template."""
+"""Values of the page's template: formatted text and numbers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.config import StageConfig
-from finetune.eval_results import Calibration, ClassScore, EvalResult, Interval
-from finetune.report.charts import Chart, Column, line_chart, reliability
-from finetune.report.page.matrix import MOST_CLASSES, Matrix, matrix_of, shown_classes
+from finetune.config.schema import StageConfig
+from finetune.core.text import count, plural
+from finetune.report.page.charts import Chart, Column, line_chart, reliability
+from finetune.report.page.confusion import MOST_CLASSES, Matrix, matrix_of, shown_classes
+from finetune.report.page.network_bars import strip
 from finetune.report.page.stages import first_epochs, stage_rows
-from finetune.report.page.strip import strip
-from finetune.report.tables import count, plural
-from finetune.results import MONITORED, FreezeReport
+from finetune.results.evaluation import Calibration, ClassScore, EvalResult, Interval
+from finetune.results.freeze import FreezeReport
+from finetune.results.train import MONITORED
 
 MOST_CLASS_ROWS = 300
 _MOST_PAIRS = 10
@@ -22,10 +23,11 @@ _WEAK = 0.8
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the page.
+    """An image on the page.
 
     Attributes:
-        photo, heat: Data URLs; ``heat`` is where the network looks, for what it predicted.
+        photo: Data URL of the photo.
+        heat: Data URL of the Grad-CAM overlay for the predicted class; may be None.
     """
 
     path: str
@@ -38,16 +40,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that a page is made of.
+    """Input of a page.
 
     Attributes:
-        monitor: The config's ``train.monitor``.
-        records: Lines of ``metrics.jsonl``; none where a checkpoint stands alone.
-        num_mistakes: All of them, of which ``mistakes`` shows some.
-        verdict: On the data, in a line.
-        rerun: The command that trains the same again.
-        stages: Of the run; none where it has none.
-        chosen_on_these: The images are those by which the run chose its best epoch.
+        monitor: Value of ``train.monitor``.
+        records: Records of ``metrics.jsonl``; empty if the checkpoint has no run directory.
+        num_mistakes: Number of misclassified images, of which ``mistakes`` shows some.
+        verdict: Verdict on the data, in one line.
+        rerun: Command that repeats the run.
+        stages: Stages of the run; may be empty.
+        chosen_on_these: Whether the run chose its best epoch on these images.
     """
 
     run: str
@@ -70,7 +72,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Figure:
-    """A headline figure; positions of its interval on a line of 200."""
+    """A headline metric.
+
+    Attributes:
+        at: Position of the value on an axis of length 200.
+        low: Position of the interval's lower bound.
+        high: Position of the interval's upper bound.
+    """
 
     name: str
     text: str
@@ -83,7 +91,7 @@ class Figure:
 
 
 def build_page(facts: Facts) -> dict[str, Any]:
-    """The template's ``page``."""
+    """Build the template's variable ``page``."""
     result = facts.result
     shown = shown_classes(result.per_class, result.confused)
     names: dict[str, int] = {}
@@ -197,7 +205,7 @@ def _network_text(freeze: FreezeReport) -> str:
 
 
 def _part(share: float) -> str:
-    """A share, where nearly all is not said to be all."""
+    """Format a fraction in percent, without rounding it up to 100 %."""
     return "more than 99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
 
 

@@ -1,8 +1,8 @@
-"""The page as HTML: every value escaped by Jinja2, and nothing that could be fetched or run.
+"""HTML rendering of the page with Jinja2, with every value escaped.
 
-The page's content security policy names the hashes of its own style and script: markup that slipped
-through would neither run nor load anything. So there are no style attributes either; what has a
-length is drawn as SVG.
+The page's content security policy allows only its own style and script, by hash, so that injected
+markup could neither run nor load anything. For this reason there are no style attributes; elements
+with a computed length are SVG.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from finetune.report.page.build import Facts, build_page
 
 
 def render_page(facts: Facts) -> str:
-    """The whole page, to be written as one file."""
+    """Render the page as a single self-contained file."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 

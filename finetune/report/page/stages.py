@@ -1,4 +1,4 @@
-"""The stages of a run on its page: a row each, and where one begins in the learning curves."""
+"""Stages of a run on its page: table rows, and first epochs for the learning curves."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from finetune.config import StageConfig
-from finetune.report.stages import listed_patterns
+from finetune.config.schema import StageConfig
+from finetune.core.text import listed_patterns
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """A stage; ``shown`` where the page's checkpoint is of it."""
+    """A table row of a stage; ``shown`` if the page's checkpoint is from this stage."""
 
     number: int
     epochs: str
@@ -30,12 +30,13 @@ def stage_rows(
     *,
     monitor: str = "top1",
 ) -> tuple[StageRow, ...]:
-    """A row a stage.
+    """Return one row per stage.
 
     Args:
-        records: Lines of ``metrics.jsonl``; without them the epochs are the planned ones.
-        epoch: Of the checkpoint.
-        monitor: What chose the best epochs.
+        stages: Stages of the config.
+        records: Records of ``metrics.jsonl``; if empty, planned epochs are shown.
+        epoch: Epoch of the checkpoint.
+        monitor: Metric that selected the best epochs.
     """
     return tuple(_rows(stages, records, epoch, monitor))
 
@@ -64,7 +65,7 @@ def _rank(val: Mapping[str, Any], monitor: str) -> tuple[float, float]:
 
 
 def first_epochs(records: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Of every stage but the first."""
+    """Return the first epoch of every stage after the first."""
     return [
         int(record["epoch"])
         for before, record in pairwise(records)

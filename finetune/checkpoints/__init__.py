@@ -1,0 +1,1 @@
+"""Contents of a run directory: file format, checksum, safe loading, run lock, checkpointer."""

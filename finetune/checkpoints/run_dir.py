@@ -1,0 +1,259 @@
+"""Run directory: file names, preparation for a run, and protection of files of the user."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from finetune.core.errors import CheckpointError, OutputError, address_problem
+from finetune.core.files import exists, is_folder, refuse_without_home
+
+_LONGEST_NAME = 255  # bytes, on every common file system
+_LONGEST_PATH = 3800  # bytes: Linux allows 4,095, less the names of files in the directory
+
+MARKER = ".finetune-run"
+BEST = "best.pt"
+LAST = "last.pt"
+PREVIOUS = "previous.pt"
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+FREEZE_TEXT = "freeze-report.txt"
+FREEZE_JSON = "freeze-report.json"
+SPLIT = "split.csv"
+SKIPPED = "skipped.csv"
+PREDICTIONS = "predictions.csv"
+EVALUATION = "metrics.json"
+REPORT = "report.html"
+CURVES, CONFUSION = "report-curves.png", "report-confusion.png"
+EXPORT = "export"
+EXPORTED = {
+    "onnx": "model.onnx",
+    "exported-program": "model.pt2",
+    "safetensors": "model.safetensors",
+}
+"""File name by export format; each file is in ``export/FORMAT/``."""
+EXPORT_README = "README.md"
+
+_OWN = (
+    *(BEST, LAST, PREVIOUS, CONFIG, METRICS, SUMMARY, FREEZE_TEXT, FREEZE_JSON, SPLIT, SKIPPED),
+    *(PREDICTIONS, EVALUATION, REPORT, CURVES, CONFUSION),
+    *(
+        f"{EXPORT}/{kind}/{name}"
+        for kind, file in EXPORTED.items()
+        for name in (file, f"{file}.data", EXPORT_README)
+    ),
+)
+
+
+def checkpoint_of(run: str) -> Path:
+    """Return the checkpoint of a RUN or CHECKPOINT argument: a run's ``best.pt``, or the file.
+
+    Raises:
+        CheckpointError: The directory has no checkpoint, or the argument is a remote address.
+    """
+    if problem := address_problem(run):
+        raise CheckpointError(problem)
+    path = Path(run)
+    if not is_folder(path):
+        return path
+    if exists(path / BEST):
+        return path / BEST
+    raise CheckpointError(
+        f"{path}: holds no {BEST}; give the folder of a finished run, as in runs/NAME, or a "
+        "checkpoint file"
+    )
+
+
+def run_of(checkpoint: Path) -> str:
+    """Return the RUN argument that names a checkpoint: the inverse of `checkpoint_of`."""
+    return str(checkpoint.parent if checkpoint.name == BEST else checkpoint)
+
+
+def make_output(folder: Path) -> None:
+    """Create the directory given by ``--output``.
+
+    Raises:
+        OutputError: It cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"--output: {folder}: {error.strerror or error}") from error
+
+
+def rerun_command(config: Path, output_dir: str) -> str:
+    """Shell command that trains a saved config again, into ``{output_dir}-rerun``."""
+    return (
+        f"finetune train --config {shlex.quote(str(config))} "
+        f"--set {shlex.quote(f'output_dir={output_dir}-rerun')}"
+    )
+
+
+def records_of(checkpoint: Path) -> list[dict[str, Any]]:
+    """Epoch records of the run that contains a checkpoint; empty if there is no ``metrics.jsonl``.
+
+    Damaged lines are skipped, so that the report shows a curve with a gap.
+    """
+    try:
+        text = (checkpoint.parent / METRICS).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [record for line in text.splitlines() if (record := _record(line)) is not None]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+        figures = record["epoch"], record["loss"], record["val"]["loss"], record["val"]["top1"]
+        finite = all(math.isfinite(figure) for figure in figures)
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return None
+    return record if finite else None
+
+
+def check_usable(folder: Path, *, overwrite: bool) -> None:
+    """Check that a directory can be used for a new run.
+
+    Raises:
+        OutputError: The directory contains a run (unless ``overwrite``) or other files, it cannot
+            be read or created, or it is in the home folder of a user who has none.
+    """
+    refuse_without_home("output_dir", folder)
+    if not exists(folder):
+        _check_can_be_made(folder)
+        return
+    if not is_folder(folder):
+        raise OutputError(f"output_dir: {folder}: is a file, not a folder")
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise OutputError(f"output_dir: {folder}: cannot be read: {error.strerror}") from error
+    if all(name.startswith(".tmp-") for name in names):  # empty, or killed before marking
+        return
+    if MARKER not in names:
+        raise OutputError(
+            f"output_dir: {folder}: holds files but no run of finetune; "
+            "choose another with --set output_dir=FOLDER"
+        )
+    if not overwrite:
+        raise OutputError(
+            f"output_dir: {folder}: already holds a run; add --overwrite to replace it, --resume "
+            "to go on with it, or choose another with --set output_dir=FOLDER"
+        )
+
+
+def _check_can_be_made(folder: Path) -> None:
+    parent = next(parent for parent in folder.absolute().parents if exists(parent))
+    if not is_folder(parent):
+        raise OutputError(f"output_dir: {folder}: {parent} is a file, not a folder")
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in folder.parts):
+        raise OutputError(f"output_dir: {folder}: this name is too long for a folder")
+    if len(os.fsencode(folder.absolute())) > _LONGEST_PATH:
+        raise OutputError(f"output_dir: {folder}: this path is too long")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"output_dir: {folder}: {parent} cannot be written")
+
+
+def check_is_run(folder: Path) -> None:
+    """Check that a directory contains a run that can be resumed.
+
+    Raises:
+        OutputError: The directory contains no run.
+    """
+    if exists(folder / MARKER):
+        return
+    if exists(folder) and not is_folder(folder):
+        raise OutputError(f"output_dir: {folder}: is a file; --resume goes on with a run's folder")
+    what = "holds no run of finetune" if is_folder(folder) else "no such folder"
+    try:
+        check_usable(folder, overwrite=False)
+        begins = "; the command without --resume begins a run there"
+    except OutputError:  # it contains other files
+        begins = ""
+    raise OutputError(
+        f"output_dir: {folder}: {what}, so that there is nothing to go on with{begins}"
+    )
+
+
+def config_of(run: str) -> Path:
+    """Return the path of the resolved config in a run directory.
+
+    Raises:
+        OutputError: The directory contains no run, or the run has no config yet.
+    """
+    check_is_run(Path(run))
+    path = Path(run) / CONFIG
+    if not exists(path):
+        raise OutputError(
+            f"output_dir: {run}: holds no {CONFIG}: the run was ended before it wrote one. Begin "
+            "again with the config that it was given: finetune train --config FILE --overwrite"
+        )
+    return path
+
+
+def reopen(folder: Path, checkpoint: Path) -> None:
+    """Prepare a run directory for resuming.
+
+    Removes temporary files of a killed process and the summary, and renames the checkpoint that the
+    run resumes from to ``last.pt``.
+
+    Raises:
+        OutputError: The directory cannot be written.
+    """
+    try:
+        for stray in (*folder.glob(".tmp-*"), folder / SUMMARY):
+            stray.unlink(missing_ok=True)
+        if checkpoint.name != LAST:
+            checkpoint.replace(folder / LAST)
+    except OSError as error:
+        raise OutputError(f"output_dir: {folder}: {error.strerror or error}") from error
+
+
+def prepare(folder: Path, *, overwrite: bool) -> None:
+    """Create a run directory with its marker, or remove the files of an earlier run from it.
+
+    Raises:
+        OutputError: The directory is not usable (see `check_usable`), or cannot be written.
+    """
+    check_usable(folder, overwrite=overwrite)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _mark(folder)
+        for name in _OWN:
+            if not _leads_elsewhere(folder, name):
+                (folder / name).unlink(missing_ok=True)
+        for path in folder.glob(".tmp-*"):  # left by a killed process
+            if path.is_symlink() or not path.is_dir():
+                path.unlink(missing_ok=True)
+        for below in (*(f"{EXPORT}/{kind}" for kind in EXPORTED), EXPORT):
+            with suppress(OSError):  # absent, or it contains files of the user
+                if not _leads_elsewhere(folder, below):
+                    (folder / below).rmdir()
+    except OSError as error:
+        raise OutputError(f"output_dir: {folder}: {error.strerror or error}") from error
+
+
+def _mark(folder: Path) -> None:
+    """Write the marker, first and in place: if killed, the directory is empty or marked."""
+    marker = folder / MARKER
+    try:
+        with marker.open("x", encoding="ascii") as file:
+            file.write("The other files here were written by finetune.\n")
+    except FileExistsError:
+        pass
+    except OSError:
+        marker.unlink(missing_ok=True)
+        raise
+
+
+def _leads_elsewhere(folder: Path, name: str) -> bool:
+    """Whether a directory between the run directory and the file is a symlink: the file would then
+    belong to another directory."""
+    inner = Path(name).parents
+    return any((folder / parent).is_symlink() for parent in inner if parent != Path())

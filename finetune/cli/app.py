@@ -1,0 +1,345 @@
+"""Command-line application: parse, call one command, show its result, set the exit code.
+
+Commands are imported when they run, so ``--help`` and config errors do not need torch.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from finetune.cli import data, evaluation, support, tuning
+from finetune.cli.options import CacheFolderOption, ConfigOption, JsonOption, SetOption
+from finetune.cli.support import App, DebugOption, emit, torch_imports
+from finetune.cli.terminal import TerminalReporter
+from finetune.core import signals
+from finetune.core.errors import (
+    ConfigError,
+    FinetuneError,
+    Interrupted,
+    OutputError,
+    address_problem,
+)
+from finetune.core.text import printable
+
+if TYPE_CHECKING:
+    from finetune.config.schema import Config
+
+
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+"""Error numbers of a disk that is full, faulty or read-only."""
+
+app = App(
+    name="finetune",
+    help="Fine-tune torchvision image classifiers; cache the outputs of frozen layers.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+cache = App(
+    help="List or clear the cached features of earlier runs.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(cache, name="cache")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Fine-tune torchvision image classifiers; cache the outputs of frozen layers."""
+    if version:
+        from finetune.core.version import __version__
+
+        typer.echo(f"finetune {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN", help="Run directory to resume with its own config."),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", metavar="FILE", help="YAML config file.")
+    ] = None,
+    overrides: SetOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing run in output_dir.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Resume the run in output_dir or in RUN."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run all checks and stop before the first step.")
+    ] = False,
+    page: Annotated[
+        bool, typer.Option("--report", help="Also write an HTML report (report.html).")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Fine-tune the unfrozen part of a pretrained backbone."""
+    if dry_run and page:
+        raise ConfigError("train: --report has no effect with --dry-run; leave one out")
+    if resume and (overwrite or dry_run):
+        other = "--overwrite" if overwrite else "--dry-run"
+        raise ConfigError(f"train: {other} has no effect with --resume; leave one out")
+    if run is not None and not resume:
+        raise ConfigError(
+            f"train: {run!r}: a config goes with --config, and a run's folder with --resume"
+        )
+    loaded = _config_to_train(run, config, overrides or (), resume=resume)
+    with torch_imports():
+        from finetune.commands import dry_run as dry_command
+        from finetune.commands import train as command
+    from finetune.report.dry_run import render_dry_run
+    from finetune.report.train import render_train
+
+    reporter = TerminalReporter()
+    if dry_run:
+        checked = dry_command.dry_run(loaded, overwrite=overwrite, reporter=reporter)
+        emit(checked, render_dry_run, as_json)
+    else:
+        summary = command.train(loaded, overwrite=overwrite, resume=resume, reporter=reporter)
+        if page and summary.val is None:
+            reporter.warn("--report: nothing was held out, so that there is nothing to show")
+        elif page:
+            evaluation.write_page(summary.run_dir, reporter)
+            # The report exists now, so do not suggest it as the next command.
+            coming = (line for line in summary.next if not line.startswith("finetune report "))
+            summary = replace(summary, next=tuple(coming))
+        emit(summary, render_train, as_json)
+
+
+def _config_to_train(
+    run: str | None, config: str | None, overrides: Sequence[str], *, resume: bool
+) -> Config:
+    """Load the given config file, or the config saved in the run directory ``run``."""
+    from finetune.checkpoints import run_dir
+    from finetune.config.load import load_config
+
+    if run is None:
+        if config is None:
+            hint = "or, to go on with a run, its folder" if resume else "`finetune init` writes one"
+            raise ConfigError(f"train: Missing option '--config'; {hint}")
+        return load_config(config, overrides)
+    if any(override.partition("=")[0].strip() == "output_dir" for override in overrides):
+        raise ConfigError(
+            f"--set output_dir: has no effect with --resume {run}: a run goes on in its own "
+            "folder; leave one out"
+        )
+    loaded = load_config(config or run_dir.config_of(run), overrides)
+    return loaded.model_copy(update={"output_dir": run})
+
+
+@app.command(name="freeze-report")
+def freeze_report(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    num_classes: Annotated[
+        int | None,
+        typer.Option("--num-classes", min=2, help="Number of classes, if the data is missing."),
+    ] = None,
+    stage: Annotated[
+        int | None, typer.Option("--stage", min=1, help="Show one stage of a multi-stage run.")
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="List every parameter and its pattern.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Show which parameters are frozen and what that saves.
+
+    Reads neither weights nor images. Without the data, pass --num-classes.
+    """
+    from finetune.config.load import load_config
+
+    loaded = load_config(config, overrides or ())
+    with torch_imports():
+        from finetune.commands import freeze_report as command
+    from finetune.report.freeze_report import render_freeze_report
+
+    report = command.freeze_report(
+        loaded, num_classes=num_classes, stage=stage, reporter=TerminalReporter()
+    )
+    emit(report, lambda result: render_freeze_report(result, verbose=verbose), as_json)
+
+
+evaluation.register(app)
+tuning.register(app)
+app.command(name="check-data")(data.check_data)
+app.command()(data.init)
+app.command(name="show-batch")(data.show_batch)
+
+
+@app.command()
+def models(
+    word: Annotated[
+        str | None, typer.Argument(metavar="[WORD]", help="List only models containing WORD.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """List the available backbones and their weights.
+
+    Shows parameter count, head, input size, and each weights entry with its published accuracy.
+    """
+    with torch_imports():
+        from finetune.commands import models as command
+    from finetune.report.catalog import render_models
+
+    emit(command.list_models(word), render_models, as_json)
+
+
+@cache.command(name="list")
+def cache_list(
+    folder: CacheFolderOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """List the cached features, most recently used first."""
+    emit(_cache_command().list_cache(folder), _cache_text(), as_json)
+
+
+@cache.command(name="clear")
+def cache_clear(
+    folder: CacheFolderOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Remove all cached features.
+
+    They are computed again when a run needs them.
+    """
+    emit(_cache_command().clear_cache(folder), _cache_text(), as_json)
+
+
+def _cache_command() -> Any:
+    with torch_imports():
+        from finetune.commands import cache as command
+    return command
+
+
+def _cache_text() -> Any:
+    from finetune.report.catalog import render_cache
+
+    return render_cache
+
+
+def main() -> NoReturn:
+    """Run the command line and exit; only here do errors become messages and exit codes."""
+    _open_streams()
+    signals.listen()
+    support.ends_at_once = True
+    _leave(_run())
+
+
+def _open_streams() -> None:
+    """Redirect standard streams that the caller closed to the null device.
+
+    Otherwise the next opened file would get the stream's descriptor, and anything a library prints
+    would be written into that file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # os.open returns the lowest free descriptor: in this order, the stream's own.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit without interpreter teardown, which takes 0.7 seconds once torch is imported.
+
+    Exit handlers run and the standard streams are flushed; the system frees the rest.
+    """
+    signals.ignore()
+    atexit._run_exitfuncs()
+    with suppress(OSError):  # the reader closed the pipe
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _refuse_addresses(arguments: Sequence[str]) -> None:
+    """Raise a `ConfigError` if any argument or option value is a URL instead of a path.
+
+    The photos passed to `finetune predict` are exempt: it reports an unreadable photo and
+    continues.
+    """
+    for at, argument in enumerate(arguments):
+        is_photo = at > 1 and arguments[0] == "predict" and not arguments[at - 1].startswith("-")
+        value = argument.partition("=")[2] if argument.startswith("-") else argument
+        problem = None if is_photo else address_problem(value)
+        if problem:
+            raise ConfigError(problem)
+
+
+def _run() -> int:
+    try:
+        _refuse_addresses(sys.argv[1:])
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except (FinetuneError, Interrupted) as error:
+        return _fail(str(error), error.exit_code)
+    except TyperException as error:
+        return _fail(_usage_message(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130)
+    except SystemExit as leaving:  # raised by typer when the reader of stdout closed the pipe
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        # Normal with `| head`: not an error, but nothing more may be written to stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in _DISK:
+            return _unexpected(error)
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}cannot be written: {error.strerror}", OutputError.exit_code)
+    except Exception as error:
+        return _unexpected(error)
+    if code == 130:  # typer converts KeyboardInterrupt into this exit code
+        return _fail("interrupted", 130)
+    return code if isinstance(code, int) else 0
+
+
+def _unexpected(error: Exception) -> int:
+    return _fail(
+        f"unexpected {type(error).__name__}: {str(error).rstrip('.')}. This is a mistake in "
+        "finetune; add --debug to see where.",
+        1,
+    )
+
+
+def _usage_message(error: TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    command = "finetune"
+    if context is not None and context.parent is not None:
+        command = f"finetune {context.info_name}"
+    text = error.format_message().replace("Value error, ", "").replace("Input should", "it should")
+    text = text.replace("\n\t", " ")  # typer lists choices one per line
+    return f"{text.rstrip('.')}. `{command} --help` lists what there is."
+
+
+def _fail(message: str, code: int) -> int:
+    if support.debug_is_on:
+        traceback.print_exc()
+    text = printable(message, but="\n")
+    sys.stderr.write(f"finetune: {text}\n")
+    return code

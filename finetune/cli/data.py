@@ -1,0 +1,147 @@
+"""Data commands: ``check-data``, ``show-batch`` and ``init``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.cli.options import ConfigOption, JsonOption, SetOption
+from finetune.cli.support import DebugOption, emit, torch_imports
+from finetune.cli.terminal import TerminalReporter
+from finetune.core.errors import ConfigError, DataError
+
+
+def check_data(
+    root: Annotated[
+        str | None,
+        typer.Argument(metavar="[ROOT]", help="Folder, table or data set name, as in data.root."),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", "-c", metavar="FILE", help="Check the data of this YAML config."),
+    ] = None,
+    overrides: SetOption = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, max=64, help="Number of decoding processes.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ignore the cached results of earlier checks.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Find broken files, duplicates, leaks and imbalance.
+
+    Inspects every image. Exits with code 3 if there is a finding of level error.
+    """
+    from finetune.config.load import data_of, load_config
+    from finetune.data.sources.table_guess import guess_table
+
+    if (root is None) == (config is None):
+        raise ConfigError("check-data: give either ROOT or --config FILE")
+    if root is not None and overrides:
+        raise ConfigError("check-data: --set has no effect with ROOT; use it with --config")
+    loaded = load_config(config, overrides or ()) if config is not None else None
+    if loaded is not None:
+        data = loaded.data
+    else:
+        data = guess_table(data_of(root or ""), TerminalReporter())
+    with torch_imports():
+        from finetune.commands import check_data as command
+    from finetune.report.check_data import render_check
+
+    report = command.check_data(
+        data, config=loaded, workers=workers, fresh=fresh, reporter=TerminalReporter()
+    )
+    emit(report, render_check, as_json)
+    if not report.ok:
+        raise typer.Exit(DataError.exit_code)
+
+
+def show_batch(
+    config: ConfigOption,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="PNG file (default: NAME-batch.png)."),
+    ] = None,
+    epoch: Annotated[
+        int, typer.Option("--epoch", min=1, help="Epoch whose training batch is drawn, from 1.")
+    ] = 1,
+    count: Annotated[
+        int, typer.Option("--count", min=1, max=200, help="Number of images per split.")
+    ] = 12,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Draw augmented training and validation images as a PNG.
+
+    The sheet shows the network's input after preprocessing, with class names.
+    """
+    from finetune.config.load import load_config
+
+    loaded = load_config(config, overrides or ())
+    with torch_imports():
+        from finetune.commands import show_batch as command
+    from finetune.report.show_batch import render_shown_batch
+
+    result = command.show_batch(
+        loaded,
+        Path(output or f"{Path(config).stem}-batch.png"),
+        epoch=epoch,
+        count=count,
+        reporter=TerminalReporter(),
+    )
+    emit(result, render_shown_batch, as_json)
+
+
+def init(
+    root: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="Folder, table or data set name, as in data.root."),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="NAME", help="Backbone, as listed by `finetune models`."),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option("--weights", metavar="PATH", help="Pretrained weights, as in model.weights."),
+    ] = "DEFAULT",
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write to FILE instead of stdout."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing --output file.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Write a commented config for a folder of photos.
+
+    The config can be trained without editing.
+    """
+    from finetune.config.load import data_of, model_of
+    from finetune.config.model_registry import BUILDERS, BUNDLED_MODEL
+    from finetune.core.files import refuse_to_replace
+    from finetune.data.checks.summary import summarize_dataset
+    from finetune.data.sources.table_guess import guess_table
+
+    assumed = BUNDLED_MODEL if weights == "bundled" else BUILDERS[0]
+    model_of(model or assumed, weights)
+    data = data_of(root)
+    if output is not None:
+        refuse_to_replace(Path(output), overwrite=overwrite)
+    reporter = TerminalReporter()
+    glance = summarize_dataset(guess_table(data, reporter), reporter)
+    with torch_imports():
+        from finetune.commands import init as command
+    from finetune.report.starting_config import render_starting_config
+
+    result = command.init(
+        glance, model=model, weights=weights, output=Path(output) if output else None
+    )
+    emit(result, render_starting_config, as_json)

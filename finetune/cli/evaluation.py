@@ -1,0 +1,329 @@
+"""Commands on trained checkpoints: ``eval``, ``compare``, ``predict``, ``export``, ``report``."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from finetune.cli.options import JsonOption, OptionalConfigOption, SetOption
+from finetune.cli.support import DebugOption, emit, torch_imports, write_bytes
+from finetune.cli.terminal import TerminalReporter
+from finetune.core.errors import ConfigError
+
+
+class Split(str, Enum):
+    """Splits that can be evaluated."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+SplitOption = Annotated[Split, typer.Option("--split", help="Split to evaluate.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DIR", help="Folder to use instead of the run's own data."),
+]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="Run directory (runs/x) or checkpoint file.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to ``app``."""
+    app.command(name="eval")(evaluate)
+    app.command()(compare)
+    app.command()(predict)
+    app.command()(export)
+    app.command()(report)
+
+
+def evaluate(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="Run directory (runs/x) or checkpoint file."),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", metavar="FILE", help="Checkpoint file (runs/x/best.pt)."),
+    ] = None,
+    config: OptionalConfigOption = None,
+    overrides: SetOption = None,
+    data: DataOption = None,
+    split: SplitOption = Split.val,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            help="Folder for predictions.csv and metrics.json (default: next to the checkpoint).",
+        ),
+    ] = None,
+    ignore_unknown: Annotated[
+        bool,
+        typer.Option("--ignore-unknown", help="Skip images of classes unknown to the checkpoint."),
+    ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Fit a temperature and store it in the checkpoint."),
+    ] = False,
+    page: Annotated[
+        bool, typer.Option("--report", help="Also write an HTML report (report.html).")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Evaluate a checkpoint on a split or another folder.
+
+    Give exactly one of RUN, --checkpoint and --config. --set requires --config. By default the
+    validation split of the run's own data is evaluated.
+    """
+    path = _checkpoint_path(run, checkpoint, config, overrides or [])
+    with torch_imports():
+        from finetune.commands import evaluate as command
+    from finetune.report.evaluation import render_eval
+
+    score = command.evaluate_checkpoint
+    if page:
+        from finetune.commands.report import evaluate_and_report as score
+    result = score(
+        path,
+        data=data,
+        split=split.value,
+        output=Path(output) if output is not None else None,
+        calibrate=calibrate,
+        ignore_unknown=ignore_unknown,
+        reporter=TerminalReporter(),
+    )
+    emit(result, render_eval, as_json)
+
+
+def _checkpoint_path(
+    run: str | None, checkpoint: str | None, config: str | None, overrides: list[str]
+) -> Path:
+    if [run, checkpoint, config].count(None) != 2:
+        raise ConfigError("eval: give one of RUN, --checkpoint FILE and --config FILE")
+    if overrides and config is None:
+        raise ConfigError("eval: --set has no effect without --config; use it with --config")
+    if run is not None:
+        from finetune.checkpoints.run_dir import checkpoint_of
+
+        return checkpoint_of(run)
+    if checkpoint is not None:
+        return Path(checkpoint)
+    from finetune.checkpoints.run_dir import BEST
+    from finetune.config.load import load_config
+
+    assert config is not None
+    return Path(load_config(config, overrides).output_dir) / BEST
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN ...", help="Run directories or checkpoints.")
+    ],
+    data: DataOption = None,
+    split: SplitOption = Split.val,
+    plot: Annotated[
+        str | None,
+        typer.Option("--plot", metavar="FILE", help="Plot the learning curves (png, svg, pdf)."),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Compare runs: config differences, metrics, significance.
+
+    Pairs of runs are compared by McNemar's exact test with Holm's correction.
+    """
+    with torch_imports():
+        from finetune.commands import compare as command
+    from finetune.report.evaluation import render_comparison
+
+    result = command.compare(
+        runs,
+        data=data,
+        split=split.value,
+        plot=Path(plot) if plot is not None else None,
+        reporter=TerminalReporter(),
+    )
+    emit(result, render_comparison, as_json)
+
+
+class Form(str, Enum):
+    """Output formats of ``predict``."""
+
+    table = "table"
+    csv = "csv"
+    jsonl = "jsonl"
+
+
+def predict(
+    run: RunArgument,
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH ...", help="Images or folders; - reads paths from stdin."),
+    ],
+    form: Annotated[
+        Form, typer.Option("--format", help="Output format; jsonl is one JSON object per line.")
+    ] = Form.table,
+    top: Annotated[int, typer.Option("--top", min=1, help="Number of classes per image.")] = 2,
+    every_class: Annotated[
+        bool, typer.Option("--probabilities", help="Output the probability of every class.")
+    ] = False,
+    threshold: Annotated[
+        float,
+        typer.Option("--threshold", min=0, max=1, help="Mark less probable labels as unsure."),
+    ] = 0.0,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="Images per batch (default: as in training)."),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Predict the classes of images with a trained network."""
+    from finetune.report import prediction as writers
+
+    if as_json and form is not Form.table:
+        raise ConfigError("predict: give either --json or --format")
+    with torch_imports():
+        from finetune.commands import predict as command
+
+    writer: Any
+    if as_json:
+        writer = writers.AsJson(write_bytes)
+    elif form is Form.csv:
+        writer = writers.AsCsv(write_bytes, every_class=every_class)
+    elif form is Form.jsonl:
+        writer = writers.AsJsonLines(write_bytes)
+    else:
+        writer = writers.AsTable(write_bytes)
+    given = [
+        path
+        for argument in paths
+        for path in (
+            command.paths_of_list(sys.stdin.buffer.read()) if argument == "-" else [argument]
+        )
+    ]
+    reporter = TerminalReporter()
+    summary = command.predict(
+        run,
+        given,
+        show=writer.show,
+        top=None if every_class else top,
+        threshold=threshold,
+        batch_size=batch_size,
+        reporter=reporter,
+    )
+    writer.end(summary)
+    reporter.say(writers.render_predict(summary))
+
+
+class ExportFormat(str, Enum):
+    """Export formats."""
+
+    onnx = "onnx"
+    exported_program = "exported-program"
+    safetensors = "safetensors"
+
+
+def export(
+    run: RunArgument,
+    file_format: Annotated[ExportFormat, typer.Option("--format", help="Export format.")],
+    no_preprocessing: Annotated[
+        bool,
+        typer.Option("--no-preprocessing", help="Expect preprocessed float32 images as input."),
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            help="Folder (default: export/FORMAT next to the checkpoint).",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DIR", help="Images for verification (default: the run's)."),
+    ] = None,
+    images: Annotated[
+        int, typer.Option("--images", min=1, help="Maximum number of images for verification.")
+    ] = 256,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Export a network for other runtimes and verify it.
+
+    Verification runs the exported network on real images and compares its outputs with eval's.
+    """
+    with torch_imports():
+        from finetune.commands import export as command
+    from finetune.report.prediction import render_export
+
+    result = command.export(
+        run,
+        file_format=file_format.value,
+        preprocessing=not no_preprocessing,
+        output=Path(output) if output is not None else None,
+        data=data,
+        num_images=images,
+        reporter=TerminalReporter(),
+    )
+    emit(result, render_export, as_json)
+
+
+class PageFormat(str, Enum):
+    """Output formats of ``report``."""
+
+    html = "html"
+    png = "png"
+
+
+def report(
+    run: RunArgument,
+    data: DataOption = None,
+    split: SplitOption = Split.val,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            metavar="PATH",
+            help="HTML file or folder; with png, a folder (default: next to the checkpoint).",
+        ),
+    ] = None,
+    form: Annotated[
+        PageFormat,
+        typer.Option("--format", help="HTML page, or curves and confusion matrix as PNG files."),
+    ] = PageFormat.html,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Write an HTML report of a run.
+
+    Contains metrics, learning curves, the confusion matrix, misclassified images and Grad-CAM maps.
+    """
+    with torch_imports():
+        from finetune.commands import report as command
+    from finetune.report.prediction import render_page_result
+
+    result = command.report(
+        run,
+        data=data,
+        split=split.value,
+        output=output,
+        as_pictures=form is PageFormat.png,
+        reporter=TerminalReporter(),
+    )
+    emit(result, render_page_result, as_json)
+
+
+def write_page(run: str, reporter: TerminalReporter) -> None:
+    """Write the HTML report of a finished run, for ``train --report``."""
+    from finetune.commands import report as command
+
+    result = command.report(run, reporter=reporter)
+    reporter.say(f"report: {result.files[0]}")

@@ -1,0 +1,158 @@
+"""Hyperparameter commands: ``tune`` and ``lr-find``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.cli.options import ConfigOption, JsonOption, SetOption
+from finetune.cli.support import DebugOption, emit, torch_imports
+from finetune.cli.terminal import TerminalReporter
+from finetune.core.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to ``app``."""
+    app.command()(tune)
+    app.command(name="lr-find")(lr_find)
+
+
+def tune(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            "--trials", min=1, max=10_000, help="Random trials (default: 64 for a head, else 12)."
+        ),
+    ] = None,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Try every combination instead of random trials.")
+    ] = False,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            "--folds",
+            min=0,
+            max=100,
+            help="Cross-validation folds; 0 selects on the validation split.",
+        ),
+    ] = None,
+    backbones: Annotated[
+        str | None,
+        typer.Option(
+            "--backbones",
+            metavar="A,B=WEIGHTS",
+            help="Search a head on each backbone; weights as in model.weights.",
+        ),
+    ] = None,
+    no_train: Annotated[
+        bool, typer.Option("--no-train", help="Search without training the final model.")
+    ] = False,
+    allow_slow: Annotated[
+        bool,
+        typer.Option("--allow-slow", help="Allow searches whose trials are full training runs."),
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder for best.yaml, tune.json and tune.png (default: OUTPUT_DIR-tune).",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing search and its run.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Search hyperparameters, then train with the best.
+
+    Varies learning rate, weight decay, batch size and the other keys of the config section tune,
+    on cached features.
+    """
+    from finetune.config.load import load_config
+    from finetune.config.schema import TuneConfig
+    from finetune.tuning.search_space import with_backbones
+
+    loaded = load_config(config, overrides or ())
+    section = loaded.tune or TuneConfig()
+    if grid and (trials or section.trials):
+        raise ConfigError("tune: --grid tries every combination; leave --trials out")
+    if folds == 1:
+        raise ConfigError("--folds: 1 fold leaves nothing to train on; give 0, or 2 and more")
+    given = {"trials": trials, "folds": folds}
+    told = {key: value for key, value in given.items() if value is not None}
+    loaded = loaded.model_copy(update={"tune": section.model_copy(update=told)})
+    several = with_backbones(loaded, backbones) if backbones is not None else []
+    with torch_imports():
+        from finetune.commands import tune as command
+    from finetune.report.tuning import render_tune
+
+    result = command.tune(
+        loaded,
+        backbones=several,
+        in_grid=grid,
+        final=not no_train,
+        allow_slow=allow_slow,
+        output=Path(output) if output is not None else None,
+        overwrite=overwrite,
+        reporter=TerminalReporter(),
+    )
+    emit(result, render_tune, as_json)
+
+
+def lr_find(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    lowest: Annotated[
+        float, typer.Option("--min-lr", min=1e-12, max=1e3, help="First learning rate.")
+    ] = 1e-6,
+    highest: Annotated[
+        float, typer.Option("--max-lr", min=1e-12, max=1e3, help="Last learning rate.")
+    ] = 10.0,
+    steps: Annotated[
+        int,
+        typer.Option("--steps", min=20, max=1_000, help="Optimizer steps, one per learning rate."),
+    ] = 100,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="PNG file (default: NAME-lr.png)."),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Run a learning-rate range test and suggest a rate.
+
+    Increases the learning rate at each step on the trainable part. Changes no weights.
+    """
+    from finetune.config.load import load_config
+
+    loaded = load_config(config, overrides or ())
+    with torch_imports():
+        from finetune.commands import lr_find as command
+    from finetune.report.tuning import render_lr_range
+
+    reporter = TerminalReporter()
+    plot = Path(output) if output is not None else _default_plot(config, reporter)
+    result = command.lr_find(
+        loaded, plot=plot, lowest=lowest, highest=highest, steps=steps, reporter=reporter
+    )
+    emit(result, render_lr_range, as_json)
+
+
+def _default_plot(config: str, reporter: TerminalReporter) -> Path | None:
+    """Return the default path of the plot, or None with a warning if matplotlib is missing."""
+    from finetune.report.plots import load_matplotlib
+
+    path = Path(f"{Path(config).stem}-lr.png")
+    try:
+        load_matplotlib(path)
+    except ConfigError as error:
+        reporter.warn(f"no picture of the curve: {error}")
+        return None
+    return path

@@ -1,0 +1,1 @@
+"""YAML schema, loading, error messages and the table of model families; imports no torch."""

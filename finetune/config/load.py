@@ -1,0 +1,244 @@
+"""Load a config file and ``--set`` overrides into a `Config`, reporting all problems at once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune.config import yaml_loader
+from finetune.config.error_messages import problems_of
+from finetune.config.schema import FORMAT, Config, DataConfig, ModelConfig
+from finetune.config.stage_inheritance import stage_problems, taken_over
+from finetune.config.yaml_loader import Problem
+from finetune.core.errors import ConfigError
+from finetune.core.files import is_folder
+from finetune.core.text import did_you_mean, printable
+from finetune.core.version import __version__
+
+_MOST_SHOWN, _MOST_WORDED = 20, 60
+_LONGEST_LINE = 800
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and validate a config file.
+
+    Args:
+        path: Path of the YAML file.
+        overrides: Overrides of the form ``key.path=value``, validated like the file.
+
+    Raises:
+        ConfigError: The config is invalid; the message lists every problem with its line and
+            dotted path.
+    """
+    path = Path(path)
+    document = yaml_loader.parse(_read(path))
+    problems = list(document.problems)
+    data: Any = document.value
+    if data is None and not problems:
+        data = {}
+    if not isinstance(data, dict):
+        problems = problems or [Problem(1, (), "expected sections such as model: and data:")]
+        raise ConfigError(_message(path, problems, {}))
+    origins = _apply_overrides(data, overrides, problems)
+    _refuse_newer_format(path, data)
+    data.setdefault("output_dir", str(Path("runs") / path.stem))
+    unread = {problem.path for problem in document.problems if problem.unread}
+    more = 0
+    found = [*stage_problems(data)]
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        more = max(error.error_count() - _MOST_WORDED, 0)
+        worded = [*itertools.islice(problems_of(error), _MOST_WORDED)]
+        found += _only_once(worded, data, unread)
+    else:
+        if not problems and not found:
+            return config
+    problems += [Problem(document.line_of(one.path), one.path, one.text) for one in found]
+    raise ConfigError(_message(path, problems, origins, more=more))
+
+
+def data_of(root: str) -> DataConfig:
+    """Return a section ``data`` for a root given on the command line.
+
+    Raises:
+        ConfigError: The root is invalid.
+    """
+    if not root.isprintable():
+        raise ConfigError(
+            f"{root!a}: holds a character that cannot be printed or is not UTF-8, so that no "
+            "config can hold it; rename it"
+        )
+    try:
+        return DataConfig(root=root)
+    except ValidationError as error:
+        texts = [problem.text for problem in problems_of(error)]
+        raise ConfigError(f"{root!a}: {'; '.join(texts)}") from None
+
+
+def model_of(name: str, weights: str) -> ModelConfig:
+    """Return a section ``model`` for a name and weights given on the command line.
+
+    Raises:
+        ConfigError: The name or the weights are invalid.
+    """
+    try:
+        return ModelConfig(name=name, weights=weights)
+    except ValidationError as error:
+        texts = [
+            ": ".join(filter(None, (".".join(map(str, problem.path)), problem.text)))
+            for problem in problems_of(error)
+        ]
+        text = "; ".join(texts).replace("set name: ", "take --model ")
+        option = "--model" if text.startswith("name: ") else "--weights"
+        raise ConfigError(f"{option}: {text.partition(': ')[2]}") from None
+
+
+def to_yaml(config: Config) -> str:
+    """Return the config as YAML; `load_config` restores it, except base values that all stages
+    override."""
+    return yaml_loader.dump(config.plain())
+
+
+def _read(path: Path) -> str:
+    if is_folder(path):
+        raise ConfigError(f"{path}: is a folder; --config takes a YAML file")
+    try:
+        with path.open("rb") as file:
+            content = file.read(yaml_loader.MAX_BYTES + 1)  # a device file may be endless
+        if len(content) > yaml_loader.MAX_BYTES:
+            raise ConfigError(f"{path}: {yaml_loader.TOO_LARGE}")
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        near = did_you_mean(path.name, (other.name for other in _siblings(path)))
+        raise ConfigError(f"{path}: no such config file.{near}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+
+
+def _siblings(path: Path) -> Iterable[Path]:
+    return path.parent.glob("*.y*ml") if path.parent.is_dir() else ()
+
+
+def _only_once(
+    problems: list[Problem], data: dict[str, Any], unread: set[yaml_loader.Path]
+) -> list[Problem]:
+    """Remove problems that the YAML parser reported, or that a stage inherited from the base."""
+    known = {problem.path for problem in problems} | unread
+    return [
+        problem
+        for problem in problems
+        if problem.path not in unread and taken_over(data, problem.path) not in known
+    ]
+
+
+def _apply_overrides(
+    data: dict[str, Any], overrides: Sequence[str], problems: list[Problem]
+) -> dict[yaml_loader.Path, str]:
+    """Apply each override to ``data`` in place; return the override that set each path."""
+    origins: dict[yaml_loader.Path, str] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        keys = key.strip().split(".")
+        path: yaml_loader.Path = tuple(keys)
+        origin = f"--set {override}"
+        origins[path] = origin
+        if not equals or not all(path):
+            problems.append(Problem(None, path, "expected key.path=value, as in train.epochs=3"))
+            continue
+        document = yaml_loader.parse(text)
+        if document.problems:
+            problems += [Problem(None, path, problem.text) for problem in document.problems]
+            continue
+        try:
+            holder, place = _place(data, keys)
+        except LookupError as error:
+            problems.append(Problem(None, path, str(error.args[0])))
+            continue
+        origins[place] = origin
+        holder[place[-1]] = document.value
+    return origins
+
+
+def _place(data: dict[str, Any], keys: Sequence[str]) -> tuple[Any, yaml_loader.Path]:
+    """Return the container and the path of the value at dotted keys; missing sections are created.
+
+    In the path, indices of lists are integers.
+
+    Raises:
+        LookupError: A key names a value that is not a section, or an index is out of range.
+    """
+    holder: Any = data
+    path: list[str | int] = []
+    for key in keys[:-1]:
+        path.append(_key_in(holder, key))
+        inner = holder.setdefault(key, {}) if isinstance(holder, dict) else holder[path[-1]]
+        if not isinstance(inner, dict | list):
+            raise LookupError(f"{key} is no section")
+        holder = inner
+    return holder, (*path, _key_in(holder, keys[-1]))
+
+
+def _key_in(holder: dict[str, Any] | list[Any], key: str) -> str | int:
+    if isinstance(holder, dict):
+        return key
+    number = int(key) if key.isdecimal() and len(key) < 6 else len(holder)
+    if number >= len(holder):
+        raise LookupError(f"{key} is no part of a list of {len(holder)}, which counts from 0")
+    return number
+
+
+def _refuse_newer_format(path: Path, data: dict[str, Any]) -> None:
+    given = data.get("format")
+    if type(given) is int and given > FORMAT:
+        raise ConfigError(
+            f"{path}: format {given} is newer than this finetune ({__version__}), which reads "
+            f"format {FORMAT}; upgrade finetune-vision"
+        )
+
+
+def _message(
+    path: Path, problems: list[Problem], origins: dict[yaml_loader.Path, str], *, more: int = 0
+) -> str:
+    """Format the problems, one per line; long lists and long lines are shortened.
+
+    Args:
+        path: Path of the config file.
+        problems: Problems to list.
+        origins: Override that set each path.
+        more: Number of further problems that are not in ``problems``.
+    """
+    ordered = sorted(problems, key=lambda p: (p.line or 0, str(p.path)))
+    more += max(len(ordered) - _MOST_SHOWN, 0)
+    lines = [_short(_line(path, problem, origins)) for problem in ordered[:_MOST_SHOWN]]
+    if len(lines) + more == 1:
+        return lines[0]
+    lines += [f"… and {more:,} more"] if more else []
+    return "\n".join([f"{path}: {len(problems) + more} problems", *(f"  {x}" for x in lines)])
+
+
+def _short(line: str) -> str:
+    """Escape unprintable characters and shorten a very long line in the middle."""
+    half = _LONGEST_LINE // 2
+    return printable(line if len(line) <= _LONGEST_LINE else f"{line[:half]} … {line[-half:]}")
+
+
+def _line(path: Path, problem: Problem, origins: dict[yaml_loader.Path, str]) -> str:
+    dotted = ".".join(map(str, problem.path))
+    text = f"{dotted}: {problem.text}" if dotted else problem.text
+    for given, origin in origins.items():
+        if problem.path == given:
+            return f"{origin}: {problem.text}"
+        # A problem inside an overridden section, or in a section that an override created.
+        within = problem.path[: len(given)] == given
+        if within or (problem.line is None and given[: len(problem.path)] == problem.path):
+            return f"{origin}: {text}"
+    if problem.line is not None:
+        return f"{path}:{problem.line}: {text}"
+    return f"{path}: {text}"

@@ -1,0 +1,276 @@
+"""Schema of the config: typed, frozen sections without unknown keys; imports no torch.
+
+Code receives the sections that it needs, not the whole config. `finetune.config.load` reads a file
+into a `Config` and reports its problems.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from finetune.config import stage_inheritance
+from finetune.config.adapt import ADAPTED_FAMILIES
+from finetune.config.adapt import AdaptConfig as AdaptConfig
+from finetune.config.augment import AugmentConfig as AugmentConfig
+from finetune.config.base import AUTO, MOST, CountOrAuto, LocalPath, Section, one_line, tuple_of
+from finetune.config.data import DataConfig as DataConfig
+from finetune.config.data import Fit as Fit
+from finetune.config.model import GivenPreprocessing as GivenPreprocessing
+from finetune.config.model import ModelConfig as ModelConfig
+from finetune.config.model import PreprocessingConfig as PreprocessingConfig
+from finetune.config.model_registry import family_of
+from finetune.config.optimizer import OptimizerConfig as OptimizerConfig
+from finetune.config.optimizer import ScheduleConfig as ScheduleConfig
+from finetune.config.tune import TuneConfig as TuneConfig
+
+FORMAT = 1
+"""Version of the config format; incremented when old files would change their meaning."""
+
+
+class StageFreeze(Section):
+    """Frozen parameters and norm statistics of a run or a stage."""
+
+    patterns: Annotated[tuple[str, ...], BeforeValidator(tuple_of)] = ("*",)
+    """Globs over the pretrained model's parameter names; the last match applies; ! unfreezes."""
+    norm_stats: Literal["keep", "update"] = "keep"
+    """Handling of the running statistics of norm layers whose parameters are all frozen."""
+
+    @field_validator("patterns")
+    @classmethod
+    def _patterns_say_something(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for position, pattern in enumerate(patterns, start=1):
+            if not pattern.removeprefix("!").strip():
+                raise ValueError(f"pattern {position} is empty: {pattern!r}")
+            one_line(pattern)
+        return patterns
+
+
+class FreezeConfig(StageFreeze):
+    """Frozen parameters and norm statistics of a run."""
+
+    may_differ: bool = False
+    """Whether model.weights may be a finetune run that froze other parameters."""
+
+
+class EarlyStoppingConfig(Section):
+    """Early stopping."""
+
+    patience: int = Field(ge=1)
+    """Number of epochs without a better train.monitor before training stops."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """Minimum improvement, exclusive; accuracies are fractions."""
+
+
+class TrainConfig(Section):
+    """Length of training, loss and steps, choice of the best epoch, and checkpoints."""
+
+    epochs: CountOrAuto = AUTO
+    """Number of epochs; auto: by the number of training images."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Fraction of the target spread over all classes (Szegedy et al. 2015)."""
+    monitor: Literal["top1", "balanced_accuracy", "macro_f1", "loss"] = "top1"
+    """Validation metric that selects the best epoch."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """Early stopping by ``monitor``."""
+    accumulate: int = Field(default=1, ge=1, le=MOST)
+    """Gradient accumulation: number of batches per optimizer step."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Maximum norm of the gradient over all parameters; larger gradients are scaled down."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay per step of an EMA of the weights; the EMA weights are evaluated and saved."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """Maximum time between checkpoints in minutes; then one is written whatever it costs, also
+    within an epoch."""
+
+
+def _is_this_format(given: int) -> int:
+    if given != FORMAT:
+        raise ValueError(f"must be {FORMAT}, not {given}")
+    return given
+
+
+class StageRuntime(Section):
+    """Compute formats of a run or a stage."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the frozen prefix; auto times both and uses the faster."""
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """Memory format of the frozen prefix; auto times both and uses the faster."""
+    live_precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the trainable part (weights stay float32); auto: like precision, or timed."""
+    live_memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """Memory format of the trainable part; auto: like memory_format, or timed."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether the trainable part uses torch.compile; auto: on CUDA, if the run is long enough."""
+
+
+class RuntimeConfig(StageRuntime):
+    """Device and compute formats of a run."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+class StageFeatures(Section):
+    """Caching of the frozen prefix's outputs in a run or a stage."""
+
+    cache: Literal["auto", "memory", "disk", "off"] = "auto"
+    """Feature cache; auto: on disk if the features fit and caching saves time."""
+
+
+class FeaturesConfig(StageFeatures):
+    """Caching of the frozen prefix's outputs in a run."""
+
+    dir: LocalPath | None = None
+    """Cache folder; default: the user's cache folder."""
+    known_by: Literal["time", "content"] = "time"
+    """How the cache identifies photos: by path, size, times and inode, or by SHA-256 of the
+    content."""
+
+
+class StageConfig(Section):
+    """Stage of a run, with its own freezing; missing keys are taken from the base config."""
+
+    epochs: CountOrAuto = TrainConfig.model_fields["epochs"].default
+    """Number of epochs; default: train.epochs."""
+    freeze: StageFreeze = Field(default_factory=StageFreeze)
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig.model_validate({}))
+    schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig.model_validate({}))
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    features: StageFeatures = Field(default_factory=StageFeatures)
+    runtime: StageRuntime = Field(default_factory=StageRuntime)
+
+
+Recipe = Literal["linear_probe", "last_block", "head_then_all", "full", "norm_only", "bias_only"]
+"""Named recipes, defined in `finetune.recipes.named`."""
+
+
+class Config(Section):
+    """Complete config of a run."""
+
+    format: Annotated[int, AfterValidator(_is_this_format)] = FORMAT
+    model: ModelConfig
+    recipe: Recipe | None = None
+    """Named recipe, which replaces freeze.patterns or stages."""
+    freeze: FreezeConfig = Field(default_factory=FreezeConfig)
+    adapt: AdaptConfig | None = None
+    """Trainable adapters on frozen weights."""
+    data: DataConfig
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig.model_validate({}))
+    schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig.model_validate({}))
+    stages: Annotated[tuple[StageConfig, ...], BeforeValidator(tuple_of)] = ()
+    """Stages, trained in order; if empty, the run is a single stage. Every stage contains all keys,
+    including those taken from the base."""
+    features: FeaturesConfig = Field(default_factory=FeaturesConfig)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    tune: TuneConfig | None = None
+    """Search space; used only by `finetune tune`."""
+    output_dir: Annotated[LocalPath, AfterValidator(os.path.expanduser)]
+    """Run directory for checkpoints, metrics and reports."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stages_are_whole(cls, values: Any) -> Any:
+        return stage_inheritance.filled(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _a_recipe_decides_alone(self) -> Config:
+        if self.recipe and self.stages:
+            raise ValueError(
+                f"recipe: {self.recipe} decides what trains from the first epoch to the last; "
+                "remove it, or stages"
+            )
+        if self.recipe and "patterns" in self.freeze.model_fields_set:
+            raise ValueError(
+                f"recipe: {self.recipe} stands for what trains; remove it, or freeze.patterns"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Config:
+        for at, length, part in self._parts():
+            problem = "" if length == AUTO else part.schedule.warmup_problem(length)
+            if problem:
+                raise ValueError(at + problem.replace("train.", at or "train."))
+        return self
+
+    @model_validator(mode="after")
+    def _plateau_comes_before_the_end(self) -> Config:
+        stopping = self.train.early_stopping
+        for at, _, part in self._parts():
+            patience = part.schedule.patience
+            if not (stopping and patience and stopping.patience <= patience):
+                continue
+            raise ValueError(
+                f"{at}schedule.patience: {patience} has no effect, since train.early_stopping ends "
+                f"training after {stopping.patience} epochs without a better figure"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_not_averaged(self) -> Config:
+        if self.adapt and self.train.ema is not None:
+            raise ValueError(
+                "train.ema: an average of adapters is no adapter of the average; leave out ema, or "
+                "adapt"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapted_network_has_attention(self) -> Config:
+        if self.adapt and family_of(self.model.name).name not in ADAPTED_FAMILIES:
+            raise ValueError(
+                f"adapt: is for {', '.join(ADAPTED_FAMILIES)}, not for {self.model.name}; thaw "
+                "parts of it with freeze.patterns instead"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_photos_are_not_cropped(self) -> Config:
+        fit = self.data.fit
+        for at, _, part in self._parts():
+            if fit != "crop" and part.augment.policy == "crop_flip":
+                raise ValueError(
+                    f"{at}augment.policy: crop_flip would cut what data.fit {fit} keeps whole; "
+                    "take flip, or trivial, randaugment or autoaugment, which do not crop then"
+                )
+        return self
+
+    def _parts(self) -> Iterator[tuple[str, Any, Config | StageConfig]]:
+        """Yield the key prefix, the number of epochs and the sections of each stage, or of the
+        run."""
+        if not self.stages:
+            yield "", self.train.epochs, self
+        for number, stage in enumerate(self.stages):
+            yield f"stages.{number}.", stage.epochs, stage
+
+    @model_serializer(mode="wrap")
+    def _without_what_a_recipe_stands_for(
+        self, serialize: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        if self.recipe:
+            del values["freeze"]["patterns"]
+        return values
+
+    def plain(self) -> dict[str, Any]:
+        """Return the config as plain values for YAML or JSON, without keys that have no effect."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        if self.stages:
+            return stage_inheritance.without_base(values)
+        del values["stages"]
+        return values

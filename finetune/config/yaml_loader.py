@@ -1,0 +1,238 @@
+"""Strict YAML parser that records the line of every value; imports no torch.
+
+Differences from PyYAML's YAML 1.1: ``1e-3`` is a number; only ``true`` and ``false`` are booleans;
+``010`` is ten and ``1:30`` is text; duplicate keys, anchors and tags are reported as problems.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+MAX_BYTES = 1_000_000
+TOO_LARGE = "a config file may hold at most 1 MB"
+MAX_DEPTH = 20
+MAX_EVENTS = 10_000
+"""Largest number of parser events (one or two per value); parsing this many takes a second."""
+_MOST_DIGITS = 300
+
+Path = tuple[str | int, ...]
+
+_QUOTE_HINT = 'a pattern that starts with * or ! needs quotes: "*", "!layer4.*"'
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the scalars of YAML 1.2's core schema."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$"), ["~", "n", ""]
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$"),
+    list("-+0123456789."),
+)
+
+
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
+class _UnreadError(Exception):
+    """A scalar that cannot be read as a value."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Problem in a config file: line, path and text."""
+
+    line: int | None
+    path: Path
+    text: str
+    unread: bool = False
+    """Whether the value at ``path`` could not be read, so that it cannot be validated."""
+
+
+@dataclass
+class Document:
+    """Parsed file: plain values, the line of every path, and the problems found."""
+
+    value: Any = None
+    lines: dict[Path, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def line_of(self, path: Path) -> int | None:
+        """Return the line of ``path``, or of its nearest ancestor in the file."""
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.lines:
+                return self.lines[path[:end]]
+        return None
+
+
+def parse(text: str) -> Document:
+    """Parse one YAML document; problems are collected, not raised."""
+    document = Document()
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        document.problems.append(Problem(None, (), TOO_LARGE))
+        return document
+    try:
+        if not _refuse_aliases(text, document):
+            return document
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        document.problems.append(_syntax_problem(error, text))
+        return document
+    if node is not None:
+        document.value = _construct(node, (), document)
+    return document
+
+
+def _refuse_aliases(text: str, document: Document) -> bool:
+    """Return whether the text is free of anchors, aliases, deep nesting and too many values.
+
+    Checked on the event stream before composing, so that an alias bomb or a thousand brackets cost
+    nothing.
+    """
+    depth = 0
+    for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        line = event.start_mark.line + 1 if event.start_mark else None
+        if number > MAX_EVENTS:
+            document.problems.append(
+                Problem(line, (), "holds too many keys and values by here to be a config")
+            )
+            return False
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            document.problems.append(
+                Problem(line, (), f"anchors (&) and aliases (*) are not read; {_QUOTE_HINT}")
+            )
+            return False
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            document.problems.append(Problem(line, (), f"nested deeper than {MAX_DEPTH} levels"))
+            return False
+    return True
+
+
+# Messages of the parser, and explanations for the author of a config.
+_SYNTAX = {
+    "expected <block end>": "this line is indented unlike the lines around it",
+    "mapping values are not allowed": "two colons in one line; a key and its value take one",
+    "cannot start any token": "this character cannot stand here; indent with spaces, not tabs",
+    "but found another document": "holds two documents (---); keep one",
+}
+
+
+def _syntax_problem(error: yaml.YAMLError, text: str) -> Problem:
+    """Return a one-line problem for a parser error, preferring the most likely cause."""
+    if isinstance(error, yaml.reader.ReaderError):
+        stray = f"holds the character U+{error.character:04X}, which no text has"
+        return Problem(text.count("\n", 0, error.position) + 1, (), stray)
+    mark = getattr(error, "problem_mark", None)
+    line = mark.line + 1 if mark is not None else None
+    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+    for number, content in enumerate(text.splitlines(), start=1):
+        # An unquoted ! starts a tag, so the parser reports an error lines later.
+        if re.search(r"(?:^|[\[,:\s-])[!*](?=[\w.*\],]|$)", _without_quoted(content)):
+            return Problem(number, (), f"not valid YAML: {_QUOTE_HINT}")
+    reason = next((ours for theirs, ours in _SYNTAX.items() if theirs in reason), reason)
+    return Problem(line, (), f"not valid YAML: {reason}")
+
+
+def _without_quoted(line: str) -> str:
+    return re.sub(r"\"[^\"]*\"|'[^']*'|(?:^|\s)#.*", "", line)
+
+
+def _construct(node: yaml.Node, path: Path, document: Document) -> Any:
+    line = node.start_mark.line + 1
+    document.lines.setdefault(path, line)
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
+        text = f"the tag {node.tag} is not read; {_QUOTE_HINT}"
+        document.problems.append(Problem(line, path, text, unread=True))
+        return None
+    if isinstance(node, yaml.MappingNode):
+        return _construct_mapping(node, path, document)
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(item, (*path, i), document) for i, item in enumerate(node.value)]
+    try:
+        return _scalar(node)
+    except _UnreadError as error:
+        document.problems.append(Problem(line, path, str(error), unread=True))
+        return None
+
+
+def _scalar(node: yaml.Node) -> Any:
+    kind = node.tag.rpartition(":")[2]
+    text = str(node.value)
+    if kind == "str":
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # lone surrogates such as \ud800
+            raise _UnreadError(f"{text!a} holds half a character") from None
+        return text
+    if kind == "int":
+        if len(text) > _MOST_DIGITS:
+            raise _UnreadError(f"a number of {len(text)} digits is too long to read")
+        return int(text)  # SafeLoader reads 010 as eight
+    if kind == "float":
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+    if kind == "bool":
+        return text == "true"
+    if kind == "null":
+        return None
+    raise _UnreadError(f"the tag {node.tag} is not read; {_QUOTE_HINT}")
+
+
+def _construct_mapping(node: yaml.MappingNode, path: Path, document: Document) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        before = len(document.problems)
+        key = _construct(key_node, (*path, "?"), document)
+        if not isinstance(key, Hashable) or key is None:
+            if len(document.problems) == before:
+                document.problems.append(Problem(line, path, "a key must be a word"))
+            continue
+        name = str(key_node.value)
+        here = (*path, name)
+        if name in value:
+            first = document.lines[here]
+            document.problems.append(
+                Problem(line, here, f"given twice, first on line {first}; keep one")
+            )
+            continue
+        document.lines[here] = line
+        value[name] = _construct(value_node, here, document)
+    return value
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text which YAML 1.1 or this module would not read as text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [
+            *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+            *_Loader.yaml_implicit_resolvers.get(first, []),
+        ]
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+    }
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+def dump(value: Any) -> str:
+    """Return ``value`` as YAML; `parse` restores it."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,1 @@
+"""Errors, atomic file writes, seeding, signals, device, threads, memory, reporter and wording."""

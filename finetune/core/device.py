@@ -1,0 +1,66 @@
+"""Device selection, determinism and package versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+
+import PIL
+import torch
+import torchvision
+
+from finetune.core.errors import ConfigError
+from finetune.core.locks import lock_across_forks
+from finetune.core.version import __version__
+
+_starting_pool = lock_across_forks()
+
+
+def select_device(wanted: str) -> torch.device:
+    """Return the device for ``runtime.device``; ``auto`` is cuda, else mps, else cpu.
+
+    Raises:
+        ConfigError: The device is not available on this machine.
+    """
+    has = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return torch.device(next(name for name, present in has.items() if present))
+    if not has[wanted]:
+        present = [name for name, there in has.items() if there]
+        raise ConfigError(
+            f"runtime.device: torch finds no {wanted} here; it finds {', '.join(present)}"
+        )
+    return torch.device(wanted)
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Select deterministic kernels: the same input gives the same bits on the same machine.
+
+    Operations without a deterministic implementation on CUDA, such as the backward pass of
+    attention, still run. torch's warning about them is suppressed, since it would appear within an
+    epoch, where nothing can be done about it.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    if device.type == "cuda":
+        warnings.filterwarnings("ignore", ".*(a deterministic implementation|non-deterministic).*")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # No code here reads uninitialised memory, and filling it takes time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions to record in a checkpoint."""
+    return {
+        "finetune": __version__,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "pillow": PIL.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,1 @@
+"""File and dataset inspection: what is broken, duplicated or misplaced."""

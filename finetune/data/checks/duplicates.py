@@ -1,0 +1,157 @@
+"""Findings on duplicate images: equal or near-equal images within or across classes and splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.data.checks.inspect_dataset import DatasetInspection
+from finetune.data.checks.near_duplicates import near_pairs
+from finetune.data.checks.survey import Survey
+from finetune.data.images import shown
+from finetune.results.check import Finding
+
+MOST_EXAMPLES = 10_000
+_DRAWN = (
+    "of them would lie on both sides of the split that training draws, and be recognised there "
+    "rather than classified: accuracy would come out too high."
+)
+
+
+def copies(survey: Survey, groups: Sequence[Sequence[int]]) -> Iterator[Finding]:
+    """Yield findings on images that are equal pixel by pixel."""
+    conflicts = [g for g in groups if len({survey.class_of[at] for at in g}) > 1]
+    leaks = [g for g in groups if len({survey.home_of(at) for at in g}) > 1]
+    if conflicts:
+        yield Finding(
+            "label_conflict",
+            "error",
+            f"{_number(len(conflicts), 'image')} filed under more than one class",
+            "At least one of the labels is wrong, and no network can learn both.",
+            "Keep each in the class it belongs to, and remove it from the others.",
+            len(conflicts),
+            _examples(survey, conflicts),
+        )
+    if leaks:
+        yield Finding(
+            "leak",
+            "error",
+            f"{_number(len(leaks), 'image')} in more than one split",
+            "What was trained on is recognised, not classified: accuracy comes out too high.",
+            "Remove the copies from one of the splits.",
+            len(leaks),
+            _examples(survey, leaks),
+        )
+    yield from _repeats(survey, groups)
+
+
+def _repeats(survey: Survey, groups: Sequence[Sequence[int]]) -> Iterator[Finding]:
+    """Yield findings on copies within one class of one split of the data itself."""
+    repeats: list[Sequence[int]] = []
+    extra = straddling = 0
+    for group in groups:
+        drawn: dict[tuple[int, int], set[int]] = {}
+        for at in group:
+            place = survey.class_of[at], survey.home_of(at)
+            drawn.setdefault(place, set()).add(survey.split_of[at])
+        if len(group) > len(drawn):
+            extra += len(group) - len(drawn)
+            repeats.append(group)
+            straddling += any(len(sides) > 1 for sides in drawn.values())
+    if extra:
+        yield Finding(
+            "duplicate",
+            "error" if straddling else "warning",
+            f"{_number(extra, 'copy', 'copies')} within a class and split",
+            f"{straddling:,} {_DRAWN}" if straddling else "Copies weigh more than other images do.",
+            "Keep one of each.",
+            extra,
+            _examples(survey, repeats),
+        )
+
+
+def equal_groups(looks: DatasetInspection) -> list[list[int]]:
+    """Return groups of two or more positions of images with equal pixels, in order."""
+    readable = looks.readable
+    pixels = looks.pixels[readable]
+    order = np.lexsort((readable, pixels[:, 1], pixels[:, 0]))
+    ordered = pixels[order]
+    edges = np.flatnonzero((ordered[1:] != ordered[:-1]).any(axis=1)) + 1
+    ends = np.append(edges, len(order))
+    starts = np.append(0, edges)
+    groups = [
+        readable[order[start:end]].tolist()
+        for start, end in zip(starts, ends, strict=True)
+        if end - start > 1
+    ]
+    return sorted(groups)
+
+
+def near_copies(
+    survey: Survey, looks: DatasetInspection, groups: Sequence[Sequence[int]]
+) -> Iterator[Finding]:
+    """Yield findings on similar images, such as one image cropped, resized or recoloured."""
+    alone = looks.has_phash.copy()
+    for group in groups:
+        alone[group[1:]] = False
+    positions = np.flatnonzero(alone)
+    near = near_pairs(looks.phash[positions])
+    pairs = positions[near.pairs]
+    split_of, class_of = np.asarray(survey.split_of), np.asarray(survey.class_of)
+    homes = np.array([survey.home_of(at) for at in pairs.ravel().tolist()]).reshape(pairs.shape)
+    across = homes[:, 0] != homes[:, 1]
+    apart = class_of[pairs[:, 0]] != class_of[pairs[:, 1]]
+    drawn_apart = split_of[pairs[:, 0]] != split_of[pairs[:, 1]]
+    atleast = "" if near.complete else "at least "
+
+    def finding(
+        kind: str, level: str, chosen: NDArray[np.bool_], where: str, why: str, todo: str
+    ) -> Iterator[Finding]:
+        some = pairs[chosen]
+        if len(some):
+            title = f"{atleast}{_number(len(some), 'pair')} of images that look alike {where}"
+            examples = _examples(survey, some[:MOST_EXAMPLES].tolist(), sign="≈")
+            yield Finding(kind, level, title, why, todo, len(some), examples)
+
+    yield from finding(
+        "near_leak",
+        "warning",
+        across,
+        "in different splits",
+        "If they show the same thing, accuracy comes out too high.",
+        "Look at them, and keep what belongs together in one split.",
+    )
+    yield from finding(
+        "near_conflict",
+        "warning",
+        apart & ~across,
+        "in different classes",
+        "If they show the same thing, one of the labels is wrong.",
+        "Look at them, and file both under the right class.",
+    )
+    within = ~apart & ~across
+    straddling = int((within & drawn_apart).sum())
+    yield from finding(
+        "near_duplicate",
+        "warning" if straddling else "note",
+        within,
+        "within a class and split",
+        f"{straddling:,} {_DRAWN}" if straddling else "They add less than other images do.",
+        "Look at them; data.group_pattern keeps images of one origin together."
+        if straddling
+        else "Nothing has to be done.",
+    )
+
+
+def _examples(survey: Survey, groups: Sequence[Sequence[int]], sign: str = "=") -> tuple[str, ...]:
+    return tuple(
+        f" {sign} ".join(shown(survey.paths[at], survey.base) for at in group[:4])
+        + (f" {sign} … {len(group) - 4} more" if len(group) > 4 else "")
+        for group in groups[:MOST_EXAMPLES]
+    )
+
+
+def _number(count: int, noun: str, plural: str | None = None) -> str:
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

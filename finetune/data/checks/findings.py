@@ -1,0 +1,265 @@
+"""Findings of a dataset inspection: what is wrong, why it matters and what to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from finetune.config.base import AUTO
+from finetune.config.data import DataConfig
+from finetune.data.checks.duplicates import MOST_EXAMPLES, copies, equal_groups, near_copies
+from finetune.data.checks.inspect_dataset import DatasetInspection
+from finetune.data.checks.structure import (
+    counts_by_class,
+    doubtful,
+    lost_classes,
+    missing_classes,
+    structure,
+    unreadable,
+)
+from finetune.data.checks.survey import Survey
+from finetune.data.images import is_other_photo, shown
+from finetune.data.levels import auto_levels, doubts, extents
+from finetune.results.check import Finding
+
+IMBALANCED_FROM = 5.0
+FEW_IMAGES = 10
+_LEVELS = ("error", "warning", "note")
+_MODES = {
+    "CMYK": "CMYK",
+    "1": "1-bit",
+    "P": "palette",
+    "LA": "transparent",
+    "PA": "transparent",
+    "RGBA": "transparent",
+    "I": "more than 8 bits",
+    "F": "more than 8 bits",
+}
+
+
+def all_findings(
+    survey: Survey, looks: DatasetInspection, config: DataConfig, *, input_size: int | None
+) -> tuple[Finding, ...]:
+    """Return all findings, most severe first."""
+    groups = equal_groups(looks)
+    found = [
+        *unreadable(survey, looks, config),
+        *lost_classes(survey, looks, config),
+        *structure(survey),
+        *doubtful(survey),
+        *copies(survey, groups),
+        *missing_classes(survey),
+        *_balance(survey, config),
+        *near_copies(survey, looks, groups),
+        *_too_small(survey, looks, input_size),
+        *_levels(survey, looks, config),
+        *_conversions(survey, looks),
+        *_left_out(survey),
+    ]
+    return tuple(sorted(found, key=lambda finding: _LEVELS.index(finding.level)))
+
+
+def _balance(survey: Survey, config: DataConfig) -> Iterator[Finding]:
+    split = survey.splits.index("train") if "train" in survey.splits else 0
+    counts = {
+        survey.classes[label]: row[split]
+        for label, row in enumerate(counts_by_class(survey))
+        if row[split]
+    }
+    if not counts:
+        return
+    least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    ratio = counts[most] / counts[least]
+    if ratio >= IMBALANCED_FROM:
+        handled = config.balance != "none"
+        yield Finding(
+            "imbalance",
+            "note" if handled else "warning",
+            f"{most} has {counts[most]:,} training images, {ratio:,.1f} times the "
+            f"{counts[least]:,} of {least}",
+            "A network that says the frequent class more often looks better than it is.",
+            f"data.balance is {config.balance}."
+            if handled
+            else "Watch balanced accuracy; data.balance: weights makes rare classes count.",
+            1,
+        )
+    few = [f"{name}: {count}" for name, count in counts.items() if count < FEW_IMAGES]
+    if few:
+        yield Finding(
+            "few_images",
+            "warning",
+            f"{len(few):,} class{'' if len(few) == 1 else 'es'} with fewer than {FEW_IMAGES} "
+            "training images",
+            "What is learned of them is chance, and so is their accuracy.",
+            "Add images, or join classes.",
+            len(few),
+            tuple(few[:MOST_EXAMPLES]),
+        )
+
+
+def _too_small(
+    survey: Survey, looks: DatasetInspection, input_size: int | None
+) -> Iterator[Finding]:
+    if input_size is None:
+        return
+    readable = looks.readable
+    small = readable[looks.size[readable].min(axis=1) < input_size]
+    if len(small):
+        share = len(small) / len(readable)
+        yield Finding(
+            "small",
+            "warning" if share >= 0.01 else "note",
+            f"{len(small):,} image{'' if len(small) == 1 else 's'} ({share:.0%}) smaller than the "
+            f"{input_size} px that the network looks at",
+            "Enlarged, they are blurred, and the network works on pixels that say nothing.",
+            "Use larger originals, or a smaller model.preprocessing (resize and crop).",
+            len(small),
+            tuple(
+                f"{shown(survey.paths[at], survey.base)}: {looks.size[at][0]} x {looks.size[at][1]}"
+                for at in small[:MOST_EXAMPLES]
+            ),
+        )
+
+
+def _levels(survey: Survey, looks: DatasetInspection, config: DataConfig) -> Iterator[Finding]:
+    """Yield findings on images with more than 8 bits that become nearly black or white."""
+    found = extents([survey.paths[at] for at in looks.readable])
+    if not found:
+        return
+    levels = auto_levels(found) if config.levels == AUTO else config.levels
+    for what, todo in doubts(config.levels, levels, found):
+        yield Finding(
+            "levels",
+            "warning",
+            what,
+            "The network sees 256 levels between black and white, the same for every image.",
+            todo,
+            len(found),
+        )
+
+
+def _conversions(survey: Survey, looks: DatasetInspection) -> Iterator[Finding]:
+    """Yield findings on images that are not plain colour or grey, and on rare formats."""
+    words = np.array([_mode_words(mode) for _, mode in looks.kinds] or [""], dtype=object)
+    readable = looks.readable
+    found = words[looks.kind[readable]]
+    odd = readable[found != ""]
+    if len(odd):
+        kinds = Counter(found[found != ""])
+        listed = ", ".join(f"{count:,} {name}" for name, count in kinds.most_common())
+        yield Finding(
+            "mode",
+            "note",
+            f"{len(odd):,} image{' is' if len(odd) == 1 else 's are'} not plain colour or grey: "
+            f"{listed}",
+            "They are converted to RGB when they are read.",
+            "Look at one or two of them, if they should matter.",
+            len(odd),
+            _paths(survey, odd),
+        )
+    animated = readable[looks.frames[readable] > 1]
+    if len(animated):
+        yield Finding(
+            "frames",
+            "note",
+            f"{len(animated):,} image{'' if len(animated) == 1 else 's'} with several frames or "
+            "pages",
+            "The first one is used.",
+            "Save the frames as files, if the others should count.",
+            len(animated),
+            _paths(survey, animated),
+        )
+    formats: Counter[str] = Counter()
+    counts = np.bincount(looks.kind[readable], minlength=len(looks.kinds))
+    for (format_name, _), count in zip(looks.kinds, counts.tolist(), strict=True):
+        formats[format_name] += count
+    rare = [name for name, count in formats.items() if count <= 3 and count * 100 <= len(readable)]
+    for name in rare:
+        chosen = [k for k, (format_name, _) in enumerate(looks.kinds) if format_name == name]
+        places = np.flatnonzero(np.isin(looks.kind, chosen))
+        yield Finding(
+            "odd_format",
+            "note",
+            f"{len(places):,} {name} among {len(readable):,} images",
+            "What is saved unlike all others is often no photo but a placeholder or a logo.",
+            "Look at it." if len(places) == 1 else "Look at them.",
+            len(places),
+            _paths(survey, places),
+        )
+
+
+def _mode_words(mode: str) -> str:
+    return _MODES.get(mode) or ("more than 8 bits" if mode.startswith("I;") else "")
+
+
+def _left_out(survey: Survey) -> Iterator[Finding]:
+    hidden = set(survey.hidden)
+    for kind, level, places, what, why, todo in (
+        (
+            "link",
+            "warning",
+            survey.links,
+            "link{} not followed",
+            "They lead to nowhere, in a circle, or to a folder that is read already.",
+            "Repair or remove them.",
+        ),
+        (
+            "misnamed",
+            "warning",
+            survey.misnamed,
+            "photo{} with names of other files",
+            "By their content they are photos; files without an image's ending are not read.",
+            "Rename them to .jpg, or to the ending of their format.",
+        ),
+        (
+            "other_photo",
+            "warning",
+            [path for path in survey.skipped if is_other_photo(path)],
+            "photo{} in formats that are not read",
+            "They would be missing from training, and nothing else says so.",
+            "Save them as JPEG.",
+        ),
+        (
+            "skipped",
+            "note",
+            [path for path in survey.skipped if not is_other_photo(path)],
+            "file{} skipped",
+            "By their names or places they are no images of a class.",
+            "Nothing has to be done, unless an image is among them.",
+        ),
+        (
+            "system",
+            "note",
+            [path for path in survey.system if path not in hidden],
+            "folder{} of the system or of a tool skipped",
+            "They hold deleted files, thumbnails or copies, and no photos of a class.",
+            "Nothing has to be done.",
+        ),
+        (
+            "hidden",
+            "note",
+            survey.hidden,
+            "hidden file{0} or folder{0} skipped",
+            "Names that begin with a dot are not read.",
+            "Nothing has to be done.",
+        ),
+    ):
+        if places:
+            ending = "" if len(places) == 1 else "s"
+            yield Finding(
+                kind,
+                level,
+                f"{len(places):,} {what.format(ending)}",
+                why,
+                todo,
+                len(places),
+                tuple(shown(path, survey.base) for path in places[:MOST_EXAMPLES]),
+            )
+    for note in survey.notes:
+        yield Finding("note", "note", note, "", "", 1)
+
+
+def _paths(survey: Survey, positions: Iterable[int]) -> tuple[str, ...]:
+    return tuple(shown(survey.paths[at], survey.base) for at in list(positions)[:MOST_EXAMPLES])

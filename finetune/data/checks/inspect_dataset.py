@@ -1,0 +1,139 @@
+"""Dataset inspection, stored in arrays: some hundred megabytes for a million images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.core.reporter import Reporter
+from finetune.data.checks.inspect_file import FileInspection
+from finetune.data.checks.inspection_cache import InspectionCache, key_of_file
+from finetune.data.checks.worker_pool import inspect_all, usable_cpus
+
+_KEEP_EVERY_S = 2.0
+_ASKED_AT_ONCE = 10_000
+
+
+@dataclass
+class DatasetInspection:
+    """File inspections of all images of a dataset, by position.
+
+    Attributes:
+        kind: Index into ``kinds``; -1 if the image is unreadable or not inspected.
+        pixels: Hash of the pixels, as two integers.
+        has_phash: Whether ``phash`` is valid.
+        kinds: Distinct pairs of format and mode.
+        reasons: Reasons why images cannot be read, by position.
+    """
+
+    kind: NDArray[np.int16]
+    size: NDArray[np.int32]
+    frames: NDArray[np.int32]
+    pixels: NDArray[np.uint64]
+    phash: NDArray[np.uint64]
+    has_phash: NDArray[np.bool_]
+    kinds: list[tuple[str, str]] = field(default_factory=list)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, count: int) -> DatasetInspection:
+        """Return an inspection of ``count`` images that contains no results yet."""
+        return cls(
+            kind=np.full(count, -1, dtype=np.int16),
+            size=np.zeros((count, 2), dtype=np.int32),
+            frames=np.ones(count, dtype=np.int32),
+            pixels=np.zeros((count, 2), dtype=np.uint64),
+            phash=np.zeros(count, dtype=np.uint64),
+            has_phash=np.zeros(count, dtype=bool),
+        )
+
+    @property
+    def readable(self) -> NDArray[np.int64]:
+        """Positions of the readable images."""
+        return np.flatnonzero(self.kind >= 0)
+
+    def put(self, at: int, look: FileInspection) -> None:
+        """Store the inspection of one file."""
+        if look.reason is not None:
+            self.reasons[at] = look.reason
+            return
+        kind = (look.format, look.mode)
+        if kind not in self.kinds:
+            self.kinds.append(kind)
+        self.kind[at] = self.kinds.index(kind)
+        self.size[at] = look.width, look.height
+        self.frames[at] = look.frames
+        self.pixels[at] = np.frombuffer(look.pixels, dtype=np.uint64)
+        if look.phash is not None:
+            self.phash[at] = look.phash
+            self.has_phash[at] = True
+
+
+@dataclass(frozen=True)
+class Looking:
+    """Result of a dataset inspection, with the number of cached images and the throughput."""
+
+    looks: DatasetInspection
+    num_remembered: int
+    images_per_s: float | None
+
+
+def inspect_dataset(
+    paths: Sequence[str], *, workers: int | None, fresh: bool, reporter: Reporter
+) -> Looking:
+    """Inspect every image fully: from the inspection cache, or in worker processes.
+
+    Args:
+        workers: Number of worker processes; None uses all available CPUs.
+        fresh: Whether to ignore cached inspections.
+    """
+    looks = DatasetInspection.of(len(paths))
+    with InspectionCache() as remembered:
+        keys: list[bytes | None] = []
+        unknown: list[int] = []
+        for start in range(0, len(paths), _ASKED_AT_ONCE):
+            some = [key_of_file(path) for path in paths[start : start + _ASKED_AT_ONCE]]
+            known = {} if fresh else remembered.find(some)
+            for at, key in enumerate(some, start=start):
+                look = known.get(key) if key is not None else None
+                if look is not None and look.decoded:
+                    looks.put(at, look)
+                else:
+                    unknown.append(at)
+            keys += some
+        begun = time.perf_counter()
+        new = _look_and_keep(paths, keys, unknown, workers or usable_cpus(), remembered)
+        with closing(new):
+            for at, look in reporter.track(new, "check images", total=len(unknown)):
+                looks.put(at, look)
+        elapsed_s = time.perf_counter() - begun
+        if unknown:
+            remembered.forget_old()
+    return Looking(looks, len(paths) - len(unknown), len(unknown) / elapsed_s if unknown else None)
+
+
+def _look_and_keep(
+    paths: Sequence[str],
+    keys: Sequence[bytes | None],
+    unknown: Sequence[int],
+    workers: int,
+    remembered: InspectionCache,
+) -> Generator[tuple[int, FileInspection], None, None]:
+    """Yield new inspections and cache them at intervals, so that an interrupted check resumes."""
+    new: list[tuple[bytes | None, FileInspection]] = []
+    kept_at = time.monotonic()
+    try:
+        for looked in inspect_all(paths, unknown, workers):
+            new += [(keys[at], look) for at, look in looked]
+            yield from looked
+            if time.monotonic() - kept_at > _KEEP_EVERY_S:
+                remembered.keep(new)
+                new = []
+                kept_at = time.monotonic()
+    finally:
+        remembered.keep(new)

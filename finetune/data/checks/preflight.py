@@ -1,0 +1,248 @@
+"""Preflight check: a quick inspection of every file before a run.
+
+For a file that is not in the inspection cache, the header is read and the end is compared with what
+the format requires, in some 50 microseconds. A file that was inspected before, here or by
+``check-data``, costs a query. A run on known files thus starts at once, and all damaged files are
+still reported together before training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from finetune.core.errors import DataError, UnreadableError
+from finetune.core.reporter import Reporter
+from finetune.data.checks.inspect_file import FileInspection, inspect_file
+from finetune.data.checks.inspection_cache import InspectionCache, key_of_file
+from finetune.data.images import Images, shown, shown_few
+
+_MOST_LISTED = 20
+_MOST_FAULTS = 3
+_THREADS = 8  # files on a server: each thread waits for its own
+_AT_ONCE = 256
+
+T = TypeVar("T")
+
+Skipped = tuple[Path, str]
+"""Path of a file that was left out, and the reason."""
+
+
+@dataclass(frozen=True)
+class PreflightResult:
+    """Result of a preflight check.
+
+    Attributes:
+        parts: Images of each split without the unreadable ones.
+        skipped: Unreadable files that were left out.
+        verdict: One-line summary.
+        worrying: Whether the summary should be shown as a warning.
+    """
+
+    parts: tuple[Images, ...]
+    skipped: tuple[Skipped, ...]
+    verdict: str
+    worrying: bool
+
+
+def preflight_check(
+    *parts: Images, on_unreadable: str, base: Path, reporter: Reporter
+) -> PreflightResult:
+    """Inspect every file of these splits that is not in the inspection cache.
+
+    Args:
+        on_unreadable: Value of ``data.on_unreadable``: fail or skip.
+        base: Folder that paths in messages are relative to.
+
+    Raises:
+        DataError: Files cannot be read and must not be skipped, a class would have no images left,
+            or files could not be inspected because of the machine.
+    """
+    start = time.perf_counter()
+    paths = [str(path) for images in parts for path in images.paths]
+    looks, num_new = _looks(paths, reporter)
+    bad = sorted(
+        (Path(path), look.reason) for path, look in zip(paths, looks, strict=True) if look.reason
+    )
+    elapsed_s = time.perf_counter() - start
+    faults = [path for path, look in zip(paths, looks, strict=True) if look.machine_fault]
+    if faults:
+        raise DataError(_machine_fault(faults, dict(bad), len(paths), base))
+    if bad and on_unreadable == "fail":
+        raise DataError(_refusal(bad, len(paths), base))
+    kept = tuple(_without(images, {path for path, _ in bad}) for images in parts) if bad else parts
+    _refuse_lost_classes(parts, kept)
+    copies = _copies(parts, looks)
+    facts = f"checked {len(paths):,} images, {num_new:,} of them new, in {elapsed_s:.2f} s: "
+    if bad:
+        facts += (
+            f"{len(bad):,} cannot be read and are left out (data.on_unreadable: skip): "
+            f"{shown_few([path for path, _ in bad], base)}"
+        )
+    else:
+        facts += "all can be read"
+    return PreflightResult(kept, tuple(bad), facts + copies[0], bool(bad) or copies[1])
+
+
+def dropping_unreadable(work: Callable[[], T], *, on_unreadable: str, reporter: Reporter) -> T:
+    """Run work that begins with a preflight check, and restart it if images turn out to be broken.
+
+    Images that passed the check but fail to decode are stored in the inspection cache, so that the
+    next check skips them. Whether an image is broken is decided by a full inspection after the
+    work has ended, because the machine may have caused the failure.
+
+    Raises:
+        UnreadableError: Broken images must not be skipped, or the images are not broken.
+    """
+    known: set[Path] = set()
+    while True:
+        try:
+            return work()
+        except UnreadableError as error:
+            suspects = {path for path, _ in error.found} - error.passing - known
+            # A file that is completed during its inspection must get another key than the result.
+            keys = {path: key_of_file(str(path)) for path in suspects}
+            looks = {path: inspect_file(str(path), full=True) for path in suspects}
+            broken = {path: look for path, look in looks.items() if look.reason and look.lasting}
+            with InspectionCache() as remembered:
+                remembered.keep((keys[path], look) for path, look in broken.items())
+            passing = error.passing | (suspects - broken.keys())
+            if passing:
+                raise UnreadableError(error.found, passing=passing) from error
+            if on_unreadable == "fail" or not broken:
+                raise
+            known |= broken.keys()
+            reporter.warn(f"{error.found[0][0]}: turned out to be broken; beginning without it")
+
+
+def known_contents(paths: Sequence[Path]) -> list[str]:
+    """Return the content hash of each image in the inspection cache, else its path."""
+    names = [str(path) for path in paths]
+    keys = [key_of_file(name) for name in names]
+    with InspectionCache() as remembered:
+        known = remembered.find(keys)
+    looks = [known.get(key, FileInspection()) if key else FileInspection() for key in keys]
+    return [look.pixels.hex() or name for look, name in zip(looks, names, strict=True)]
+
+
+def sizes_of(images: Images, most: int, reporter: Reporter) -> list[tuple[int, int]]:
+    """Return width and height, from the file headers, of at most ``most`` sampled images."""
+    number = min(most, len(images))
+    paths = [str(images.paths[i * len(images) // number]) for i in range(number)]
+    looks, _ = _looks(paths, reporter)
+    return [(look.width, look.height) for look in looks]
+
+
+def _looks(paths: Sequence[str], reporter: Reporter) -> tuple[list[FileInspection], int]:
+    """Return the inspection of each file, and the number of new inspections."""
+    with InspectionCache() as remembered:
+        keys = [key_of_file(path) for path in paths]
+        known = remembered.find(keys)
+        new = [at for at, key in enumerate(keys) if key is None or key not in known]
+        fresh: dict[int, FileInspection] = {}
+        if len(new) <= _AT_ONCE:
+            fresh.update((at, inspect_file(paths[at], full=False)) for at in new)
+        else:
+            looking = reporter.track(_in_threads(paths, new), "check images", total=len(new))
+            fresh.update(looking)
+        for at, look in fresh.items():
+            if look.reason and not look.decoded:  # other threads may have used the memory
+                fresh[at] = inspect_file(paths[at], full=True)
+        remembered.keep((keys[at], look) for at, look in fresh.items())
+    looks = [
+        fresh[at] if at in fresh else known[key]  # type: ignore[index]  # a file without a key is new
+        for at, key in enumerate(keys)
+    ]
+    return looks, len(new)
+
+
+def _in_threads(
+    paths: Sequence[str], positions: Sequence[int]
+) -> Iterator[tuple[int, FileInspection]]:
+    def look_at_some(some: Sequence[int]) -> list[tuple[int, FileInspection]]:
+        return [(at, inspect_file(paths[at], full=False)) for at in some]
+
+    chunks = [positions[i : i + _AT_ONCE] for i in range(0, len(positions), _AT_ONCE)]
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        for looked in pool.map(look_at_some, chunks):
+            yield from looked
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _refusal(bad: Sequence[Skipped], total: int, base: Path) -> str:
+    if len(bad) == 1:
+        path, reason = bad[0]
+        return (
+            f"{shown(path)}: cannot be read: {reason}. Repair or remove it, or set "
+            "data.on_unreadable: skip"
+        )
+    lines = [f"  {shown(path, base)}: {reason}" for path, reason in bad[:_MOST_LISTED]]
+    if len(bad) > _MOST_LISTED:
+        more = len(bad) - _MOST_LISTED
+        lines.append(f"  … and {more:,} more; `finetune check-data --json` lists them all")
+    return "\n".join(
+        [
+            f"{base}: {len(bad):,} of {total:,} files cannot be read",
+            *lines,
+            "Repair or remove them, or set data.on_unreadable: skip",
+        ]
+    )
+
+
+def _machine_fault(faults: Sequence[str], reasons: dict[Path, str], total: int, base: Path) -> str:
+    """Return the error text for files that could not be inspected; these are never skipped."""
+    listed = "; ".join(
+        f"{shown(path, base)}: {reasons[Path(path)]}" for path in faults[:_MOST_FAULTS]
+    )
+    return (
+        f"{base}: {len(faults):,} of {total:,} files could not be looked at now: {listed}. The "
+        "files may be sound. Free memory, or repair what failed, and run again"
+    )
+
+
+def _without(images: Images, bad: set[Path]) -> Images:
+    kept = images.subset([i for i, path in enumerate(images.paths) if path not in bad])
+    return replace(kept, skipped=images.skipped)
+
+
+def _refuse_lost_classes(before: Sequence[Images], after: Sequence[Images]) -> None:
+    for old, new in zip(before, after, strict=True):
+        for name, had, has in zip(old.class_names, old.counts(), new.counts(), strict=True):
+            if had and not has:
+                raise DataError(
+                    f"class {name!r}: none of its {had:,} files in a split can be read; "
+                    "`finetune check-data` says why"
+                )
+
+
+def _copies(parts: Sequence[Images], looks: Sequence[FileInspection]) -> tuple[str, bool]:
+    """Return what full inspections of all images show about copies, and whether to warn."""
+    if not all(look.decoded or look.reason for look in looks):
+        return "; `finetune check-data` decodes them and looks for copies and wrong labels", False
+    first: dict[bytes, tuple[int, int]] = {}
+    conflicts: set[bytes] = set()
+    leaks: set[bytes] = set()
+    at = 0
+    for part, images in enumerate(parts):
+        for label in images.labels:
+            look = looks[at]
+            at += 1
+            if look.reason:
+                continue
+            before = first.setdefault(look.pixels, (part, label))
+            if before[0] != part:
+                leaks.add(look.pixels)
+            if before[1] != label:
+                conflicts.add(look.pixels)
+    if not conflicts and not leaks:
+        return "; no copy lies in two classes or two splits", False
+    return (
+        f"; but {len(conflicts):,} lie in two classes, and {len(leaks):,} in both splits "
+        "(`finetune check-data` names them)"
+    ), True

@@ -1,0 +1,1 @@
+"""Decoding, transforms, views, samplers and data loaders."""

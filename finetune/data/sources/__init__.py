@@ -1,0 +1,1 @@
+"""Sources that ``data.root`` can name: class folders, tables, torchvision datasets, demo set."""

@@ -1,0 +1,1 @@
+"""Validation splits: hold-out by hash, whole groups, and cross-validation folds."""

@@ -1,2 +1,0 @@
-"""A checkpoint for other runtimes: the network with its preprocessing, and the proof that it
-answers as ``eval`` does."""

@@ -1,0 +1,1 @@
+"""Frozen features: extractor, store, cache policy, compute format, engine."""

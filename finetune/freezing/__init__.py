@@ -1,0 +1,1 @@
+"""Freezing: patterns, plan, requires_grad and modes, graph split, frozen hashes, freeze report."""

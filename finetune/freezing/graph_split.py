@@ -1,0 +1,328 @@
+"""Graph split: divides a model into the frozen prefix, computed once, and the trainable part.
+
+A node of the graph belongs to the trainable part if it depends on a trainable parameter, if it
+updates statistics, or if it is random; all other nodes computed from the image are the frozen
+prefix. Values that do not depend on the image (such as a table of position biases) and values that
+are not tensors (such as a batch size) are no outputs of the prefix: the trainable part computes
+them itself.
+
+The trainable part consists of the model's own modules, so that training it trains the model, and
+the model's ``state_dict`` is still complete. The prefix is a copy in eval mode, without gradients,
+with batch norms folded into the convolutions.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+from torch.fx.node import map_arg
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torchvision.models.swin_transformer import ShiftedWindowAttention
+from torchvision.ops import StochasticDepth
+
+from finetune.freezing.tracing import Tracer
+
+Features = Tensor | tuple[Tensor, ...]
+"""Output of the frozen prefix: one tensor, or several; the first dimension is the batch."""
+
+WORTH_KEEPING_BYTES = 2**20
+"""Feature bytes per image above which reading features is slower than decoding the photo."""
+
+
+@dataclass(frozen=True)
+class GraphSplit:
+    """Frozen prefix and trainable part of a model.
+
+    Attributes:
+        prefix: Module from images to features; None if nothing can be computed once, because the
+            first layer is trainable or the graph differs between training and evaluation.
+        trainable_part: Module from features (or images, without a prefix) to logits; its modules
+            keep their train or eval modes.
+        last: Path of the last module of the prefix.
+        crossing: Shape of each feature tensor, for one image.
+        widest: Number of elements of the largest tensor within the prefix, for one image.
+    """
+
+    prefix: nn.Module | None
+    trainable_part: nn.Module
+    last: str | None
+    crossing: tuple[tuple[int, ...], ...]
+    widest: int = 0
+
+
+class TrainablePart(nn.Module):
+    """Trainable part of a model; takes one feature tensor or several."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, features: Features) -> Any:
+        """Return logits ``(N, num_classes)``."""
+        if isinstance(features, Tensor):
+            return self.graph(features)
+        return self.graph(*features)
+
+
+class FrozenPrefix(nn.Module):
+    """Frozen prefix of a model: always in eval mode and without gradients."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.graph = graph
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> FrozenPrefix:  # noqa: ARG002
+        """Stay in eval mode; ``mode`` is ignored."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Features:
+        """Return the features of images ``(N, 3, H, W)``."""
+        features: Features = self.graph(images)
+        return features
+
+
+@dataclass(frozen=True)
+class SplitPoint:
+    """Split point of a model, from which `split_model` builds the two parts; copies nothing.
+
+    Attributes:
+        graph: Traced graph of the model.
+        crossing: Nodes whose values are the features; empty without a prefix.
+        kept: Nodes that the trainable part computes itself.
+        shapes: Shape of each feature tensor, for one image.
+        widest: Number of elements of the largest tensor within the prefix, for one image.
+    """
+
+    graph: fx.Graph
+    crossing: tuple[fx.Node, ...]
+    kept: frozenset[fx.Node]
+    shapes: tuple[tuple[int, ...], ...]
+    widest: int = 0
+
+    @property
+    def after(self) -> str | None:
+        """Path of the module in or after which the prefix ends; None without a prefix."""
+        return _path_of(self.crossing[-1]) if self.crossing else None
+
+
+def find_split_point(
+    model: nn.Module, *, crop: int, skeleton: nn.Module | None = None
+) -> SplitPoint:
+    """Find the split point of a model whose ``requires_grad`` and modes are set for training.
+
+    Args:
+        crop: Side of the input, in pixels, for which shapes are computed.
+        skeleton: The same network on the meta device, if it was built before.
+    """
+    graph = Tracer().trace(model)
+    none = SplitPoint(graph, (), frozenset(), ())
+    if _graph_depends_on_mode(model, graph):
+        return none
+    trainable_part = _live_nodes(model, graph)
+    if any(node in trainable_part for node in _first_users(graph)):
+        return none
+    shapes = _shapes(skeleton or copy.deepcopy(model).to("meta"), graph, crop)
+    moving = _on_images(graph)
+    wanted = _needed_by_live(
+        graph, trainable_part, {n for n in graph.nodes if n in moving and n in shapes}
+    )
+    crossing = tuple(node for node in graph.nodes if node in wanted.crossing)
+    if any(node.op == "placeholder" for node in crossing):
+        return none
+    return SplitPoint(
+        graph,
+        crossing,
+        frozenset(wanted.kept),
+        tuple(shapes[node] for node in crossing),
+        max(math.prod(shape) for node, shape in shapes.items() if node not in trainable_part),
+    )
+
+
+def split_model(model: nn.Module, *, crop: int, skeleton: nn.Module | None = None) -> GraphSplit:
+    """Split a model into frozen prefix and trainable part; arguments as in `find_split_point`."""
+    cut = find_split_point(model, crop=crop, skeleton=skeleton)
+    if not cut.crossing:
+        return GraphSplit(None, model, None, ())
+    return GraphSplit(
+        prefix=_prefix_module(model, cut),
+        trainable_part=TrainablePart(_live_module(model, cut)),
+        last=cut.after,
+        crossing=cut.shapes,
+        widest=cut.widest,
+    )
+
+
+def _first_users(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes that read the image; if one of them is trainable, there is no frozen prefix."""
+    return [user for node in graph.nodes if node.op == "placeholder" for user in node.users]
+
+
+def _graph_depends_on_mode(model: nn.Module, graph: fx.Graph) -> bool:
+    """Whether the graph differs in eval mode, as with auxiliary heads, used in train mode only."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        other = Tracer().trace(model.eval())
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return [_signature(node) for node in graph.nodes] != [_signature(node) for node in other.nodes]
+
+
+def _signature(node: fx.Node) -> tuple[str, ...]:
+    # Each trace renumbers the tensor constants.
+    words = (str(node.target), str(node.args), str(node.kwargs))
+    return node.op, *(re.sub(r"_tensor_constant\d+", "_tensor_constant", word) for word in words)
+
+
+def _live_nodes(model: nn.Module, graph: fx.Graph) -> set[fx.Node]:
+    trainable_part: set[fx.Node] = set()
+    modules = dict(model.named_modules())
+    parameters = dict(model.named_parameters())
+    for node in graph.nodes:
+        own = False
+        if node.op == "call_module":
+            own = _is_live(modules[str(node.target)])
+        elif node.op == "get_attr" and str(node.target) in parameters:
+            own = parameters[str(node.target)].requires_grad
+        if own or any(argument in trainable_part for argument in node.all_input_nodes):
+            trainable_part.add(node)
+    return trainable_part
+
+
+def _is_live(module: nn.Module) -> bool:
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        return True
+    return any(_updates_or_draws(part) for part in module.modules())
+
+
+def _updates_or_draws(module: nn.Module) -> bool:
+    if not module.training:
+        return False
+    if isinstance(module, _NormBase):
+        return True  # its output depends on the batch, and its statistics change
+    if isinstance(module, _DropoutNd | StochasticDepth):
+        return bool(module.p > 0)
+    if isinstance(module, nn.MultiheadAttention):
+        return bool(module.dropout > 0)
+    if isinstance(module, ShiftedWindowAttention):
+        return bool(module.attention_dropout > 0 or module.dropout > 0)
+    return False
+
+
+def _on_images(graph: fx.Graph) -> set[fx.Node]:
+    moving: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(a in moving for a in node.all_input_nodes):
+            moving.add(node)
+    return moving
+
+
+class _ShapeReader(fx.Interpreter):
+    """Runs the graph on the meta device and records the shape of each tensor, for one image."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, garbage_collect_values=True, graph=graph)
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.shapes[n] = tuple(result.shape[1:])
+        return result
+
+
+def _shapes(skeleton: nn.Module, graph: fx.Graph, crop: int) -> dict[fx.Node, tuple[int, ...]]:
+    reader = _ShapeReader(skeleton, graph)
+    with torch.no_grad():
+        dtype = next(skeleton.parameters()).dtype
+        reader.run(torch.empty(2, 3, crop, crop, dtype=dtype, device="meta"))
+    return reader.shapes
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    crossing: set[fx.Node]
+    kept: set[fx.Node]
+    """Nodes that the trainable part computes itself."""
+
+
+def _needed_by_live(
+    graph: fx.Graph, trainable_part: set[fx.Node], may_cross: set[fx.Node]
+) -> _Wanted:
+    """Find the nodes that the trainable part computes itself, and its inputs.
+
+    Args:
+        may_cross: Nodes whose values are tensors computed from images.
+    """
+    wanted = _Wanted(set(), set())
+    stack = [node for node in graph.nodes if node in trainable_part or node.op == "output"]
+    while stack:
+        node = stack.pop()
+        if node in wanted.kept:
+            continue
+        wanted.kept.add(node)
+        for argument in node.all_input_nodes:
+            if argument in may_cross and argument not in trainable_part:
+                wanted.crossing.add(argument)
+            else:
+                stack.append(argument)
+    return wanted
+
+
+def _prefix_module(model: nn.Module, cut: SplitPoint) -> FrozenPrefix:
+    needed = _ancestors(cut.crossing)
+    out = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in cut.graph.nodes:
+        if node.op == "placeholder" or node in needed:
+            copied[node] = out.node_copy(node, lambda n: copied[n])
+    results = tuple(copied[node] for node in cut.crossing)
+    out.output(results[0] if len(results) == 1 else results)
+    # Folding requires eval mode; on a copy, so that the model's own modules keep their modes.
+    frozen = copy.deepcopy(fx.GraphModule(model, out)).eval()
+    return FrozenPrefix(fuse(frozen, inplace=True, no_trace=True))
+
+
+def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack += node.all_input_nodes
+    return found
+
+
+def _live_module(model: nn.Module, cut: SplitPoint) -> fx.GraphModule:
+    out = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for index, node in enumerate(cut.crossing):
+        copied[node] = out.placeholder(f"features_{index}")
+    rename: Callable[[fx.Node], fx.Node] = lambda n: copied[n]  # noqa: E731
+    for node in cut.graph.nodes:
+        if node.op == "output":
+            out.output(map_arg(node.args[0], rename))
+        elif node in cut.kept and node not in copied:
+            copied[node] = out.node_copy(node, rename)
+    return fx.GraphModule(model, out)
+
+
+def _path_of(node: fx.Node) -> str:
+    """Path of the module that a node calls, or else of the one whose forward contains it."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    path = stack[-1][0] if stack else ""
+    return path or node.name

@@ -1,0 +1,1 @@
+"""Inference with a trained checkpoint: predictions, scores, calibration, Grad-CAM and export."""

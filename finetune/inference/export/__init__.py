@@ -1,0 +1,1 @@
+"""Export of a checkpoint with its preprocessing to other runtimes, verified against ``eval``."""

@@ -1,0 +1,54 @@
+"""Rows of ``predictions.csv``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from finetune.data.images import Images, below
+from finetune.inference.scoring import Scored
+
+HEADER = ("path", "true", "predicted", "probability", "margin", "loss", "top5")
+"""Columns of ``predictions.csv``.
+
+``margin`` is the difference between the two highest probabilities, ``loss`` the cross-entropy of
+the probabilities, and ``top5`` a JSON list of pairs, because class names may contain any character.
+"""
+
+
+def rows(
+    images: Images, logits: Tensor, scored: Scored, *, base: Path
+) -> Iterator[tuple[str, ...]]:
+    """Yield one row per image, in dataset order, with paths relative to ``base``."""
+    names = images.class_names
+    best = best_classes(logits, scored.probabilities, 5)
+    for path, label, loss, at, shares in zip(
+        images.paths, images.labels, scored.losses.tolist(), *best, strict=True
+    ):
+        yield (
+            below(path, base),
+            names[label],
+            names[at[0]],
+            f"{shares[0]:.6f}",
+            f"{shares[0] - shares[1]:.6f}",
+            f"{loss:.6f}",
+            json.dumps(
+                [[names[i], round(share, 6)] for i, share in zip(at, shares, strict=True)],
+                ensure_ascii=False,
+            ),
+        )
+
+
+def best_classes(
+    logits: Tensor, shares: Tensor, count: int
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Return the classes with the highest logits ``(N, classes)`` and their probabilities.
+
+    Classes are ordered by logits, best first, because rounding may make probabilities equal. Of
+    equal logits the first comes first, as in ``argmax``.
+    """
+    at = logits.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return at.tolist(), shares.gather(1, at).tolist()

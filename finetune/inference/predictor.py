@@ -1,0 +1,347 @@
+"""Predictions from a checkpoint, with the network, compute format and batches of ``eval``.
+
+import finetune
+
+model = finetune.load("runs/pets")
+for prediction in model.predict(["a.jpg", "b.jpg"]):
+    print(prediction.path, prediction.label, prediction.probability)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from finetune.checkpoints.checkpoint import load_checkpoint
+from finetune.checkpoints.run_dir import checkpoint_of
+from finetune.core.errors import DataError
+from finetune.core.locks import lock_across_forks
+from finetune.core.reporter import Reporter, SilentReporter
+from finetune.core.threads import available_cores, on_cores, one_thread_a_core
+from finetune.data.checks.inspect_file import inspect_file
+from finetune.data.images import Images
+from finetune.data.levels import load_with_white
+from finetune.data.loading.decoding import read_photo, upright_rgb
+from finetune.data.loading.transforms import build_fit
+from finetune.data.quiet_decoding import warnings_ignored
+from finetune.features.cache_policy import BLOCK_ROWS
+from finetune.features.extractor import as_features
+from finetune.inference.calibration import probabilities
+from finetune.inference.load import LoadedNetwork, open_network
+from finetune.inference.prediction_rows import best_classes
+from finetune.results.evaluation import Prediction, Unreadable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+ImageLike: TypeAlias = Union[str, os.PathLike[str], Image.Image, Tensor, "NDArray[np.uint8]"]
+"""Path, Pillow image, or uint8 pixels as a tensor ``(3, H, W)`` or an array ``(H, W, 3)``."""
+
+_BLOCKS_A_CORE = 4
+_WAITING_BYTES = 2**28
+"""Maximum bytes of features or pixels that wait for the trainable part."""
+
+_loading = tuple(lock_across_forks() for _ in range(16))
+"""Locks for lazily loaded Pillow images, which only one thread may load at a time.
+
+Each image is assigned one lock; different images rarely share one.
+"""
+
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Images that one thread decodes together, and on a CPU runs through the frozen prefix.
+
+    Attributes:
+        positions: Index among all images, for each row of ``tensors``.
+        tensors: Features, or uint8 pixels if there is no prefix or it does not run on the CPU.
+        broken: Position and error of each image that could not be read.
+    """
+
+    positions: list[int]
+    tensors: tuple[Tensor, ...]
+    broken: list[tuple[int, Unreadable]]
+
+
+class Predictor:
+    """A trained network that labels images; created by `finetune.load`.
+
+    It may be used by several threads at once: calls share only the network, which is in eval mode
+    and never modified.
+
+    Attributes:
+        class_names: Class names, in the order of the network's outputs.
+        temperature: Temperature that logits are divided by; None unless ``eval --calibrate`` has
+            fitted one.
+        model_name: Name of the torchvision builder.
+        levels: Value of white in images with more than 8 bits per channel; None means 65535.
+    """
+
+    def __init__(self, opened: LoadedNetwork, *, batch_size: int | None = None) -> None:
+        """Create a predictor from a loaded network.
+
+        Args:
+            opened: Loaded network.
+            batch_size: Number of images per batch; by default that of training and `eval`.
+
+        Raises:
+            ValueError: ``batch_size`` is not positive.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        config = opened.metadata.config
+        self.class_names = opened.metadata.class_names
+        self.temperature = opened.metadata.temperature
+        self.model_name = opened.metadata.model_name
+        self._engine = opened.engine
+        self._engine.trainable_part.eval()  # set once: other threads may use it at any time
+        self._batch_size = batch_size or config.data.batch_size
+        self.levels = opened.metadata.preprocessing.levels
+        self._transform = build_fit(opened.metadata.preprocessing)
+        # The last bits of a value depend on its batch, so blocks have the size that ``eval`` uses,
+        # which differs if features are cached.
+        kept = opened.engine.split.prefix is not None and config.features.cache != "off"
+        self._block_rows = BLOCK_ROWS if kept and batch_size is None else self._batch_size
+
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        top: int = 5,
+        threshold: float = 0.0,
+    ) -> list[Prediction]:
+        """Label one or several images.
+
+        Args:
+            images: Paths, Pillow images, or RGB uint8 pixels as tensors ``(3, H, W)`` or arrays
+                ``(H, W, 3)``; a 4-dimensional stack is several images. Images may have any size:
+                each is resized and cropped as in training.
+            top: Number of classes reported per image.
+            threshold: Probability below which a prediction is ``unsure``.
+
+        Returns:
+            One prediction per image, in the order of the images.
+
+        Raises:
+            DataError: an image cannot be decoded; the message has its path or index.
+            ValueError: ``top`` is not positive, or ``threshold`` is not between 0 and 1.
+        """
+        if top < 1:
+            raise ValueError(f"top must be at least 1, not {top}")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be from 0 to 1, not {threshold}")
+        alone = isinstance(images, str | os.PathLike | Image.Image) or (
+            (isinstance(images, Tensor) or _is_array(images)) and images.ndim < 4  # type: ignore[union-attr]
+        )
+        several: list[ImageLike] = [images] if alone else list(images)  # type: ignore[list-item, arg-type]
+        found = []
+        for prediction in self.stream(several, top=top, threshold=threshold):
+            if isinstance(prediction, Unreadable):
+                raise DataError(f"{prediction.path}: cannot be read: {prediction.reason}")
+            found.append(prediction)
+        return found
+
+    def stream(
+        self, images: Sequence[ImageLike], *, top: int = 5, threshold: float = 0.0
+    ) -> Iterator[Prediction | Unreadable]:
+        """Yield one prediction per image as it is computed, or `Unreadable` for a broken image."""
+
+        def best_of(logits: Tensor) -> tuple[list[list[int]], list[list[float]]]:
+            return best_classes(logits, probabilities(logits, self.temperature), top)
+
+        waiting: list[tuple[int, Unreadable]] = []
+        for positions, best, broken in self._computed(images, best_of):
+            waiting += broken
+            for position, at, values in zip(positions, *best, strict=True):
+                while waiting and waiting[0][0] < position:
+                    yield waiting.pop(0)[1]
+                yield Prediction(
+                    path=_path_of(images[position]),
+                    label=self.class_names[at[0]],
+                    probability=values[0],
+                    unsure=values[0] < threshold,
+                    top=tuple((self.class_names[i], v) for i, v in zip(at, values, strict=True)),
+                )
+        yield from (unreadable for _, unreadable in waiting)
+
+    def logits(
+        self, images: Sequence[ImageLike]
+    ) -> Iterator[tuple[list[int], Tensor, list[tuple[int, Unreadable]]]]:
+        """Yield positions, logits ``(n, classes)`` on the CPU and broken images, per batch."""
+        yield from self._computed(images, lambda logits: logits)
+
+    def _computed(
+        self, images: Sequence[ImageLike], finish: Callable[[Tensor], _Found]
+    ) -> Iterator[tuple[list[int], _Found, list[tuple[int, Unreadable]]]]:
+        """Same as `logits`, but apply ``finish`` to the logits of each batch."""
+        size = self._batch_size
+        positions: list[int] = []
+        rows: list[tuple[Tensor, ...]] = []
+        broken: list[tuple[int, Unreadable]] = []
+        for block in self._blocks(images):
+            broken += block.broken
+            positions += block.positions
+            rows += [block.tensors] if block.positions else []
+            while len(positions) >= size:
+                found, rows = self._run(rows, size, finish)
+                yield positions[:size], found, broken
+                positions, broken = positions[size:], []
+        if positions:
+            yield positions, self._run(rows, len(positions), finish)[0], broken
+        elif broken:
+            yield [], finish(torch.empty(0, len(self.class_names))), broken
+
+    def _run(
+        self, rows: list[tuple[Tensor, ...]], size: int, finish: Callable[[Tensor], _Found]
+    ) -> tuple[_Found, list[tuple[Tensor, ...]]]:
+        """Return the result of the first ``size`` rows, and the remaining rows."""
+
+        @torch.no_grad()  # only here: a caller may abandon `stream` halfway
+        def compute(rows: list[tuple[Tensor, ...]]) -> tuple[_Found, list[tuple[Tensor, ...]]]:
+            tensors, rest = _cut(rows, size)
+            extractor = self._engine.extractor
+            if self._computes_in_threads:
+                features = as_features(tensors)
+            else:
+                features = extractor.features(tensors[0])
+            logits: Tensor = self._engine.trainable_part(features)
+            return finish(logits.cpu()), rest
+
+        if self._engine.device.type != "cpu":
+            return compute(rows)
+        # In a new thread with one torch thread, as in `evaluate`, so that the last bits agree; the
+        # caller's thread count may differ. After a fork, OpenMP would also wait forever for
+        # threads that exist only in the parent.
+        [found] = on_cores(compute, [rows])
+        return found
+
+    @property
+    def _computes_in_threads(self) -> bool:
+        """Whether each thread runs the frozen prefix on the images that it has decoded."""
+        return self._engine.device.type == "cpu" and self._engine.split.prefix is not None
+
+    @property
+    def _row_bytes(self) -> int:
+        """Bytes of one image that wait for the trainable part."""
+        extractor = self._engine.extractor
+        if self._computes_in_threads:
+            return extractor.image_bytes
+        return 3 * extractor.preprocessing.crop**2
+
+    def _blocks(self, images: Sequence[ImageLike]) -> Iterator[_Block]:
+        rows = self._block_rows
+        spans = [range(at, min(at + rows, len(images))) for at in range(0, len(images), rows)]
+        prepare: Callable[[range], _Block] = lambda span: self._prepare(images, span)  # noqa: E731
+        cores = available_cores()
+        room = _WAITING_BYTES // max(rows * self._row_bytes, 1)
+        together = min(max(room, cores), _BLOCKS_A_CORE * cores)
+        for at in range(0, len(spans), together):
+            with one_thread_a_core() as pool:
+                blocks = list(pool.map(prepare, spans[at : at + together]))
+            yield from blocks
+
+    def _prepare(self, images: Sequence[ImageLike], span: range) -> _Block:
+        pixels: list[Tensor] = []
+        positions: list[int] = []
+        broken: list[tuple[int, Unreadable]] = []
+        for position in span:
+            try:
+                pixels.append(self._transform(_decoded(images[position], self.levels)))
+                positions.append(position)
+            except Exception as error:  # Pillow may raise any exception on a broken file
+                broken.append((position, _unreadable(images[position], position, error)))
+        if not pixels:
+            return _Block([], (), broken)
+        batch = torch.stack(pixels)
+        if not self._computes_in_threads:
+            return _Block(positions, (batch,), broken)
+        with torch.no_grad():  # grad mode is thread-local
+            return _Block(positions, self._engine.extractor.in_this_thread(batch), broken)
+
+
+def open_predictor(
+    run: str | os.PathLike[str],
+    *,
+    batch_size: int | None = None,
+    reporter: Reporter | None = None,
+) -> Predictor:
+    """Open a run's best checkpoint, or a checkpoint file.
+
+    Args:
+        run: Run directory or checkpoint.
+        batch_size: Number of images per batch; by default that of training.
+        reporter: Reporter of warnings; silent by default.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or not written by finetune.
+    """
+    path = checkpoint_of(os.fspath(run))
+    state, metadata = load_checkpoint(path)
+    none = Images((), (), metadata.class_names)
+    opened = open_network(
+        path, state, metadata, none, known=False, reporter=reporter or SilentReporter()
+    )
+    return Predictor(opened, batch_size=batch_size)
+
+
+def _decoded(image: ImageLike, levels: int | None) -> Tensor:
+    """Decode an image to uint8 pixels ``(3, H, W)``."""
+    if isinstance(image, str | os.PathLike):
+        return read_photo(image, levels)
+    if isinstance(image, Image.Image):
+        with warnings_ignored(), _loading[id(image) // 64 % len(_loading)]:
+            white = load_with_white(image, levels)
+            image.getexif()  # also loaded lazily
+        return upright_rgb(image, white)
+    tensor = image if isinstance(image, Tensor) else _from_array(image)
+    if tensor.dtype != torch.uint8 or tensor.dim() != 3 or tensor.shape[0] != 3:
+        raise DataError(
+            f"pixels must be uint8 of shape (3, H, W), not {tensor.dtype} of {tuple(tensor.shape)}"
+        )
+    if not tensor.numel():
+        raise DataError(f"an image of {tuple(tensor.shape)} has no pixels")
+    return tensor.cpu()
+
+
+def _is_array(image: Any) -> bool:
+    return type(image).__module__ == "numpy"
+
+
+def _from_array(image: Any) -> Tensor:
+    if not _is_array(image):
+        raise DataError(f"a {type(image).__name__} is no path, Pillow image, tensor or array")
+    tensor = torch.from_numpy(image.copy())
+    return tensor.permute(2, 0, 1) if tensor.dim() == 3 else tensor
+
+
+def _path_of(image: ImageLike) -> str | None:
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
+
+
+def _unreadable(image: ImageLike, position: int, error: Exception) -> Unreadable:
+    path = _path_of(image)
+    if path is None:
+        return Unreadable(f"images[{position}]", str(error) or type(error).__name__)
+    # Use the wording of check-data if it finds the reason too.
+    reason = inspect_file(str(Path(path)), full=False).reason
+    return Unreadable(path, reason or (str(error) or type(error).__name__).splitlines()[0])
+
+
+def _cut(
+    blocks: list[tuple[Tensor, ...]], rows: int
+) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, ...]]]:
+    """Split blocks into the first ``rows`` rows and the rest."""
+    whole = tuple(torch.cat(parts) for parts in zip(*blocks, strict=True))
+    rest = tuple(tensor[rows:] for tensor in whole)
+    return tuple(tensor[:rows] for tensor in whole), [rest] if len(rest[0]) else []

@@ -1,0 +1,80 @@
+"""JPEG thumbnails and Grad-CAM overlays as data URLs, for the report page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from finetune.config.schema import PreprocessingConfig
+from finetune.data.loading.transforms import build_fit, normalise
+from finetune.inference.grad_cam import grad_cam
+
+SIDE = 176
+_QUALITY = 72
+_AT_ONCE = 8
+
+# Black, violet, orange, yellow: brightness increases, so the scale also works in grayscale.
+_HEAT = torch.tensor([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]])
+
+
+def data_url(pixels: Tensor) -> str:
+    """Encode uint8 pixels ``(3, H, W)`` as a JPEG data URL of at most `SIDE` pixels per side."""
+    image: Image.Image = to_pil_image(pixels)
+    image.thumbnail((SIDE, SIDE))
+    drawn = io.BytesIO()
+    image.save(drawn, format="JPEG", quality=_QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(drawn.getvalue()).decode()}"
+
+
+def looked_at(
+    model: torch.nn.Module,
+    photos: Sequence[Tensor],
+    classes: Sequence[int],
+    preprocessing: PreprocessingConfig,
+) -> list[str | None]:
+    """Draw a Grad-CAM overlay over the network's input for each photo.
+
+    Args:
+        model: Complete network in eval mode.
+        photos: Photos as uint8 pixels ``(3, H, W)``.
+        classes: Class index to explain for each photo.
+        preprocessing: Preprocessing of the network.
+
+    Returns:
+        Data URL for each photo; None if the network has no spatial features.
+    """
+    transform = build_fit(preprocessing)
+    found: list[str | None] = []
+    for at in range(0, len(photos), _AT_ONCE):
+        pixels = torch.stack([transform(photo) for photo in photos[at : at + _AT_ONCE]])
+        wanted = torch.tensor(classes[at : at + _AT_ONCE])
+        heat = grad_cam(model, normalise(pixels, preprocessing), wanted)
+        if heat is None:
+            found += [None] * len(pixels)
+        else:
+            found += [data_url(_overlaid(p, h)) for p, h in zip(pixels, heat, strict=True)]
+    return found
+
+
+def _overlaid(pixels: Tensor, heat: Tensor) -> Tensor:
+    """Blend a heat map ``(h, w)`` in [0, 1] over a grayscale photo ``(3, H, W)``.
+
+    Opacity increases with heat.
+    """
+    smooth = F.interpolate(
+        heat[None, None], size=pixels.shape[1:], mode="bilinear", align_corners=False
+    )[0]
+    place = smooth[0] * (len(_HEAT) - 1)
+    below = place.floor().clamp(max=len(_HEAT) - 2).long()
+    share = (place - below)[..., None]
+    colour = (_HEAT[below] * (1 - share) + _HEAT[below + 1] * share).permute(2, 0, 1)
+    opacity = 0.25 + 0.4 * smooth
+    grey = pixels.float().mean(dim=0, keepdim=True)
+    return (grey * (1 - opacity) + colour * opacity).round().clamp(0, 255).byte()

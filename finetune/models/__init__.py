@@ -1,0 +1,1 @@
+"""torchvision networks: build, head, pretrained weights, blocks, layer depths."""

@@ -1,0 +1,1 @@
+"""Named recipes, heuristics, and the resolution of ``auto``."""

@@ -1,0 +1,41 @@
+"""Table of the optimizer's parameter groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from finetune.core.text import count
+from finetune.report.tables import table
+from finetune.results.freeze import GroupRow
+
+_MOST = 12
+_FIRST, _LAST = 7, 3
+
+
+def render_groups(groups: Sequence[GroupRow], *, verbose: bool = False) -> str:
+    """Render one line per group, the head's first; long tables omit the middle.
+
+    Args:
+        groups: Parameter groups.
+        verbose: Whether to list all groups of a long table.
+    """
+    rows = [
+        (
+            f"{group.lr:.3g}",
+            f"{group.weight_decay:g}",
+            f"{group.tensors:,}",
+            count(group.parameters),
+            _names(group.names),
+        )
+        for group in groups
+    ]
+    if len(rows) > _MOST and not verbose:
+        left_out = len(rows) - _FIRST - _LAST
+        middle = ("…", "", "", "", f"{left_out} more: `finetune freeze-report --verbose`")
+        rows = [*rows[:_FIRST], middle, *rows[-_LAST:]]
+    header = ("learning rate", "weight decay", "tensors", "parameters", "moved by the optimizer")
+    return table(header, rows, right=(0, 1, 2, 3))
+
+
+def _names(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"

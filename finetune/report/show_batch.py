@@ -1,0 +1,45 @@
+"""Text output of ``show-batch``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from finetune.report.tables import table
+from finetune.results.data import ShownBatch, ShownImage
+
+
+def render_shown_batch(result: ShownBatch) -> str:
+    """Render the path and the contents of the contact sheet."""
+    size = f"{result.input_size} x {result.input_size} pixels"
+    scale = f", each {result.pixels_each:g} wide here" if result.pixels_each > 1 else ""
+    smaller = ", made smaller here" if result.pixels_each < 1 else ""
+    rows = [
+        ("Written", f"{result.file}, {result.width} x {result.height} pixels"),
+        ("Network", f"{result.model} sees {size}{scale}{smaller}; data.fit {result.fit}"),
+        (
+            "Training",
+            f"the first {len(result.training)} of {result.num_train:,} images in epoch "
+            f"{result.epoch}: {result.augmentation}",
+        ),
+        ("", _classes(result.training)),
+        (
+            "Validation",
+            f"{len(result.validation)} of {result.num_val:,} images, evenly spaced; "
+            "no augmentation",
+        ),
+        ("", _classes(result.validation)),
+        *(
+            ("Name", f"{shown} stands for {name}: the sheet's font lacks its letters")
+            for shown, name in result.stand_ins.items()
+        ),
+    ]
+    return table(("", ""), rows)
+
+
+def _classes(images: Sequence[ShownImage]) -> str:
+    counts = Counter(name for image in images for name in image.classes)
+    some = [f"{name} {count}" for name, count in counts.most_common(8)]
+    more = len(counts) - len(some)
+    mixed = ", in mixtures" if any(len(image.classes) > 1 for image in images) else ""
+    return f"{', '.join(some)}{f' and {more} more classes' if more else ''}{mixed}"

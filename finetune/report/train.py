@@ -1,0 +1,98 @@
+"""Text output of ``train``."""
+
+from __future__ import annotations
+
+from finetune.core.text import plural
+from finetune.report.stages import trained_facts
+from finetune.report.tables import table
+from finetune.results.train import MONITORED, Scores, TrainSummary
+
+
+def render_train(summary: TrainSummary) -> str:
+    """Render trained and frozen parameters, accuracy, files and next commands."""
+    facts = [
+        ("Trained", _trained(summary)),
+        ("Frozen", _frozen(summary)),
+        *_figures(summary),
+        *_stopped(summary),
+        *_resumed(summary),
+        *trained_facts(summary.stages),
+        ("Saved", f"{summary.run_dir}: best.pt, last.pt, metrics.jsonl, config.yaml, …"),
+        *zip(("Next", *[""] * len(summary.next)), summary.next, strict=False),
+        ("Rerun", summary.rerun),
+    ]
+    return table(("", ""), facts)
+
+
+def _figures(summary: TrainSummary) -> list[tuple[str, str]]:
+    if summary.val is None or summary.last is None:
+        return [
+            (
+                "Accuracy",
+                "not measured: no image was held out (data.val_fraction 0), and no epoch is the "
+                "best; best.pt holds the last one",
+            )
+        ]
+    correct = round(summary.val.top1 * summary.num_val)
+    return [
+        (
+            "Accuracy",
+            f"val top-1 {summary.val.top1:.2%} ({correct} of {summary.num_val:,}), loss "
+            f"{summary.val.loss:.4f} in epoch {summary.best_epoch} of {summary.epochs}, "
+            f"{_best(summary, summary.val)}; "
+            f"last epoch {summary.last.top1:.2%}",
+        ),
+        (
+            "Balanced",
+            f"val {summary.val.balanced_accuracy:.2%}, every class counting the same; last epoch "
+            f"{summary.last.balanced_accuracy:.2%}",
+        ),
+    ]
+
+
+def _stopped(summary: TrainSummary) -> list[tuple[str, str]]:
+    if summary.stopped is None:
+        return []
+    return [("Stopped", f"after epoch {summary.last_epoch}: {summary.stopped}")]
+
+
+def _best(summary: TrainSummary, val: Scores) -> str:
+    if summary.monitor == "top1":
+        return "the best"
+    figure = f" ({val.macro_f1:.2%})" if summary.monitor == "macro_f1" else ""
+    return f"the best by {MONITORED[summary.monitor]}{figure}"
+
+
+def _resumed(summary: TrainSummary) -> list[tuple[str, str]]:
+    if not summary.resumed_at:
+        return []
+    times = plural(len(summary.resumed_at), "time")
+    return [("Resumed", f"{times}, the last time at {summary.resumed_at[-1]}")]
+
+
+def _trained(summary: TrainSummary) -> str:
+    memory = f", {summary.peak_memory_mib:,} MiB at most" if summary.peak_memory_mib else ""
+    stages = f"{len(summary.stages)} stages, " if len(summary.stages) > 1 else ""
+    return (
+        f"{summary.model}: {plural(summary.trainable_parameters, 'parameter')} in "
+        f"{plural(summary.trainable_tensors, 'tensor')}, the new head {summary.head} among them, "
+        f"on {plural(summary.num_train, 'image')} of {len(summary.class_names)} classes "
+        f"in {stages}{summary.elapsed_s:.1f} s{memory}"
+    )
+
+
+def _frozen(summary: TrainSummary) -> str:
+    in_stages = len(summary.stages) > 1
+    if not summary.frozen_parameters:
+        return f"nothing: every parameter trained{' in some stage' if in_stages else ''}"
+    exempt = f"; {len(summary.exempt)} norm statistics updated" if summary.exempt else ""
+    adapted = ""
+    if summary.adapted:
+        adapted = f"; to the other {plural(summary.adapted, 'weight')} adapters were added"
+    return (
+        f"{plural(summary.frozen_parameters, 'parameter')} in "
+        f"{plural(summary.frozen_tensors, 'tensor')}{' in every stage' if in_stages else ''}; "
+        f"verified: {summary.frozen_verified} tensors "
+        f"and buffers are bit for bit as loaded (SHA-256, in best.pt and last.pt){exempt}"
+        f"{adapted}"
+    )

@@ -1,0 +1,1 @@
+"""Frozen dataclasses returned by commands; standard library only."""

@@ -1,0 +1,165 @@
+"""Results of ``freeze-report``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PatternRow:
+    """Pattern with the tensors that match it, and those of them that no later pattern matches."""
+
+    pattern: str
+    freezes: bool
+    matched_tensors: int
+    tensors: int
+    parameters: int
+    share: float
+    """Fraction of the parameters of the network, including its new head."""
+
+
+@dataclass(frozen=True)
+class ParameterRow:
+    """Parameter of the network, including its new head."""
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    frozen: bool
+    pattern: str | None
+    """Last matching pattern; None if no pattern matches, and for the head, which always trains."""
+    head: bool
+
+
+@dataclass(frozen=True)
+class NormRow:
+    """Normalisation layer during training.
+
+    Attributes:
+        mode: Module mode, ``eval`` or ``train``.
+        statistics: ``kept``, ``updated``, or ``none`` if the layer has no running statistics.
+    """
+
+    name: str
+    type: str
+    frozen: bool
+    mode: str
+    statistics: str
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the parameter rows."""
+
+    parameters: int
+    trainable: int
+    frozen: int
+    tensors: int
+    trainable_tensors: int
+    frozen_tensors: int
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """End of the backward pass: no gradient is computed in or before ``last_without_backward``."""
+
+    last_without_backward: str | None
+    first_with_backward: str | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of gradients and optimizer state in bytes, for float32."""
+
+    optimizer: str
+    gradient_bytes: int
+    gradient_bytes_saved: int
+    optimizer_bytes: int
+    optimizer_bytes_saved: int
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Multiply-adds per image."""
+
+    input_size: int
+    forward: int
+    forward_frozen: int
+    forward_trainable: int
+    backward: int
+    backward_if_all_trained: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Split point, where the frozen prefix ends.
+
+    Attributes:
+        after: Last node of the prefix; None without a prefix: the whole network runs every time.
+        crossing: Shape of each feature tensor, for one image.
+        precision: Precision of cached features; float32, the larger, if it is yet to be timed.
+        bytes_per_image: Size of the features of one image.
+        forward_once: Fraction of the forward multiply-adds that are computed once.
+        cache_bytes: Size of the cached features of the data in all views; None if the data is
+            missing or every epoch draws new views.
+    """
+
+    after: str | None
+    crossing: tuple[tuple[int, ...], ...]
+    precision: str
+    bytes_per_image: int
+    forward_once: float
+    cache_bytes: int | None
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """Parameter group of the optimizer."""
+
+    lr: float
+    """Peak learning rate."""
+    weight_decay: float
+    tensors: int
+    parameters: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """Number of frozen weights with an adapter, and of the parameters of all adapters."""
+
+    weights: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class FreezeReport:
+    """Frozen parameters, the patterns that freeze them, and the savings."""
+
+    model: str
+    num_classes: int
+    head: str
+    patterns: tuple[PatternRow, ...]
+    parameters: tuple[ParameterRow, ...]
+    totals: Totals
+    norm_layers: tuple[NormRow, ...]
+    backward_boundary: Boundary
+    cut: Cut
+    memory: Memory
+    groups: tuple[GroupRow, ...]
+    """Parameter groups of the optimizer, the head's first."""
+    adapters: AdapterFacts
+    operations: Operations
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StagedFreezeReport:
+    """Freeze reports of a run's stages.
+
+    Attributes:
+        epochs: Number of epochs of each stage; auto if it depends on data that is missing.
+    """
+
+    stages: tuple[FreezeReport, ...]
+    epochs: tuple[int | str, ...]

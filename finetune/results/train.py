@@ -1,0 +1,190 @@
+"""Results of ``train`` and ``train --dry-run``; a run without stages has one stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.results.freeze import GroupRow
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of one evaluation; accuracies are fractions."""
+
+    top1: float
+    loss: float
+    balanced_accuracy: float
+    macro_f1: float
+
+
+@dataclass(frozen=True)
+class PredictedTime:
+    """Predicted times in seconds, from timing one batch of each part.
+
+    Attributes:
+        fill_s: Time to fill the feature cache, spent once by the first run; None without a cache.
+        epoch_with_cache_s: Time of an epoch that reads cached features; None without a cache.
+        epoch_without_cache_s: Time of an epoch that computes all features.
+    """
+
+    fill_s: float | None
+    epoch_with_cache_s: float | None
+    epoch_without_cache_s: float
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """Facts about a stage that are known before it trains.
+
+    Attributes:
+        number: Number of the stage, from 1.
+        lr: Peak learning rate.
+        cut_after: Last module of the frozen prefix; None if the whole network runs every time.
+        forward_once: Fraction of the forward multiply-adds that are computed once.
+    """
+
+    number: int
+    epochs: int
+    patterns: tuple[str, ...]
+    norm_stats: str
+    optimizer: str
+    lr: float
+    trainable_parameters: int
+    frozen_parameters: int
+    trainable_tensors: int
+    frozen_tensors: int
+    cut_after: str | None
+    forward_once: float
+
+
+@dataclass(frozen=True)
+class PlannedStage(StageFacts):
+    """Stage of a dry run."""
+
+    predicted: PredictedTime
+
+
+@dataclass(frozen=True)
+class StageSummary(StageFacts):
+    """Trained stage.
+
+    Attributes:
+        first_epoch, last_epoch: Epochs of the stage, counted over the whole run.
+        best_epoch, val: Best epoch of this stage and its metrics; None without validation.
+        stopped: Reason for ending before the last epoch; None if the stage did not.
+        frozen_verified: Number of tensors and buffers whose SHA-256 in the stage's last checkpoint
+            equals the one taken at its start.
+        state_kept: Number of parameters whose optimizer state was carried over from the previous
+            stage.
+        exempt: Buffers that ``norm_stats: update`` allowed to change.
+    """
+
+    first_epoch: int
+    last_epoch: int
+    best_epoch: int | None
+    val: Scores | None
+    stopped: str | None
+    frozen_verified: int
+    state_kept: int
+    exempt: tuple[str, ...]
+    elapsed_s: float
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> StageSummary:
+        """Construct a summary from plain values, as saved in a checkpoint."""
+        lists = {key: tuple(values[key]) for key in ("patterns", "exempt")}
+        val = None if values["val"] is None else Scores(**values["val"])
+        return cls(**{**values, **lists, "val": val})
+
+
+MONITORED = {
+    "top1": "top-1",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "loss": "loss",
+}
+"""Display name of each value of ``train.monitor``."""
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """Summary of a training run.
+
+    Attributes:
+        epochs: Total number of epochs of all stages.
+        monitor: Metric that selected the best epoch; ties are broken by lower loss, then by the
+            earlier epoch.
+        best_epoch, val: Best epoch and its metrics; None without validation.
+        last: Metrics of the last epoch; None without validation.
+        stopped: Reason for ending before ``epochs``; None if training did not.
+        trainable_parameters, frozen_parameters: Number of parameters trained in at least one stage,
+            and in none.
+        frozen_verified: Number of tensors and buffers whose SHA-256 in the saved checkpoints equals
+            the one taken before the first forward pass.
+        exempt: Buffers that ``freeze.norm_stats: update`` allowed to change.
+        adapted: Number of frozen weights with adapters.
+        resumed_at: Progress at which the run was resumed, once per resume.
+        elapsed_s: Time of all processes of the run together, in seconds.
+    """
+
+    run_dir: str
+    model: str
+    weights: str
+    head: str
+    class_names: tuple[str, ...]
+    num_train: int
+    num_val: int
+    epochs: int
+    last_epoch: int
+    stopped: str | None
+    monitor: str
+    best_epoch: int | None
+    val: Scores | None
+    last: Scores | None
+    trainable_parameters: int
+    frozen_parameters: int
+    trainable_tensors: int
+    frozen_tensors: int
+    frozen_verified: int
+    exempt: tuple[str, ...]
+    adapted: int
+    resumed_at: tuple[str, ...]
+    stages: tuple[StageSummary, ...]
+    elapsed_s: float
+    peak_memory_mib: int | None
+    rerun: str
+    next: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """Result of ``train --dry-run``: everything a run determines before its first step.
+
+    Trainable parameters are those trained in at least one stage, frozen ones those trained in none.
+    """
+
+    dry_run: bool
+    run_dir: str
+    model: str
+    weights: str
+    head: str
+    device: str
+    class_names: tuple[str, ...]
+    num_train: int
+    num_val: int
+    batches_per_epoch: int
+    trainable_parameters: int
+    frozen_parameters: int
+    trainable_tensors: int
+    frozen_tensors: int
+    frozen_hashed: int
+    predicted: PredictedTime
+    """Predicted time of the first stage."""
+    stages: tuple[PlannedStage, ...]
+    class_weights: dict[str, float] | None
+    """Class weights of the loss; None unless ``data.balance`` is weights."""
+    groups: tuple[GroupRow, ...]
+    """Parameter groups of the optimizer, the head's first."""
+    config: dict[str, Any]
+    notes: tuple[str, ...]

@@ -1,0 +1,237 @@
+"""Results of ``tune`` and ``lr-find``."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finetune.results.train import TrainSummary
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyperparameters of a trial; all that a head needs besides the schedule."""
+
+    optimizer: str
+    lr: float
+    weight_decay: float
+    label_smoothing: float
+    batch_size: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class FoldScore:
+    """Metrics on a fold's held-out images after the last epoch; the loss is NaN or infinite if
+    training diverged."""
+
+    num_images: int
+    top1: float
+    balanced_accuracy: float
+    macro_f1: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Trial: hyperparameters and their metrics.
+
+    Attributes:
+        number: Number of the trial; 0 has the config's own values.
+        model, weights: Backbone and its weights.
+        settings: Hyperparameters.
+        folds: Metrics of each fold; empty if any fold diverged.
+        top1, balanced_accuracy, macro_f1, loss: Means over the folds; None if any fold diverged.
+        spread: Standard deviation of the selection metric over the folds; None for a single fold,
+            or if any fold diverged.
+    """
+
+    number: int
+    model: str
+    weights: str
+    settings: Settings
+    folds: tuple[FoldScore, ...]
+    top1: float | None
+    balanced_accuracy: float | None
+    macro_f1: float | None
+    loss: float | None
+    spread: float | None
+
+    @classmethod
+    def of(
+        cls,
+        number: int,
+        model: str,
+        weights: str,
+        settings: Settings,
+        folds: Sequence[FoldScore],
+        *,
+        metric: str,
+    ) -> Trial:
+        """Construct a trial with the means and the spread of ``folds``."""
+        if not all(math.isfinite(fold.loss) for fold in folds):
+            return cls(number, model, weights, settings, (), *[None] * 5)
+        values = [getattr(fold, metric) for fold in folds]
+        return cls(
+            number,
+            model,
+            weights,
+            settings,
+            tuple(folds),
+            top1=statistics.fmean(fold.top1 for fold in folds),
+            balanced_accuracy=statistics.fmean(fold.balanced_accuracy for fold in folds),
+            macro_f1=statistics.fmean(fold.macro_f1 for fold in folds),
+            loss=statistics.fmean(fold.loss for fold in folds),
+            spread=statistics.stdev(values) if len(values) > 1 else None,
+        )
+
+    def rank(self, metric: str) -> tuple[float, float, int]:
+        """Return a sort key that puts the best trial first: by metric, then loss, then number."""
+        if self.loss is None:
+            return math.inf, math.inf, self.number
+        value: float = getattr(self, metric)
+        return value if metric == "loss" else -value, self.loss, self.number
+
+
+def equal_to_best(trials: Sequence[Trial], metric: str) -> list[Trial]:
+    """Return the trials within one standard error of the best.
+
+    The standard error is that of a proportion over the images of all folds: a standard deviation
+    over few folds would itself vary by chance. A loss has no such error: only the best trial is
+    returned.
+    """
+    best = min(trials, key=lambda trial: trial.rank(metric))
+    if metric == "loss" or best.loss is None:
+        return [best]
+    share: float = getattr(best, metric)
+    images = sum(fold.num_images for fold in best.folds)
+    bound = share - math.sqrt(share * (1 - share) / images)
+    return [trial for trial in trials if trial.loss is not None and getattr(trial, metric) >= bound]
+
+
+def in_order(trials: Sequence[Trial], metric: str) -> list[Trial]:
+    """Return the trials sorted, best first.
+
+    Those within one standard error of the best come first, sorted by loss, which is informative
+    even for few images; then the others, sorted by the metric.
+    """
+    equal = equal_to_best(trials, metric)
+    chosen = sorted(equal, key=lambda trial: trial.rank("loss"))
+    others = [trial for trial in trials if trial not in equal]
+    return chosen + sorted(others, key=lambda trial: trial.rank(metric))
+
+
+@dataclass(frozen=True)
+class BackboneRow:
+    """Backbone with its best trial.
+
+    Attributes:
+        elapsed_s: Time for loading the backbone, computing its features and its whole search, in
+            seconds.
+    """
+
+    model: str
+    weights: str
+    parameters: int
+    input_size: int
+    best: Trial
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class TestScore:
+    """Metrics of the final model on the test split, which took no part in any selection."""
+
+    __test__ = False  # keeps pytest from collecting it as a test class
+
+    num_images: int
+    top1: float
+    top1_low: float
+    top1_high: float
+    balanced_accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """Result of a search, and of the final model trained with the best trial's settings.
+
+    Attributes:
+        searched: ``head`` if stacked heads were trained in parallel; else ``live part``, the
+            trainable part, trained once per trial.
+        metric: Selection metric.
+        num_folds: Number of cross-validation folds; 0 if selected on the validation split.
+        trials: Trials in the order of `in_order`.
+        equal: Number of leading trials within one standard error of the best.
+        backbones: Backbones, best first; empty if only the config's own was searched.
+        best: Path of the config file of the best trial.
+        files: Paths of the files written, without the run directory.
+        train: Summary of the final model's training; None with ``--no-train``.
+        test: Metrics of the final model on the test split; None if there is none.
+        chosen_on: Description of the images on which the best trial was selected.
+        reported: Description of how far the final model's metrics can be trusted.
+    """
+
+    model: str
+    weights: str
+    searched: str
+    metric: str
+    num_folds: int
+    num_train: int
+    num_val: int
+    num_classes: int
+    trials: tuple[Trial, ...]
+    equal: int
+    backbones: tuple[BackboneRow, ...]
+    best: str
+    files: tuple[str, ...]
+    search_s: float
+    elapsed_s: float
+    train: TrainSummary | None
+    test: TestScore | None
+    chosen_on: str
+    reported: str
+    next: tuple[str, ...]
+
+    @property
+    def winner(self) -> Trial:
+        """Return the best trial."""
+        return self.trials[0]
+
+
+@dataclass(frozen=True)
+class RangePoint:
+    """Step of a learning-rate range test."""
+
+    lr: float
+    loss: float
+    smoothed: float
+
+
+@dataclass(frozen=True)
+class LrRange:
+    """Result of a learning-rate range test.
+
+    Attributes:
+        lr: Suggested learning rate; None if the loss never decreased.
+        rule: Description of how ``lr`` was found.
+        lowest: Learning rate with the lowest smoothed loss.
+        diverged_at: Learning rate at which the test stopped early; None if it reached its end.
+        plot: Path of the plot; None if none was drawn.
+    """
+
+    model: str
+    optimizer: str
+    batch_size: int
+    num_train: int
+    trainable_parameters: int
+    points: tuple[RangePoint, ...]
+    lr: float | None
+    rule: str
+    lowest: float
+    diverged_at: float | None
+    configured_lr: float
+    elapsed_s: float
+    plot: str | None

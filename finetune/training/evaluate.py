@@ -1,0 +1,71 @@
+"""Evaluation of a model on a split, in eval mode and without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from finetune.core.errors import DataError
+from finetune.core.threads import threads_for
+from finetune.freezing.graph_split import Features
+from finetune.training.metrics import Meter
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics over all samples of a split; accuracies are fractions."""
+
+    num_images: int
+    top1: float
+    balanced_accuracy: float
+    """Mean per-class recall."""
+    macro_f1: float
+    top5: float | None
+    loss: float
+    per_class: tuple[tuple[int, int], ...]
+    """Numbers of correct and of all samples, by class index."""
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Features, Tensor]],
+    *,
+    num_classes: int,
+    keep: list[Tensor] | None = None,
+) -> Evaluation:
+    """Compute the metrics over all samples; the model is in eval mode afterwards.
+
+    torch runs in a single thread, so that the last bits are the same in training, in `eval` and in
+    a `Predictor`; large models process micro-batches in parallel, one per core.
+
+    Args:
+        batches: Model inputs (images ``(N, 3, H, W)`` float32, normalised, or features of the
+            frozen prefix) and labels ``(N,)`` int64.
+        keep: List to which the logits of each batch, ``(N, num_classes)`` on the CPU, are appended.
+
+    Raises:
+        DataError: there are no samples.
+    """
+    meter = Meter(num_classes, next(model.parameters()).device)
+    model.eval()
+    with threads_for(0):
+        for inputs, labels in batches:
+            logits = model(inputs)
+            meter.add(logits, labels)
+            if keep is not None:
+                keep.append(logits.cpu())
+    if not meter.num_images:
+        raise DataError("there was no image to evaluate")
+    return Evaluation(
+        num_images=meter.num_images,
+        top1=meter.top1,
+        balanced_accuracy=meter.balanced_accuracy,
+        macro_f1=meter.macro_f1,
+        top5=meter.top5,
+        loss=meter.loss,
+        per_class=tuple(meter.per_class()),
+    )

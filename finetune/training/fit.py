@@ -1,0 +1,283 @@
+"""Epochs of a stage: train, evaluate, record, checkpoint and report; interrupt and resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.checkpoints import run_dir
+from finetune.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from finetune.checkpoints.checkpointer import Checkpointer
+from finetune.config.schema import Config
+from finetune.config.stages import epochs_of, stage_configs
+from finetune.core import signals
+from finetune.core.errors import CheckpointError, Interrupted, NotFiniteError, ResultError
+from finetune.core.files import append_line, write_text
+from finetune.core.reporter import Reporter
+from finetune.core.seeding import seed_for
+from finetune.core.text import plural
+from finetune.data.images import shown_few
+from finetune.data.loading.class_weights import class_weights
+from finetune.features.source import FeatureBatch, FeatureBatches
+from finetune.freezing.lora import merged
+from finetune.training.early_stopping import EarlyStopping
+from finetune.training.epoch_record import Epoch
+from finetune.training.evaluate import evaluate
+from finetune.training.loop import EpochResult, train_epochs
+from finetune.training.prepare_stage import StageSetup
+from finetune.training.resume import ResumePoint, resume_command
+from finetune.training.state import EarlierStages, TrainState
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Result of the epochs of a stage.
+
+    Attributes:
+        best: Best epoch of the run so far, earlier stages included.
+        best_here: Best epoch of this stage.
+        last: Last epoch of this stage.
+        number: Number of epochs of this stage.
+        under_way: Train state after the last epoch.
+    """
+
+    best: Epoch
+    best_here: Epoch
+    last: Epoch
+    number: int
+    under_way: TrainState
+
+
+def run_epochs(
+    stage_setup: StageSetup,
+    training: FeatureBatches,
+    validation: FeatureBatches | None,
+    folder: Path,
+    checkpointer: Checkpointer,
+    reporter: Reporter,
+    *,
+    start: float,
+    total: int,
+    past: EarlierStages,
+    resume_point: ResumePoint | None = None,
+) -> Trained:
+    """Train a stage; evaluate, record and save a checkpoint after each epoch.
+
+    Args:
+        start: Start of the run on this process's clock, shifted back by the time that earlier
+            processes took.
+        total: Planned number of epochs of the whole run.
+        past: Results of the earlier stages; epoch numbers and keys continue from theirs, and
+            the best epoch of all stages is kept.
+        resume_point: Checkpoint to resume from; None starts the stage from its beginning.
+
+    Raises:
+        Interrupted: a signal requested it; the progress so far is saved.
+        ResultError: a loss, a gradient or a weight is not finite.
+    """
+    config, trainable_part = stage_setup.config, stage_setup.engine.trainable_part
+    num_classes = stage_setup.plan.num_classes
+    steps = -(-len(training) // config.train.accumulate)
+    run = TrainState(
+        stage_setup, steps_per_epoch=steps, start=start, past=past, resume_point=resume_point
+    )
+    if past.memory is not None:
+        kept = plural(run.state_kept, "tensor")
+        state = f"keeps its state of {kept}" if run.state_kept else "begins without a state"
+        reporter.say(f"{config.optimizer.name} {state} from the stage before")
+    position, monitor = run.position, run.monitor
+    epochs = _recorded(run, folder)
+    first = len(past.records)
+    best = past.best
+    if resume_point is not None:
+        best = _best_on_disk(run, epochs, resume_point, folder, reporter)
+
+    def save_between_steps() -> None:
+        if signals.asked():
+            checkpointer.keep_now(run.checkpoint(evaluated=False))
+            raise _stopped(f"in {position}", folder)
+        if checkpointer.is_due:
+            checkpointer.keep_now(run.checkpoint(evaluated=False))
+
+    def batches(epoch: int) -> Iterator[FeatureBatch]:
+        left = training.epoch(epoch, position.batch)
+        number = len(training) - position.batch
+        try:
+            yield from reporter.track(left, f"epoch {epoch}/{total}", total=number)
+        except RuntimeError:
+            if signals.asked():  # the same signal terminated the worker processes
+                save_between_steps()
+            raise
+
+    to_train: Iterable[EpochResult] = ()
+    if not monitor.stop:
+        to_train = train_epochs(
+            trainable_part,
+            batches=batches,
+            optimizer=run.optimizer,
+            schedule=run.schedule,
+            set_mode=stage_setup.set_mode,
+            epochs=first + config.train.epochs,
+            num_classes=num_classes,
+            # Batches are counted from 0 in each stage, so the seed must differ between stages.
+            seed=seed_for(config.seed, "stage", position.stage) if position.stage else config.seed,
+            label_smoothing=config.train.label_smoothing,
+            class_weights=class_weights(stage_setup.data.train.counts())
+            if config.data.balance == "weights"
+            else None,
+            aux_weight=stage_setup.plan.spec.family.aux_weight,
+            accumulate=config.train.accumulate,
+            clip_norm=config.train.clip_norm,
+            average=run.average,
+            position=position,
+            meter=run.meter,
+            between_steps=save_between_steps,
+            say=reporter.warn,
+        )
+    try:
+        for trained in to_train:
+            epoch = _evaluated(run, trained, validation, reporter, checkpointer, folder)
+            _refuse_not_a_number(epoch, config)
+            epochs.append(epoch)
+            run.add(epoch)
+            append_line(folder / run_dir.METRICS, json.dumps(epoch.record()))
+            best = epoch if best is None else best_of((best, epoch), monitor)
+            checkpointer.keep(run.checkpoint(evaluated=True), is_best=best is epoch)
+            shown = epoch.line(
+                total,
+                monitor=monitor.name,
+                is_best=best is epoch,
+                uncounted=monitor.uncounted(),
+            )
+            reporter.say(shown)
+            if signals.asked():
+                raise _stopped(f"after epoch {trained.epoch}", folder)
+            if monitor.stop:
+                break
+    except NotFiniteError as error:
+        raise _with_files(error, training, config) from error
+    except RuntimeError as error:
+        if signals.asked():  # the same signal terminated the worker processes during a step
+            raise _stopped(f"in {position}, not all of it saved", folder) from error
+        raise
+    assert best is not None  # train.epochs is at least 1
+    here = epochs[first:]
+    return Trained(best, best_of(here, monitor), epochs[-1], len(here), run)
+
+
+_UNRANKED = (-math.inf, -math.inf)
+
+
+def best_of(epochs: Sequence[Epoch], monitor: EarlyStopping) -> Epoch:
+    """Return the best epoch, the earliest among ties; the last epoch without validation."""
+    last = epochs[-1]
+    if last.val is None:
+        return last
+    return max(epochs, key=lambda epoch: monitor.rank(epoch.val) if epoch.val else _UNRANKED)
+
+
+def _evaluated(
+    run: TrainState,
+    trained: EpochResult,
+    validation: FeatureBatches | None,
+    reporter: Reporter,
+    checkpointer: Checkpointer,
+    folder: Path,
+) -> Epoch:
+    if validation is None:
+        return Epoch(trained, None, 0.0, run.position.stage + 1)
+    batches = signals.unless_asked(validation.epoch())
+    tracked = reporter.track(batches, "evaluate", total=len(validation))
+    start = time.perf_counter()
+    trainable_part, num_classes = (
+        run.stage_setup.engine.trainable_part,
+        run.stage_setup.plan.num_classes,
+    )
+    try:
+        with run.averaged(), merged(run.stage_setup.model):
+            val = evaluate(trainable_part, tracked, num_classes=num_classes)
+    except (Interrupted, RuntimeError):
+        if not signals.asked():
+            raise
+        # A RuntimeError here means that the same signal terminated the worker processes.
+        checkpointer.keep_now(run.checkpoint(evaluated=False))
+        raise _stopped(f"in the evaluation of epoch {trained.epoch}", folder) from None
+    return Epoch(trained, val, time.perf_counter() - start, run.position.stage + 1)
+
+
+def _recorded(run: TrainState, folder: Path) -> list[Epoch]:
+    """Return the epochs already evaluated, and rewrite ``metrics.jsonl`` to contain only these."""
+    try:
+        epochs = [Epoch.of(record) for record in run.records]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / run_dir.LAST}: damaged: {error!r}") from error
+    if epochs:
+        lines = "".join(f"{json.dumps(record)}\n" for record in run.records)
+        write_text(folder / run_dir.METRICS, lines)
+    else:
+        (folder / run_dir.METRICS).unlink(missing_ok=True)
+    return epochs
+
+
+def _best_on_disk(
+    run: TrainState,
+    epochs: Sequence[Epoch],
+    resume_point: ResumePoint,
+    folder: Path,
+    reporter: Reporter,
+) -> Epoch | None:
+    """Return the epoch whose weights are in ``best.pt``: the best so far, or its replacement.
+
+    ``best.pt`` may be newer than ``last.pt`` if the latter was not finished or was damaged. Then
+    the same epochs are repeated and give the same best epoch, unless the number of epochs was
+    increased.
+    """
+    if not epochs:
+        return None
+    best = best_of(epochs, run.monitor)
+    path = folder / run_dir.BEST
+    try:
+        _, metadata = load_checkpoint(path)
+    except CheckpointError as error:
+        problem = str(error)
+    else:
+        lengths = {epochs_of(stage_configs(it)) for it in (metadata.config, resume_point.config)}
+        grows = len(lengths) > 1
+        if metadata.epoch == best.trained.epoch or (metadata.epoch > len(epochs) and not grows):
+            return best
+        at = metadata.epoch - 1
+        if 0 <= at < len(epochs) and (run.records[at]["val"] or {}) == metadata.metrics:
+            return epochs[at]
+        problem = f"{path}: is of epoch {metadata.epoch}, not of {best.trained.epoch}"
+    if resume_point.training.record.position.batch:
+        reporter.warn(f"{problem}; the best epoch is chosen among those to come")
+        return None
+    last: Checkpoint = resume_point.checkpoint
+    save_checkpoint(path, last.model, last.metadata)
+    if epochs[-1] is not best:
+        reporter.warn(f"{problem}; epoch {len(epochs)} takes its place")
+    return epochs[-1]
+
+
+def _stopped(where: str, folder: Path) -> Interrupted:
+    return signals.interrupted(f" {where}; saved. Go on with: {resume_command(folder)}")
+
+
+def _with_files(error: NotFiniteError, training: FeatureBatches, config: Config) -> ResultError:
+    files = shown_few(training.files(error.epoch, error.batch - 1)) if error.batch else "none"
+    return ResultError(
+        f"{error}; nothing of it was saved. Images of this batch: {files}. Try a lower "
+        f"optimizer.lr than {config.optimizer.lr:g}, or train.clip_norm"
+    )
+
+
+def _refuse_not_a_number(epoch: Epoch, config: Config) -> None:
+    if epoch.val is not None and not math.isfinite(epoch.val.loss):
+        raise ResultError(
+            f"epoch {epoch.trained.epoch}: the validation loss is not a finite number; nothing of "
+            f"this epoch was saved. Try a lower optimizer.lr than {config.optimizer.lr:g}."
+        )

@@ -1,0 +1,121 @@
+"""Loss and accuracy as sums and counts, so that every image has the same weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TOP5_FROM = 6
+"""Smallest number of classes for which top-5 accuracy is reported; with five it is always 1."""
+
+
+class Meter:
+    """Running sums of metrics on the device; averages are computed only when they are read."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.num_classes = num_classes
+        # MPS has no float64; a float32 sum is exact enough for the few thousand batches there.
+        precise = torch.float32 if device.type == "mps" else torch.float64
+        self._loss = torch.zeros((), dtype=precise, device=device)
+        self._top5 = torch.zeros((), dtype=torch.int64, device=device)
+        self._correct = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self._count = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self._answered = torch.zeros(num_classes, dtype=torch.int64, device=device)
+
+    def reset(self) -> None:
+        """Reset all sums to zero."""
+        for total in self.tensors().values():
+            total.zero_()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the sums by name, without copying them."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load sums returned by `tensors`."""
+        for name, total in self.tensors().items():
+            total.copy_(tensors[name])
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor, *, loss: Tensor | None = None) -> None:
+        """Add one batch.
+
+        Args:
+            logits: Logits ``(N, num_classes)``.
+            labels: Labels ``(N,)`` int64.
+            loss: Mean loss of the batch; None computes the cross-entropy in float32.
+        """
+        if loss is None:
+            loss_sum = F.cross_entropy(logits.float(), labels, reduction="sum")
+        else:
+            loss_sum = loss.detach() * len(labels)
+        self._loss += loss_sum.to(self._loss.dtype)
+        answers = logits.argmax(dim=1)
+        hit = answers == labels
+        every = torch.ones_like(hit)
+        self._count += self._by_class(labels, every)
+        self._correct += self._by_class(labels, hit)
+        self._answered += self._by_class(answers, every)
+        if self.num_classes >= TOP5_FROM:
+            self._top5 += (logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1).sum()
+
+    def _by_class(self, classes: Tensor, counted: Tensor) -> Tensor:
+        """Count the samples of each class, without bincount or a mask.
+
+        Both would synchronize with the device to get the size of their result. The counts are
+        float32, which is exact for any batch, because MPS has no index_add for integers.
+        """
+        counts = torch.zeros(self.num_classes, dtype=torch.float32, device=classes.device)
+        return counts.index_add_(0, classes, counted.float()).long()
+
+    @property
+    def num_images(self) -> int:
+        """Number of samples added."""
+        return int(self._count.sum())
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per sample; not finite if the loss of any sample was not."""
+        return float(self._loss) / self.num_images
+
+    @property
+    def top1(self) -> float:
+        """Fraction of samples whose label has the highest logit."""
+        return int(self._correct.sum()) / self.num_images
+
+    @property
+    def top5(self) -> float | None:
+        """Fraction of samples whose label is among the five highest logits.
+
+        None if there are at most five classes.
+        """
+        if self.num_classes < TOP5_FROM:
+            return None
+        return int(self._top5) / self.num_images
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall over the classes that have samples."""
+        shares = [correct / count for correct, count in self.per_class() if count]
+        return sum(shares) / len(shares)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean of 2 TP / (2 TP + FP + FN) over the classes that occur or were predicted.
+
+        This is the definition of torchmetrics.
+        """
+        answered: list[int] = self._answered.tolist()
+        pairs = [
+            (2 * correct, count + named)
+            for (correct, count), named in zip(self.per_class(), answered, strict=True)
+            if count + named
+        ]
+        return sum(twice / both for twice, both in pairs) / len(pairs)
+
+    def per_class(self) -> list[tuple[int, int]]:
+        """Return the numbers of correct and of all samples of each class."""
+        return list(zip(self._correct.tolist(), self._count.tolist(), strict=True))

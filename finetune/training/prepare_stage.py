@@ -1,0 +1,351 @@
+"""Setup of a stage before its first optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from finetune.config.augment import DRAWN_POLICIES
+from finetune.config.schema import AugmentConfig, Config, OptimizerConfig, StageConfig
+from finetune.config.stages import with_stages
+from finetune.core.errors import ConfigError
+from finetune.core.reporter import Reporter
+from finetune.core.text import listed_patterns, plural
+from finetune.data.checks.preflight import Skipped
+from finetune.data.images import TrainVal
+from finetune.data.loading.mixup_cutmix import Mixing
+from finetune.data.loading.views import Views
+from finetune.data.loading.workers import resolve_workers
+from finetune.features.engine import Engine, build_engine, make_source, resolve_cache
+from finetune.features.source import FeatureBatches
+from finetune.freezing.frozen_hashes import FrozenHashes, hash_frozen
+from finetune.freezing.lora import attach, named_trainable
+from finetune.freezing.plan import Plan, apply_freeze, resolve_config, resolve_policy
+from finetune.freezing.train_mode import set_train_mode
+from finetune.models.build import build_untrained, rebuild
+from finetune.models.pretrained import copy_head_rows, load_pretrained
+from finetune.results.freeze import FreezeReport
+from finetune.results.train import StageFacts
+from finetune.training.optimizers import build_optimizer
+from finetune.training.resume import ResumePoint
+from finetune.training.setup import RunSetup, set_up_run
+
+
+@dataclass(frozen=True)
+class CarriedState:
+    """Weights and config that a stage passes on to the next.
+
+    Attributes:
+        state: State dict of the plain network, with the weights of the stage's last epoch as they
+            were evaluated and saved.
+        stages: All stages of the config, those trained so far resolved.
+    """
+
+    state: Mapping[str, Tensor]
+    stages: tuple[StageConfig, ...]
+
+
+@dataclass(frozen=True)
+class StageSetup:
+    """Setup of a stage, complete before its first optimizer step."""
+
+    config: Config
+    """Resolved config, including all stages."""
+    data: TrainVal
+    plan: Plan
+    model: nn.Module
+    """Whole network; its trainable modules are shared with the engine."""
+    engine: Engine
+    frozen_hashes: FrozenHashes
+    given: Config
+    """Config before anything in it was resolved."""
+    threads: int
+    """``torch.get_num_threads()`` when the stage was set up."""
+    skipped: tuple[Skipped, ...] = ()
+    """Unreadable files, which are left out."""
+
+    def optimizer_of(self, config: OptimizerConfig) -> Optimizer:
+        """Return a new optimizer over the trainable parameters."""
+        return build_optimizer(named_trainable(self.model), config, depths=self.plan.depths)
+
+    def set_mode(self) -> None:
+        """Put every module into its mode for training."""
+        set_train_mode(self.model, update_norm_stats=updates_norm_stats(self.config))
+
+
+def prepare_stage(
+    run_setup: RunSetup,
+    reporter: Reporter,
+    *,
+    number: int = 0,
+    carried: CarriedState | None = None,
+    resume_point: ResumePoint | None = None,
+) -> StageSetup:
+    """Set up a stage for its first step, or for the step to resume at.
+
+    Args:
+        number: Index of the stage, from 0.
+        carried: Weights from the previous stage; None for the first stage, which starts with the
+            weights named by the config.
+        resume_point: Checkpoint whose tensors are loaded instead.
+
+    Raises:
+        FinetuneError: any subclass of it.
+    """
+    config, plan, data = run_setup.stages[number], run_setup.plans[number], run_setup.data
+    device = run_setup.device
+    model = _network(run_setup, carried, resume_point, reporter)
+    apply_freeze(model, plan.frozen)
+    updates = updates_norm_stats(config)
+    frozen_hashes = hash_frozen(model, update_norm_stats=updates)
+    if resume_point is not None:
+        resume_point.refuse_other_frozen(frozen_hashes)
+    if config.adapt is not None:
+        attach(model, config.adapt.lora, tuple(plan.adapters), seed=config.seed)
+    model.to(device)
+    set_train_mode(model, update_norm_stats=updates)
+    if carried is None:
+        for line in run_setup.chosen:
+            reporter.say(line)
+        checked = run_setup.checked
+        (reporter.warn if checked.worrying else reporter.say)(checked.verdict)
+        reporter.say(f"{_begins(run_setup)}; {frozen_hashes.count} frozen tensors hashed")
+    if len(run_setup.stages) > 1:
+        reporter.say(
+            f"{_stage_begins(run_setup, number)}; {frozen_hashes.count} frozen tensors hashed"
+        )
+    engine = build_engine(
+        model,
+        config,
+        plan.spec.preprocessing,
+        data.train,
+        frozen=frozen_hashes.sha256,
+        device=device,
+        reporter=reporter,
+        skeleton=plan.skeleton,
+        cost=plan.cost,
+    )
+    resolved = _resolve(config, plan, data, engine, reporter)
+    stages = run_setup.config.stages if carried is None else carried.stages
+    return StageSetup(
+        with_stages(resolved, stages, number),
+        data,
+        plan,
+        model,
+        engine,
+        frozen_hashes,
+        given=run_setup.given,
+        threads=torch.get_num_threads(),
+        skipped=run_setup.checked.skipped,
+    )
+
+
+def prepare_single_stage(config: Config, reporter: Reporter, *, what: str) -> StageSetup:
+    """Set up the single stage of a command that supports no stages; see `set_up_single_stage`."""
+    return prepare_stage(set_up_single_stage(config, reporter, what=what), reporter)
+
+
+def set_up_single_stage(config: Config, reporter: Reporter, *, what: str) -> RunSetup:
+    """Set up a run for a command that supports no stages.
+
+    Args:
+        what: Name of the command in the error message.
+
+    Raises:
+        ConfigError: the config has several stages.
+    """
+    run_setup = set_up_run(config, reporter)
+    if len(run_setup.stages) > 1:
+        several = f"{what} works on one stage, and"
+        if config.recipe:
+            raise ConfigError(
+                f"recipe: {several} {config.recipe} has {len(run_setup.stages)}; give it a "
+                "recipe of one, as in --set recipe=linear_probe"
+            )
+        raise ConfigError(
+            f"stages: {several} this config has {len(run_setup.stages)}; give it a config without"
+        )
+    return run_setup
+
+
+def _network(
+    run_setup: RunSetup,
+    carried: CarriedState | None,
+    resume_point: ResumePoint | None,
+    reporter: Reporter,
+) -> nn.Module:
+    """Return the plain network with its weights.
+
+    Its modules are always new, because the compute formats of its parts are chosen for each stage.
+    """
+    spec, names = run_setup.plans[0].spec, run_setup.data.train.class_names
+    if carried is not None:
+        model = rebuild(spec.name, len(names), spec.build_flags)
+        model.load_state_dict(carried.state)
+        return model
+    model = build_untrained(spec, len(names), seed=run_setup.config.seed)
+    if resume_point is not None:
+        resume_point.fill(model)
+        return model
+    for note in load_pretrained(model, spec):
+        reporter.say(note)
+    if run_setup.kept:
+        copy_head_rows(model, spec, run_setup.kept, names)
+    return model
+
+
+def _begins(run_setup: RunSetup) -> str:
+    spec, data = run_setup.plans[0].spec, run_setup.data
+    num_classes = len(data.train.class_names)
+    kept = ""
+    if run_setup.kept:
+        kept = f"; {len(run_setup.kept)} of them keep their rows of the head"
+    return (
+        f"{spec.name}, weights {spec.weights}: {len(data.train)} training and "
+        f"{len(data.val)} validation images of {num_classes} classes on "
+        f"{run_setup.device.type}{kept}"
+    )
+
+
+def _stage_begins(run_setup: RunSetup, number: int) -> str:
+    config, plan = run_setup.stages[number], run_setup.plans[number]
+    patterns = listed_patterns(config.freeze.patterns)
+    tensors = len(plan.freeze.decisions)
+    return (
+        f"stage {number + 1} of {len(run_setup.stages)}, {plural(config.train.epochs, 'epoch')}, "
+        f"patterns {patterns}: {tensors - len(plan.freeze.frozen)} of {tensors} tensors train"
+    )
+
+
+def _resolve(
+    config: Config, plan: Plan, data: TrainVal, engine: Engine, reporter: Reporter
+) -> Config:
+    resolved = resolve_config(
+        config,
+        plan,
+        device=engine.device.type,
+        workers=resolve_workers(
+            config.data.workers,
+            data.train,
+            engine.device,
+            batch_bytes=config.data.batch_size * engine.extractor.pixel_bytes,
+        ),
+        policy=resolve_policy(config, plan, engine.split.crossing),
+    )
+    cache = resolve_cache(
+        resolved, engine, len(data.train), len(data.val), training_views(resolved), reporter
+    )
+    if cache != "off":
+        said = _augmentation_and_cache(config, resolved, engine, len(data.train))
+        if said:
+            reporter.say(said)
+    return resolved.model_copy(
+        update={
+            "features": resolved.features.model_copy(update={"cache": cache}),
+            "runtime": resolved.runtime.model_copy(update=engine.runtime),
+        }
+    )
+
+
+def _augmentation_and_cache(
+    config: Config, resolved: Config, engine: Engine, num_train: int
+) -> str:
+    """Describe how the augmentation affects caching the features of training images."""
+    augment, views = resolved.augment, training_views(resolved)
+    seconds = engine.prefix_seconds
+    more = "" if seconds is None else f", about {seconds * num_train:.2g} s more each"
+    if augment.mixes:
+        return (
+            f"{_listed(augment, 'mixup', 'cutmix')}: images of a batch are mixed anew each time, "
+            "so that no features of training images can be kept: the frozen part runs in every "
+            f"epoch{more}"
+        )
+    if augment.draws:
+        drawn = _listed(augment, "policy", "color_jitter", "erasing")
+        if views.count is not None:
+            times = f"{views.count} views" if views.count > 1 else "one view"
+            return (
+                f"{drawn}: {times} of each image, drawn once and kept (augment.views); "
+                "0 draws new ones in every epoch"
+            )
+        return (
+            f"{drawn}: new views in every epoch, so that no features of training images can be "
+            f"kept: the frozen part runs in every epoch{more} (augment.views bounds that)"
+        )
+    if config.augment.policy == "auto" and augment.policy == "flip":
+        other = (
+            f"crop_flip would run the frozen part in every epoch{more} (augment.views bounds that)"
+        )
+        whole = f"data.fit {resolved.data.fit} keeps photos whole"
+        return (
+            "augment.policy auto is flip: two views of each image are computed once; "
+            f"{other if resolved.data.fit == 'crop' else whole}"
+        )
+    return ""
+
+
+def _listed(augment: AugmentConfig, *keys: str) -> str:
+    """List the enabled keys with their values."""
+    values = {key: getattr(augment, key) for key in keys}
+    on = [
+        f"augment.{key} {value}"
+        for key, value in values.items()
+        if value and (key != "policy" or value in DRAWN_POLICIES)
+    ]
+    return " and ".join(on)
+
+
+def training_views(config: Config) -> Views:
+    """Return the views of the training images."""
+    return Views.of_training(config.augment, seed=config.seed)
+
+
+def updates_norm_stats(config: Config) -> bool:
+    return config.freeze.norm_stats == "update"
+
+
+def stage_facts(config: Config, report: FreezeReport, *, number: int) -> StageFacts:
+    """Return the facts about a stage for a summary.
+
+    Args:
+        config: Resolved config of the stage.
+        number: Number of the stage, from 1.
+    """
+    totals, adapters = report.totals, report.adapters
+    return StageFacts(
+        number=number,
+        epochs=config.train.epochs,
+        patterns=config.freeze.patterns,
+        norm_stats=config.freeze.norm_stats,
+        optimizer=config.optimizer.name,
+        lr=config.optimizer.lr,
+        trainable_parameters=totals.trainable + adapters.parameters,
+        frozen_parameters=totals.frozen,
+        trainable_tensors=totals.trainable_tensors + 2 * adapters.weights,
+        frozen_tensors=totals.frozen_tensors,
+        cut_after=report.cut.after,
+        forward_once=report.cut.forward_once,
+    )
+
+
+def feature_batches_of(
+    stage_setup: StageSetup, reporter: Reporter, *, training: bool
+) -> FeatureBatches:
+    """Return the batches of the training images (in their views) or of the validation images."""
+    config, data = stage_setup.config, stage_setup.data
+    mixing = Mixing.of(config.augment, num_classes=stage_setup.plan.num_classes, seed=config.seed)
+    return make_source(
+        stage_setup.engine,
+        config,
+        data.train if training else data.val,
+        views=training_views(config) if training else Views.of("none"),
+        workers=config.data.workers,
+        shuffle=training,
+        what="training" if training else "validation",
+        reporter=reporter,
+        mixing=mixing if training else None,
+    )

@@ -1,0 +1,286 @@
+"""Setup of a run before any weights are read: data, stages and plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from finetune.checkpoints.finetuned_source import SourceRun, freezing_changes, kept_classes
+from finetune.config.schema import Config, DataConfig
+from finetune.config.stages import stage_configs, with_stages
+from finetune.core.device import make_deterministic, select_device
+from finetune.core.errors import ConfigError, OutputError
+from finetune.core.files import expand_user
+from finetune.core.memory import use_one_heap
+from finetune.core.reporter import Reporter
+from finetune.core.text import first_few, listed_patterns
+from finetune.data.checks.preflight import PreflightResult, preflight_check
+from finetune.data.images import TrainVal
+from finetune.data.levels import settled_levels
+from finetune.data.loading.sampler import batch_sizes
+from finetune.data.sources.open import find_train_val
+from finetune.freezing.lora import require_peft
+from finetune.freezing.plan import Plan, make_plan
+from finetune.models.build import ModelSpec, check_input_size
+from finetune.models.weight_files import is_left_out
+from finetune.recipes.auto import in_words, resolve_defaults
+from finetune.recipes.named import expand_recipe
+from finetune.training.resume import ResumePoint
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """Setup shared by all stages of a run.
+
+    Attributes:
+        given: Config before anything in it was resolved.
+        config: Config with stages instead of a recipe.
+        stages: Config of each stage; a run without stages has one.
+        plans: Plan of each stage.
+        checked: Result of the preflight check.
+        kept: Classes whose head rows are kept from an earlier run.
+        chosen: Description of the value chosen for each ``auto``.
+    """
+
+    given: Config
+    config: Config
+    stages: tuple[Config, ...]
+    plans: tuple[Plan, ...]
+    data: TrainVal
+    checked: PreflightResult
+    device: torch.device
+    kept: tuple[str, ...]
+    chosen: tuple[str, ...]
+
+
+def set_up_run(
+    config: Config, reporter: Reporter, resume_point: ResumePoint | None = None
+) -> RunSetup:
+    """Set up a run; wrong folders, patterns and sizes raise before any weights are read.
+
+    Args:
+        config: Config of the run; when resuming, that of ``resume_point``.
+
+    Raises:
+        FinetuneError: any subclass of it.
+    """
+    given = config if resume_point is None else resume_point.given
+    if config.adapt is not None:
+        require_peft()
+    use_one_heap()
+    device = select_device(config.runtime.device)
+    make_deterministic(device)
+    data = _found(config, reporter)
+    _refuse_writing_among_classes(config, data)
+    names = data.train.class_names
+    config = _expanded(config, len(data.train), reporter)
+    stages = stage_configs(config)
+    if not len(data.val):
+        _refuse_without_validation(stages)
+    plans = make_plans(stages, len(names), spec=None if resume_point is None else resume_point.spec)
+    kept: tuple[str, ...] = ()
+    if resume_point is None:
+        earlier = plans[0].spec.earlier
+        kept = kept_classes(earlier, config.model.keep_head, names)
+        _check_earlier(config, earlier, plans[0])
+        _refuse_frozen_at_random(plans[0])
+        if plans[0].spec.note:
+            reporter.say(plans[0].spec.note)
+    else:
+        resume_point.refuse_other_network(plans[resume_point.stage])
+    for warning in dict.fromkeys(warning for plan in plans for warning in plan.freeze.warnings):
+        reporter.warn(warning)
+    data, checked = _checked(data, config.data, reporter)
+    if resume_point is not None:
+        resume_point.refuse_other_data(data, reporter)
+    if resume_point is None:
+        levels = levels_of(data, config.data, reporter)
+        config, stages = (
+            _with_levels(config, levels),
+            tuple(_with_levels(s, levels) for s in stages),
+        )
+        if levels != plans[0].spec.preprocessing.levels:
+            spec = plans[0].spec.with_levels(levels)
+            plans = tuple(replace(plan, spec=spec) for plan in plans)
+    stages, chosen = _resolve_defaults(stages, plans, data)
+    for number, stage in enumerate(stages):
+        config = with_stages(stage, config.stages, number)
+    sizes = batch_sizes(len(data.train), config.data.batch_size, join_last_of_one=True)
+    _refuse_idle_accumulation(config, len(sizes))
+    for plan in plans:
+        check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
+    return RunSetup(given, config, stages, plans, data, checked, device, kept, chosen)
+
+
+def _refuse_without_validation(stages: Sequence[Config]) -> None:
+    """Raise if a stage needs a validation metric although there is no validation split."""
+    for config in stages:
+        if config.train.early_stopping is not None:
+            key = "train.early_stopping"
+        elif config.schedule.name == "plateau":
+            key = "schedule.name: plateau"
+        else:
+            continue
+        raise ConfigError(
+            f"{key}: goes by a validation figure, and data.val_fraction 0 leaves no image to "
+            "validate on; remove one of the two"
+        )
+
+
+def _refuse_writing_among_classes(config: Config, data: TrainVal) -> None:
+    """Raise if an output folder is inside a class folder's parent.
+
+    The next command would read it as one more class.
+    """
+    for key, folder in (("output_dir", config.output_dir), ("features.dir", config.features.dir)):
+        written = None if folder is None else expand_user(str(folder)).resolve()
+        for parent in data.parents:
+            if written is not None and written.is_relative_to(parent.resolve()):
+                raise OutputError(
+                    f"{key}: {folder}: lies in {parent}, where every folder is read as a class; "
+                    f"choose one elsewhere with --set {key}=FOLDER"
+                )
+
+
+def _expanded(config: Config, num_train: int, reporter: Reporter) -> Config:
+    expanded = expand_recipe(config, num_train=num_train)
+    if config.recipe:
+        frozen = [_frozen(stage.freeze.patterns) for stage in expanded.stages]
+        reporter.say(
+            f"recipe {config.recipe}: {', then '.join(frozen) or _frozen(expanded.freeze.patterns)}"
+        )
+    return expanded
+
+
+def _frozen(patterns: Sequence[str]) -> str:
+    return f"freeze.patterns {listed_patterns(patterns)}" if patterns else "nothing is frozen"
+
+
+def make_plans(
+    stages: Sequence[Config], num_classes: int, *, spec: ModelSpec | None = None
+) -> tuple[Plan, ...]:
+    """Return the plan of each stage.
+
+    Args:
+        spec: Spec of the network, if it is already known.
+
+    Raises:
+        ConfigError: a pattern matches nothing; the message names the stage.
+        ModelError: raised by `make_plan`.
+    """
+    plans: list[Plan] = []
+    for number, config in enumerate(stages, start=1):
+        try:
+            plans.append(make_plan(config, num_classes, spec=plans[0].spec if plans else spec))
+        except ConfigError as error:
+            if len(stages) == 1:
+                raise
+            raise ConfigError(f"stage {number} of {len(stages)}: {error}") from error
+    return tuple(plans)
+
+
+def _resolve_defaults(
+    stages: Sequence[Config], plans: Sequence[Plan], data: TrainVal
+) -> tuple[tuple[Config, ...], tuple[str, ...]]:
+    """Return the stages with each ``auto`` resolved, and descriptions of the chosen values."""
+    number, names = len(data.train), data.train.class_names
+    all_resolved, chosen = [], []
+    for at, (config, plan) in enumerate(zip(stages, plans, strict=True), start=1):
+        resolved = resolve_defaults(config, plan, num_train=number, class_names=names)
+        for line in in_words(config, resolved, plan, number):
+            chosen.append(f"stage {at}: {line}" if len(stages) > 1 else line)
+        all_resolved.append(resolved)
+    return tuple(all_resolved), tuple(chosen)
+
+
+def _refuse_idle_accumulation(config: Config, batches: int) -> None:
+    if config.train.accumulate > batches:
+        raise ConfigError(
+            f"train.accumulate: {config.train.accumulate} batches make a step, but an epoch has "
+            f"only {batches}; take at most {batches}, or a smaller data.batch_size"
+        )
+
+
+def _check_earlier(config: Config, earlier: SourceRun | None, first: Plan) -> None:
+    """Raise if the run would overwrite the run it is initialised from, or freezes differently.
+
+    A different freezing is allowed with ``freeze.may_differ``.
+    """
+    if earlier is None:
+        if config.freeze.may_differ:
+            raise ConfigError(
+                "freeze.may_differ: has no effect: model.weights names no run of finetune that is "
+                "there, whose freezing this one's could differ from; remove the line"
+            )
+        return
+    if earlier.path.resolve().parent == Path(config.output_dir).resolve():
+        raise OutputError(
+            f"output_dir: {config.output_dir}: holds {earlier.path.name}, which model.weights "
+            "begins with; choose another with --set output_dir=FOLDER"
+        )
+    changes = freezing_differences(first, earlier)
+    if changes and not config.freeze.may_differ:
+        raise ConfigError(
+            f"freeze.patterns: {changes}. Set freeze.may_differ: true if that is meant, or freeze "
+            "the same"
+        )
+
+
+def _refuse_frozen_at_random(first: Plan) -> None:
+    spec = first.spec
+    random = [name for name in sorted(first.freeze.frozen) if is_left_out(name, spec.leave_out)]
+    if random:
+        thawed = ", ".join(f'"!{pattern}"' for pattern in spec.leave_out)
+        raise ConfigError(
+            f"model.leave_out: {first_few(random)} would begin at random and stay so, as "
+            f"freeze.patterns freezes it; let it train: add {thawed} to freeze.patterns"
+        )
+
+
+def freezing_differences(plan: Plan, earlier: SourceRun) -> str:
+    """Describe how a plan's frozen parameters differ from an earlier run's; empty if they agree."""
+    return freezing_changes(earlier, [d.name for d in plan.freeze.decisions], plan.frozen)
+
+
+def find_data(config: Config, reporter: Reporter) -> tuple[TrainVal, PreflightResult]:
+    """Return the images that training would use, without unreadable ones."""
+    return _checked(_found(config, reporter), config.data, reporter)
+
+
+def levels_of(data: TrainVal, config: DataConfig, reporter: Reporter) -> int | None:
+    """Return the white level of images with more than 8 bits per channel (`settled_levels`)."""
+    return settled_levels(config.levels, (*data.train.paths, *data.val.paths), reporter)
+
+
+def _with_levels(config: Config, levels: int | None) -> Config:
+    if levels is None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"levels": levels})})
+
+
+def _found(config: Config, reporter: Reporter) -> TrainVal:
+    data = find_train_val(config.data, seed=config.seed, reporter=reporter)
+    for note in data.notes:
+        reporter.say(note)
+    for warning in data.warnings:
+        reporter.warn(warning)
+    return data
+
+
+def _checked(
+    data: TrainVal, config: DataConfig, reporter: Reporter
+) -> tuple[TrainVal, PreflightResult]:
+    """Return the data without unreadable images."""
+    checked = preflight_check(
+        data.train,
+        data.val,
+        on_unreadable=config.on_unreadable,
+        base=data.base,
+        reporter=reporter,
+    )
+    train, val = checked.parts
+    train = replace(train, balanced=config.balance == "sampler")
+    return replace(data, train=train, val=val), checked

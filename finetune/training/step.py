@@ -1,0 +1,210 @@
+"""Optimizer step over one or several batches, in as few micro-batches as memory allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from finetune.checkpoints.train_progress import TrainProgress
+from finetune.core.errors import FinetuneError, NotFiniteError
+from finetune.core.memory import is_out_of_memory
+from finetune.core.seeding import seed_for
+from finetune.freezing.graph_split import Features
+from finetune.training.metrics import Meter
+
+Batch = tuple[Features, Tensor]
+"""Model input and labels, as described in `finetune.training.loop.train_epochs`."""
+
+_LOOK_EVERY = 8
+"""Number of values that accumulate on a GPU before they are copied to the CPU and checked."""
+
+_FEWEST_AT_ONCE = 2
+"""Smallest micro-batch: norm layers cannot train on one image."""
+
+
+class FiniteCheck:
+    """Check that raises on a loss or a gradient that is not finite.
+
+    On a CPU it raises immediately, before any weight changes. Other devices would have to
+    synchronize for each value, so there the values of several steps are checked together.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._at_once = device.type == "cpu"
+        self._waiting: list[tuple[Tensor, NotFiniteError]] = []
+
+    def see(self, value: Tensor, error: NotFiniteError) -> None:
+        """Check a value, at once on a CPU and later on other devices.
+
+        Raises:
+            NotFiniteError: ``error``, or that of an earlier value.
+        """
+        if self._at_once:
+            if not math.isfinite(value.item()):
+                raise error
+            return
+        self._waiting.append((value.detach(), error))
+        if len(self._waiting) >= _LOOK_EVERY:
+            self.look()
+
+    def look(self) -> None:
+        """Check every pending value.
+
+        Raises:
+            NotFiniteError: error of the first value that is not finite.
+        """
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            finite = torch.stack([value for value, _ in waiting]).isfinite().tolist()
+            for good, (_, error) in zip(finite, waiting, strict=True):
+                if not good:
+                    raise error
+
+
+class Step:
+    """Optimizer step on the gradient of the mean loss over all images of its batches.
+
+    Batches are weighted by their number of images. Norm layers in train mode process each batch,
+    or micro-batch, separately. When memory runs out, their running statistics are updated twice
+    for the batches processed before, since restoring them would cost a copy in every step.
+
+    Args:
+        loss_of: Function from logits and labels to the mean loss of a batch.
+        seed: Seed of the run.
+        aux_weight: Weight of each auxiliary head's loss.
+        clip_norm: Maximum gradient norm over all parameters together.
+        say: Function that receives a message when memory runs out and smaller micro-batches are
+            used from then on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss_of: Callable[[Tensor, Tensor], Tensor],
+        *,
+        seed: int,
+        aux_weight: float = 0.0,
+        clip_norm: float | None = None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.loss_of = loss_of
+        self.seed = seed
+        self.aux_weight = aux_weight
+        self.clip_norm = clip_norm
+        self.say = say
+        self.watch = FiniteCheck(next(model.parameters()).device)
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def take(self, batches: Sequence[Batch], meter: Meter, position: TrainProgress) -> None:
+        """Take one optimizer step.
+
+        Args:
+            batches: All batches of the step; they are kept until it is done, because memory may
+                run out in the last of them.
+            meter: Meter to which the loss and the predictions are added.
+            position: Train progress before the first batch; ``at_once`` is reduced when memory
+                runs out.
+
+        Raises:
+            NotFiniteError: a loss or the gradient is not finite; on a CPU no weight has changed.
+            FinetuneError: memory does not suffice for two images.
+        """
+        while not self._fits(batches, position):
+            largest = position.at_once or max(len(labels) for _, labels in batches)
+            position.at_once = _half_of(largest)
+            self.say(
+                f"out of memory: from here on {position.at_once} images are computed at once, and "
+                "gradients of a batch added up; norm layers that train see the smaller pieces"
+            )
+        self._move(position, whole=len(batches) == 1 and not position.at_once)
+        for logits, labels, loss in self._seen:
+            meter.add(logits, labels if labels.dim() == 1 else labels.argmax(dim=1), loss=loss)
+        self._seen.clear()
+
+    def _fits(self, batches: Sequence[Batch], position: TrainProgress) -> bool:
+        """Run forward and backward; return False if memory runs out."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._seen.clear()
+        try:
+            for number, (inputs, labels) in enumerate(batches):
+                torch.manual_seed(seed_for(self.seed, "step", position.batches + number))
+                for part, part_labels in _cut(inputs, labels, position.at_once):
+                    total = self._loss(part, part_labels)
+                    self.watch.see(total, self._error("the training loss", position, number))
+                    if len(batches) > 1 or position.at_once:
+                        total = total * len(part_labels)
+                    total.backward()  # type: ignore[no-untyped-call]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    def _loss(self, inputs: Features, labels: Tensor) -> Tensor:
+        logits, *aux_logits = _outputs(self.model(inputs))
+        loss = self.loss_of(logits, labels)
+        self._seen.append((logits.detach(), labels, loss.detach()))
+        for aux in aux_logits:
+            loss = loss + self.aux_weight * self.loss_of(aux, labels)
+        return loss
+
+    def _move(self, position: TrainProgress, *, whole: bool) -> None:
+        """Clip the gradient and take the optimizer step.
+
+        Args:
+            whole: Whether the gradient is already that of the mean loss, not of the sum.
+        """
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not whole:
+            images = sum(len(labels) for _, labels, _ in self._seen)
+            for gradient in gradients:
+                gradient.div_(images)
+        norm = get_total_norm(gradients)
+        self.watch.see(norm, self._error("the gradient", position, 0))
+        if self.clip_norm is not None:
+            clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        self.optimizer.step()
+
+    def _error(self, what: str, position: TrainProgress, number: int) -> NotFiniteError:
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        batch = position.batch + number + 1
+        return NotFiniteError(what, epoch=position.epoch, batch=batch, lr=lr)
+
+
+def _half_of(images: int) -> int:
+    if images // 2 < _FEWEST_AT_ONCE:
+        raise FinetuneError(
+            f"out of memory with {images} images at a time; freeze more of the network, or take a "
+            "smaller one, or a smaller crop (model.preprocessing)"
+        )
+    return images // 2
+
+
+def _cut(inputs: Features, labels: Tensor, at_once: int) -> Iterator[Batch]:
+    """Split a batch into micro-batches of about equal size and at least two images; 0: no split."""
+    if not at_once:
+        yield inputs, labels
+        return
+    pieces = min(-(-len(labels) // at_once), max(len(labels) // _FEWEST_AT_ONCE, 1))
+    cut_labels = labels.tensor_split(pieces)
+    if isinstance(inputs, Tensor):
+        yield from zip(inputs.tensor_split(pieces), cut_labels, strict=True)
+    else:
+        parts = zip(*(tensor.tensor_split(pieces) for tensor in inputs), strict=True)
+        yield from zip(parts, cut_labels, strict=True)
+
+
+def _outputs(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the head's logits, then those of auxiliary heads (googlenet and inception_v3)."""
+    if isinstance(output, Tensor):
+        return (output,)
+    return tuple(part for part in output if part is not None)

@@ -1,0 +1,1 @@
+"""Search space, trials, stacked heads, cross-validation, learning-rate range test."""

@@ -1,0 +1,302 @@
+"""Hyperparameter search of ``finetune tune`` for one backbone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+
+from finetune.config.base import AUTO
+from finetune.config.schema import Config
+from finetune.core.errors import ConfigError, DataError, ModelError
+from finetune.core.reporter import Reporter
+from finetune.data.checks.preflight import known_contents
+from finetune.data.images import TrainVal
+from finetune.data.loading.sampler import batch_sizes
+from finetune.data.loading.views import Views
+from finetune.data.splits.folds import Fold, groups_of_copies, make_folds
+from finetune.data.splits.holdout import keys_of
+from finetune.features.engine import make_source
+from finetune.features.source import CachedFeatures, FeatureBatches
+from finetune.freezing.graph_split import split_model
+from finetune.freezing.plan import Plan
+from finetune.models.build import check_input_size
+from finetune.results.tuning import Settings, Trial, in_order
+from finetune.training.prepare_stage import (
+    StageSetup,
+    feature_batches_of,
+    prepare_stage,
+    set_up_single_stage,
+    training_views,
+)
+from finetune.tuning.cross_validation import CrossValidation, Part
+from finetune.tuning.search_space import num_folds, settings_of, space_of
+from finetune.tuning.stacked_heads import lone_head
+from finetune.tuning.trials import run_trials
+
+_MOST_LIVE = 0.5
+"""Largest trainable fraction of the forward pass for which cached features pay off."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Result of a search for one backbone.
+
+    Attributes:
+        config: Resolved config, with its own settings.
+        parameters: Number of parameters of the network.
+        trials: All trials, sorted by `in_order`.
+        search_s: Seconds that the trials took.
+        elapsed_s: Seconds in total, including loading the backbone and computing its features.
+    """
+
+    config: Config
+    parameters: int
+    input_size: int
+    only_head: bool
+    num_folds: int
+    num_train: int
+    num_val: int
+    num_classes: int
+    trials: tuple[Trial, ...]
+    search_s: float
+    elapsed_s: float
+
+
+def search(config: Config, *, in_grid: bool, allow_slow: bool, reporter: Reporter) -> SearchResult:
+    """Run all trials of the config's ``tune`` section.
+
+    Args:
+        in_grid: Whether to try every combination instead of random ones.
+        allow_slow: Whether to allow searches in which each trial is a full training run.
+
+    Raises:
+        ConfigError: no features can be cached, so that each trial would be a full training run, or
+            the config uses something that trials do not support. Raised before weights are read,
+            unless it depends on timing.
+        DataError: there are too few images for the requested number of folds.
+    """
+    start = time.perf_counter()
+    run_setup = set_up_single_stage(config, reporter, what="tune")
+    own, plan, data = run_setup.stages[0], run_setup.plans[0], run_setup.data
+    train = data.train
+    if not len(data.val):
+        raise ConfigError(
+            "data.val_fraction: 0, but tune compares settings on images that are held out; search "
+            "with a share, then train the best settings with 0"
+        )
+    split = split_model(plan.skeleton, crop=plan.spec.preprocessing.crop, skeleton=plan.skeleton)
+    only_head = lone_head(split.trainable_part) is not None
+    _refuse_what_trials_leave_out(own, only_head=only_head)
+    space = space_of(own, only_head=only_head, num_train=len(train))
+    settings = settings_of(own, space, only_head=only_head, in_grid=in_grid)
+    folds = _folds(own, data)
+    _refuse_steps_of_one(settings, folds, plan, len(train))
+
+    def refuse_slow(config: Config) -> None:
+        reason = _why_slow(config, plan, has_prefix=split.prefix is not None)
+        if reason and not allow_slow:
+            epochs = max(len(folds), 1) * sum(one.epochs for one in settings)
+            raise ConfigError(
+                f"tune: {reason}. {len(settings)} trials would be {epochs:,} epochs nearly as long "
+                "as training everything; --allow-slow does that, --trials and tune.epochs bound it"
+            )
+
+    refuse_slow(own)
+    stage_setup = prepare_stage(run_setup, reporter)
+    # Checked again, because auto is now resolved for augmentation and cache.
+    refuse_slow(stage_setup.config)
+    ground = _ground(stage_setup, folds, reporter)
+    reporter.say(_plan(only_head, settings, folds, len(train), len(data.val)))
+    begun = time.perf_counter()
+    scores = run_trials(ground, settings, reporter)
+    metric = metric_of(config)
+    spec = plan.spec
+    trials = [
+        Trial.of(number, spec.name, spec.weights, one, each, metric=metric)
+        for number, (one, each) in enumerate(zip(settings, scores, strict=True))
+    ]
+    now = time.perf_counter()
+    return SearchResult(
+        config=stage_setup.config,
+        parameters=sum(parameter.numel() for parameter in stage_setup.model.parameters()),
+        input_size=spec.preprocessing.crop,
+        only_head=only_head,
+        num_folds=len(folds),
+        num_train=len(train),
+        num_val=len(data.val),
+        num_classes=len(train.class_names),
+        trials=tuple(in_order(trials, metric)),
+        search_s=now - begun,
+        elapsed_s=now - start,
+    )
+
+
+def _refuse_what_trials_leave_out(config: Config, *, only_head: bool) -> None:
+    train, optimizer = config.train, config.optimizer
+    asked = {
+        "adapt": config.adapt,
+        "optimizer.groups": only_head and optimizer.groups,
+        "optimizer.options": optimizer.options,
+        f"optimizer.name {optimizer.name}": optimizer.name not in ("sgd", "adamw", AUTO),
+        "schedule.name plateau": config.schedule.name == "plateau",
+        "train.accumulate": train.accumulate > 1,
+        "train.clip_norm": train.clip_norm,
+        "train.ema": train.ema,
+        "train.early_stopping": train.early_stopping,
+    }
+    left_out = [key for key, value in asked.items() if value]
+    if left_out:
+        raise ConfigError(
+            f"{', '.join(left_out)}: the trials of tune do without, so that what they find would "
+            "be of another training; search without, and add it to the config that tune writes"
+        )
+
+
+def metric_of(config: Config) -> str:
+    """Return the metric by which trials are ranked."""
+    own = config.tune.metric if config.tune is not None else None
+    return own or config.train.monitor
+
+
+def _folds(config: Config, data: TrainVal) -> tuple[Fold, ...]:
+    """Return the folds that the config asks for; for auto as many as the data allows, or none."""
+    train = data.train
+    names = keys_of(train.paths, data.base)
+    groups = train.groups or groups_of_copies(names, known_contents(train.paths))
+    make = partial(make_folds, train.labels, names, groups, seed=config.seed)
+    count = num_folds(config, len(train))
+    if config.tune is not None and config.tune.folds != AUTO:
+        return make(count) if count else ()
+    for fewer in range(count, 1, -1):
+        with suppress(DataError):
+            return make(fewer)
+    return ()
+
+
+def _refuse_steps_of_one(
+    settings: Sequence[Settings], folds: Sequence[Fold], plan: Plan, num_train: int
+) -> None:
+    """Raise if a batch size gives a step of one image, on which norm layers cannot train."""
+    smallest = min(
+        size
+        for number in {len(fold.train) for fold in folds} or {num_train}
+        for asked in {one.batch_size for one in settings}
+        for size in batch_sizes(number, asked, join_last_of_one=True)
+    )
+    try:
+        check_input_size(plan.skeleton, plan.spec, batch_size=smallest)
+    except ModelError as error:
+        text = str(error).replace("data.batch_size", "tune.batch_size")
+        raise ConfigError(text) from error
+
+
+def _keeps_features(stage_setup: StageSetup) -> bool:
+    """Return whether the features of the training images are cached for all trials."""
+    config = stage_setup.config
+    return config.features.cache != "off" and training_views(config).count is not None
+
+
+def _why_slow(config: Config, plan: Plan, *, has_prefix: bool) -> str:
+    """Return why a trial would cost nearly a full training, and what to do; else ``""``."""
+    cost, freeze = plan.cost, "freeze more with freeze.patterns"
+    if not has_prefix:
+        return f"the first layer trains, so that nothing can be computed once; {freeze}"
+    if config.augment.policy != AUTO and training_views(config).count is None:
+        return (
+            "the augmentation is new in every epoch, so that no features can be kept; take "
+            "augment.policy flip, or bound it with augment.views"
+        )
+    if config.features.cache == "off":
+        return "no features are kept (features.cache off): they are too large, or you said so"
+    share = cost.forward_trainable / (cost.forward_trainable + cost.forward_frozen)
+    if share > _MOST_LIVE:
+        return f"{share:.0%} of the network's work trains, or follows what does; {freeze}"
+    return ""
+
+
+def _plan(
+    only_head: bool, settings: Sequence[Settings], folds: Sequence[Fold], train: int, val: int
+) -> str:
+    how = "heads, all at once" if only_head else "trials, one after another"
+    judge = (
+        f"{len(folds)}-fold cross-validation on {train:,} training images"
+        if folds
+        else f"judged on {val:,} validation images"
+    )
+    return f"search: {len(settings):,} {how}; {judge}"
+
+
+def _ground(
+    stage_setup: StageSetup, folds: tuple[Fold, ...], reporter: Reporter
+) -> CrossValidation:
+    config, kept = stage_setup.config, _keeps_features(stage_setup)
+    return CrossValidation(
+        engine=stage_setup.engine,
+        config=config,
+        train=stage_setup.data.train,
+        folds=folds,
+        trainable_work=stage_setup.plan.cost.forward_trainable,
+        kept=kept,
+        part=_kept_part(stage_setup, bool(folds), reporter)
+        if kept
+        else _fresh_part(stage_setup, reporter),
+        validation=None if folds else feature_batches_of(stage_setup, reporter, training=False),
+        optimizer_of=stage_setup.optimizer_of,
+        set_mode=stage_setup.set_mode,
+        aux_weight=stage_setup.plan.spec.family.aux_weight,
+    )
+
+
+def _kept_part(stage_setup: StageSetup, held_out: bool, reporter: Reporter) -> Part:
+    """Return parts of features cached for all trials and for the training after them."""
+    kept = feature_batches_of(stage_setup, reporter, training=True)
+    assert isinstance(kept, CachedFeatures)
+    plain = kept
+    if held_out and kept.views.are_random:  # then the first view is augmented, too
+        found = _plain(
+            stage_setup, stage_setup.config, reporter, range(len(stage_setup.data.train))
+        )
+        assert isinstance(found, CachedFeatures)
+        plain = found
+
+    def part(positions: Sequence[int], *, batch_size: int, training: bool) -> FeatureBatches:
+        source = kept if training else plain
+        return source.part(positions, batch_size=batch_size, training=training)
+
+    return part
+
+
+def _fresh_part(stage_setup: StageSetup, reporter: Reporter) -> Part:
+    """Return parts whose features are computed for each batch."""
+
+    def part(positions: Sequence[int], *, batch_size: int, training: bool) -> FeatureBatches:
+        data = stage_setup.config.data.model_copy(update={"batch_size": batch_size})
+        config = stage_setup.config.model_copy(update={"data": data})
+        if not training:
+            return _plain(stage_setup, config, reporter, positions)
+        some = stage_setup.data.train.subset(positions)
+        smaller = replace(stage_setup.data, train=some)
+        return feature_batches_of(
+            replace(stage_setup, config=config, data=smaller), reporter, training=True
+        )
+
+    return part
+
+
+def _plain(
+    stage_setup: StageSetup, config: Config, reporter: Reporter, positions: Sequence[int]
+) -> FeatureBatches:
+    """Return batches of training images without augmentation, like validation images."""
+    return make_source(
+        stage_setup.engine,
+        config,
+        stage_setup.data.train.subset(positions),
+        views=Views.of("none"),
+        workers=config.data.workers,
+        shuffle=False,
+        what="held-out",
+        reporter=reporter,
+    )

@@ -1,0 +1,88 @@
+"""Trials of a search: stacked heads in parallel, anything larger one after another."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from finetune.config.schema import Config
+from finetune.core.errors import NotFiniteError
+from finetune.core.memory import steps_of
+from finetune.core.reporter import Reporter
+from finetune.results.tuning import FoldScore, Settings
+from finetune.training.evaluate import evaluate
+from finetune.training.loop import train_epochs
+from finetune.training.lr_schedulers import build_schedule
+from finetune.tuning.cross_validation import CrossValidation, Round
+from finetune.tuning.parallel_trials import try_heads
+from finetune.tuning.search_space import with_settings
+from finetune.tuning.stacked_heads import lone_head
+
+
+def run_trials(
+    ground: CrossValidation, settings: Sequence[Settings], reporter: Reporter
+) -> list[list[FoldScore]]:
+    """Train with each of the settings and return its scores on each fold."""
+    ground.set_mode()
+    path = lone_head(ground.engine.split.trainable_part)
+    if path is None or ground.config.augment.mixes:
+        return _one_by_one(ground, settings, reporter)
+    return try_heads(ground, path, settings, reporter)
+
+
+def _one_by_one(
+    ground: CrossValidation, settings: Sequence[Settings], reporter: Reporter
+) -> list[list[FoldScore]]:
+    """Train with `train_epochs` for each of the settings, from the same initial weights."""
+    trainable_part = ground.engine.trainable_part
+    first = OrderedDict(
+        (name, t.detach().clone()) for name, t in trainable_part.state_dict().items()
+    )
+    rounds = ground.rounds()
+
+    def trials() -> Iterator[list[FoldScore]]:
+        for one in settings:
+            scores = []
+            for fold in rounds:
+                trainable_part.load_state_dict(first)
+                scores.append(_trial(fold, trainable_part, with_settings(ground.config, one)))
+            yield scores
+
+    try:
+        with steps_of(ground.trainable_work * ground.config.data.batch_size):
+            return list(reporter.track(trials(), "search, trials", total=len(settings)))
+    finally:
+        trainable_part.load_state_dict(first)
+
+
+def _trial(fold: Round, trainable_part: nn.Module, config: Config) -> FoldScore:
+    ground = fold.ground
+    batches = fold.batches(config.data.batch_size)
+    optimizer = ground.optimizer_of(config.optimizer)
+    epochs = config.train.epochs
+    schedule = build_schedule(
+        optimizer, config.schedule, epochs=epochs, steps_per_epoch=len(batches)
+    )
+    trained = train_epochs(
+        trainable_part,
+        batches=batches.epoch,
+        optimizer=optimizer,
+        schedule=schedule,
+        set_mode=ground.set_mode,
+        epochs=epochs,
+        num_classes=ground.num_classes,
+        seed=config.seed,
+        label_smoothing=config.train.label_smoothing,
+        class_weights=fold.class_weights(),
+        aux_weight=ground.aux_weight,
+    )
+    try:
+        for _ in trained:
+            pass
+    except NotFiniteError:
+        return FoldScore(0, *[math.nan] * 4)
+    val = evaluate(trainable_part, fold.held_out.epoch(), num_classes=ground.num_classes)
+    return FoldScore(val.num_images, val.top1, val.balanced_accuracy, val.macro_f1, val.loss)

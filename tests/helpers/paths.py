@@ -1,0 +1,9 @@
+"""Paths that tests start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+HELPERS = Path(__file__).parent
+TESTS = HELPERS.parent
+REPOSITORY = TESTS.parent

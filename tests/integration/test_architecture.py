@@ -1,0 +1,73 @@
+"""Imports: every package is declared, and what must answer at once imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.paths import REPOSITORY
+
+import finetune
+
+PACKAGE = Path(finetune.__file__).parent
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_every_import_is_declared() -> None:
+    text = (REPOSITORY / "pyproject.toml").read_text()
+    declared = text.split("dependencies = [")[1].split("]")[0].lower()
+    extras = "".join(
+        line for line in text.splitlines() if line.startswith(("plots", "export", "adapt"))
+    )
+    names = {"yaml": "pyyaml", "PIL": "pillow"}
+    for path in modules():
+        at_the_top = imported(path, top_level_only=True)
+        for name in imported(path):
+            root = name.split(".")[0]
+            if f'"{root}>=' in extras and name not in at_the_top:
+                continue  # an extra may be absent: imported where it is used
+            if root not in sys.stdlib_module_names and root != "finetune":
+                assert f'"{names.get(root, root)}>=' in declared, f"{path.name} imports {root}"
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert not done.stderr, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], ["train", "--config", "absent.yaml"], ["--version"]],
+)
+def test_answers_at_once_without_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys, contextlib, io\n"
+        f"sys.argv = ['finetune', *{arguments!r}]\n"
+        "from finetune.cli import app\n"
+        "out = io.StringIO()\n"
+        "with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):\n"
+        "    app._run()\n"
+        "print('torch' in sys.modules, 'torchvision' in sys.modules)"
+    )
+    assert run_python(code) == "False False"

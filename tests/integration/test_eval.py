@@ -1,0 +1,218 @@
+"""``finetune eval``: what it writes, what it refuses, and that it scores what training scored."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.checkpoints.checkpoint import load_checkpoint
+from finetune.commands.compare import compare
+from finetune.commands.evaluate import evaluate_checkpoint
+from finetune.commands.report import report
+from finetune.commands.train import train
+from finetune.config.schema import Config
+from finetune.core.errors import ConfigError, DataError, OutputError
+from finetune.report.evaluation import render_eval
+from finetune.report.json_text import to_json
+
+Make = Callable[..., Config]
+
+
+@pytest.fixture
+def best(make_config: Make) -> Path:
+    """The checkpoint of a short run."""
+    config = make_config(train={"epochs": 1})
+    train(config)
+    return Path(config.output_dir) / "best.pt"
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_image_has_a_row_and_the_rows_give_the_figures(best: Path, photos: Path) -> None:
+    result = evaluate_checkpoint(best)
+    rows = table(best.parent / "predictions.csv")
+    assert [row["path"] for row in rows[:2]] == ["val/class_0/0.png", "val/class_0/1.png"]
+    assert all((photos / row["path"]).is_file() for row in rows)
+    right = sum(row["true"] == row["predicted"] for row in rows)
+    assert right / len(rows) == result.top1
+    loss = sum(float(row["loss"]) for row in rows) / len(rows)
+    assert loss == pytest.approx(result.loss, abs=1e-5)
+    for row in rows:
+        top5 = json.loads(row["top5"])
+        assert top5[0] == [row["predicted"], pytest.approx(float(row["probability"]))]
+        assert float(row["margin"]) == pytest.approx(top5[0][1] - top5[1][1], abs=2e-6)
+
+
+def test_metrics_json_holds_the_result(best: Path) -> None:
+    result = evaluate_checkpoint(best)
+    saved = json.loads((best.parent / "metrics.json").read_text())
+    assert saved["top1"] == result.top1
+    assert saved["per_class"][0]["name"] == "class_0"
+    assert set(saved["intervals"]["top1"]) == {"low", "high"}
+    assert saved["files"] == [str(best.parent / n) for n in ("predictions.csv", "metrics.json")]
+
+
+def test_output_names_another_folder(best: Path, tmp_path: Path) -> None:
+    evaluate_checkpoint(best, output=tmp_path / "new" / "folder")
+    assert (tmp_path / "new" / "folder" / "predictions.csv").is_file()
+    assert not (best.parent / "predictions.csv").exists()
+
+
+def test_an_output_that_cannot_be_made_is_refused(best: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="--output"):
+        evaluate_checkpoint(best, output=tmp_path / "file")
+
+
+def test_an_unknown_class_is_refused_or_left_out(best: Path, photos: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(photos / "val", other)
+    shutil.copytree(photos / "val" / "class_1", other / "class_9")
+    with pytest.raises(DataError, match=r"'class_9' is unknown in training.*--ignore-unknown"):
+        evaluate_checkpoint(best, data=str(other))
+    with pytest.raises(DataError, match="eval --report --ignore-unknown"):
+        report(str(best), data=str(other))
+    with pytest.raises(DataError, match="--data must hold classes that all runs know"):
+        compare([str(best), str(best)], data=str(other))
+    result = evaluate_checkpoint(best, data=str(other), ignore_unknown=True)
+    assert (result.num_images, result.ignored) == (10, 5)
+    assert result.top1 == evaluate_checkpoint(best).top1
+    assert "5 images of unknown classes left out" in render_eval(result)
+
+
+def test_unknown_classes_of_a_table_are_left_out(best: Path, photos: Path, tmp_path: Path) -> None:
+    lines = ["path,label"]
+    for label in ("class_1", "class_0"):
+        lines += [f"{path},{label}" for path in sorted((photos / "val" / label).iterdir())]
+    lines.append(f"{photos / 'val' / 'class_0' / '0.png'[:-4]}.png,class_0")
+    (tmp_path / "extra.png").write_bytes((photos / "val/class_0/1.png").read_bytes())
+    lines.append("extra.png,nobody")
+    (tmp_path / "other.csv").write_text("\n".join(lines))
+    result = evaluate_checkpoint(best, data=str(tmp_path / "other.csv"), ignore_unknown=True)
+    assert (result.num_images, result.ignored) == (10, 1)
+
+
+def test_data_of_unknown_classes_alone_is_refused(best: Path, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos / "val" / "class_1", tmp_path / "other" / "strangers")
+    with pytest.raises(DataError, match="no image of a class that training knows"):
+        evaluate_checkpoint(best, data=str(tmp_path / "other"), ignore_unknown=True)
+
+
+def test_calibrating_stores_a_temperature_and_keeps_weights_and_figures(best: Path) -> None:
+    before = evaluate_checkpoint(best)
+    state, metadata = load_checkpoint(best)
+    assert metadata.temperature is None
+    after = evaluate_checkpoint(best, calibrate=True)
+    stored, calibrated = load_checkpoint(best)
+    assert calibrated.temperature == after.calibration.temperature
+    assert calibrated.temperature_images is not None
+    without = {"temperature": None, "temperature_images": None}
+    assert calibrated.model_copy(update=without) == metadata
+    assert all(torch.equal(state[name], stored[name]) for name in state)
+    assert (after.top1, after.loss) == (before.top1, before.loss)
+    assert after.calibration.loss <= before.loss
+    again = evaluate_checkpoint(best)
+    assert again.calibration.temperature == after.calibration.temperature
+    rows = table(best.parent / "predictions.csv")
+    assert sum(float(row["loss"]) for row in rows) / len(rows) == pytest.approx(
+        again.calibration.loss, abs=1e-5
+    )
+
+
+def test_the_two_losses_of_a_fitted_temperature_are_told_apart(best: Path) -> None:
+    assert "without the temperature" not in render_eval(evaluate_checkpoint(best))
+    result = evaluate_checkpoint(best, calibrate=True)
+    assert f"without the temperature; {result.calibration.loss:.4f} with it" in render_eval(result)
+
+
+def test_the_images_that_a_temperature_was_fitted_on_are_known_again(
+    best: Path, photos: Path, tmp_path: Path
+) -> None:
+    evaluate_checkpoint(best, calibrate=True)
+    shutil.copytree(photos, tmp_path / "moved")
+    for data in (None, str(photos / "val"), str(tmp_path / "moved")):
+        result = evaluate_checkpoint(best, data=data)
+        assert result.calibration.fitted
+        assert "fitted on these very images" in render_eval(result)
+    assert not evaluate_checkpoint(best, split="train").calibration.fitted
+    (photos / "val" / "class_0" / "0.png").unlink()
+    assert not evaluate_checkpoint(best).calibration.fitted
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_calibrating_on_train_or_test_images_is_refused(best: Path, split: str) -> None:
+    with pytest.raises(ConfigError, match=r"--calibrate.* use --split val"):
+        evaluate_checkpoint(best, split=split, calibrate=True)
+
+
+def test_calibrating_on_images_that_are_all_recognised_is_refused(
+    best: Path, photos: Path, tmp_path: Path
+) -> None:
+    evaluate_checkpoint(best, split="train")
+    for row in table(best.parent / "predictions.csv"):
+        if row["true"] == row["predicted"]:
+            folder = tmp_path / "easy" / row["true"]
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(photos / row["path"], folder)
+    with pytest.raises(DataError, match="recognised"):
+        evaluate_checkpoint(best, data=str(tmp_path / "easy"), calibrate=True)
+    assert load_checkpoint(best)[1].temperature is None
+
+
+def test_a_checkpoint_from_before_temperatures_still_loads(best: Path) -> None:
+    content = torch.load(best, weights_only=True)
+    metadata = json.loads(content["metadata"])
+    del metadata["temperature"], metadata["temperature_images"]
+    metadata["format"] = 1  # of the time before seals, too
+    torch.save({"model": content["model"], "metadata": json.dumps(metadata)}, best)
+    assert load_checkpoint(best)[1].temperature is None
+
+
+def test_groups_of_the_data_reach_the_intervals(make_config: Make) -> None:
+    config = make_config(train={"epochs": 1}, data={"group_pattern": r"(?:train|val)/class_./\d"})
+    train(config)
+    result = evaluate_checkpoint(Path(config.output_dir) / "best.pt")
+    assert "groups" in result.interval_method
+
+
+def test_the_text_names_every_class_and_the_confused_ones(best: Path) -> None:
+    result = evaluate_checkpoint(best)
+    text = render_eval(result)
+    assert f"{result.top1:.2%} [" in text
+    for row in result.per_class:
+        assert f"  {row.name} " in text
+    assert "\x1b" not in text
+    if result.confused:
+        assert f"{result.confused[0].true} taken for {result.confused[0].predicted}" in text
+
+
+def test_rows_of_numbers_stand_on_one_line_of_json(best: Path) -> None:
+    result = evaluate_checkpoint(best)
+    assert result.confusion is not None
+    text = to_json(replace(result, data="[\n  1,\n  2\n]"))
+    assert json.loads(text)["confusion"] == [list(row) for row in result.confusion]
+    assert json.loads(text)["data"] == "[\n  1,\n  2\n]"
+    assert str(list(result.confusion[0])) in text
+
+
+def test_training_waits_for_no_library_of_evaluation() -> None:
+    code = (
+        "import sys\n"
+        "from finetune.commands import train, evaluate\n"
+        "late = ('torchmetrics', 'jinja2', 'matplotlib', 'onnx', 'onnxruntime')\n"
+        "print([name for name in late if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

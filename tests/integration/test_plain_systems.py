@@ -1,0 +1,349 @@
+"""Systems that offer less: no home folder, mounts that refuse calls, little shared memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import platformdirs
+import pytest
+import torch
+from helpers.own_disk import run_on_own_disk
+from helpers.paths import HELPERS
+from torch.utils.data import _utils
+from torchvision.models import WeightsEnum
+
+from finetune.checkpoints import run_dir, run_lock
+from finetune.checkpoints.run_dir import BEST, LAST, MARKER, PREVIOUS
+from finetune.commands.cache import clear_cache, list_cache
+from finetune.commands.train import train
+from finetune.config.schema import Config, ModelConfig, PreprocessingConfig, RuntimeConfig
+from finetune.core import files
+from finetune.core.errors import DataError, OutputError
+from finetune.core.files import user_cache, write_text
+from finetune.data.checks.inspection_cache import InspectionCache
+from finetune.data.images import Images
+from finetune.data.loading import workers
+from finetune.data.loading.dataloader import Batches
+from finetune.data.loading.views import Views
+from finetune.data.loading.workers import resolve_workers
+from finetune.data.sources.open import data_root
+from finetune.features import compute_format
+from finetune.features import store as feature_store
+from finetune.features.compute_format import ComputeFormat, choose_format
+from finetune.features.store import FeatureStore, Layout
+from finetune.models.build import resolve_model
+from finetune.models.pretrained import load_pretrained
+
+Make = Callable[..., Config]
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def refusing(number: int) -> Callable[..., Any]:
+    def call(*_: object, **__: object) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_warned", set())
+
+
+# --- a user without a home folder
+
+
+@pytest.fixture(params=["raises", "returns ~", "raises KeyError"])
+def homeless(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the versions of platformdirs do where HOME is unset and the user is unknown."""
+
+    def unknown(name: str) -> Path:
+        if request.param == "returns ~":
+            return Path("~/.cache") / name
+        raise (KeyError if "Key" in request.param else RuntimeError)("no home")
+
+    monkeypatch.setattr(platformdirs, "user_cache_path", unknown)
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home_folder_there_is_no_cache_and_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for _ in range(2):
+        with pytest.raises(OSError, match="HOME"):
+            user_cache()
+    assert len(caplog.messages) == 1
+    assert "XDG_CACHE_HOME" in caplog.text
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home_folder_nothing_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    with InspectionCache() as remembered:
+        assert remembered.find([b"a key"]) == {}
+        remembered.forget_old()
+    monkeypatch.setattr(
+        compute_format, "_time", lambda *_, **__: compute_format.FormatChoice(ComputeFormat(), {})
+    )
+    config = RuntimeConfig(precision="float32")
+    runner = lambda _: lambda: torch.zeros(1, 1)  # noqa: E731
+    assert choose_format(config, runner, device=CPU, images=1, key="").form == ComputeFormat()
+    assert list_cache().stores == ()
+    assert clear_cache().stores == ()
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home_folder_the_drawn_images_are_refused_in_one_line() -> None:
+    with pytest.raises(OutputError, match="XDG_CACHE_HOME"):
+        data_root("demo")
+
+
+def test_without_a_home_folder_a_run_keeps_its_features_in_memory(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda _: Path("~/.cache/finetune"))
+    config = make_config(train={"epochs": 1})
+    train(config)
+    assert "cache: memory" in (Path(config.output_dir) / "config.yaml").read_text()
+    assert len(caplog.messages) == 1
+    assert not Path("~").exists()
+
+
+@pytest.fixture
+def no_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What Python does with ``~`` where HOME is unset and the user is unknown: nothing."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("no_tilde")
+def test_without_a_home_folder_no_folder_named_tilde_is_made() -> None:
+    with pytest.raises(OutputError, match=r"output_dir: ~/q: .*HOME.*give the whole path"):
+        run_dir.prepare(Path(os.path.expanduser("~/q")), overwrite=False)  # noqa: PTH111
+    with pytest.raises(OutputError, match=r"features\.dir: ~/q: .*HOME"):
+        feature_store.cache_root("~/q")
+    assert not Path("~").exists()
+    assert feature_store.cache_root("~nobody/q") == Path("~nobody/q")
+
+
+def test_without_a_home_folder_matplotlib_has_a_temporary_folder_and_says_nothing() -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    code = (
+        "import os, platformdirs\n"
+        "from pathlib import Path\n"
+        "platformdirs.user_cache_path = lambda _: Path('~/.cache/finetune')\n"
+        "from finetune.report.plots import load_matplotlib\n"
+        "load_matplotlib(Path('a.png'))\n"
+        "print(os.environ['MPLCONFIGDIR'])\n"
+    )
+    kept = ("PATH", "PYTHONPATH")
+    env = {name: os.environ[name] for name in kept if name in os.environ} | {"HOME": "/dev/null"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    assert "matplotlib" not in done.stderr.lower()
+    assert len(done.stderr.splitlines()) == 1  # our own warning
+    assert not Path(done.stdout.strip()).exists()  # removed at the end
+
+
+def test_features_on_disk_without_a_home_folder_are_an_output_error(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda _: Path("~/.cache/finetune"))
+    with pytest.raises(OutputError, match="HOME"):
+        train(make_config(features={"cache": "disk"}))
+
+
+def test_without_a_home_folder_downloaded_weights_are_read_and_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = resolve_model(ModelConfig(name="shufflenet_v2_x0_5"))
+    network = torch.nn.Module()
+    places: list[str] = []
+
+    def download(*_: object, **__: object) -> Any:
+        places.append(torch.hub.get_dir())
+        raise OSError("offline")
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", "~/.cache/torch/hub")
+    monkeypatch.setattr(torch.hub, "set_dir", lambda to: setattr(torch.hub, "_hub_dir", to))
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", download)
+    with pytest.raises(Exception, match="offline"):
+        load_pretrained(network, spec)
+    assert Path(places[0]).is_absolute()
+    assert not Path(places[0]).exists()
+    assert torch.hub.get_dir() == "~/.cache/torch/hub"
+
+
+# --- mounts that refuse calls: CIFS, gcsfuse, S3
+
+
+@pytest.mark.parametrize("number", UNSUPPORTED)
+def test_a_file_that_cannot_be_synced_is_written_with_one_warning(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+) -> None:
+    monkeypatch.setattr(os, "fsync", refusing(number))
+    for text in ("one", "two"):
+        write_text(tmp_path / "a", text)
+    assert (tmp_path / "a").read_text() == "two"
+    assert len(caplog.messages) == 1
+
+
+OF_PERMISSIONS = (
+    *(errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOTTY, errno.ENOENT),
+    *UNSUPPORTED,
+)
+
+
+@pytest.mark.parametrize("number", OF_PERMISSIONS)
+def test_a_file_whose_permissions_cannot_be_changed_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(os, "chmod", refusing(number))
+    write_text(tmp_path / "a", "one")
+    assert (tmp_path / "a").read_text() == "one"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_a_folder_that_cannot_be_locked_is_not_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (tmp_path / MARKER).touch()
+    monkeypatch.setattr(run_lock.fcntl, "lockf", refusing(number))
+    with run_lock.RunLock(tmp_path):
+        pass
+
+
+def test_a_run_and_its_features_are_written_where_a_mount_refuses_all_but_reading_and_renaming(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("chmod", "utime", "link", "symlink", "fsync", "posix_fallocate"):
+        number = errno.EINVAL if name == "fsync" else errno.EOPNOTSUPP
+        monkeypatch.setattr(os, name, refusing(number))
+    monkeypatch.setattr(run_lock.fcntl, "lockf", refusing(errno.ENOLCK))
+    config = make_config()
+    train(config)
+    assert {BEST, LAST, PREVIOUS} <= {path.name for path in Path(config.output_dir).iterdir()}
+    assert "cache: disk" in (Path(config.output_dir) / "config.yaml").read_text()
+
+
+def test_a_place_that_maps_no_files_keeps_no_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_store.mmap, "mmap", refusing(errno.ENODEV))
+    assert feature_store.refused_writing(tmp_path) == os.strerror(errno.ENODEV)
+
+
+def test_features_that_cannot_be_mapped_are_an_output_error(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unable(*_: object, **__: object) -> Any:
+        raise RuntimeError("unable to mmap 64 bytes from file: No such device (19)")
+
+    monkeypatch.setattr(torch, "from_file", unable)
+    with pytest.raises(OutputError, match=r"map files.*features\.dir"):
+        train(make_config(features={"cache": "disk"}))
+
+
+def test_a_store_keeps_its_rows_where_no_space_can_be_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", refusing(errno.EOPNOTSUPP))
+    monkeypatch.setattr(feature_store, "allocated", lambda _: 0)  # a mount that counts no blocks
+    layout = Layout(rows=4, shapes=((3,),), dtype="float32", block_rows=4)
+    FeatureStore(layout, tmp_path / "s", {}).put(0, [torch.ones(4, 3)])
+    again = FeatureStore(layout, tmp_path / "s", {})
+    assert not again.missing
+    assert not again.damaged
+
+
+# --- worker processes
+
+
+@pytest.fixture
+def batches(photos: Path) -> Batches:
+    paths = tuple(sorted((photos / "train").rglob("*.png")))
+    images = Images(paths, (0,) * len(paths), ("a",))
+    return Batches(
+        images,
+        PreprocessingConfig(resize=20, crop=16),
+        batch_size=2,
+        workers=2,
+        device=CPU,
+        views=Views.of("none"),
+    )
+
+
+def test_batches_that_find_no_room_in_shared_memory_are_an_error(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Any:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(DataError, match=r"--shm-size.*data\.workers: 0"):
+        list(batches.epoch())
+
+
+def test_shared_memory_that_is_really_too_small_is_an_error(photos: Path) -> None:
+    program = HELPERS / "small_shared_memory.py"
+    done = run_on_own_disk(program, Path("/dev/shm"), str(photos), size="512k")
+    assert "--shm-size" in done.stdout, done.stderr
+
+
+def test_a_worker_that_is_killed_is_an_error(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    epoch = batches.epoch()
+    next(epoch)
+    loader: Any = batches._loader
+    os.kill(loader.loader._iterator._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"died.*data\.workers: 0"):
+        list(epoch)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), FileNotFoundError(), EOFError()])
+def test_a_batch_that_died_with_its_worker_is_an_error(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(_: object) -> Iterator[Any]:
+        raise error
+        yield
+
+    loader: Any = batches._loader
+    monkeypatch.setattr(type(loader.loader), "__iter__", broken)
+    with pytest.raises(DataError, match=r"died.*data\.workers: 0"):
+        list(batches.epoch())
+
+
+def test_workers_that_cannot_be_started_are_an_error(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader: Any = batches._loader
+    monkeypatch.setattr(type(loader.loader), "__iter__", refusing(errno.ENOSYS))
+    with pytest.raises(DataError, match=r"data\.workers: 0"):
+        list(batches.epoch())
+
+
+@pytest.mark.parametrize(("free", "most"), [(64 * 2**20, 2), (2**20, 0), (2**40, 8)])
+def test_auto_takes_no_more_workers_than_shared_memory_has_room_for(
+    monkeypatch: pytest.MonkeyPatch, free: int, most: int
+) -> None:
+    monkeypatch.setattr(workers, "available_cores", lambda: 16)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    large = Images((), (), (), num_bytes=10**9)
+    batch_bytes = 64 * 3 * 224 * 224
+    assert resolve_workers("auto", large, CUDA, batch_bytes=batch_bytes) == most

@@ -1,0 +1,845 @@
+"""From a config file and overrides to a config, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers.paths import REPOSITORY
+from pydantic import ValidationError
+
+from finetune.config import yaml_loader
+from finetune.config.load import load_config, to_yaml
+from finetune.config.schema import Config
+from finetune.core.errors import ConfigError
+
+MINIMAL = "model: {name: resnet18}\ndata: {root: photos}\n"  # two lines: the rest starts on line 3
+
+Load = Callable[..., Config]
+Refuse = Callable[..., str]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Where the config file of a test lies."""
+    return tmp_path / "pets.yaml"
+
+
+@pytest.fixture
+def load(file: Path) -> Load:
+    """Loads the minimal config with further lines, and overrides."""
+
+    def load(more: str = "", *overrides: str) -> Config:
+        file.write_text(MINIMAL + more, encoding="utf-8")
+        return load_config(file, overrides)
+
+    return load
+
+
+@pytest.fixture
+def refuse(load: Load, file: Path) -> Refuse:
+    """The message with which the minimal config with further lines is refused.
+
+    The folder is left out of it, so that it starts with ``pets.yaml``.
+    """
+
+    def refuse(more: str = "", *overrides: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            load(more, *overrides)
+        return str(caught.value).replace(str(file), file.name)
+
+    return refuse
+
+
+def value_of(text: str) -> Any:
+    """What YAML text means here."""
+    document = yaml_loader.parse(text)
+    assert not document.problems
+    return document.value
+
+
+# YAML without surprises
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1e-3", 0.001),
+        ("1E3", 1000.0),
+        ("1.5e+2", 150.0),
+        (".5", 0.5),
+        ("-2.", -2.0),
+        ("010", 10),
+        ("+3", 3),
+        ("-07", -7),
+    ],
+)
+def test_numbers_are_what_they_look_like(text: str, number: float) -> None:
+    value = value_of(text)
+    assert (value, type(value)) == (number, type(number))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["on", "off", "yes", "no", "y", "n", "On", "NO", "True", "FALSE", "Null", "NULL"],
+)
+def test_words_stay_words(text: str) -> None:
+    assert value_of(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["1:30", "1_000", "0x1F", "0o17", "2020-01-01", "1e", "1.2.3", "="]
+)
+def test_what_only_resembles_a_number_is_text(text: str) -> None:
+    assert value_of(text) == text
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])
+def test_true_and_false_are_booleans(text: str, value: bool) -> None:
+    assert value_of(text) is value
+
+
+@pytest.mark.parametrize("text", ["null", "~", ""])
+def test_null_is_nothing(text: str) -> None:
+    assert value_of(f"key: {text}") == {"key": None}
+
+
+def test_a_learning_rate_may_be_written_1e_3(load: Load) -> None:
+    assert load("optimizer: {lr: 1e-3}").optimizer.lr == 0.001
+
+
+@pytest.mark.parametrize("word", ["on", "off", "yes", "no"])
+def test_set_reads_words_as_the_file_does(load: Load, word: str) -> None:
+    assert load("", f"data.root={word}").data.root == word
+
+
+@pytest.mark.parametrize("word", ["on", "yes", "True"])
+def test_a_word_is_no_boolean_and_the_message_says_what_is(refuse: Refuse, word: str) -> None:
+    expected = f"model.aux_heads={word}: must be true or false, not '{word}'; on, off"
+    assert expected in refuse("", f"model.aux_heads={word}")
+
+
+def test_a_duplicate_key_is_refused_with_both_lines(refuse: Refuse) -> None:
+    message = refuse("train:\n  epochs: 3\nseed: 1\ntrain:\n  epochs: 4\n")
+    assert message == "pets.yaml:6: train: given twice, first on line 3; keep one"
+
+
+def test_a_duplicate_key_within_a_section_is_refused(refuse: Refuse) -> None:
+    message = refuse("train:\n  epochs: 3\n  epochs: 3\n")
+    assert message == "pets.yaml:5: train.epochs: given twice, first on line 4; keep one"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "seed: &one 1\n",
+        "train: &t {epochs: 3}\n",
+        "freeze: &f\n  patterns: []\n",
+        "seed: *one\n",
+    ],
+)
+def test_anchors_and_aliases_are_refused(refuse: Refuse, more: str) -> None:
+    message = refuse(more)
+    assert message.startswith("pets.yaml:3: anchors (&) and aliases (*) are not read")
+
+
+def test_an_alias_bomb_costs_nothing(refuse: Refuse) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
+    assert "anchors" in refuse("\n".join(lines))
+
+
+@pytest.mark.parametrize("tag", ["!!python/name:os.system x", "!!binary eA==", "!mine x", "!x"])
+def test_tags_are_refused_in_one_message(refuse: Refuse, tag: str) -> None:
+    message = refuse(f"output_dir: {tag}\n")
+    assert message.startswith("pets.yaml:3: output_dir: the tag ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("brackets", ["[" * 3000 + "]" * 3000, "[" * 3000, "{a: " * 3000])
+def test_deep_nesting_is_refused(refuse: Refuse, brackets: str) -> None:
+    assert refuse(f"x: {brackets}\n") == "pets.yaml:3: nested deeper than 20 levels"
+
+
+def test_a_file_of_two_megabytes_is_refused(refuse: Refuse) -> None:
+    assert refuse("#" * 2_000_000) == "pets.yaml: a config file may hold at most 1 MB"
+
+
+UNQUOTED = [
+    "patterns: *\n",
+    "patterns: !layer4.*\n",
+    "patterns: [*]\n",
+    "patterns: [*.bias]\n",
+    "patterns: [*, fc.weight]\n",
+    "patterns: [!layer4.*]\n",
+    'patterns: ["*", !layer4.*]\n',
+    "patterns:\n  - *\n",
+    "patterns:\n  - !layer4.*\n",
+    'patterns:\n  - "*"\n  - !layer4.*\n',
+]
+
+
+@pytest.mark.parametrize("patterns", UNQUOTED)
+def test_an_unquoted_pattern_is_answered_with_the_quotes_it_needs(
+    refuse: Refuse, patterns: str
+) -> None:
+    message = refuse(f"freeze:\n  {patterns.replace('  - ', '    - ')}")
+    assert 'a pattern that starts with * or ! needs quotes: "*", "!layer4.*"' in message
+
+
+@pytest.mark.parametrize("patterns", UNQUOTED)
+def test_an_unquoted_pattern_is_one_problem(refuse: Refuse, patterns: str) -> None:
+    assert "\n" not in refuse(f"freeze:\n  {patterns.replace('  - ', '    - ')}")
+
+
+def test_an_unquoted_pattern_in_an_override_is_answered_with_quotes(refuse: Refuse) -> None:
+    message = refuse("", "freeze.patterns=[*]")
+    assert message.startswith("--set freeze.patterns=[*]: ")
+    assert "needs quotes" in message
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("train: {epochs: 3\n", 4),
+        ("train: epochs: 3\n", 3),
+        ("train:\n\tepochs: 3\n", 4),
+        ("train:\n  epochs: 3\n seed: 1\n", 5),
+    ],
+)
+def test_a_syntax_error_is_one_line_with_its_place(refuse: Refuse, more: str, line: int) -> None:
+    message = refuse(more)
+    assert message.startswith(f"pets.yaml:{line}: not valid YAML: ")
+    assert "\n" not in message
+
+
+def test_a_number_of_thousands_of_digits_is_no_tag(refuse: Refuse) -> None:
+    assert "tag" not in refuse(f"seed: {'9' * 5000}\n")
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("more", "key", "meant"),
+    [
+        ("freez: {}\n", "freez", "freeze"),
+        ("out_dir: x\n", "out_dir", "output_dir"),
+        ("train: {epoch: 3}\n", "train.epoch", "train.epochs"),
+        ("train: {Epochs: 3}\n", "train.Epochs", "train.epochs"),
+        ("train: {lr: 0.1}\n", "train.lr", "optimizer.lr"),
+        ("lr: 0.1\n", "lr", "optimizer.lr"),
+        ("epochs: 3\n", "epochs", "train.epochs"),
+        ("epoch: 3\n", "epoch", "train.epochs"),
+        ("batchsize: 3\n", "batchsize", "data.batch_size"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_real_one(
+    refuse: Refuse, more: str, key: str, meant: str
+) -> None:
+    message = refuse(more)
+    assert message.startswith(f"pets.yaml:3: {key}: unknown key.")
+    assert f"Did you mean '{meant}'?" in message
+
+
+def test_an_unknown_key_of_a_preprocessing_is_refused_with_the_nearest_real_one(
+    refuse: Refuse,
+) -> None:
+    section = "{resize: 36, crop: 32, interpolaton: bilinear}"
+    assert "'model.preprocessing.interpolation'" in refuse("", f"model.preprocessing={section}")
+
+
+def test_a_key_near_to_nothing_is_refused_with_the_known_ones(refuse: Refuse) -> None:
+    message = refuse("train: {zzz: 3}\n")
+    known = "Known here: epochs, label_smoothing, monitor, "
+    assert message.startswith(f"pets.yaml:3: train.zzz: unknown key. {known}")
+
+
+def test_a_word_that_is_far_from_every_key_elsewhere_suggests_none(refuse: Refuse) -> None:
+    message = refuse("stages: [{recipe: last_block}]\n")
+    assert "stages.0.recipe: unknown key. Known here: epochs, freeze, " in message
+
+
+def test_a_key_that_is_not_a_word_is_refused(refuse: Refuse) -> None:
+    assert refuse("? [a, b]\n: 1\n") == "pets.yaml:3: a key must be a word"
+
+
+# Messages
+
+
+def test_all_problems_come_in_one_message_with_path_and_line(refuse: Refuse) -> None:
+    message = refuse("lr: 0.1\ntrain:\n  epochs: many\noptimizer:\n  lr: -1\nseed: 1\nseed: 2\n")
+    head, *problems = message.splitlines()
+    assert head == "pets.yaml: 4 problems"
+    assert [problem.split(": ")[:2] for problem in problems] == [
+        ["  pets.yaml:3", "lr"],
+        ["  pets.yaml:5", "train.epochs"],
+        ["  pets.yaml:7", "optimizer.lr"],
+        ["  pets.yaml:9", "seed"],
+    ]
+
+
+def test_problems_of_file_and_overrides_come_in_one_message(refuse: Refuse) -> None:
+    message = refuse("seed: x\n", "train.epochs=0", "train.epoch=1")
+    assert message.startswith("pets.yaml: 3 problems")
+    assert "pets.yaml:3: seed: " in message
+    assert "--set train.epochs=0: " in message
+    assert "--set train.epoch=1: " in message
+
+
+def test_required_keys_are_asked_for_together(file: Path) -> None:
+    file.write_text("model: {}\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert "model.name: is required" in str(caught.value)
+    assert "data: is required" in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["Adma", "3", "null"])
+def test_an_unknown_optimizer_is_one_problem(refuse: Refuse, given: str) -> None:
+    message = refuse(f"optimizer: {{name: {given}}}\n")
+    assert message.startswith("pets.yaml:3: optimizer.name: ")
+    assert "\n" not in message
+
+
+def test_an_unknown_optimizer_is_refused_with_the_nearest(refuse: Refuse) -> None:
+    message = refuse("optimizer: {name: RMSpop}\n")
+    assert "'RMSpop' is no optimizer of torch.optim. Did you mean 'rmsprop'? Here: " in message
+
+
+@pytest.mark.parametrize("given", ["AdamW", "ADAMW", "adamw"])
+def test_an_optimizers_name_may_be_written_in_any_case(load: Load, given: str) -> None:
+    assert load(f"optimizer: {{name: {given}}}\n").optimizer.name == "adamw"
+
+
+@pytest.mark.parametrize(("given", "why"), [("LBFGS", "several times"), ("SparseAdam", "sparse")])
+def test_an_optimizer_that_cannot_train_here_is_refused_with_the_reason(
+    refuse: Refuse, given: str, why: str
+) -> None:
+    message = refuse(f"optimizer: {{name: {given}}}\n")
+    assert message.startswith(f"pets.yaml:3: optimizer.name: {given} cannot train here: ")
+    assert why in message
+
+
+@pytest.mark.parametrize("key", ["lr", "weight_decay", "momentum", "maximize", "params"])
+def test_an_option_that_is_a_key_of_its_own_or_would_do_harm_is_refused(
+    refuse: Refuse, key: str
+) -> None:
+    assert f"optimizer.options: {key} " in refuse(f"optimizer: {{options: {{{key}: 1}}}}\n")
+
+
+def test_an_unknown_key_of_a_group_is_refused_with_the_nearest(refuse: Refuse) -> None:
+    message = refuse("optimizer:\n  groups:\n    - {match: ['fc.*'], lr_scal: 2}\n")
+    assert message.startswith("pets.yaml:5: optimizer.groups.0.lr_scal: unknown key.")
+    assert "lr_scale'?" in message
+
+
+def test_a_group_that_says_nothing_is_refused_with_its_place(refuse: Refuse) -> None:
+    message = refuse("optimizer:\n  groups:\n    - {match: ['fc.*'], lr: 1, lr_scale: 2}\n")
+    assert message == "pets.yaml:5: optimizer.groups.0.lr_scale: give either it or lr"
+
+
+def test_an_unknown_choice_is_refused_with_the_nearest(refuse: Refuse) -> None:
+    message = refuse("freeze:\n  norm_stats: keeep\n")
+    assert message == (
+        "pets.yaml:4: freeze.norm_stats: must be one of keep, update, not 'keeep'. "
+        "Did you mean 'keep'?"
+    )
+
+
+def test_an_unknown_model_is_refused_with_the_nearest(refuse: Refuse) -> None:
+    message = refuse("", "model.name=resnet81")
+    assert "Did you mean 'resnet18'?" in message
+    assert "finetune models" in message
+
+
+@pytest.mark.parametrize("value", ["3", "[a]", "word"])
+def test_a_section_that_is_none_is_refused_with_its_keys(refuse: Refuse, value: str) -> None:
+    expected = "pets.yaml:3: train: must be a section of keys (epochs, label_smoothing, "
+    assert refuse(f"train: {value}\n").startswith(expected)
+
+
+def test_an_empty_section_is_refused_with_its_keys(refuse: Refuse) -> None:
+    expected = "pets.yaml:3: train: is empty; give it keys (epochs, label_smoothing, "
+    assert refuse("train:\n").startswith(expected)
+
+
+def test_a_list_is_called_a_list(refuse: Refuse) -> None:
+    message = refuse('freeze: {patterns: "layer4.*"}\n')
+    assert "must be a list" in message
+
+
+def test_a_problem_between_two_sections_names_a_line(refuse: Refuse) -> None:
+    message = refuse("schedule:\n  warmup_epochs: 9\ntrain:\n  epochs: 3\n")
+    assert "schedule.warmup_epochs: 9 is longer than train.epochs, 3" in message
+    assert message.startswith("pets.yaml:")
+    assert message.split(":")[1].isdigit()
+
+
+# --set
+
+
+def test_set_overrides_the_file_and_leaves_its_neighbours(load: Load) -> None:
+    config = load("train: {epochs: 3, label_smoothing: 0.1}\n", "train.epochs=4")
+    assert (config.train.epochs, config.train.label_smoothing) == (4, 0.1)
+
+
+def test_set_makes_a_section_that_the_file_lacks(load: Load) -> None:
+    assert load("", "train.epochs=4").train.epochs == 4
+
+
+def test_the_last_set_wins(load: Load) -> None:
+    assert load("", "train.epochs=4", "train.epochs=5").train.epochs == 5
+
+
+def test_set_takes_yaml(load: Load) -> None:
+    config = load("", 'freeze.patterns=["*", "!layer4.*"]', "optimizer={name: adamw, lr: 1e-4}")
+    assert config.freeze.patterns == ("*", "!layer4.*")
+    assert (config.optimizer.name, config.optimizer.lr) == ("adamw", 0.0001)
+
+
+def test_set_takes_a_value_with_an_equals_sign(load: Load) -> None:
+    assert load("", "output_dir=runs/lr=0.1").output_dir == "runs/lr=0.1"
+
+
+def test_set_can_give_what_the_file_lacks(file: Path) -> None:
+    file.write_text("", encoding="utf-8")
+    config = load_config(file, ["model.name=resnet18", "data.root=photos"])
+    assert config.model.name == "resnet18"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.epochs=three", "must be a whole number, not 'three'"),
+        ("train.epochs=0", "must be greater than or equal to 1, not 0"),
+        ("train.epochs=", "must be a whole number, not nothing"),
+        ("train.epochs=[1, 2", "not valid YAML"),
+        ("train.epoch=3", "unknown key. Did you mean 'train.epochs'?"),
+        ("epochs=3", "unknown key. Did you mean 'train.epochs'?"),
+        ("model.name.size=18", "name is no section"),
+        ("train=3", "must be a section of keys"),
+        ("format=9", "format 9 is newer"),
+    ],
+)
+def test_set_passes_the_validation_of_the_file(refuse: Refuse, override: str, said: str) -> None:
+    assert said in refuse("", override)
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "=3", "train..epochs=3", ".=3", ""])
+def test_a_malformed_set_is_answered_with_an_example(refuse: Refuse, override: str) -> None:
+    message = refuse("", override)
+    assert message.startswith("--set")
+    assert "expected key.path=value, as in train.epochs=3" in message
+
+
+def test_a_problem_of_an_override_names_the_override(refuse: Refuse) -> None:
+    message = refuse("train: {epochs: 3}\n", "train.epochs=x")
+    assert message == "--set train.epochs=x: must be a whole number, not 'x'"
+
+
+def test_a_problem_within_an_override_of_a_section_names_its_path(refuse: Refuse) -> None:
+    message = refuse("", "optimizer={name: sgd, lr: high}")
+    assert message.startswith("--set optimizer={name: sgd, lr: high}: ")
+    assert "optimizer.lr" in message
+
+
+def test_a_problem_of_the_file_is_not_blamed_on_a_neighbouring_override(refuse: Refuse) -> None:
+    message = refuse("optimizer: {name: adamw, momentum: 0.9}\n", "optimizer.lr=0.1")
+    assert message.startswith("pets.yaml:3: ")
+
+
+# Strictness
+
+
+@pytest.mark.parametrize(
+    ("more", "path"),
+    [
+        ("train: {epochs: true}\n", "train.epochs"),
+        ("train: {epochs: '3'}\n", "train.epochs"),
+        ("train: {epochs: 3.0}\n", "train.epochs"),
+        ("train: {epochs: 1:30}\n", "train.epochs"),
+        ("train: {epochs: null}\n", "train.epochs"),
+        ("optimizer: {lr: true}\n", "optimizer.lr"),
+        ("optimizer: {lr: '0.1'}\n", "optimizer.lr"),
+        ("optimizer: {lr: .nan}\n", "optimizer.lr"),
+        ("optimizer: {lr: .inf}\n", "optimizer.lr"),
+        ("optimizer: {lr: 1e400}\n", "optimizer.lr"),
+        ("optimizer: {lr: 0}\n", "optimizer.lr"),
+        ("schedule: {warmup_epochs: -.inf}\n", "schedule.warmup_epochs"),
+        ("augment: {policy: true}\n", "augment.policy"),
+        ("seed: -1\n", "seed"),
+        ("seed: 9223372036854775808\n", "seed"),
+        ("freeze: {patterns: '*'}\n", "freeze.patterns"),
+        ("freeze: {patterns: [1]}\n", "freeze.patterns.0"),
+        ("freeze: {patterns: ['']}\n", "freeze.patterns"),
+        ("freeze: {patterns: ['!']}\n", "freeze.patterns"),
+        ("output_dir: 3\n", "output_dir"),
+        ("output_dir: ''\n", "output_dir"),
+        ('output_dir: "a\\nb"\n', "output_dir"),
+        ('output_dir: "a\\0b"\n', "output_dir"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(refuse: Refuse, more: str, path: str) -> None:
+    message = refuse(more)
+    assert message.startswith(f"pets.yaml:3: {path}: ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["workers: true", "workers: many", "workers: -1", "val_fraction: -0.1", "val_fraction: 1"],
+)
+def test_a_value_out_of_range_is_refused(refuse: Refuse, data: str) -> None:
+    key, _, value = data.partition(": ")
+    assert refuse("", f"data.{key}={value}").startswith(f"--set data.{key}={value}: must be ")
+
+
+def test_a_whole_number_may_stand_for_a_float(load: Load) -> None:
+    assert load("optimizer: {lr: 1}\n").optimizer.lr == 1.0
+
+
+@pytest.mark.parametrize("std", ["[0, 1, 1]", "[1, 1]", "[1, 1, 1, 1]", "0.5"])
+def test_a_std_that_cannot_divide_is_refused(refuse: Refuse, std: str) -> None:
+    override = f"model.preprocessing={{resize: 4, crop: 4, std: {std}}}"
+    assert refuse("", override).startswith(f"--set {override}: ")
+
+
+@pytest.mark.parametrize("value", ["0", "true", "1.0", "one", "null"])
+def test_a_format_that_is_not_the_number_1_is_refused(refuse: Refuse, value: str) -> None:
+    assert "format" in refuse(f"format: {value}\n")
+
+
+def test_a_newer_format_is_refused_by_name_before_its_unknown_keys(refuse: Refuse) -> None:
+    message = refuse("format: 2\nnew_section: {}\n")
+    assert message.startswith("pets.yaml: format 2 is newer than this finetune")
+    assert "new_section" not in message
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("optimizer: {name: adamw, momentum: 0.9}\n", "optimizer.momentum: has no effect on adamw"),
+        ("schedule: {name: cosine, gamma: 0.1}\n", "schedule.gamma: has no effect on cosine"),
+        (
+            "schedule: {name: one_cycle, warmup_epochs: 1}\n",
+            "schedule.warmup_epochs: one_cycle rises by itself",
+        ),
+        ("schedule: {name: plateau, gamma: 1}\n", "schedule.gamma: must be below 1"),
+        ("schedule: {name: cosine, patience: 3}\n", "schedule.patience: has no effect on cosine"),
+        ("optimizer: {name: rprop, weight_decay: 0.1}\n", "optimizer.weight_decay: has no effect"),
+        ("optimizer: {name: auto, options: {eps: 1}}\n", "optimizer.options: are of one class"),
+        (
+            "schedule: {name: constant, step_epochs: 3}\n",
+            "schedule.step_epochs: has no effect on constant",
+        ),
+    ],
+)
+def test_an_option_without_effect_is_refused(refuse: Refuse, more: str, said: str) -> None:
+    message = refuse(more)
+    assert message.startswith("pets.yaml:3: ")
+    assert said in message
+
+
+def test_bundled_weights_of_another_model_are_refused(refuse: Refuse) -> None:
+    assert "set name: shufflenet_v2_x0_5" in refuse("", "model.weights=bundled")
+
+
+@pytest.mark.parametrize("weights", ["null", "none", "~"])
+def test_weights_null_means_none(load: Load, weights: str) -> None:
+    assert load("", f"model.weights={weights}").model.weights == "none"
+
+
+def test_a_config_cannot_be_changed(load: Load) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load().train.epochs = 3
+
+
+# Defaults
+
+
+def test_model_and_root_alone_make_a_run(load: Load) -> None:
+    assert load().plain() == {
+        "format": 1,
+        "model": {
+            "name": "resnet18",
+            "weights": "DEFAULT",
+            "keep_head": "none",
+            "preprocessing": "auto",
+            "aux_heads": False,
+        },
+        "freeze": {"patterns": ["*"], "norm_stats": "keep", "may_differ": False},
+        "data": {
+            "root": "photos",
+            "table": {},
+            "val_fraction": 0.2,
+            "on_unreadable": "fail",
+            "balance": "none",
+            "fit": "crop",
+            "levels": "auto",
+            "batch_size": 32,
+            "workers": "auto",
+        },
+        "augment": {
+            "policy": "auto",
+            "crop_scale": 0.35,
+            "color_jitter": 0.0,
+            "erasing": 0.0,
+            "mixup": 0.0,
+            "cutmix": 0.0,
+            "views": 0,
+        },
+        "train": {
+            "epochs": "auto",
+            "label_smoothing": 0.0,
+            "monitor": "top1",
+            "accumulate": 1,
+            "checkpoint_minutes": 10.0,
+        },
+        "optimizer": {
+            "name": "sgd",
+            "lr": "auto",
+            "weight_decay": 0.0,
+            "momentum": 0.9,
+            "decay_norms_and_biases": False,
+            "groups": [],
+        },
+        "schedule": {"name": "cosine", "warmup_epochs": "auto"},
+        "features": {"cache": "auto", "known_by": "time"},
+        "runtime": {
+            "device": "auto",
+            "precision": "auto",
+            "memory_format": "auto",
+            "live_precision": "auto",
+            "live_memory_format": "auto",
+            "compile": "auto",
+        },
+        "output_dir": "runs/pets",
+        "seed": 0,
+    }
+
+
+def test_no_patterns_are_not_the_default_patterns(load: Load) -> None:
+    assert load("freeze: {patterns: []}\n").freeze.patterns == ()
+
+
+def test_the_run_folder_is_named_after_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "my.pets.yml"
+    path.parent.mkdir()
+    path.write_text(MINIMAL, encoding="utf-8")
+    assert load_config(path).output_dir == str(Path("runs") / "my.pets")
+
+
+def test_each_optimizer_has_its_own_defaults(load: Load) -> None:
+    adamw = load("optimizer: {name: adamw}\n").optimizer
+    assert (adamw.lr, adamw.weight_decay, adamw.momentum) == ("auto", 0.01, None)
+    rmsprop = load("optimizer: {name: rmsprop}\n").optimizer
+    assert (rmsprop.lr, rmsprop.momentum) == (0.01, 0.0)
+
+
+def test_the_step_schedule_has_its_own_defaults(load: Load) -> None:
+    step = load("schedule: {name: step}\n").schedule
+    assert (step.step_epochs, step.gamma) == (7, 0.1)
+
+
+# to_yaml
+
+ODD = [
+    "off",
+    "Yes",
+    "true",
+    "True",
+    "null",
+    "~",
+    "1e-3",
+    "010",
+    "1:30",
+    "1_000",
+    "0x1F",
+    ".inf",
+    "2020-01-01",
+    "*",
+    "!x",
+    "&a",
+    "- a",
+    "a: b",
+    "# a",
+    "'a'",
+    '"a"',
+    "[a, b",
+    "{a",
+    "@a",
+    "%a",
+    "?",
+    "=",
+    "<<",
+    "---",
+    " a ",
+    "C:\\photos",
+    "Fotos für Zoë/日本/\N{CAT FACE}",
+    "a " * 200,
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_to_yaml_keeps_every_text(load: Load, file: Path, text: str) -> None:
+    plain = load().plain()
+    plain["data"]["root"] = plain["output_dir"] = plain["model"]["weights"] = text
+    plain["freeze"]["patterns"] = [text, f"!{text}", "*"]
+    config = Config.model_validate(plain)
+    file.write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_other_readers_of_yaml_see_the_same_text(load: Load, text: str) -> None:
+    plain = load().plain()
+    plain["data"]["root"] = text
+    config = Config.model_validate(plain)
+    assert yaml.safe_load(to_yaml(config))["data"]["root"] == text
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["optimizer.name=adamw", "optimizer.lr=1e-05"],
+        ["schedule={name: step, step_epochs: 3, gamma: 0.5}", "seed=9223372036854775807"],
+        ["freeze.patterns=[]", "freeze.norm_stats=update", "data.workers=0"],
+        ["model.preprocessing={resize: 36, crop: 32, mean: [0, 0, 0], std: [1, 0.1, 1e-3]}"],
+        ["model.preprocessing=IMAGENET1K_V1", "model.weights=none"],
+        ["optimizer={name: auto, lr: auto, weight_decay: auto}", "train.epochs=auto"],
+        ["schedule={name: plateau, warmup_epochs: auto}", "train.early_stopping={patience: 5}"],
+        [
+            'optimizer.groups=[{match: ["*.bias", "fc.*"], lr_scale: 2}]',
+            "optimizer.layer_decay=0.7",
+        ],
+        ["optimizer={name: adafactor, options: {eps: [null, 0.001], d: 1.5}}"],
+    ],
+)
+def test_to_yaml_keeps_every_section(load: Load, file: Path, overrides: list[str]) -> None:
+    config = load("", *overrides)
+    file.write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(file) == config
+
+
+# Files
+
+
+def refused_file(path: Path) -> str:
+    """The message with which this path is refused."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    return message
+
+
+def test_every_config_of_the_repository_loads() -> None:
+    paths = list((REPOSITORY / "configs").rglob("*.y*ml"))
+    assert len(paths) >= 1
+    for path in paths:
+        load_config(path)
+
+
+def test_a_missing_file_is_refused_with_the_nearest_name(file: Path) -> None:
+    file.write_text(MINIMAL, encoding="utf-8")
+    message = refused_file(file.with_name("pet.yaml"))
+    assert message.endswith("no such config file. Did you mean 'pets.yaml'?")
+
+
+def test_a_file_in_no_folder_is_refused(tmp_path: Path) -> None:
+    assert "no such config file" in refused_file(tmp_path / "gone" / "pets.yaml")
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    refused_file(tmp_path / f"{'x' * 300}.yaml")
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    assert "is a folder" in refused_file(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"model: \xff", MINIMAL.encode("utf-16")])
+def test_a_file_that_is_not_utf8_is_refused(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    assert "UTF-8" in refused_file(file)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
+    assert load_config(file).model.name == "resnet18"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# a comment\n", "---\n"])
+def test_an_empty_file_is_asked_for_what_a_run_needs(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")
+    message = refused_file(file)
+    assert "model: is required" in message
+    assert "data: is required" in message
+
+
+@pytest.mark.parametrize("text", ["- model\n- data\n", "some text\n", "3\n"])
+def test_a_file_without_keys_is_refused(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")
+    assert refused_file(file).endswith(":1: expected sections such as model: and data:")
+
+
+def test_two_documents_are_refused(file: Path) -> None:
+    file.write_text(f"{MINIMAL}---\n{MINIMAL}", encoding="utf-8")
+    assert "two documents" in refused_file(file)
+
+
+@pytest.mark.parametrize("policy", ["auto", "none", "flip"])
+def test_views_are_refused_where_none_is_drawn(refuse: Refuse, policy: str) -> None:
+    message = refuse(f"augment: {{policy: {policy}, views: 3}}\n")
+    assert "augment.views: has no effect unless something is drawn" in message
+
+
+@pytest.mark.parametrize("drawn", ["policy: trivial", "erasing: 0.1", "color_jitter: 0.1"])
+def test_views_bound_whatever_is_drawn(load: Load, drawn: str) -> None:
+    assert load(f"augment: {{{drawn}, views: 3}}\n").augment.views == 3
+
+
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_views_are_refused_where_every_batch_is_mixed_anew(refuse: Refuse, mixing: str) -> None:
+    message = refuse(f"augment: {{policy: trivial, {mixing}: 0.2, views: 3}}\n")
+    assert f"augment.views: has no effect with {mixing}" in message
+
+
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_random_crops_of_photos_that_are_to_stay_whole_are_refused(
+    refuse: Refuse, fit: str
+) -> None:
+    data = f"{{root: photos, fit: {fit}}}"
+    message = refuse("augment: {policy: crop_flip}\n", f"data={data}")
+    assert f"augment.policy: crop_flip would cut what data.fit {fit} keeps whole" in message
+
+
+@pytest.mark.parametrize("word", ["off", "disk", "memory", "auto"])
+def test_the_cache_is_named_by_a_word(load: Load, word: str) -> None:
+    assert load(f"features: {{cache: {word}}}\n").features.cache == word
+
+
+@pytest.mark.parametrize(
+    ("setting", "most"),
+    [
+        ("optimizer: {lr: 1.0e+39}", "1e+30"),
+        ("optimizer: {weight_decay: 1.0e+300}", "1e+06"),
+        ("optimizer: {groups: [{match: ['*'], lr: 1.0e+39}]}", "1e+30"),
+        ("optimizer: {groups: [{match: ['*'], lr_scale: 1.0e+39}]}", "1e+06"),
+    ],
+)
+def test_a_rate_that_torch_cannot_compute_with_is_refused(
+    refuse: Refuse, setting: str, most: str
+) -> None:
+    assert f"must be less than or equal to {most}, not " in refuse(setting)
+
+
+@pytest.mark.parametrize("key", ["mixup", "cutmix"])
+def test_an_alpha_too_small_to_draw_from_is_refused(refuse: Refuse, key: str) -> None:
+    message = refuse(f"augment: {{{key}: 1.0e-300}}")
+    assert f"augment.{key}: must be 0 or at least 1e-06" in message

@@ -1,0 +1,549 @@
+"""Cached features: the same training as without, and nothing damaged is ever taken for whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from finetune.checkpoints.checkpoint import load_checkpoint
+from finetune.commands.cache import clear_cache, list_cache
+from finetune.commands.dry_run import dry_run
+from finetune.commands.evaluate import evaluate_checkpoint
+from finetune.commands.freeze_report import freeze_report
+from finetune.commands.train import train
+from finetune.config.model_registry import BUNDLED_MODEL
+from finetune.config.schema import Config, PreprocessingConfig, RuntimeConfig
+from finetune.core.errors import OutputError
+from finetune.core.reporter import SilentReporter
+from finetune.data.loading.views import Views
+from finetune.features import cache_policy
+from finetune.features import store as feature_store
+from finetune.features.compute_format import ComputeFormat
+from finetune.features.extractor import FeatureExtractor
+from finetune.features.store import FeatureStore, Layout, make_room, stored
+from finetune.freezing.graph_split import FrozenPrefix
+from finetune.report.catalog import render_cache
+
+Make = Callable[..., Config]
+LAYOUT = Layout(rows=10, shapes=((3,), (2, 2)), dtype="float32", block_rows=4)
+
+
+class Told(SilentReporter):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    warn = say
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The size of each batch that the frozen prefix computed."""
+    sizes: list[int] = []
+    real = FrozenPrefix.forward
+
+    def counting(self: FrozenPrefix, images: torch.Tensor) -> object:
+        sizes.append(len(images))
+        return real(self, images)
+
+    monkeypatch.setattr(FrozenPrefix, "forward", counting)
+    return sizes
+
+
+# Forms fixed, so that no timing runs the prefix.
+FIXED = {"precision": "float32", "memory_format": "contiguous"}
+OTHER = RuntimeConfig(precision="float32", memory_format="channels_last")
+
+
+def live_weights(config: Config) -> torch.Tensor:
+    state, metadata = load_checkpoint(Path(config.output_dir) / "last.pt")
+    frozen = set(metadata.freeze_plan.names)
+    buffers = ("running_mean", "running_var", "num_batches_tracked", "position_index")
+    trainable_part = [v for k, v in state.items() if k not in frozen and not k.endswith(buffers)]
+    return torch.cat([value.flatten() for value in trainable_part])
+
+
+@pytest.mark.parametrize(
+    ("name", "patterns", "crop"),
+    [
+        ("shufflenet_v2_x0_5", ["*"], 32),
+        ("shufflenet_v2_x0_5", ["*", "!conv5.*"], 32),
+        ("densenet121", ["*"], 64),
+        ("swin_t", ["*", "!features.7.*"], 32),
+    ],
+)
+def test_cached_steps_equal_uncached_ones(
+    make_config: Make, tmp_path: Path, name: str, patterns: list[str], crop: int
+) -> None:
+    runs = []
+    for cache in ("off", "memory", "disk"):
+        config = make_config(
+            model={
+                "name": name,
+                "weights": "bundled" if name == BUNDLED_MODEL else "none",
+                "preprocessing": {"resize": crop, "crop": crop},
+            },
+            freeze={"patterns": patterns},
+            augment={"policy": "flip"},
+            features={"cache": cache},
+            runtime=FIXED,
+            data={"batch_size": 2},
+            train={"epochs": 3},  # of nine steps each
+            output_dir=str(tmp_path / cache),
+        )
+        train(config)
+        runs.append(live_weights(config))
+    uncached, in_memory, on_disk = runs
+    assert torch.equal(in_memory, on_disk)
+    assert float((uncached - on_disk).norm() / uncached.norm()) < 1e-4
+
+
+def test_a_wrong_view_is_noticed_by_that_comparison(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    real = Views.pick
+
+    def wrong(self: Views, epoch: int, index: int) -> int:
+        return 1 - real(self, epoch, index) if index == 0 else real(self, epoch, index)
+
+    for name in ("right", "wrong"):
+        if name == "wrong":
+            monkeypatch.setattr(Views, "pick", wrong)
+        config = make_config(
+            model={"weights": "bundled"},
+            augment={"policy": "flip"},
+            features={"cache": "memory"},
+            runtime=FIXED,
+            train={"epochs": 7},
+            output_dir=str(tmp_path / name),
+        )
+        train(config)
+        runs.append(live_weights(config))
+    assert float((runs[0] - runs[1]).norm() / runs[0].norm()) > 1e-4
+
+
+def test_a_second_run_with_other_settings_computes_no_backbone_forward(
+    make_config: Make, tmp_path: Path, forwards: list[int]
+) -> None:
+    train(make_config(model={"weights": "bundled"}, runtime=FIXED))
+    assert forwards
+    forwards.clear()
+    train(
+        make_config(
+            model={"weights": "bundled"},
+            runtime=FIXED,
+            optimizer={"lr": 0.3},
+            train={"epochs": 3, "label_smoothing": 0.1},
+            seed=5,
+            output_dir=str(tmp_path / "second"),
+        )
+    )
+    assert not forwards
+
+
+def test_each_image_is_computed_once_for_each_view_eight_at_a_time(
+    make_config: Make, forwards: list[int]
+) -> None:
+    train(make_config(runtime=FIXED, train={"epochs": 5}))
+    assert sum(forwards) == 18 * 2 + 10  # training images in two views; validation images in one
+    assert sorted(forwards) == [2, 4, 8, 8, 8, 8, 8]
+
+
+def test_another_image_file_is_another_key(
+    make_config: Make, photos: Path, tmp_path: Path, forwards: list[int]
+) -> None:
+    train(make_config(runtime=FIXED))
+    forwards.clear()
+    changed = photos / "train" / "class_0" / "0.png"
+    changed.write_bytes((photos / "train" / "class_0" / "1.png").read_bytes())
+    train(make_config(runtime=FIXED, output_dir=str(tmp_path / "second")))
+    assert sum(forwards) == 18 * 2  # the validation features were kept
+
+
+@pytest.mark.parametrize("way", ["rewritten", "renamed"])
+def test_photos_exchanged_for_others_of_equal_size_and_time_are_computed_anew(
+    make_config: Make, photos: Path, tmp_path: Path, forwards: list[int], way: str
+) -> None:
+    one, two = (photos / "train" / f"class_{label}" / "0.png" for label in (0, 1))
+    size = max(path.stat().st_size for path in (one, two))
+    for path in (one, two):
+        # Bytes after the end of a PNG are not read.
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.utime(path, (1, 1))
+    train(make_config(runtime=FIXED))
+    forwards.clear()
+    if way == "renamed":
+        two.replace(one)
+        shutil.copy2(one, two)
+    else:
+        one.write_bytes(two.read_bytes())
+        os.utime(one, (1, 1))
+    assert one.stat().st_mtime == two.stat().st_mtime == 1
+    train(make_config(runtime=FIXED, output_dir=str(tmp_path / "second")))
+    assert sum(forwards) == 18 * 2  # the validation features were kept
+
+
+def test_content_may_decide_instead_of_path_and_time(
+    make_config: Make, photos: Path, tmp_path: Path, forwards: list[int]
+) -> None:
+    by_content = {"known_by": "content"}
+    train(make_config(runtime=FIXED, features=by_content))
+    moved = photos.rename(tmp_path / "moved")
+    for path in moved.rglob("*.png"):
+        os.utime(path, (1, 1))
+    forwards.clear()
+    config = make_config(
+        runtime=FIXED,
+        features=by_content,
+        data={"root": str(moved)},
+        output_dir=str(tmp_path / "second"),
+    )
+    train(config)
+    assert not forwards
+    changed = moved / "train" / "class_0" / "0.png"
+    changed.write_bytes((moved / "train" / "class_0" / "1.png").read_bytes())
+    os.utime(changed, (1, 1))
+    train(config, overwrite=True)
+    assert sum(forwards) == 18 * 2
+
+
+def test_eval_reproduces_cached_figures_and_needs_no_forward(
+    make_config: Make, forwards: list[int]
+) -> None:
+    config = make_config(runtime=FIXED)
+    summary = train(config)
+    forwards.clear()
+    result = evaluate_checkpoint(Path(config.output_dir) / "best.pt")
+    assert (result.top1, result.loss) == (summary.val.top1, summary.val.loss)
+    assert not forwards
+
+
+def test_an_interrupted_filling_goes_on_where_it_stopped(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, forwards: list[int], photos: Path
+) -> None:
+    monkeypatch.setattr(cache_policy, "BLOCK_ROWS", 4)
+    config = make_config(runtime=FIXED)
+    real = FeatureStore.put
+
+    def interrupted(self: FeatureStore, block: int, values: list[torch.Tensor]) -> None:
+        if block == 5:
+            raise KeyboardInterrupt
+        real(self, block, values)
+
+    monkeypatch.setattr(FeatureStore, "put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.setattr(FeatureStore, "put", real)
+    forwards.clear()
+    train(config, overwrite=True)
+    assert len(forwards) == (9 - 5) + 3  # blocks of 36 training rows that lacked, and validation
+
+
+def filled(folder: Path | None) -> FeatureStore:
+    store = FeatureStore(LAYOUT, folder, {"root": "x"})
+    for block in store.missing:
+        rows = LAYOUT.rows_of(block)
+        size = rows.stop - rows.start
+        store.put(block, [torch.full((size, 3), block + 1.0), torch.full((size, 2, 2), -1.0)])
+    return store
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_store_gives_back_rows_in_the_order_asked_for(tmp_path: Path, on_disk: bool) -> None:
+    store = filled(tmp_path / "s" if on_disk else None)
+    first, second = store.take(torch.tensor([9, 0, 4]))
+    assert first[:, 0].tolist() == [3.0, 1.0, 2.0]
+    assert second.shape == (3, 2, 2)
+
+
+def test_rows_taken_are_copies(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s")
+    store.take(torch.tensor([0]))[0].zero_()
+    assert float(store.take(torch.tensor([0]))[0][0, 0]) == 1.0
+
+
+def test_a_whole_store_is_whole_when_opened_again(tmp_path: Path) -> None:
+    filled(tmp_path / "s")
+    again = FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"})
+    assert not again.missing
+    assert not again.damaged
+
+
+def test_a_flipped_bit_is_noticed_and_costs_its_block_alone(tmp_path: Path) -> None:
+    filled(tmp_path / "s")
+    path = tmp_path / "s" / "0.bin"
+    content = bytearray(path.read_bytes())
+    content[4 * 3 * 4 + 1] ^= 1
+    path.write_bytes(content)
+    again = FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"})
+    assert again.missing == [1]
+    assert again.damaged == 1
+
+
+def test_a_truncated_file_is_noticed(tmp_path: Path) -> None:
+    filled(tmp_path / "s")
+    path = tmp_path / "s" / "1.bin"
+    path.write_bytes(path.read_bytes()[:-30])
+    again = FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"})
+    assert 2 in again.missing
+
+
+def test_a_half_filled_store_is_not_taken_for_whole(tmp_path: Path) -> None:
+    store = FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"})
+    store.put(1, [torch.ones(4, 3), torch.ones(4, 2, 2)])
+    assert FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"}).missing == [0, 2]
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"format": 0}', "[]"])
+def test_a_foreign_store_is_replaced(tmp_path: Path, content: str) -> None:
+    filled(tmp_path / "s")
+    (tmp_path / "s" / "meta.json").write_text(content)
+    again = FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"})
+    assert again.missing == [0, 1, 2]
+    assert again.damaged
+
+
+def test_a_log_with_nonsense_counts_for_nothing(tmp_path: Path) -> None:
+    filled(tmp_path / "s")
+    with (tmp_path / "s" / "blocks.log").open("a") as log:
+        log.write("999 00000000\nx y\n\n7\n")
+    assert not FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"}).missing
+
+
+def test_damage_is_said_and_repaired_in_training(make_config: Make, own_cache: Path) -> None:
+    config = make_config(runtime=FIXED)
+    expected = train(config)
+    for path in own_cache.glob("finetune/features/*/0.bin"):
+        content = bytearray(path.read_bytes())
+        content[5] ^= 8
+        path.write_bytes(content)
+    told = Told()
+    again = train(config, overwrite=True, reporter=told)
+    assert any("damaged features found" in line for line in told.lines)
+    assert again.val == expected.val
+
+
+def test_the_least_recently_used_stores_go_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for age, name in enumerate(["new", "middle", "old"]):
+        filled(tmp_path / name)
+        meta = tmp_path / name / "meta.json"
+        os.utime(meta, (1000 - age, 1000 - age))
+    size = stored(tmp_path)[0].num_bytes
+    monkeypatch.setattr(feature_store, "_IN_USE", set())  # as in a later process
+    make_room(tmp_path, size, limit=2 * size + 5)
+    assert [store.folder.name for store in stored(tmp_path)] == ["new"]
+
+
+def test_a_store_that_is_open_stays(tmp_path: Path) -> None:
+    filled(tmp_path / "mine")
+    make_room(tmp_path, 10**9, limit=1)
+    assert [store.folder.name for store in stored(tmp_path)] == ["mine"]
+
+
+def test_a_store_that_another_process_removes_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "gone")
+    real = feature_store._read_meta
+
+    def removed(folder: Path) -> object:
+        found = real(folder)
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+        return found
+
+    monkeypatch.setattr(feature_store, "_read_meta", removed)
+    assert stored(tmp_path) == []
+
+
+def test_a_log_line_cut_short_costs_one_block(tmp_path: Path) -> None:
+    filled(tmp_path / "s")
+    log = tmp_path / "s" / "blocks.log"
+    lines = [line for line in log.read_text().splitlines() if line]
+    log.write_text("\n".join(lines[:2]) + "\n" + lines[2][:3])
+    store = FeatureStore(LAYOUT, tmp_path / "s", {})
+    (missing,) = store.missing
+    store.put(missing, [tensor[LAYOUT.rows_of(missing)].clone() for tensor in store.tensors])
+    assert FeatureStore(LAYOUT, tmp_path / "s", {}).missing == []
+
+
+def test_removal_leaves_files_that_are_not_ours(tmp_path: Path) -> None:
+    filled(tmp_path / "s")
+    (tmp_path / "s" / "notes.txt").write_text("mine")
+    feature_store.remove(stored(tmp_path)[0])
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["notes.txt"]
+
+
+def test_features_too_large_to_keep_are_computed_anew(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_policy, "WORTH_KEEPING_BYTES", 10)
+    monkeypatch.setattr(cache_policy, "_READ_BYTES_PER_S", 0)
+    config = make_config(runtime=FIXED)
+    told = Told()
+    train(config, reporter=told)
+    assert any("not cached" in line for line in told.lines)
+    saved = (Path(config.output_dir) / "config.yaml").read_text()
+    assert "cache: off" in saved or "cache: 'off'" in saved
+
+
+def test_a_place_that_cannot_be_written_is_said_and_memory_is_taken(
+    make_config: Make, tmp_path: Path
+) -> None:
+    place = tmp_path / "file" / "features"
+    place.parent.touch()
+    config = make_config(runtime=FIXED, features={"dir": str(place)})
+    told = Told()
+    train(config, reporter=told)
+    assert f"{place}: features cannot be kept there: Not a directory" in "\n".join(told.lines)
+    assert "cache: memory" in (Path(config.output_dir) / "config.yaml").read_text()
+
+
+def test_disk_that_was_asked_for_is_refused_with_its_path(
+    make_config: Make, tmp_path: Path
+) -> None:
+    place = tmp_path / "file" / "features"
+    place.parent.touch()
+    with pytest.raises(OutputError, match=f"{place}: features cannot be kept: Not a directory"):
+        train(make_config(runtime=FIXED, features={"dir": str(place), "cache": "disk"}))
+
+
+def test_a_full_disk_is_one_message_with_the_ways_out(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FeatureStore, "put", full)
+    with pytest.raises(Exception, match=r"features.dir=FOLDER names another place") as caught:
+        train(make_config(runtime=FIXED))
+    assert getattr(caught.value, "exit_code", None) == 6
+
+
+def test_a_store_has_its_place_on_the_disk_before_it_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing to a mapped file on a full disk ends the process with SIGBUS."""
+    layout = Layout(rows=1000, shapes=((100,),), dtype="float32", block_rows=10)
+    FeatureStore(layout, tmp_path / "whole", {})
+    file = tmp_path / "whole" / "0.bin"
+    assert file.stat().st_blocks * 512 >= file.stat().st_size == layout.num_bytes
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        FeatureStore(layout, tmp_path / "full", {})
+    assert not list((tmp_path / "full").glob("*.bin"))
+    listed = {store.folder.name: store.num_bytes for store in stored(tmp_path)}
+    assert listed["full"] < 1000 < listed["whole"]  # eviction and `clear` know of both
+
+
+def test_a_run_whose_features_find_no_room_leaves_the_old_run_alone(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(runtime=FIXED)
+    train(config)
+    before = (Path(config.output_dir) / "best.pt").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FeatureStore, "put", full)
+    with pytest.raises(OutputError):
+        train(config.model_copy(update={"seed": 1, "runtime": OTHER}), overwrite=True)
+    assert (Path(config.output_dir) / "best.pt").read_bytes() == before
+
+
+def test_the_store_says_what_it_holds(make_config: Make, own_cache: Path) -> None:
+    train(make_config(runtime=FIXED))
+    metas = list(own_cache.glob("finetune/features/*/meta.json"))
+    assert len(metas) == 2
+    description = json.loads(metas[0].read_text())["description"]
+    assert {"identity", "preprocessing", "views", "form", "files", "versions"} <= description.keys()
+
+
+def test_the_cache_command_lists_and_clears(make_config: Make) -> None:
+    train(make_config(runtime=FIXED))
+    listed = list_cache()
+    assert sorted(row.views for row in listed.stores) == ["flip 2", "none 1"]
+    assert all(row.num_bytes > 0 for row in listed.stores)
+    assert "2 stores" in render_cache(listed)
+    assert clear_cache().removed
+    assert list_cache().stores == ()
+
+
+def test_predicted_cache_size_is_what_is_stored(make_config: Make) -> None:
+    config = make_config(runtime=FIXED)
+    predicted = freeze_report(config).cut.cache_bytes
+    train(config)
+    stored_bytes = sum(row.num_bytes for row in list_cache().stores)
+    assert predicted is not None
+    assert predicted <= stored_bytes < 1.05 * predicted
+
+
+def test_dry_run_predicts_an_epoch_with_and_without_the_cache(make_config: Make) -> None:
+    predicted = dry_run(make_config(runtime=FIXED)).predicted
+    assert predicted.epoch_with_cache_s is not None
+    assert 0 < predicted.epoch_with_cache_s < predicted.epoch_without_cache_s
+    everything = dry_run(make_config(runtime=FIXED, freeze={"patterns": []})).predicted
+    assert everything.epoch_with_cache_s is None
+
+
+@pytest.mark.parametrize(
+    ("mib", "multiply_adds", "worth"),
+    [(0.5, 0, True), (2, 0, False), (2, 5e7, False), (2, 5e8, True), (8, 5e8, False)],
+)
+def test_features_are_kept_where_reading_takes_less_than_computing(
+    mib: float, multiply_adds: float, worth: bool
+) -> None:
+    numbers = int(mib * 2**18)
+    extractor = FeatureExtractor(
+        nn.Identity(),
+        ((numbers,),),
+        ComputeFormat(),
+        PreprocessingConfig(resize=8, crop=8),
+        torch.device("cpu"),
+        "",
+    )
+    assert cache_policy.worth_keeping(extractor, int(multiply_adds)) is worth
+
+
+@pytest.mark.parametrize(
+    ("precision", "widest", "rows"),
+    [
+        ("float32", 1_000, 8),
+        ("bfloat16", 1_204_224, 4),
+        ("float32", 1_204_224, 2),
+        ("float32", 50_000_000, 2),
+    ],
+)
+def test_fewer_images_are_computed_at_once_where_they_are_wide(
+    precision: str, widest: int, rows: int
+) -> None:
+    extractor = FeatureExtractor(
+        nn.Identity(),
+        ((1,),),
+        ComputeFormat(precision),
+        PreprocessingConfig(resize=8, crop=8),
+        torch.device("cpu"),
+        "",
+        widest,
+    )
+    assert extractor.rows == rows

@@ -1,0 +1,184 @@
+"""The report's page in a real browser, without a window: silent, alive, and deaf to markup.
+
+Needs Chromium and playwright (`pip install playwright`; its own browsers are not needed).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.hostile_names import HOSTILE
+from test_report import facts_of, freeze_report
+
+from finetune.report.page import render_page
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+Open = Callable[..., Any]
+
+LABELS = (
+    *("ant", "bee", "a name of over twenty-two letters"),
+    *("蜜蜂和蚂蚁还有许多其他的昆虫", "WOMBAT MUMMY"),
+)
+"""Of every width; the last one ends far out."""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """The system's Chromium."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser here: none of {', '.join(names)}")
+    with playwright.sync_playwright() as running:
+        # A container's root user has no sandbox.
+        browser = running.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of plain names, and one of hostile ones."""
+    folder = tmp_path_factory.mktemp("pages")
+    freeze = freeze_report(["*", "!conv5.*"])
+    plain = ["ants", "bees", "wasps", "flies"]
+    (folder / "plain.html").write_text(render_page(facts_of(freeze, plain)))
+    drawn = facts_of(freeze_report(["conv1.*", "stage2.*"]), list(LABELS))
+    (folder / "labels.html").write_text(render_page(drawn))
+    (folder / "hostile.html").write_text(render_page(facts_of(freeze, list(HOSTILE))))
+    return folder
+
+
+@pytest.fixture
+def open_page(chromium: Any, pages: Path) -> Iterator[Open]:
+    """Opens a page from disk; fails the test for whatever the page said or asked for."""
+    messages: list[str] = []
+    contexts: list[Any] = []
+
+    def open_(name: str = "plain", **options: Any) -> Any:
+        context = chromium.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("dialog", lambda dialog: messages.append(f"dialog {dialog.message}"))
+        page.on("request", lambda request: _note(request.url, messages))
+        page.goto((pages / f"{name}.html").as_uri())
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert messages == []
+
+
+def _note(url: str, messages: list[str]) -> None:
+    if not url.startswith(("file:", "data:")):
+        messages.append(f"asked for {url}")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1100])
+def test_the_page_fits_and_says_nothing_on_the_console(
+    open_page: Open, scheme: str, width: int
+) -> None:
+    page = open_page(color_scheme=scheme, viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    backs = {
+        "light": "rgb(251, 250, 248)",
+        "dark": "rgb(21, 23, 26)",
+    }
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == backs[scheme]
+    broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+    assert page.evaluate(broken) == 0
+
+
+@pytest.mark.parametrize("name", ["plain", "labels", "hostile"])
+def test_every_label_of_a_drawing_has_its_room(open_page: Open, name: str) -> None:
+    page = open_page(name, viewport={"width": 1100, "height": 800})
+    clipped = page.locator("svg text").evaluate_all(
+        """all => all.filter(text => {
+            const one = text.getBoundingClientRect();
+            const room = text.closest('svg').getBoundingClientRect();
+            return one.left < room.left - 1 || one.right > room.right + 1
+                || one.top < room.top - 1 || one.bottom > room.bottom + 1;
+        }).map(text => text.textContent)"""
+    )
+    assert clipped == []
+
+
+def test_a_cell_of_the_matrix_names_itself_under_the_pointer(open_page: Open) -> None:
+    page = open_page()
+    assert page.locator("#tip").is_hidden()
+    cell = page.locator('svg [data-t="0"][data-p="1"]')
+    cell.hover()
+    count, of = cell.get_attribute("data-n"), cell.get_attribute("data-of")
+    assert page.locator("#tip").inner_text() == f"ants taken for bees: {count} of {of}"
+    page.mouse.move(1, 1)
+    assert page.locator("#tip").is_hidden()
+
+
+def test_a_point_of_a_curve_says_its_value(open_page: Open) -> None:
+    page = open_page()
+    page.locator("#curves .dot").first.hover()
+    assert page.locator("#tip").inner_text() == "epoch 1: training 1"
+
+
+def test_a_click_on_a_cell_shows_its_pictures_and_can_be_taken_back(open_page: Open) -> None:
+    page = open_page()
+    shown = page.locator("#mistakes figure:visible")
+    every = shown.count()
+    page.locator('svg [data-t="0"][data-p="1"]').click()
+    assert 0 < shown.count() < every
+    words = shown.evaluate_all("all => all.map(f => f.querySelector('figcaption b').textContent)")
+    assert set(words) == {"ants"}
+    assert page.locator("#chosen-text").inner_text().startswith("ants taken for bees: ")
+    assert page.locator("#tip").is_hidden()
+    page.locator("#clear").click()
+    assert shown.count() == every
+    assert page.locator("#chosen").is_hidden()
+
+
+def test_the_keyboard_reaches_the_cells_too(open_page: Open) -> None:
+    page = open_page()
+    page.locator('svg [data-t="1"][data-p="2"]').focus()
+    assert "bees taken for wasps" in page.locator("#tip").inner_text()
+    page.keyboard.press("Enter")
+    assert page.locator("#chosen").is_visible()
+
+
+def test_a_word_filters_classes_and_pictures(open_page: Open) -> None:
+    page = open_page()
+    page.locator("#filter").fill("WASP")
+    rows = page.locator("tr[data-name]:visible")
+    assert rows.count() == 1
+    assert rows.first.locator("td").first.inner_text() == "wasps"
+    words = page.locator("figure[data-words]:visible").evaluate_all(
+        "all => all.map(f => f.dataset.words)"
+    )
+    assert words
+    assert all("wasps" in one for one in words)
+
+
+def test_hostile_names_run_nothing_and_stay_readable(open_page: Open) -> None:
+    page = open_page("hostile")
+    assert page.evaluate("document.scripts.length") == 1
+    handlers = "[...document.querySelectorAll('*')].flatMap(e => [...e.attributes])"
+    assert page.evaluate(f"{handlers}.filter(a => a.name.startsWith('on')).length") == 0
+    for mark in page.locator("svg [data-t]").all()[:40]:
+        mark.hover(force=True)
+    texts = page.locator("#classes td.name").all_inner_texts()
+    assert {" ".join(text.split()) for text in texts} == {" ".join(n.split()) for n in HOSTILE}
+
+
+def test_a_printed_page_is_white_and_without_controls(open_page: Open) -> None:
+    page = open_page(color_scheme="dark")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.locator("#filter").is_hidden()
+    assert page.locator("#mistakes img").first.is_visible()

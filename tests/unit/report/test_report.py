@@ -1,0 +1,484 @@
+"""``finetune report``: one page that holds everything, asks nobody, and runs no name as markup."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.hostile_names import HOSTILE
+from PIL import Image
+from torch import nn
+
+from finetune.cli import app
+from finetune.commands.report import evaluate_and_report, report
+from finetune.commands.train import train
+from finetune.config.load import to_yaml
+from finetune.config.schema import Config, PreprocessingConfig
+from finetune.core.reporter import SilentReporter
+from finetune.freezing.freeze_report import make_freeze_report
+from finetune.freezing.plan import make_plan
+from finetune.inference.grad_cam import grad_cam
+from finetune.inference.scoring import score
+from finetune.inference.thumbnails import data_url, looked_at
+from finetune.report.page import Facts, Picture, render_page
+from finetune.report.page.charts import line_chart, nice_ticks
+from finetune.report.page.confusion import MOST_CLASSES
+from finetune.report.page.network_bars import MOST_BARS, strip_of
+from finetune.report.plots import draw_confusion
+from finetune.report.prediction import render_page_result
+from finetune.results.evaluation import EvalResult, PageResult
+from finetune.results.freeze import FreezeReport
+
+Make = Callable[..., Config]
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.texts: list[str] = []
+        self.ids: set[str] = set()
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.ids |= {value or "" for name, value in attrs if name == "id"}
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data.strip())
+
+    @property
+    def links(self) -> list[str]:
+        """Whatever a browser would fetch or follow."""
+        places = {"src", "href", "srcset", "action", "data", "poster", "xlink:href"}
+        return [value for _, name, value in self.attributes if name in places]
+
+
+def assert_harmless(page: Page) -> None:
+    assert page.tags.count("script") == 1
+    assert page.tags.count("style") == 1
+    assert not {"iframe", "object", "embed", "base", "link", "form"} & set(page.tags)
+    names = {name for _, name, _ in page.attributes}
+    assert not {name for name in names if name.startswith("on")}
+    # The content security policy would refuse them: a length drawn by one would be missing.
+    assert "style" not in names
+    assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
+
+
+@pytest.fixture(scope="module")
+def freeze(tmp_path_factory: pytest.TempPathFactory) -> FreezeReport:
+    return freeze_report(["*", "!conv5.*"])
+
+
+def freeze_report(patterns: list[str], name: str = "shufflenet_v2_x0_5") -> FreezeReport:
+    config = Config.model_validate(
+        {
+            "model": {"name": name, "weights": "none"},
+            "freeze": {"patterns": patterns},
+            "data": {"root": "unread"},
+            "output_dir": "unwritten",
+        }
+    )
+    return make_freeze_report(make_plan(config, 3), config)
+
+
+def facts_of(
+    freeze: FreezeReport, names: list[str], *, images: int = 300, pictures: int = 24
+) -> Facts:
+    """A page's facts with these names wherever a name can stand."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(len(names), (images,), generator=generator)
+    logits = torch.randn(images, len(names), generator=generator)
+    scored = score(logits, labels, names)
+    result = EvalResult(
+        checkpoint=names[0],
+        model=names[-1],
+        data=names[1],
+        split="val",
+        num_images=images,
+        top1=0.5,
+        balanced_accuracy=0.5,
+        top5=None,
+        loss=1.0,
+        macro=scored.macro,
+        auroc=scored.auroc,
+        intervals=scored.intervals,
+        interval_method=scored.interval_method,
+        calibration=scored.calibration,
+        per_class=scored.per_class,
+        confused=scored.confused,
+        confusion=None,
+        images_per_s=1.0,
+        features_from_earlier_run=False,
+        ignored=0,
+        files=(),
+    )
+    noise = data_url(torch.randint(0, 256, (3, 176, 176), generator=generator).byte())
+    drawn = [
+        Picture(
+            path=f"val/{names[at % len(names)]}.jpg",
+            true=names[at % len(names)],
+            predicted=names[(at + 1) % len(names)],
+            probability=0.9,
+            photo=noise,
+            heat=noise if at < 16 else None,
+        )
+        for at in range(pictures)
+    ]
+    figures = {"loss": 0.5, "top1": 0.5, "balanced_accuracy": 0.5}
+    return Facts(
+        run=names[0],
+        result=result,
+        freeze=freeze,
+        epoch=1,
+        records=[{"epoch": n, "loss": 1 / n, "val": figures} for n in (1, 2, 3)],
+        mistakes=drawn,
+        uncertain=drawn[:24],
+        num_mistakes=150,
+        verdict=names[2 % len(names)],
+        notes=[names[0]],
+        config=f"model: {names[0]}",
+        rerun=f"finetune train --config {names[0]}",
+        versions={"torch": names[0]},
+    )
+
+
+# What the page holds
+
+
+@pytest.fixture
+def run(make_config: Make) -> str:
+    """The folder of a short run."""
+    config = make_config(freeze={"patterns": ["*", "!conv5.*"]})
+    train(config)
+    return config.output_dir
+
+
+def test_every_part_is_on_the_page(run: str) -> None:
+    result = report(run)
+    assert result.files == (str(Path(run) / "report.html"),)
+    text = Path(run, "report.html").read_text()
+    page = Page(text)
+    assert_harmless(page)
+    assert page.ids >= {
+        *("figures", "network", "curves", "classes", "confusion", "mistakes", "uncertain"),
+        *("calibration", "data", "rerun"),
+    }
+    policy = next(v for tag, name, v in page.attributes if tag == "meta" and "default-src" in v)
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "the cut" in text
+    assert f"finetune train --config {run}/config.yaml --set output_dir={run}-rerun" in text
+    assert "18 training and 10 validation images of 2 classes" in text
+    assert "name: shufflenet_v2_x0_5" in text
+    assert f"torch {torch.__version__}" in text
+    assert page.tags.count("polyline") == 4
+
+
+def test_a_page_reads_the_same_the_second_time(run: str, tmp_path: Path) -> None:
+    pages = []
+    for name in ("one.html", "two.html"):
+        report(run, output=tmp_path / name)
+        text = (tmp_path / name).read_text()
+        pages.append(re.sub(r"in [\d.]+ s|\d+ of them new", "", text))
+    assert pages[0] == pages[1]
+
+
+def test_a_checkpoint_alone_has_a_page_without_curves(run: str, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.pt"
+    alone.write_bytes(Path(run, "best.pt").read_bytes())
+    report(str(alone), output=tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text())
+    assert_harmless(page)
+    assert "curves" not in page.ids
+    assert "confusion" in page.ids
+
+
+def test_eval_writes_its_files_and_the_page_of_the_same_evaluation(run: str) -> None:
+    result = evaluate_and_report(Path(run) / "best.pt")
+    names = [Path(file).name for file in result.files]
+    assert names == ["predictions.csv", "metrics.json", "report.html"]
+    assert f"{result.top1:.2%}" in Path(run, "report.html").read_text()
+
+
+def test_curves_and_confusion_as_pictures(run: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    result = report(run, output=tmp_path / "pictures", as_pictures=True)
+    assert [Path(file).name for file in result.files] == [
+        "report-curves.png",
+        "report-confusion.png",
+    ]
+    for file in result.files:
+        with Image.open(file) as image:
+            image.load()
+            assert image.width > 400
+
+
+@pytest.mark.parametrize("name", ["new/", "there"])
+def test_a_page_goes_into_the_folder_that_output_names(run: str, tmp_path: Path, name: str) -> None:
+    (tmp_path / "there").mkdir()
+    result = report(run, output=f"{tmp_path}/{name}")
+    assert result.files == (str(tmp_path / name / "report.html"),)
+
+
+def test_a_page_without_the_runs_config_file_says_how_to_train_from_its_own(
+    run: str, tmp_path: Path
+) -> None:
+    Path(run, "config.yaml").unlink()
+    report(run, output=tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert f"{run}/config.yaml" not in text
+    assert "with the config below saved as config.yaml" in text
+
+
+def test_only_the_images_that_chose_the_epoch_flatter_it(freeze: FreezeReport) -> None:
+    facts = facts_of(freeze, ["ants", "bees"])
+    assert "flatters" in render_page(facts)
+    assert "flatters" not in render_page(replace(facts, chosen_on_these=False))
+
+
+@pytest.mark.parametrize(("file", "browser"), [("report.html", True), ("report-curves.png", False)])
+def test_only_a_page_opens_in_a_browser(file: str, browser: bool) -> None:
+    text = render_page_result(PageResult("runs/x", (f"runs/x/{file}",), 5000, 1.0))
+    assert ("opens in any browser" in text) is browser
+
+
+class Told(SilentReporter):
+    """Keeps what it is warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"), [("蜜蜂和蚂蚁", 1), ("a very long name " * 8, 0), ("bees", 0)]
+)
+@pytest.mark.filterwarnings("error")
+def test_a_picture_of_odd_names_gives_one_plain_line_at_most(
+    freeze: FreezeReport, tmp_path: Path, name: str, lines: int
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    result = facts_of(freeze, ["ants", name]).result
+    told = Told()
+    draw_confusion(result.per_class, result.confused, tmp_path / "one.png", reporter=told)
+    assert len(told.warnings) == lines
+
+
+def test_train_with_its_page_does_not_say_to_write_it(
+    make_config: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tmp_path / "pets.yaml"
+    config.write_text(to_yaml(make_config(train={"epochs": 1})))
+    monkeypatch.setattr(sys, "argv", ["finetune", "train", "--config", str(config), "--report"])
+    assert app._run() == 0
+    out = capsys.readouterr().out
+    assert "finetune eval" in out
+    assert "finetune report" not in out
+
+
+# Names that would do harm
+
+
+def test_a_page_says_which_loss_is_without_temperature(freeze: FreezeReport) -> None:
+    facts = facts_of(freeze, ["ants", "bees"])
+    assert "without temperature" not in render_page(facts)
+    calibration = replace(facts.result.calibration, temperature=2.0, error_before=0.1, loss=0.25)
+    text = render_page(replace(facts, result=replace(facts.result, calibration=calibration)))
+    assert "Loss, without temperature" in text
+    assert "The loss with it is 0.2500." in text
+
+
+def test_hostile_names_stay_text(freeze: FreezeReport) -> None:
+    assert len(set(HOSTILE)) == 20
+    text = render_page(facts_of(freeze, list(HOSTILE)))
+    page = Page(text)
+    assert_harmless(page)
+    for name in HOSTILE:
+        assert name in page.texts, name
+        assert any(name in value for _, attribute, value in page.attributes if attribute == "alt")
+
+
+def test_hostile_class_folders_and_file_names_stay_text(
+    make_config: Make, photos: Path, tmp_path: Path
+) -> None:
+    folder_names = [name for name in HOSTILE if "/" not in name][:2]
+    for split in ("train", "val"):
+        for label, name in enumerate(folder_names):
+            (photos / split / f"class_{label}").rename(photos / split / name)
+            for at, file in enumerate(sorted((photos / split / name).iterdir())):
+                file.rename(file.with_name(f'"><img src=x onerror=alert({at})>.png'))
+    config = make_config(train={"epochs": 1})
+    train(config)
+    report(config.output_dir, output=tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text())
+    assert_harmless(page)
+    assert set(folder_names) <= set(page.texts)
+    assert page.tags.count("img") > 0
+    assert "x" not in page.links
+
+
+# Its size
+
+
+def test_a_page_stays_below_ten_megabytes(freeze: FreezeReport) -> None:
+    names = [f"{at:04d}{'wide class name ' * 15}"[:250] for at in range(1000)]
+    facts = facts_of(freeze, names, images=5000, pictures=96)
+    records = [{**facts.records[0], "epoch": n} for n in range(1, 301)]
+    text = render_page(replace(facts, records=records))
+    assert len(text.encode()) < 10_000_000
+    page = Page(text)
+    cells = [1 for _, name, value in page.attributes if name == "class" and "cell" in value]
+    assert 0 < len(cells) <= MOST_CLASSES**2
+
+
+def test_a_thumbnail_is_small_whatever_the_photo_was() -> None:
+    url = data_url(torch.randint(0, 256, (3, 4000, 1000)).byte())
+    assert len(url) < 30_000
+
+
+# What is drawn
+
+
+@pytest.mark.parametrize(
+    ("name", "patterns", "before", "behind"),
+    [
+        ("shufflenet_v2_x0_5", ["*"], "conv5.1", "fc"),
+        ("shufflenet_v2_x0_5", ["*", "!conv5.*"], "stage4.3", "conv5.0"),
+        ("mobilenet_v2", ["*", "!features.17.*", "!features.18.*"], "features.16", "features.17"),
+        ("resnet18", ["*", "!layer4.1.*"], "layer4.0", "layer4.1"),
+    ],
+)
+def test_the_network_is_cut_where_training_cuts_it(
+    name: str, patterns: list[str], before: str, behind: str
+) -> None:
+    found = freeze_report(patterns, name)
+    strip = strip_of(found.parameters, found.cut.after)
+    assert sum(bar.parameters for bar in strip.bars) == found.totals.parameters
+    assert sum(bar.trainable for bar in strip.bars) == found.totals.trainable
+    assert strip.bars[-1].head
+    assert len(strip.bars) <= MOST_BARS
+    assert strip.cut is not None
+    assert strip.cut == int(strip.cut)
+    assert strip.bars[int(strip.cut) - 1].name == before
+    assert strip.bars[int(strip.cut)].name == behind
+    assert all(bar.state == "frozen" for bar in strip.bars[: int(strip.cut)])
+
+
+def test_a_cut_within_a_bar_stands_in_its_middle() -> None:
+    found = freeze_report(["*", "!features.denseblock4.denselayer16.*"], "densenet121")
+    strip = strip_of(found.parameters, found.cut.after)
+    assert strip.cut is not None
+    assert strip.cut % 1 == 0.5
+    assert strip.bars[int(strip.cut)].name == "features.denseblock4"
+    assert strip.bars[int(strip.cut)].state == "partly"
+
+
+def test_a_network_that_trains_whole_has_no_cut() -> None:
+    found = freeze_report([], "mobilenet_v2")
+    strip = strip_of(found.parameters, found.cut.after)
+    assert strip.cut is None
+    assert {bar.state for bar in strip.bars} == {"trains"}
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.913, 0.987), (3.0, 3.0), (1e-6, 2e-6)])
+def test_ticks_span_the_values_in_round_steps(low: float, high: float) -> None:
+    ticks = nice_ticks(low, high)
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 2 <= len(ticks) <= 9
+    steps = {f"{b - a:.3g}" for a, b in pairwise(ticks)}
+    assert len(steps) == 1
+
+
+def test_a_single_epoch_can_be_drawn() -> None:
+    chart = line_chart("Loss", [1], [("training", "train", [0.5])])
+    (dot,) = chart.dots
+    assert 0 < dot.x < 480
+    assert 0 < dot.y < 230
+    assert dot.text == "epoch 1: training 0.5"
+
+
+class Corner(nn.Module):
+    """Says class 1 as far as the upper left is bright, class 0 otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 2, 8, stride=8, bias=False)
+        self.features.weight.data.fill_(1 / 192)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.features(images)
+        return torch.stack([maps[:, 0].mean(dim=(1, 2)), maps[:, 1, 0, 0]], dim=1)
+
+
+def test_heat_stands_where_the_class_comes_from() -> None:
+    images = torch.zeros(2, 3, 64, 64)
+    images[:, :, :8, :8] = 1.0
+    images[:, :, 40:48, 40:48] = 0.5
+    model = Corner().requires_grad_(False)
+    heat = grad_cam(model, images, torch.tensor([1, 1]))
+    assert heat is not None
+    assert heat.shape == (2, 8, 8)
+    assert int(heat[0].argmax()) == 0
+    assert float(heat[0].max()) == pytest.approx(1.0)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_network_without_a_spatial_feature_has_no_heat() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    assert grad_cam(model, torch.rand(1, 3, 2, 2), torch.tensor([0])) is None
+
+
+class Biased(nn.Module):
+    """A network whose last grid is a table of position biases, as in swin_v2: it speaks for the
+    class, and the image has no say in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.corner = Corner()
+        self.biases = nn.Conv2d(1, 2, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        positions = torch.ones(1, 1, 3, 3, device=images.device)
+        logits: torch.Tensor = self.corner(images)
+        spoken: torch.Tensor = self.biases(positions).mean(dim=(2, 3))
+        return logits + spoken
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_heat_is_of_what_depends_on_the_image(frozen: bool) -> None:
+    images = torch.rand(2, 3, 64, 64)
+    model = Biased().requires_grad_(not frozen)
+    heat = grad_cam(model, images, torch.tensor([1, 1]))
+    assert heat is not None
+    assert heat.shape == (2, 8, 8)
+    assert all(parameter.requires_grad is not frozen for parameter in model.parameters())
+
+
+def test_heat_is_drawn_over_what_the_network_sees() -> None:
+    preprocessing = PreprocessingConfig(resize=36, crop=32)
+    photo = torch.randint(0, 256, (3, 50, 70)).byte()
+    (url,) = looked_at(Corner(), [photo], [1], preprocessing)
+    assert url is not None
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
+        assert image.size == (32, 32)
