@@ -154,6 +154,8 @@ def settled_levels(
     """
     found = extents(paths)
     levels = given if given != AUTO else auto_levels(found) if found else None
+    if not found and levels == FULL_RANGE:
+        levels = None  # the same: a resolved config restores the value that auto had
     for what, todo in doubts(given, levels or FULL_RANGE, found):
         reporter.warn(f"{what}. {todo}")
     return levels

@@ -9,6 +9,8 @@ from functools import cached_property
 
 from torch import nn
 
+from finetune.config.base import AUTO
+from finetune.config.data import FULL_RANGE
 from finetune.config.schema import Config
 from finetune.freezing.flops import Cost, measure_cost
 from finetune.freezing.graph_split import WORTH_KEEPING_BYTES, find_split_point
@@ -144,6 +146,8 @@ def _bytes_of(crossing: tuple[tuple[int, ...], ...], precision: str) -> int:
 
 def resolve_config(config: Config, plan: Plan, *, device: str, workers: int, policy: str) -> Config:
     """Return the config with each ``auto`` replaced by what plan, data and machine determine."""
+    # Images of 8 bits alone leave the default.
+    levels = FULL_RANGE if config.data.levels == AUTO else config.data.levels
     return config.model_copy(
         update={
             "model": config.model.model_copy(
@@ -152,7 +156,7 @@ def resolve_config(config: Config, plan: Plan, *, device: str, workers: int, pol
                     "preprocessing": plan.spec.preprocessing.given(),
                 }
             ),
-            "data": config.data.model_copy(update={"workers": workers}),
+            "data": config.data.model_copy(update={"workers": workers, "levels": levels}),
             "augment": config.augment.model_copy(update={"policy": policy}),
             "runtime": config.runtime.model_copy(update={"device": device}),
         }
