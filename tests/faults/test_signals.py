@@ -168,7 +168,7 @@ def test_workers_that_die_of_the_same_signal_lose_nothing(
 ) -> None:
     """A service manager sends it to every process there is, whatever its group."""
     first = runs.arguments("everything", f"workers-{place}", workers=2)
-    program = runs.server.start(*first, call=f"test_signals:with_workers_killed_in_{place}")
+    program = runs.server.start(*first, call=f"faults.test_signals:with_workers_killed_in_{place}")
     message = ended(program, signal.SIGTERM)
     assert f"terminated {where}" in message
     go_on(runs, "everything", f"workers-{place}", message, first)
