@@ -146,7 +146,7 @@ def _config_to_train(
             "folder; leave one out"
         )
     loaded = load_config(config or run_dir.config_of(run), overrides)
-    return loaded.model_copy(update={"output_dir": run})
+    return loaded.with_values({"output_dir": run})
 
 
 @app.command(name="freeze-report")

@@ -86,8 +86,8 @@ def tune(
     if folds == 1:
         raise ConfigError("--folds: 1 fold leaves nothing to train on; give 0, or 2 and more")
     given = {"trials": trials, "folds": folds}
-    told = {key: value for key, value in given.items() if value is not None}
-    loaded = loaded.model_copy(update={"tune": section.model_copy(update=told)})
+    told = {f"tune.{key}": value for key, value in given.items() if value is not None}
+    loaded = loaded.with_values(told)
     several = with_backbones(loaded, backbones) if backbones is not None else []
     with torch_imports():
         from finetune.commands import tune as command

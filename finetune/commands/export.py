@@ -144,13 +144,12 @@ def _expected(
 
     If the run computes in bfloat16, float32 probabilities are returned as well.
     """
-    runtime = metadata.config.runtime
-    plain = runtime.model_copy(update={"precision": "float32", "live_precision": "float32"})
-    forms = {"bfloat16": runtime, "float32": plain} if plain != runtime else {"float32": runtime}
+    own = metadata.config
+    plain = own.with_values({"runtime.precision": "float32", "runtime.live_precision": "float32"})
+    configs = {"bfloat16": own, "float32": plain} if plain != own else {"float32": own}
     none = Images((), (), metadata.class_names)
     expected = {}
-    for precision, form in forms.items():
-        config = metadata.config.model_copy(update={"runtime": form})
+    for precision, config in configs.items():
         changed = metadata.model_copy(update={"config": config})
         opened = open_network(path, state, changed, none, known=False, reporter=reporter)
         logits = [logits for _, logits, _ in Predictor(opened).logits(photos)]

@@ -62,7 +62,7 @@ def show_batch(
         reporter.warn(checked.verdict)
     names = data.train.class_names
     config, plan = _stage_of(epoch, config, data)
-    augment = config.augment.model_copy(update={"policy": resolve_policy(config, plan)})
+    augment = config.augment.with_values({"policy": resolve_policy(config, plan)})
     levels = levels_of(data, config.data, reporter)
     preprocessing = plan.spec.with_levels(levels).preprocessing
     training = list(_training(data.train, preprocessing, augment, config, epoch, count))

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+)
 
-from finetune.core.errors import address_problem
+from finetune.core.errors import ConfigError, address_problem
+
+_Section = TypeVar("_Section", bound="Section")
 
 AUTO = "auto"
 MOST = 1_000_000
@@ -19,6 +30,82 @@ class Section(BaseModel):
     """Base class of config sections: strict, frozen, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def with_values(self: _Section, values: Mapping[str, Any]) -> _Section:
+        """Return a copy with other values, validated like a config file.
+
+        Args:
+            values: Values by dotted key, such as ``train.epochs`` or ``stages.0.epochs``.
+
+        Raises:
+            ConfigError: A key is unknown or a value is invalid; the message names the key.
+        """
+        return _validated(type(self), _opened(self), values)
+
+    def resolved_as(self, kind: type[_Section], values: Mapping[str, Any]) -> _Section:
+        """Return a copy of another type, whose sections have narrower types than this one's.
+
+        Args:
+            kind: Subclass that does not permit ``auto`` in some of its sections.
+            values: Values by dotted key that replace this config's.
+
+        Raises:
+            ConfigError: A value is invalid, or ``auto`` is left where ``kind`` does not permit it.
+        """
+        opened = {
+            key: _opened(value) if isinstance(value, Section) else value
+            for key, value in _opened(self).items()
+        }
+        return _validated(kind, opened, values)
+
+
+def _validated(kind: type[_Section], opened: dict[str, Any], values: Mapping[str, Any]) -> _Section:
+    """Set values at dotted keys of an opened section, and validate the result."""
+    for key, value in values.items():
+        _set(opened, key, value)
+    try:
+        return kind.model_validate(opened)
+    except ValidationError as error:
+        # The wording names keys of the whole schema, which imports this module.
+        from finetune.config.error_messages import problems_of
+
+        texts = [f"{'.'.join(map(str, it.path))}: {it.text}" for it in problems_of(error)]
+        raise ConfigError("; ".join(texts)) from error
+
+
+def _set(opened: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a dotted key; the sections and lists on the way are copied first."""
+    parts = [int(part) if part.isdecimal() else part for part in key.split(".")]
+    holder: Any = opened
+    in_list = False
+    for part in parts[:-1]:
+        in_list = in_list or isinstance(holder, list)
+        inner = _inner(holder, part, key)
+        if isinstance(inner, Section):
+            # Complete in a list: a stage takes from the base what it lacks.
+            inner = dict(inner) if in_list else _opened(inner)
+        elif isinstance(inner, tuple | list):
+            inner = list(inner)
+        else:  # else an absent section, or no section at all, which validation reports
+            inner = dict(inner) if isinstance(inner, dict) else {}
+        holder[part] = inner
+        holder = inner
+    _inner(holder, parts[-1], key)  # raises for an index out of range
+    holder[parts[-1]] = value
+
+
+def _inner(holder: dict[str, Any] | list[Any], part: str | int, key: str) -> Any:
+    """Return the value at one part of a key; None if a section lacks it."""
+    if isinstance(holder, dict):
+        return holder.get(str(part))
+    if not isinstance(part, int) or part >= len(holder):
+        raise ConfigError(f"{key}: {part} is no index into a list of {len(holder)}")
+    return holder[part]
+
+
+def _opened(section: Section) -> dict[str, Any]:
+    """Return the values of a section that differ from its defaults or were given."""
+    return {key: value for key, value in section if key in section.model_fields_set}
 
 
 def tuple_of(value: Any) -> Any:

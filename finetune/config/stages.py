@@ -23,16 +23,16 @@ def stage_configs(config: Config) -> tuple[Config, ...]:
 
 
 def _alone(config: Config, stage: StageConfig) -> Config:
-    return config.model_copy(
-        update={
-            "train": config.train.model_copy(update={"epochs": stage.epochs}),
-            "freeze": config.freeze.model_copy(update=dict(stage.freeze)),
+    return config.with_values(
+        {
+            "stages": (),
+            "train.epochs": stage.epochs,
             "optimizer": stage.optimizer,
             "schedule": stage.schedule,
             "augment": stage.augment,
-            "features": config.features.model_copy(update=dict(stage.features)),
-            "runtime": config.runtime.model_copy(update=dict(stage.runtime)),
-            "stages": (),
+            **{f"freeze.{key}": value for key, value in stage.freeze},
+            **{f"features.{key}": value for key, value in stage.features},
+            **{f"runtime.{key}": value for key, value in stage.runtime},
         }
     )
 
@@ -51,7 +51,7 @@ def with_stages(current: Config, stages: Sequence[StageConfig], number: int) -> 
     if not stages:
         return current
     own = (*stages[:number], _stage_of(current), *stages[number + 1 :])
-    return current.model_copy(update={"stages": own})
+    return current.with_values({"stages": own})
 
 
 def _stage_of(config: Config) -> StageConfig:

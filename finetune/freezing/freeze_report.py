@@ -95,7 +95,7 @@ def _cut(
     precision = _precision_before_timing(config)
     size = _bytes_of(crossing, precision)
     policy = resolve_policy(config, plan, crossing)
-    views = Views.of_training(config.augment.model_copy(update={"policy": policy})).count
+    views = Views.of_training(config.augment.with_values({"policy": policy})).count
     known = num_train is not None and num_val is not None and views is not None
     return Cut(
         after=after,

@@ -63,7 +63,7 @@ def _check_options(config: OptimizerConfig) -> None:
     parameter.grad = torch.ones(2, 2)
     numbers = {"lr": OPTIMIZERS[config.name].defaults["lr"], "weight_decay": 0.0}
     try:
-        _class_of(config)([parameter], **_arguments(config.model_copy(update=numbers))).step()
+        _class_of(config)([parameter], **_arguments(config.with_values(numbers))).step()
     except (ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError) as error:
         raise ConfigError(
             f"optimizer.options: {name} refuses them: {str(error).splitlines()[0]}"

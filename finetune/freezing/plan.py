@@ -148,16 +148,13 @@ def resolve_config(config: Config, plan: Plan, *, device: str, workers: int, pol
     """Return the config with each ``auto`` replaced by what plan, data and machine determine."""
     # Images of 8 bits alone leave the default.
     levels = FULL_RANGE if config.data.levels == AUTO else config.data.levels
-    return config.model_copy(
-        update={
-            "model": config.model.model_copy(
-                update={
-                    "weights": plan.spec.weights,
-                    "preprocessing": plan.spec.preprocessing.given(),
-                }
-            ),
-            "data": config.data.model_copy(update={"workers": workers, "levels": levels}),
-            "augment": config.augment.model_copy(update={"policy": policy}),
-            "runtime": config.runtime.model_copy(update={"device": device}),
+    return config.with_values(
+        {
+            "model.weights": plan.spec.weights,
+            "model.preprocessing": plan.spec.preprocessing.given(),
+            "data.workers": workers,
+            "data.levels": levels,
+            "augment.policy": policy,
+            "runtime.device": device,
         }
     )

@@ -47,18 +47,14 @@ def resolve_defaults(
     policy = config.augment.policy
     if policy == AUTO and class_names and heuristics.policy_for(class_names, trains)[0] == "none":
         policy = "none"
-    resolved = config.model_copy(
-        update={
+    return config.with_values(
+        {
             "optimizer": _optimizer(given, rules),
-            "train": config.train.model_copy(update={"epochs": epochs}),
-            "schedule": config.schedule.model_copy(update={"warmup_epochs": warmup}),
-            "augment": config.augment.model_copy(update={"policy": policy}),
+            "train.epochs": epochs,
+            "schedule.warmup_epochs": warmup,
+            "augment.policy": policy,
         }
     )
-    problem = "" if epochs == AUTO else resolved.schedule.warmup_problem(epochs)
-    if problem:
-        raise ConfigError(problem)
-    return resolved
 
 
 def what_trains(plan: Plan) -> str:

@@ -92,8 +92,7 @@ def expand_recipe(config: Config, *, num_train: int | None) -> Config:
         return _head_then_all(config, num_train)
     spec = resolve_model(config.model, fit=config.data.fit)
     patterns = patterns_for(config.recipe, Anatomy.of(build_skeleton(spec, 2), spec))
-    freeze = config.freeze.model_copy(update={"patterns": patterns})
-    return config.model_copy(update={"recipe": None, "freeze": freeze})
+    return config.with_values({"recipe": None, "freeze.patterns": patterns})
 
 
 def patterns_for(word: str, anatomy: Anatomy) -> tuple[str, ...]:

@@ -243,12 +243,8 @@ def _resolve(
         said = _augmentation_and_cache(config, resolved, engine, len(data.train))
         if said:
             reporter.say(said)
-    return resolved.model_copy(
-        update={
-            "features": resolved.features.model_copy(update={"cache": cache}),
-            "runtime": resolved.runtime.model_copy(update=engine.runtime),
-        }
-    )
+    runtime = {f"runtime.{key}": value for key, value in engine.runtime.items()}
+    return resolved.with_values({"features.cache": cache, **runtime})
 
 
 def _augmentation_and_cache(

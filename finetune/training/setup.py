@@ -258,7 +258,7 @@ def levels_of(data: TrainVal, config: DataConfig, reporter: Reporter) -> int | N
 def _with_levels(config: Config, levels: int | None) -> Config:
     if levels is None:
         return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"levels": levels})})
+    return config.with_values({"data.levels": levels})
 
 
 def _found(config: Config, reporter: Reporter) -> TrainVal:

@@ -66,7 +66,7 @@ def _time_live(engine: Engine, config: Config, features: Features) -> tuple[floa
     labels = torch.zeros(config.data.batch_size, dtype=torch.int64, device=engine.device)
     num_classes = _evaluated(trainable_part, inputs).shape[1]
     # Parameter groups cost no time, and refer to names that the trainable part does not have.
-    alike = config.optimizer.model_copy(update={"groups": (), "layer_decay": None})
+    alike = config.optimizer.with_values({"groups": (), "layer_decay": None})
     optimizer = build_optimizer(trainable_part.named_parameters(), alike)
     schedule = build_schedule(optimizer, config.schedule, epochs=1, steps_per_epoch=2 * _STEPS)
     _warm, then = train_epochs(

@@ -273,8 +273,7 @@ def _fresh_part(stage_setup: StageSetup, reporter: Reporter) -> Part:
     """Return parts whose features are computed for each batch."""
 
     def part(positions: Sequence[int], *, batch_size: int, training: bool) -> FeatureBatches:
-        data = stage_setup.config.data.model_copy(update={"batch_size": batch_size})
-        config = stage_setup.config.model_copy(update={"data": data})
+        config = stage_setup.config.with_values({"data.batch_size": batch_size})
         if not training:
             return _plain(stage_setup, config, reporter, positions)
         some = stage_setup.data.train.subset(positions)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from finetune.config.error_messages import problems_of
 from finetune.config.model_registry import BUILDERS, family_of
-from finetune.config.schema import Config, ModelConfig, OptimizerConfig
+from finetune.config.schema import Config, ModelConfig
 from finetune.config.stages import stage_configs
 from finetune.config.tune import Range, TuneConfig, Values
 from finetune.core.errors import ConfigError
@@ -182,22 +182,19 @@ def with_settings(config: Config, settings: Settings) -> Config:
 
     Keys that are specific to another optimizer are dropped.
     """
-    moved = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    if settings.optimizer == config.optimizer.name:
-        optimizer = config.optimizer.model_copy(update=moved)
-    else:
+    values: dict[str, Any] = {
+        "optimizer.lr": settings.lr,
+        "optimizer.weight_decay": settings.weight_decay,
+        "data.batch_size": settings.batch_size,
+        "train.epochs": settings.epochs,
+        "train.label_smoothing": settings.label_smoothing,
+        "stages": (),
+        "tune": None,
+    }
+    if settings.optimizer != config.optimizer.name:
         kept = {key: getattr(config.optimizer, key) for key in _OF_ANY_OPTIMIZER}
-        optimizer = OptimizerConfig.model_validate({"name": settings.optimizer, **moved, **kept})
-    length = {"epochs": settings.epochs, "label_smoothing": settings.label_smoothing}
-    return config.model_copy(
-        update={
-            "optimizer": optimizer,
-            "data": config.data.model_copy(update={"batch_size": settings.batch_size}),
-            "train": config.train.model_copy(update=length),
-            "stages": (),
-            "tune": None,
-        }
-    )
+        values = {"optimizer": {"name": settings.optimizer, **kept}} | values
+    return config.with_values(values)
 
 
 def with_backbones(config: Config, given: str) -> list[Config]:
@@ -222,9 +219,7 @@ def with_backbones(config: Config, given: str) -> list[Config]:
             weights = config.model.weights if name == config.model.name else "DEFAULT"
         if (name, weights) in found:
             raise ConfigError(f"--backbones: {name} is given twice with the same weights")
-        found[name, weights] = config.model_copy(
-            update={"model": _backbone(config.model, name, weights)}
-        )
+        found[name, weights] = config.with_values({"model": _backbone(config.model, name, weights)})
     return list(found.values())
 
 

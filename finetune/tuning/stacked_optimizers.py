@@ -87,7 +87,7 @@ class StackedOptimizer:
 
 
 def _plain(optimizer: OptimizerConfig) -> OptimizerConfig:
-    return optimizer.model_copy(update={"lr": 1.0, "weight_decay": 0.0})
+    return optimizer.with_values({"lr": 1.0, "weight_decay": 0.0})
 
 
 @functools.lru_cache(maxsize=64)

@@ -23,13 +23,9 @@ def small_checkpoint(config: Config) -> tuple[dict[str, Tensor], Metadata]:
     model = build_untrained(plan.spec, len(CLASSES), seed=0)
     resolved = resolve_config(config, plan, device="cpu", workers=0, policy="flip")
     plain = {"precision": "float32", "memory_format": "contiguous"}
-    resolved = resolved.model_copy(
-        update={
-            "features": resolved.features.model_copy(update={"cache": "off"}),
-            "runtime": resolved.runtime.model_copy(
-                update=plain | {f"live_{key}": value for key, value in plain.items()}
-            ),
-        }
+    runtime = plain | {f"live_{key}": value for key, value in plain.items()}
+    resolved = resolved.with_values(
+        {"features.cache": "off", **{f"runtime.{key}": value for key, value in runtime.items()}}
     )
     metadata = Metadata(
         model_name=plan.spec.name,

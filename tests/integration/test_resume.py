@@ -423,7 +423,7 @@ def test_a_change_that_does_not_fit_the_rest_is_refused_in_words(
     stopped(given)
     stop_in(None)
     shorter = load_config(Path(given.output_dir) / "config.yaml")
-    shorter = shorter.model_copy(update={"train": shorter.train.model_copy(update={"epochs": 1})})
+    shorter = shorter.with_values({"train.epochs": 1})
     with pytest.raises(ConfigError, match=r"go on with this: schedule.warmup_epochs: 2 is longer"):
         train(shorter, resume=True)
 

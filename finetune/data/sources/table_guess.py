@@ -71,7 +71,7 @@ def elsewhere(config: DataConfig, root: str, reporter: Reporter | None) -> DataC
     """
     update: dict[str, object] = {"root": root}
     if is_table(root):
-        update["table"] = config.table.model_copy(update={"delimiter": None})
+        update["table"] = config.table.with_values({"delimiter": None})
     else:
         update |= dict.fromkeys(TABLE_COLUMNS) | {"table": TableConfig()}
     if not root.startswith(TORCHVISION):

@@ -85,9 +85,7 @@ def test_frozen_bits_stay_where_the_last_block_trains(name: str, count: Count) -
     heads = tuple(f"{head}." for head in resolve_model(config.model).heads)
     block = last_block(blocks_of([pair for pair in sizes if not pair[0].startswith(heads)]))
     patterns = ["*", *(f"!{part.pattern}" for part in block)]
-    config = config.model_copy(
-        update={"freeze": config.freeze.model_copy(update={"patterns": tuple(patterns)})}
-    )
+    config = config.with_values({"freeze.patterns": patterns})
     plan = make_plan(config, 3)
     model = build_untrained(plan.spec, 3, seed=0)
     apply_freeze(model, plan.freeze.frozen)
