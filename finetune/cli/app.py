@@ -193,7 +193,7 @@ app.command(name="show-batch")(data.show_batch)
 @app.command()
 def models(
     word: Annotated[
-        str | None, typer.Argument(metavar="[WORD]", help="List only models containing WORD.")
+        str | None, typer.Argument(metavar="WORD", help="List only models containing WORD.")
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001

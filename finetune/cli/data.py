@@ -16,7 +16,7 @@ from finetune.core.errors import ConfigError, DataError
 def check_data(
     root: Annotated[
         str | None,
-        typer.Argument(metavar="[ROOT]", help="Folder, table or data set name, as in data.root."),
+        typer.Argument(metavar="ROOT", help="Folder, table or dataset name, as in data.root."),
     ] = None,
     config: Annotated[
         str | None,
@@ -62,17 +62,17 @@ def check_data(
 
 def show_batch(
     config: ConfigOption,
+    overrides: SetOption = None,
+    count: Annotated[
+        int, typer.Option("--count", min=1, max=200, help="Number of images per split.")
+    ] = 12,
+    epoch: Annotated[
+        int, typer.Option("--epoch", min=1, help="Epoch whose training batch is drawn, from 1.")
+    ] = 1,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="FILE", help="PNG file (default: NAME-batch.png)."),
     ] = None,
-    epoch: Annotated[
-        int, typer.Option("--epoch", min=1, help="Epoch whose training batch is drawn, from 1.")
-    ] = 1,
-    count: Annotated[
-        int, typer.Option("--count", min=1, max=200, help="Number of images per split.")
-    ] = 12,
-    overrides: SetOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -100,7 +100,7 @@ def show_batch(
 def init(
     root: Annotated[
         str,
-        typer.Argument(metavar="DATA", help="Folder, table or data set name, as in data.root."),
+        typer.Argument(metavar="DATA", help="Folder, table or dataset name, as in data.root."),
     ],
     model: Annotated[
         str | None,

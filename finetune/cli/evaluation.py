@@ -45,16 +45,17 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="Run directory (runs/x) or checkpoint file."),
+        typer.Argument(metavar="RUN", help="Run directory (runs/x) or checkpoint file."),
     ] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option("--checkpoint", metavar="FILE", help="Checkpoint file (runs/x/best.pt)."),
-    ] = None,
-    config: OptionalConfigOption = None,
-    overrides: SetOption = None,
-    data: DataOption = None,
     split: SplitOption = Split.val,
+    data: DataOption = None,
+    page: Annotated[
+        bool, typer.Option("--report", help="Also write an HTML report (report.html).")
+    ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Fit a temperature and store it in the checkpoint."),
+    ] = False,
     output: Annotated[
         str | None,
         typer.Option(
@@ -67,13 +68,12 @@ def evaluate(
         bool,
         typer.Option("--ignore-unknown", help="Skip images of classes unknown to the checkpoint."),
     ] = False,
-    calibrate: Annotated[
-        bool,
-        typer.Option("--calibrate", help="Fit a temperature and store it in the checkpoint."),
-    ] = False,
-    page: Annotated[
-        bool, typer.Option("--report", help="Also write an HTML report (report.html).")
-    ] = False,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", metavar="FILE", help="Checkpoint file (runs/x/best.pt)."),
+    ] = None,
+    config: OptionalConfigOption = None,
+    overrides: SetOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -124,7 +124,8 @@ def _checkpoint_path(
 
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN RUN ...", help="Run directories or checkpoints.")
+        list[str],
+        typer.Argument(metavar="RUN", help="Two or more run directories or checkpoint files."),
     ],
     data: DataOption = None,
     split: SplitOption = Split.val,
@@ -165,7 +166,7 @@ def predict(
     run: RunArgument,
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH ...", help="Images or folders; - reads paths from stdin."),
+        typer.Argument(metavar="PATH", help="Images or folders; - reads paths from stdin."),
     ],
     form: Annotated[
         Form, typer.Option("--format", help="Output format; jsonl is one JSON object per line.")

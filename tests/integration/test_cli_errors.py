@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import typer
 from helpers.paths import REPOSITORY
+from typer.testing import CliRunner
 
 import finetune.commands
 from finetune.checkpoints import run_dir
@@ -135,6 +137,19 @@ def test_help_and_a_wrong_config_answer_without_torch(
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert "torch was imported" not in done.stderr
     assert done.returncode == code
+
+
+def test_the_list_of_commands_is_not_cut_off_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    commands = CliRunner().invoke(app.app, ["--help"]).output.partition("Commands:")[2]
+    assert "train" in commands
+    assert "..." not in commands
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "check-data", "models"])
+def test_an_optional_argument_has_one_pair_of_brackets(command: str) -> None:
+    usage = CliRunner().invoke(app.app, [command, "--help"]).output.partition("\n")[0]
+    assert re.search(r"\[OPTIONS\] \[[A-Z]+\]$", usage)
 
 
 # Exit codes
