@@ -60,7 +60,7 @@ def init(
     if earlier is None:
         suggested, why = heuristics.backbone_for(weights, device)
     else:
-        suggested, why = earlier.metadata.model_name, "the network that the weights are of"
+        suggested, why = earlier.metadata.model_name, "the network of the weights"
     name = model or suggested
     trains, why_trains = heuristics.what_trains(glance.num_train, device)
     spec = resolve_model(ModelConfig(name=name, weights=weights))
@@ -76,7 +76,7 @@ def init(
         version=__version__,
         file=str(output) if output else "FILE",
         model=name,
-        why_model="as you asked" if model else why,
+        why_model="as given by --model" if model else why,
         weights=weights,
         about_weights=_about(spec, weights),
         preprocessing=given,
@@ -123,11 +123,11 @@ def _freezes_otherwise(skeleton: nn.Module, spec: ModelSpec, patterns: tuple[str
 def _about(spec: ModelSpec, weights: str) -> str:
     """Describe the source of the weights, with the size of a download."""
     if not is_entry(spec.weights):
-        return "nothing pretrained: a backbone of random numbers" if weights == "none" else ""
+        return "no pretrained weights: random initialization" if weights == "none" else ""
     entry = models.get_model_weights(spec.name)[spec.weights]
     size = entry.meta["_file_size"]
     which = f"{spec.weights}: " if spec.weights != weights else ""
-    return f"{which}torchvision downloads {size:,.0f} MB at the first run"
+    return f"{which}downloaded in the first run ({size:,.0f} MB)"
 
 
 def _check_weights(spec: ModelSpec, num_classes: int) -> None:

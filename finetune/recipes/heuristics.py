@@ -50,14 +50,14 @@ def backbone_for(weights: str, device: str) -> tuple[str, str]:
     most accurate one that trains fast enough on the device.
     """
     if weights == "bundled":
-        return BUNDLED_MODEL, "the backbone that comes with finetune"
+        return BUNDLED_MODEL, "the backbone that is included in finetune"
     stem = Path(weights).name.lower()
     named = [name for name in BUILDERS if stem.startswith(name)]
     if named:
-        return max(named, key=len), "by the name of the weights' file"
+        return max(named, key=len), "detected from the file name of the weights"
     if device == "cuda":
-        return "resnet50", "accurate, and quick on a GPU"
-    return "mobilenet_v2", "small enough for a processor"
+        return "resnet50", "accurate, and fast on a GPU"
+    return "mobilenet_v2", "small enough to train on a CPU"
 
 
 def what_trains(num_train: int, device: str) -> tuple[str, str]:
@@ -70,12 +70,18 @@ def what_trains(num_train: int, device: str) -> tuple[str, str]:
     of images that BiT (Kolesnikov et al. 2020) no longer considers few, and not on a CPU.
     """
     if num_train < FEW_PHOTOS:
-        return HEAD, f"below {FEW_PHOTOS:,} photos a new head alone is hard to beat"
+        return (
+            HEAD,
+            f"with fewer than {FEW_PHOTOS:,} photos, training more than a new head rarely helps",
+        )
     if num_train < MANY_PHOTOS:
-        return BLOCK, f"from {FEW_PHOTOS:,} photos on, training the last block can repay itself"
+        return BLOCK, f"with {FEW_PHOTOS:,} photos or more, training the last block can pay off"
     if device == "cpu":
-        return BLOCK, "there are photos enough to train everything, on a GPU: patterns: []"
-    return EVERYTHING, f"from {MANY_PHOTOS:,} photos on, everything can train"
+        return (
+            BLOCK,
+            "there are enough photos to train everything, but that needs a GPU (patterns: [])",
+        )
+    return EVERYTHING, f"with {MANY_PHOTOS:,} photos or more, all parameters can be trained"
 
 
 def epochs_for(num_train: int) -> int:
@@ -163,10 +169,13 @@ def fit_for(glance: DatasetSummary) -> str:
 def policy_for(class_names: tuple[str, ...], trains: str) -> tuple[str, str]:
     """Return the policy and the reason for it; letters and digits must not be mirrored."""
     if all(len(name) == 1 for name in class_names):
-        return "none", "names of one character may be letters or digits, which no mirror keeps"
+        return (
+            "none",
+            "class names of one character may be letters or digits, which must not be mirrored",
+        )
     if trains == EVERYTHING:
-        return "crop_flip", "nothing is frozen that could be kept, so new crops cost nothing more"
-    return "auto", "a photo and its mirror image where features can be kept, else random crops"
+        return "crop_flip", "no features can be cached, so new random crops have no extra cost"
+    return "auto", "each photo and its mirror image if features are cached, else random crops"
 
 
 def mixup_for(num_train: int, trains: str) -> float:

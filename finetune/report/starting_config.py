@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from finetune.config import yaml_loader
 from finetune.config.schema import GivenPreprocessing
-from finetune.core.text import count
+from finetune.core.text import count, plural
 from finetune.data.checks.summary import DatasetSummary
 from finetune.models.blocks import Block, listed
 from finetune.recipes import heuristics
@@ -107,21 +107,21 @@ def _heading(start: Start) -> list[str]:
     glance = start.glance
     file = shlex.quote(start.file)
     width, height = glance.median_size
-    held = " held out" if glance.held_out else ""
+    held = " (held out)" if glance.held_out else ""
     classes = f"{len(glance.class_names)} classes of {min(glance.counts):,}"
     if min(glance.counts) != max(glance.counts):
         classes += f" to {max(glance.counts):,}"
     return [
         *_comment(
-            f"A first config, written by `finetune init` ({start.version}): {glance.num_train:,} "
-            f"training images in {classes}, {glance.num_val:,} for validation{held}, "
-            f"{width} x {height} pixels in the median; {start.device}."
+            f"Starting config, written by `finetune init` ({start.version}): {glance.num_train:,} "
+            f"training images in {classes}; {glance.num_val:,} validation images{held}; "
+            f"median size {width} x {height} pixels; {start.device}."
         ),
         "#",
-        f"#   finetune check-data --config {file}         every image decoded: copies, leaks, …",
-        f"#   finetune show-batch --config {file}         what the network sees, as a picture",
-        f"#   finetune freeze-report --config {file}      what trains, and what that costs",
-        f"#   finetune train --config {file} --dry-run    all but training; says how long it takes",
+        f"#   finetune check-data --config {file}         find broken files, copies and leaks",
+        f"#   finetune show-batch --config {file}         draw what the network sees",
+        f"#   finetune freeze-report --config {file}      show what is frozen, and what that saves",
+        f"#   finetune train --config {file} --dry-run    check everything; estimate the time",
         f"#   finetune train --config {file}",
         f"#   finetune eval --config {file}",
     ]
@@ -130,7 +130,7 @@ def _heading(start: Start) -> list[str]:
 def _model(start: Start) -> list[str]:
     lines = [
         "model:",
-        *_reasoned(f"  name: {start.model}", f"{start.why_model}; `finetune models` lists all"),
+        *_reasoned(f"  name: {start.model}", f"{start.why_model}; see `finetune models`"),
         *_reasoned(f"  weights: {scalar(start.weights)}", start.about_weights),
     ]
     other, own = start.other_preprocessing, start.preprocessing
@@ -140,10 +140,10 @@ def _model(start: Start) -> list[str]:
     return [
         *lines,
         *_comment(
-            f"Images of {width} x {height} are seen at {other.crop} pixels (BiT-HyperRule, "
-            f"Kolesnikov et al. 2020: below 96 x 96 at 128). The weights' own size, {own.crop}, "
-            f"costs {(own.crop / other.crop) ** 2:.1f} times as much and may be a little better: "
-            "preprocessing: auto",
+            f"Images of {width} x {height} pixels are resized to {other.crop} (BiT-HyperRule, "
+            "Kolesnikov et al. 2020: 128 for images below 96 x 96). The input size of the weights "
+            f"({own.crop}, preprocessing: auto) takes {(own.crop / other.crop) ** 2:.1f} times as "
+            "long and may be slightly more accurate.",
             2,
         ),
         f"  preprocessing: {_flow(other)}",
@@ -162,14 +162,15 @@ def _value(value: object) -> str:
 def _freeze(start: Start) -> list[str]:
     patterns = ", ".join(json.dumps(pattern) for pattern in start.patterns)
     rows = listed(start.blocks)
-    may_differ = "  may_differ: true   # the run that the weights are of froze others"
+    may_differ = "  may_differ: true   # the run that wrote the weights froze other parameters"
     width = max(len(pattern) for pattern, _ in rows)
     return [
         "freeze:",
         *_comment(
-            f"{start.why_trains[:1].upper()}{start.why_trains[1:]}. Patterns are matched with "
-            "parameter names as in .gitignore: the last match wins, and ! lets train. The new "
-            f"head ({start.head}) always trains. {start.model}, first to last:",
+            f"{start.why_trains[:1].upper()}{start.why_trains[1:]}. Patterns match parameter "
+            "names as in a .gitignore: the last match wins, and ! unfreezes. The new head "
+            f"({start.head}) always trains. Blocks of {start.model} from input to output, with "
+            "their number of parameters:",
             2,
         ),
         *(f"  #   {pattern:<{width}}  {count(size):>7}" for pattern, size in rows),
@@ -188,21 +189,23 @@ def _data(start: Start) -> list[str]:
             flow = ", ".join(f"{inner}: {json.dumps(text)}" for inner, text in value.items())
             lines.append(f"  {key}: {{{flow}}}")
     if glance.held_out:
-        lines.append("  val_fraction: 0.2   # held out of each class; a val folder would be taken")
+        lines.append("  val_fraction: 0.2   # share of each class; unused if there is a val folder")
     if glance.num_unreadable:
-        lines += _comment(f"{glance.num_unreadable:,} cannot be read: {glance.unreadable}", 2)
-        lines.append("  on_unreadable: skip   # fail would stop before training, with all names")
+        lines += _comment(
+            f"{plural(glance.num_unreadable, 'unreadable file')}: {glance.unreadable}", 2
+        )
+        lines.append("  on_unreadable: skip   # fail: stop before training and list all of them")
     why = {
-        "pad": f"the usual photo is {glance.median_aspect:.1f} times as long as it is wide: a "
-        "central square would lose half of it",
-        "crop": "the central square; pad shows all of a photo between bars, stretch distorts it",
+        "pad": f"the median aspect ratio is {glance.median_aspect:.1f}: a central crop would lose "
+        "half of a photo",
+        "crop": "central square; pad: whole photo with bars; stretch: whole photo, distorted",
     }[start.fit]
     lines += _reasoned(f"  fit: {start.fit}", why)
     few, most = min(glance.counts), max(glance.counts)
     if start.balance != "none":
         lines += _comment(
-            f"The largest class has {most:,} images, the smallest {few:,}: rare ones weigh more in "
-            "the loss. Watch balanced accuracy.",
+            f"The largest class has {most:,} images, the smallest {few:,}: rare classes get a "
+            "larger weight in the loss. Compare balanced accuracy.",
             2,
         )
     lines += [f"  balance: {start.balance}", "  batch_size: 32"]
@@ -212,11 +215,11 @@ def _data(start: Start) -> list[str]:
 def _augment(start: Start) -> list[str]:
     lines = ["augment:", *_reasoned(f"  policy: {start.policy}", start.why_policy)]
     if start.mixup:
-        lines.append(f"  mixup: {start.mixup:g}   # BiT-HyperRule, from 20,000 images on")
+        lines.append(f"  mixup: {start.mixup:g}   # BiT-HyperRule, for 20,000 images or more")
     elif start.trains != heuristics.EVERYTHING and start.policy == "auto":
         lines += _comment(
-            "Stronger, at the price of running what is frozen in every epoch: policy: trivial, "
-            "erasing: 0.25, mixup: 0.2. Where left and right differ (digits, signs): policy: none.",
+            "Stronger augmentation, which runs the frozen part in every epoch: policy: trivial, "
+            "erasing: 0.25, mixup: 0.2. If left and right differ (digits, signs): policy: none.",
             2,
         )
     return lines
@@ -228,8 +231,8 @@ def _training(start: Start) -> list[str]:
     warmup = f", warmup_epochs: {optimizer.warmup_epochs}" if optimizer.warmup_epochs else ""
     return [
         *_comment(
-            "Length by the BiT-HyperRule (Kolesnikov et al. 2020): as many images as 500 steps of "
-            "512 see, 10,000 steps from 20,000 images on; here at least 10 and at most 30 epochs."
+            "Number of epochs by the BiT-HyperRule (Kolesnikov et al. 2020): 500 steps of 512 "
+            "images, or 10,000 steps for 20,000 images or more; limited to 10 to 30 epochs."
         ),
         f"train: {{epochs: {start.epochs}}}",
         f"optimizer: {{name: {optimizer.name}, lr: {optimizer.lr:g}{momentum}}}",
