@@ -7,9 +7,9 @@ from dataclasses import dataclass
 PLAIN = "plain loop"
 COLD = "finetune, empty cache"
 WARM = "finetune, warm cache"
-EVAL_EPOCHS = "finetune, nothing kept, an epoch's evaluation"
-EVAL_COMMAND = "`finetune eval`, empty cache, as it says"
-EVAL_COMPUTED = "`finetune eval`, nothing kept, as it says"
+EVAL_EPOCHS = "finetune, no feature cache, evaluation of an epoch"
+EVAL_COMMAND = "`finetune eval`, empty cache, as reported"
+EVAL_COMPUTED = "`finetune eval`, no feature cache, as reported"
 TIMM_BF16 = "timm, bfloat16, channels_last"
 FEATURES = "features, then logistic regression"
 
@@ -66,7 +66,7 @@ CROPS = "augment.crop_scale=0.08"
 
 CASES = {
     "head": Case(
-        "Only the new head trains",
+        "Only the new head is trained",
         25,
         "0.01",
         ALL_FROZEN,
@@ -75,7 +75,7 @@ CASES = {
         warm=True,
     ),
     "head_libraries": Case(
-        "Only the new head trains, beside the libraries",
+        "Only the new head is trained, compared with libraries",
         5,
         "0.01",
         ALL_FROZEN,
@@ -83,24 +83,24 @@ CASES = {
         peers=(LIGHTNING, LIGHTNING_FROZEN, TRANSFORMERS, FASTAI, FASTAI_FROZEN),
     ),
     "last_block": Case(
-        "The last block and the head train",
+        "The last block and the head are trained",
         5,
         "0.005",
         (*ALL_FROZEN, "!features.18.*"),
         ("features.18.*",),
     ),
     "last_two_blocks": Case(
-        "The last two blocks and the head train",
+        "The last two blocks and the head are trained",
         5,
         "0.005",
         (*ALL_FROZEN, "!features.17.*", "!features.18.*"),
         ("features.17.*", "features.18.*"),
     ),
     "everything": Case(
-        "Everything trains", 4, "0.002", (), ("*",), peers=(TIMM, TIMM_AMP), sets=(CROPS,)
+        "All parameters are trained", 4, "0.002", (), ("*",), peers=(TIMM, TIMM_AMP), sets=(CROPS,)
     ),
     "head_same_augmentation": Case(
-        "Only the head trains, crops newly drawn in every epoch on both sides",
+        "Only the head is trained, with new random crops in every epoch on both sides",
         3,
         "0.01",
         ALL_FROZEN,
@@ -108,7 +108,7 @@ CASES = {
         sets=("augment.policy=crop_flip", CROPS),
     ),
     "random_weights": Case(
-        "ResNet-18 with random weights, only the head trains",
+        "Only the head of a ResNet-18 with random weights is trained",
         3,
         "0.01",
         ALL_FROZEN,

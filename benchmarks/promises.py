@@ -31,28 +31,29 @@ class Promise:
 
 PROMISES = (
     Promise(
-        "A killed run resumes bit for bit as if never stopped",
-        "kill -9 at random moments of real training, loaders with 0, 1 and 2 workers",
+        "A killed run resumes bit for bit like an uninterrupted one",
+        "kill -9 at random moments of real training, with 0, 1 and 2 loader workers",
         ("kills",),
         (("KILLS", 200),),
     ),
     Promise(
-        "There is always a complete, verified checkpoint after the first",
-        "kill -9 inside a save",
+        "After the first checkpoint, a complete and verified one always exists",
+        "kill -9 while a checkpoint is written",
         ("kills-in-save",),
         (("KILLS_IN_SAVE", 200),),
     ),
     Promise(
-        "A damaged last checkpoint is noticed and the one before it taken, aloud",
-        "flipped, cut, emptied, exchanged",
+        "A damaged last checkpoint is detected, and the previous one is used, with a warning",
+        "files with flipped bits, truncated, empty, or swapped",
         tests=(
             "integration/test_resume.py::test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken",
             "integration/test_resume.py::test_where_both_are_damaged_nothing_begins_anew",
         ),
     ),
     Promise(
-        "SIGINT or SIGTERM: saved, said how to go on, no process left, resumed bit for bit",
-        "at random times, and in each place that a run passes",
+        "After SIGINT or SIGTERM, the run saves, prints how to resume, leaves no process, and "
+        "resumes bit for bit",
+        "signals at random times and in every phase of a run",
         ("signals",),
         (("SIGNALS", 50),),
         (
@@ -61,17 +62,17 @@ PROMISES = (
             "faults/test_signals.py::test_workers_that_die_of_the_same_signal_lose_nothing",
         ),
     ),
-    Promise("… within ten seconds", "the random times", ("signals-in-time",)),
+    Promise("… and ends within ten seconds", "signals at random times", ("signals-in-time",)),
     Promise(
-        "A second signal leaves at once, the last checkpoint whole",
-        "in a step, a save, an evaluation",
+        "A second signal aborts at once, and the last checkpoint stays intact",
+        "signals during a step, a save and an evaluation",
         tests=(
             "faults/test_signals.py::test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole",
         ),
     ),
     Promise(
-        "What no longer fits is refused under --resume, with the difference",
-        "freeze set, class list, data, architecture, fewer epochs, no checkpoint, no run",
+        "--resume rejects what does not match the run, and reports the difference",
+        "changed frozen set, classes, data or architecture; fewer epochs; no checkpoint; no run",
         tests=(
             "integration/test_resume.py::test_another_training_is_refused_with_what_differs",
             "integration/test_resume.py::test_all_differences_are_shown_at_once",
@@ -83,8 +84,9 @@ PROMISES = (
         ),
     ),
     Promise(
-        "Not-a-number stops the run at its step, and best and last never hold one",
-        "in image, weight, label weight, gradient; first, middle and last step",
+        "A non-finite value stops the run at that step and is never saved in best.pt or last.pt",
+        "non-finite images, weights, class weights and gradients; in the first, a middle and the "
+        "last step",
         tests=(
             "unit/training/test_step.py::test_a_poisoned_image_stops_the_step_before_it_moves_a_weight",
             "unit/training/test_step.py::test_a_gradient_that_is_no_number_moves_no_weight",
@@ -95,8 +97,8 @@ PROMISES = (
         ),
     ),
     Promise(
-        "Out of memory halves what is computed at once, and the gradient stays",
-        "allocations refused in the step",
+        "When memory runs out, the micro-batch is halved and the gradient stays the same",
+        "allocations that fail during a step",
         tests=(
             "unit/training/test_step.py::"
             "test_out_of_memory_halves_what_is_computed_at_once_and_the_gradient_stays",
@@ -105,81 +107,82 @@ PROMISES = (
         ),
     ),
     Promise(
-        "A save that fails keeps the old file, says why in one line, leaves no half file",
-        "ENOSPC and EIO at the 1st, 2nd, 3rd … operation until the whole save passes",
+        "A failed save keeps the old file, gives one error message, and leaves no partial file",
+        "ENOSPC and EIO at the 1st, 2nd, 3rd … operation, until a save succeeds",
         ("write-faults",),
         (("FAULT_TENSORS", 60),),
     ),
     Promise(
-        "… also where the system itself refuses",
-        "RLIMIT_FSIZE at sizes up to the whole; a real disk with 0, 1, 2 … free pages",
+        "… also if the operating system causes the failure",
+        "RLIMIT_FSIZE below the file size; a real disk with 0, 1, 2 … free pages",
         ("file-size-limits", "full-disk"),
         (("FAULT_LIMITS", 400),),
     ),
     Promise(
-        "A damaged checkpoint is noticed",
-        "single bits flipped, ends cut off",
+        "A damaged checkpoint is detected",
+        "flipped bits and truncation",
         ("checkpoint-flips", "checkpoint-cuts"),
         (("FLIPS", 1000), ("CUTS", 100)),
     ),
     Promise(
-        "Damaged features and what is known of photos are computed again, never wrong",
-        "single bits flipped, ends cut off, in each file of a store and in the memory of photos",
+        "Damaged cached features and inspection results are recomputed, never used",
+        "flipped bits and truncation, in each file of a feature store and of the inspection cache",
         ("cache-flips", "cache-cuts", "looks-damage"),
         (("CACHE_FLIPS", 1000), ("CACHE_CUTS", 100)),
     ),
     Promise(
         "Opening a file runs no code",
-        "hostile checkpoints through every command that reads one; a poisoned download cache",
+        "malicious checkpoints, opened by every command that reads one; a malicious file in the "
+        "download cache",
         ("hostile-payloads", "poisoned-cache"),
     ),
     Promise(
-        "A hostile checkpoint is refused in one line",
-        "files that run, claim, unpack to or state what they should not, through every command",
+        "A malicious checkpoint is rejected with one message",
+        "files with code, false sizes, packed data or wrong metadata, opened by every command",
         ("hostile-checkpoints",),
         (("HOSTILE", 100),),
     ),
     Promise(
-        "… and takes no more memory than the file has",
-        "all of them in one process, 400 MiB above its start",
+        "… and needs no more memory than the size of the file",
+        "all of them in one process, limited to 400 MiB above its start",
         ("hostile-memory",),
     ),
     Promise(
-        "An odd image has the verdict that is written down for it",
-        "in the look before a run, in check-data and in decoding",
+        "An unusual image gets the verdict that is documented for it",
+        "unusual images in the preflight check, in check-data and in decoding",
         ("odd-images",),
     ),
     Promise(
-        "… takes less than 1 GB and starts no process",
-        "the same images, decoded and fitted three ways in one process",
+        "… needs less than 1 GB and starts no process",
+        "the same images, decoded and resized in three ways in one process",
         ("odd-images-memory", "odd-images-processes"),
     ),
     Promise(
         "A label is the name of the class folder",
-        "generated folder trees, read by training, evaluation, other data and check-data",
+        "generated folder trees, read by train, eval, eval --data and check-data",
         ("folder-trees",),
         (("TREES", 200),),
     ),
     Promise(
-        "A wrong config is one clear message that names the key",
+        "A wrong config gives one clear message that names the key",
         "generated configs",
         ("configs",),
         (("CONFIGS", 1000),),
     ),
     Promise(
-        "… so is a trap",
-        "hand-made ones, YAML bombs among them",
+        "… and so does a malicious config",
+        "handwritten configs, including YAML bombs",
         ("config-traps",),
     ),
     Promise(
         "Nothing is deleted outside the run folder or the cache",
-        "random lives of 25 steps: begin, save, export, rename, link, clear, lose",
+        "random sequences of 25 steps: train, save, export, rename, link, clear, delete",
         ("rotation",),
         (("ROTATIONS", 500),),
     ),
     Promise(
-        "Frozen parameters and buffers stay bit for bit",
-        "tensors of every family with norm layers, its last block training",
+        "Frozen parameters and buffers stay bit for bit the same",
+        "tensors of every family with norm layers, while the last block is trained",
         ("frozen-bits",),
     ),
 )

@@ -80,42 +80,42 @@ def _beyond_imports(document: Document) -> float | None:
 
 GOALS = (
     Goal(
-        "Only the head trains, 25 epochs, whole process, against the plain loop, no less accurate",
+        "Head only, 25 epochs, whole process, relative to the plain loop, at no loss of accuracy",
         *("head", 25, 40, _ratio("head", PLAIN, "wall_s")),
         no_less_accurate_than=PLAIN,
     ),
     Goal(
-        "The same from a warm cache, beyond `import torch, torchvision`",
+        "The same with a warm cache, minus `import torch, torchvision`",
         *("head", 25, 1.5, _beyond_imports),
         unit="s",
     ),
     Goal(
-        "The same with an empty cache, whole process, against features and logistic regression",
+        "The same with an empty cache, relative to features and logistic regression",
         *("head", 25, 1, _ratio("head", FEATURES, "wall_s")),
         strictly=True,
     ),
     Goal(
-        "The last two blocks and the head train, an epoch after the first, against the plain loop",
+        "Last two blocks and head, an epoch after the first, relative to the plain loop",
         *("last_two_blocks", 3, 30, _ratio("last_two_blocks", PLAIN, "epoch_s")),
     ),
     Goal(
-        "Everything trains, an epoch after the first, against the plain loop",
+        "All parameters, an epoch after the first, relative to the plain loop",
         *("everything", 3, 4, _ratio("everything", PLAIN, "epoch_s")),
     ),
     Goal(
-        "Everything trains, an epoch after the first, against timm with bfloat16, channels_last",
+        "All parameters, an epoch after the first, relative to timm (bfloat16, channels_last)",
         *("everything", 3, 1.1, _ratio("everything", TIMM_BF16, "epoch_s")),
     ),
     Goal(
-        "Evaluation in images/s, every feature computed, against the plain loop's",
+        "Evaluation speed with every feature computed, relative to the plain loop",
         *("head", 3, 4, _evaluation),
     ),
     Goal(
-        "Peak anonymous memory, only the head trains: the plain loop's is that many times ours",
+        "Peak anonymous memory, head only: reduction relative to the plain loop",
         *("head", 3, 2, _ratio("head", PLAIN, "peak_mib")),
     ),
     Goal(
-        "Random weights, ResNet-18, only the head trains: never slower than the plain loop",
+        "Head only, ResNet-18 with random weights: not slower than the plain loop",
         *("random_weights", 3, 1, _ratio("random_weights", PLAIN, "wall_s")),
     ),
 )

@@ -84,7 +84,9 @@ def main() -> None:
                 found = run(Path(name))
             document["runs"][key] = found
             options.json.write_text(json.dumps(document, indent=1) + "\n")
-            print(f"{key}: {found['top1']:.2%}, {found['cpu_s']:.0f} s of processor", flush=True)
+            print(
+                f"{key}: {found['top1']:.2%}, {found['cpu_s']:.0f} s of processor time", flush=True
+            )
 
 
 def _runs(

@@ -106,8 +106,8 @@ def fragment(lines: Iterable[Line], *, failed: bool) -> str:
         "## Promises",
         "\n".join(["| promise | tried | times | held |", "| --- | --- | ---: | ---: |", *rows]),
         _where(failed),
-        "## What was lost at first",
-        "\n".join(["| case | guarded by |", "| --- | --- |", *(_guard(*row) for row in LOST)]),
+        "## Fixed bugs with regression tests",
+        "\n".join(["| bug | test |", "| --- | --- |", *(_guard(*row) for row in LOST)]),
     ]
     return "\n\n".join(parts)
 

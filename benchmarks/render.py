@@ -51,7 +51,7 @@ def fragment(documents: Sequence[Document]) -> str:
     for name in measured:
         parts += _case(name, merged["cases"][name])
     if "scale" in merged:
-        parts += ["### Cost against the number of images", scale_table(merged["scale"])]
+        parts += ["### Cost by number of images", scale_table(merged["scale"])]
     if not measured:
         parts.append(f"{OPEN.capitalize()}.")
     if documents:
@@ -69,7 +69,7 @@ def _case(name: str, record: Document) -> list[str]:
         case_table(record, num_val),
     ]
     if record.get("evaluations"):
-        parts += ["Scoring a checkpoint:", evaluation_table(record, num_val)]
+        parts += ["Evaluation of a checkpoint:", evaluation_table(record, num_val)]
     if record.get("imports_s"):
         parts += ["Starting from a warm cache:", start_up_table(record, num_val)]
     return parts

@@ -28,8 +28,8 @@ def case_table(record: Record, num_val: int) -> str:
             "best",
             "last",
             "whole process",
-            "an epoch after the first",
-            "evaluation in it",
+            "epoch after the first",
+            "evaluation speed",
             "peak anonymous memory",
         ],
         [_cells(row, reference) for row in rows],
@@ -72,7 +72,7 @@ def evaluation_table(record: Record, num_val: int) -> str:
     reference = plain.evaluated_per_s if plain else None
     rows = []
     if plain and reference:
-        rows.append([f"{PLAIN}, an epoch's evaluation", _per_s(reference, reference), NOTHING])
+        rows.append([f"{PLAIN}, evaluation of an epoch", _per_s(reference, reference), NOTHING])
     for name in dict.fromkeys(run["contender"] for run in evaluations):
         runs = [run for run in evaluations if run["contender"] == name]
         speed = median(run["images_per_s"] for run in runs)
@@ -95,9 +95,9 @@ def start_up_table(record: Record, num_val: int) -> str:
     return markdown(
         ["", "median"],
         [
-            ["`import torch, torchvision`, a process of its own", _seconds(warm.wall_s - beyond)],
+            ["`import torch, torchvision` in a new process", _seconds(warm.wall_s - beyond)],
             [f"{WARM}, {record['epochs']} epochs", _seconds(warm.wall_s)],
-            ["the run beyond the imports", _seconds(beyond)],
+            ["the run minus the imports", _seconds(beyond)],
         ],
     )
 
@@ -129,6 +129,6 @@ def scale_table(record: Record) -> str:
         )
         before = run
     return markdown(
-        ["images", "whole process", "an image", "each further image", "peak anonymous memory"],
+        ["images", "whole process", "per image", "per further image", "peak anonymous memory"],
         rows,
     )

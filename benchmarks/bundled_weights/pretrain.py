@@ -31,7 +31,7 @@ EVAL_BATCH_SIZE = 250
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How far one training image may stray; units stand in pretrain.yaml."""
+    """Ranges of the random augmentations; units are documented in pretrain.yaml."""
 
     zoom: tuple[float, float]
     stretch: float
@@ -50,7 +50,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """The settings of one pretraining run."""
+    """Settings of one pretraining run."""
 
     seed: int
     threads: int
@@ -78,7 +78,7 @@ class Split:
 
 
 def load_config(path: Path) -> PretrainConfig:
-    """The settings in a YAML file; an unknown or missing key is a TypeError."""
+    """Read settings from a YAML file; an unknown or missing key raises TypeError."""
     raw: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return PretrainConfig(augment=AugmentConfig(**raw.pop("augment")), **raw)
 
@@ -98,7 +98,7 @@ def load_split(folder: Path) -> Split:
 
 
 class Augment:
-    """Random views of a whole batch at once, from one generator."""
+    """Random augmentation of whole batches, drawn from one generator."""
 
     def __init__(self, config: AugmentConfig, *, image_size: int, generator: torch.Generator):
         self.config = config
@@ -106,7 +106,7 @@ class Augment:
         self.generator = generator
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Views ``(N, 3, size, size)`` in [0, 1] of images ``(N, 3, H, W)`` in [0, 1]."""
+        """Augment images ``(N, 3, H, W)`` in [0, 1] to ``(N, 3, size, size)`` in [0, 1]."""
         return self.erase(self.colour(self.warp(images)))
 
     def uniform(self, count: int, low: float, high: float) -> Tensor:
@@ -116,7 +116,7 @@ class Augment:
         return self.uniform(count, 0.0, 1.0) < probability
 
     def warp(self, images: Tensor) -> Tensor:
-        """Flip, rotate, zoom, stretch and shift, in the one resampling that also upscales."""
+        """Flip, rotate, zoom, stretch, shift and upscale with a single resampling."""
         config, count = self.config, len(images)
         angle = self.uniform(count, -config.rotation_deg, config.rotation_deg).deg2rad()
         zoom = self.uniform(count, *config.zoom)
@@ -156,7 +156,7 @@ class Augment:
         return torch.where(inverted, 1 - images, images)
 
     def erase(self, images: Tensor) -> Tensor:
-        """Cover a rectangle of some images with their mean colour."""
+        """Erase a rectangle of some images with their mean colour."""
         config, count, size = self.config, len(images), self.image_size
         position = torch.arange(size) / size
 
@@ -171,14 +171,14 @@ class Augment:
 
 
 def normalizer(config: PretrainConfig) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, each ``(1, 3, 1, 1)``."""
+    """Return mean and standard deviation, each ``(1, 3, 1, 1)``."""
     return torch.tensor(config.mean).view(1, 3, 1, 1), torch.tensor(config.std).view(1, 3, 1, 1)
 
 
 def training_batches(
     split: Split, config: PretrainConfig, augment: Augment, *, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised views and class probabilities, whole batches only."""
+    """Yield normalised batches with class probabilities; the last partial batch is dropped."""
     mean, std = normalizer(config)
     # torch's beta distribution takes no generator.
     numpy_generator = np.random.default_rng((config.seed, epoch))
@@ -196,7 +196,7 @@ def training_batches(
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, split: Split, config: PretrainConfig) -> float:
-    """Top-1 accuracy under the preprocessing the weights are used with."""
+    """Return top-1 accuracy with the preprocessing of the weights."""
     model.eval()
     mean, std = normalizer(config)
     size = [config.image_size, config.image_size]
@@ -211,7 +211,7 @@ def evaluate(model: nn.Module, split: Split, config: PretrainConfig) -> float:
 
 
 def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.SGD:
-    """Nesterov SGD; biases and BatchNorm parameters do not decay."""
+    """Return SGD with Nesterov momentum; no weight decay on biases and batch norm."""
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     undecayed = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups: list[dict[str, Any]] = [
@@ -228,7 +228,7 @@ def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.SGD
 
 
 def lr_factor(step: int, *, warmup_steps: int, total_steps: int) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
+    """Linear warm-up, then cosine decay to zero."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
@@ -237,7 +237,7 @@ def lr_factor(step: int, *, warmup_steps: int, total_steps: int) -> float:
 def save_backbone(
     model: nn.Module, path: Path, *, config: PretrainConfig, epochs: int, top1: float
 ) -> None:
-    """Write everything but the head, with its provenance as metadata."""
+    """Write all tensors except the head, with their provenance as metadata."""
     tensors = {
         name: tensor.contiguous()
         for name, tensor in model.state_dict().items()
@@ -269,7 +269,7 @@ def train_one_epoch(
     *,
     label_smoothing: float,
 ) -> float:
-    """One pass over the batches; the mean training loss."""
+    """Train for one epoch and return the mean training loss."""
     model.train()
     losses: list[float] = []
     for inputs, targets in batches:
@@ -283,7 +283,7 @@ def train_one_epoch(
 
 
 def pretrain(config: PretrainConfig, data: Path, output: Path) -> float:
-    """Train, evaluate and save; the test top-1 after the last epoch."""
+    """Train, evaluate and save; return the test top-1 after the last epoch."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(True)
@@ -323,7 +323,7 @@ def pretrain(config: PretrainConfig, data: Path, output: Path) -> float:
 
 
 def default_data() -> Path:
-    """The CIFAR-100 folder below $FINETUNE_SHARED, or below ../shared beside the repository."""
+    """Return the CIFAR-100 folder in $FINETUNE_SHARED or ../shared."""
     shared = os.environ.get("FINETUNE_SHARED")
     return (Path(shared) if shared else REPOSITORY.parent / "shared") / "data" / "cifar100"
 

@@ -1,7 +1,7 @@
-"""What the programs in this folder share: arguments, images, weights, the clock, the report.
+"""Arguments, data, weights, timing and output shared by the programs in this folder.
 
-Each of them trains as its own users would; only what would make the figures incomparable is here.
-A program prints one JSON document on stdout, and whatever its library prints goes to stderr.
+Each program trains as users of its library would; shared is only what makes the results comparable.
+A program prints one JSON document on stdout; the output of its library goes to stderr.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Epochs:
     _train_s: float = 0.0
 
     def trained(self) -> None:
-        """The training part of an epoch is over."""
+        """Record the end of an epoch's training."""
         self._train_s = self._lap()
 
     def evaluated(self, top1: float) -> None:
-        """So is its evaluation."""
+        """Record the end of an epoch's evaluation."""
         self.records.append({"train_s": self._train_s, "eval_s": self._lap(), "top1": top1})
 
     def _lap(self) -> float:
@@ -49,14 +49,19 @@ class Epochs:
         return self._mark - before
 
 
-FREEZE_NORMS = {"action": "store_true", "help": "norm layers too: only the head trains"}
+FREEZE_NORMS = {
+    "action": "store_true",
+    "help": "also freeze the norm layers, so that only the head is trained",
+}
 
 
 def arguments(description: str | None, **extra: dict[str, object]) -> argparse.Namespace:
-    """The command line that all programs have, and options of their own by name."""
+    """Parse the options shared by all programs, and those given by name."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--data", required=True, type=Path)
-    parser.add_argument("--weights", type=Path, help="torchvision state dict; without: random")
+    parser.add_argument(
+        "--weights", type=Path, help="torchvision state dict (default: random weights)"
+    )
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--lr", type=float, default=0.01)
     for name, options in extra.items():
@@ -89,7 +94,7 @@ def image_folders(
 
 
 def network(weights: Path | None, name: str = "mobilenet_v2") -> nn.Module:
-    """torchvision's network, with its own last layer still on."""
+    """Return torchvision's network with its original last layer."""
     model = models.get_model(name)
     if weights:
         model.load_state_dict(torch.load(weights, weights_only=True))
@@ -97,7 +102,7 @@ def network(weights: Path | None, name: str = "mobilenet_v2") -> nn.Module:
 
 
 def new_head(model: nn.Module, num_classes: int) -> nn.Linear:
-    """Put a new last layer onto MobileNetV2 or a ResNet, and return it."""
+    """Replace the last layer of MobileNetV2 or a ResNet, and return the new one."""
     if isinstance(model, models.MobileNetV2):
         model.classifier[1] = nn.Linear(model.last_channel, num_classes)
         return model.classifier[1]
@@ -106,12 +111,12 @@ def new_head(model: nn.Module, num_classes: int) -> nn.Linear:
 
 
 def best_device() -> torch.device:
-    """An accelerator if there is one, as every tutorial's first lines have it."""
+    """Return the GPU if there is one, else the CPU, as tutorials do."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def report(train: Callable[[Epochs], str]) -> None:
-    """Run ``train``, which fills in the epochs and names the augmentation; print the document."""
+    """Run ``train``, which records epochs and returns the augmentation; print the results."""
     epochs = Epochs()
     with contextlib.redirect_stdout(sys.stderr):
         augmentation = train(epochs)

@@ -1,7 +1,8 @@
-"""fastai's `Learner`: frozen body, fastai's own head (two layers on mean and maximum), one cycle.
+"""Train fastai's `Learner` with a frozen body, fastai's head and the one-cycle schedule.
 
-The two steps are those of its `vision_learner`, which cannot pass on where to cut this network.
-By default fastai trains the norm layers of a frozen body; `--freeze-norms` tells it not to.
+The head has two layers on average and maximum pooling. The code repeats the two steps of
+`vision_learner`, which has no argument for the layer at which to cut this network. By default,
+fastai trains the norm layers of a frozen body; `--freeze-norms` freezes them too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from torch import nn
 
 
 class Clock(Callback):
-    order = 60  # behind fastai's Recorder, which has the epoch's accuracy at 50
+    order = 60  # after fastai's Recorder (50), which computes the epoch's accuracy
 
     def __init__(self, epochs: Epochs) -> None:
         self.epochs = epochs
@@ -44,14 +45,14 @@ class Clock(Callback):
 
 
 def photos(root: Path) -> list[Path]:
-    """fastai would also take the GIF that the other programs leave out."""
+    """Leave out the GIF, which the other programs do not read."""
     return [path for path in get_image_files(root) if path.suffix.lower() != ".gif"]
 
 
 def main() -> None:
     options = arguments(__doc__, freeze_norms=FREEZE_NORMS)
 
-    def body(**_: bool) -> nn.Module:  # fastai says pretrained=True
+    def body(**_: bool) -> nn.Module:  # fastai passes pretrained=True
         return network(options.weights)
 
     def train(epochs: Epochs) -> str:
@@ -67,7 +68,7 @@ def main() -> None:
         loaders = block.dataloaders(options.data, bs=BATCH_SIZE, num_workers=WORKERS)
         learner = Learner(
             loaders,
-            create_vision_model(body, loaders.c, cut=1),  # behind the first child, `features`
+            create_vision_model(body, loaders.c, cut=1),  # after the first child, `features`
             splitter=default_split,
             metrics=accuracy,
             train_bn=not options.freeze_norms,

@@ -1,4 +1,4 @@
-"""The expert's shortcut: features in one pass, then scikit-learn's logistic regression."""
+"""Compute features in one pass, then fit scikit-learn's logistic regression."""
 
 from __future__ import annotations
 

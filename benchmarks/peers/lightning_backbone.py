@@ -1,7 +1,7 @@
-"""Lightning with its `BackboneFinetuning` callback, the backbone frozen to the end of the run.
+"""Train with Lightning's `BackboneFinetuning` callback, with the backbone frozen for the whole run.
 
-That callback leaves the backbone's norm layers trainable, and so pays for the whole backward pass.
-`--freeze-norms` takes the class it derives from, told to freeze those as well.
+The callback keeps the backbone's norm layers trainable, which requires the whole backward pass.
+`--freeze-norms` uses its base class and freezes them too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Classifier(LightningModule):
-    """The callback freezes what the attribute ``backbone`` holds."""
+    """Module whose attribute ``backbone`` is frozen by the callback."""
 
     def __init__(self, model: nn.Module, head: nn.Module, lr: float, epochs: int) -> None:
         super().__init__()
@@ -59,11 +59,11 @@ class FreezeAll(BaseFinetuning):
         self.freeze(pl_module.backbone, train_bn=False)
 
     def finetune_function(self, *_: object) -> None:
-        """Nothing is ever thawed."""
+        """Never unfreeze."""
 
 
 class Clock(Callback):
-    """Lightning evaluates inside the training epoch; the sanity check before it counts as none."""
+    """Timer of epochs; evaluation runs within a training epoch, the sanity check is ignored."""
 
     def __init__(self, epochs: Epochs) -> None:
         self.epochs = epochs

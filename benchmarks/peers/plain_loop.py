@@ -1,4 +1,4 @@
-"""The transfer-learning loop as people write it: what every ratio is a ratio to.
+"""A plain PyTorch transfer-learning loop, the reference of every ratio.
 
 ImageFolder, a DataLoader with two workers, RandomResizedCrop and flip, float32, the whole network
 in every epoch. It freezes by ``requires_grad`` alone and calls ``model.train()``, so that frozen
@@ -28,12 +28,15 @@ from torch.utils.data import DataLoader
 def main() -> None:
     options = arguments(
         __doc__,
-        train={"nargs": "*", "default": [], "help": "globs of parameters that train"},
+        train={"nargs": "*", "default": [], "help": "globs of the trainable parameters"},
         augment={"choices": ["crop_flip", "flip", "none"], "default": "crop_flip"},
         model={"default": "mobilenet_v2"},
-        size={"type": int, "default": 224, "help": "pixels a side"},
+        size={"type": int, "default": 224, "help": "input size in pixels"},
         seed={"type": int, "default": 0},
-        bfloat16={"action": "store_true", "help": "autocast and channels_last: not the plain time"},
+        bfloat16={
+            "action": "store_true",
+            "help": "use autocast and channels_last (not used for the timings)",
+        },
     )
 
     def train(epochs: Epochs) -> str:

@@ -1,8 +1,8 @@
-"""timm's parts with the defaults of its training script: every parameter trains.
+"""Train every parameter with timm's components and the defaults of its training script.
 
-The script itself is not in timm's package. Its defaults here: RandomResizedCrop with a random
+The script is not included in timm's package. The defaults used here: RandomResizedCrop with a random
 interpolation, flip, color jitter 0.4, label smoothing 0.1, weight decay 2e-5, the last incomplete
-batch dropped. Its five epochs of warmup are left out, as every contender is without.
+batch dropped. Its five warm-up epochs are omitted, since no contender has any.
 """
 
 from __future__ import annotations

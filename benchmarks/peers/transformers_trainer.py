@@ -1,4 +1,4 @@
-"""The Trainer of Transformers around a torchvision network with a frozen backbone."""
+"""Fine-tune a torchvision network with frozen backbone, using the Transformers Trainer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 
 
 class Photos(Dataset):
-    """The Trainer collates dictionaries, whose keys are the arguments of the model."""
+    """Dataset of dictionaries, whose keys are the arguments of the model."""
 
     def __init__(self, folder: ImageFolder) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class Photos(Dataset):
 
 
 class WithLoss(nn.Module):
-    """The Trainer takes the loss from the model."""
+    """Module that returns its own loss, as the Trainer expects."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

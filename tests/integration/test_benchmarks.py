@@ -42,7 +42,7 @@ def verdict(of: dict[str, Any], start: str) -> str:
     return reach._verdict(goal, of)
 
 
-HEAD = "Only the head trains, 25 epochs, whole process"
+HEAD = "Head only, 25 epochs, whole process"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_counts_of_one_promise_are_summed() -> None:
 
     counted = [line("odd-images", 50, 50), line("odd-images", 1, 0), line("rotation", 7, 7)]
     text = reliability.fragment(counted, failed=True)
-    assert re.search(r"\| An odd image has .* \| 51 \| 50 \|", text)
+    assert re.search(r"\| An unusual image gets .* \| 51 \| 50 \|", text)
     assert re.search(r"\| Nothing is deleted .* \| 7 \| 7 \|", text)
     assert "not yet tried" in text
     assert "A test failed in this run." in text
