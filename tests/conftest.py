@@ -1,4 +1,4 @@
-"""Shared fixtures: small real networks, tiny real images, the optional shared photos."""
+"""Shared fixtures: small real networks, small real images, optional shared photos."""
 
 from __future__ import annotations
 

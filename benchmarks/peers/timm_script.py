@@ -1,6 +1,6 @@
 """Train every parameter with timm's components and the defaults of its training script.
 
-The script is not included in timm's package. The defaults used here: RandomResizedCrop with a random
+The script is not included in timm's package. The defaults used here: RandomResizedCrop with random
 interpolation, flip, color jitter 0.4, label smoothing 0.1, weight decay 2e-5, the last incomplete
 batch dropped. Its five warm-up epochs are omitted, since no contender has any.
 """

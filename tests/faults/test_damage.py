@@ -1,4 +1,4 @@
-"""Files that rot or lose their end: noticed each time, and never taken for what they were."""
+"""Tests that flipped bits and truncation of checkpoints and caches are detected."""
 
 from __future__ import annotations
 

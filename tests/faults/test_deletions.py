@@ -1,4 +1,4 @@
-"""Nothing is deleted, or written over, but what a run or the cache wrote itself."""
+"""Tests that only files written by a run or the cache are deleted or overwritten."""
 
 from __future__ import annotations
 

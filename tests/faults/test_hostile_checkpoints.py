@@ -1,4 +1,4 @@
-"""Opening a file runs no code and takes no more memory than the file has; a refusal is one line."""
+"""Tests that malicious checkpoints run no code and use no more memory than their size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of the command line that are killed at any moment, and go on bit for bit."""
+"""Tests that runs killed at any moment resume bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Odd images: each has its verdict, in little memory, and none runs anything."""
+"""Tests of unusual images: verdict, memory use, and no started process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM at any moment: saved is what was done, said how to go on, nothing stays."""
+"""Tests of SIGINT and SIGTERM at any moment of a run."""
 
 from __future__ import annotations
 

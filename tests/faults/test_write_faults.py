@@ -1,4 +1,4 @@
-"""A disk that is full, limited, closed or gone: one line, the right code, the old file intact."""
+"""Tests of write errors: full, limited, closed or missing disks."""
 
 from __future__ import annotations
 

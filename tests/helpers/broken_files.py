@@ -1,4 +1,4 @@
-"""Files as they turn up in photo folders, good and broken; for the tests of looking at them."""
+"""Valid and broken files as found in photo folders, for tests of file inspection."""
 
 from __future__ import annotations
 

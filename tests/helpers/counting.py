@@ -1,13 +1,13 @@
-"""How often a promise is tried, and how often it held: for the table of docs/reliability.md.
+"""Counts of how often a promise was tested and held, for docs/reliability.md.
 
-    COUNT = times("CONFIGS", 60)  # FINETUNE_COUNT_CONFIGS=1000 in the environment asks for more
+    COUNT = times("CONFIGS", 60)  # overridden by the environment variable FINETUNE_COUNT_CONFIGS
 
     def test_no_config_ends_in_a_traceback(count: Count) -> None:
         ...
         count("configs", tried=COUNT, held=COUNT - len(lost))
         assert not lost
 
-`benchmarks/reliability.py` sets the variables, reads what was counted and writes the table.
+`benchmarks/reliability.py` sets the variables, reads the counts and writes the table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A worker that dies; on its own, since every process that is started imports it."""
+"""Data loader worker that dies; a separate module, because every worker imports it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that fails at its 1st, 2nd, 3rd … operation, as SQLite tests for it."""
+"""File object that fails at its 1st, 2nd, 3rd … operation, as in SQLite's tests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Programs forked from a process that has imported torch: each starts in a fraction of a second.
+"""Server that forks test programs from a process that has already imported torch.
 
-Run as a program this is that process: it reads a request a line and answers with a line. It has no
-threads of its own, so that a fork of it is as good as a program that was started anew.
+Run as a program, this module is the server: it reads one request per line and answers each with one
+line. It has no threads, so that a fork behaves like a newly started program.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A program that runs on a small disk of its own, and says as JSON what became of its files.
+"""Program that writes files on a small disk of its own, and prints the outcome as JSON.
 
-python helpers/full_disk.py FOLDER fill          save with 0, 1, 2, … free pages until it passes
-python helpers/full_disk.py FOLDER read-only CONFIG    commands on a disk that is closed to writing
+python helpers/full_disk.py FOLDER fill          save with 0, 1, 2, … free pages until it succeeds
+python helpers/full_disk.py FOLDER read-only CONFIG    commands on a read-only disk
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Checkpoints made to run code, to fill the memory or to lie, and every command that reads one.
+"""Malicious checkpoints, and every command that reads a checkpoint.
 
     python helpers/hostile_checkpoints.py FOLDER PHOTOS CONFIG
 
-gives each of them to each command and prints as JSON what they answered, whether the canary was
-touched, what was started, and the most memory that took. ``FOLDER`` holds ``sound.pt``.
+passes each checkpoint to each command and prints as JSON the answers, whether the canary file was
+touched, which processes were started, and the peak memory. ``FOLDER`` contains ``sound.pt``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Twenty names that would do harm where a page took text for markup."""
+"""Twenty names that would inject markup into an unescaped HTML page."""
 
 from __future__ import annotations
 

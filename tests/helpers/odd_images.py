@@ -1,9 +1,9 @@
-"""Images that are odd, broken or made to do harm, with what is to be said of each.
+"""Unusual, broken and malicious images, with the expected verdict on each.
 
     python helpers/odd_images.py FOLDER
 
-looks at every one of them as a run, `check-data` and the network do, and prints as JSON what was
-found, the most memory that took, and what was started meanwhile.
+inspects each image as a run, `check-data` and the network do, and prints as JSON the results, the
+peak memory, and which processes were started.
 """
 
 from __future__ import annotations

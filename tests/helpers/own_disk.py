@@ -1,4 +1,4 @@
-"""A small disk of a test's own: a tmpfs that only one child process sees, which needs no root."""
+"""Small tmpfs that is visible only to one child process; needs no root privileges."""
 
 from __future__ import annotations
 

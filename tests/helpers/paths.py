@@ -1,4 +1,4 @@
-"""Paths that tests start from."""
+"""Paths of the repository and of shared test data."""
 
 from __future__ import annotations
 

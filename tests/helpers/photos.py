@@ -1,4 +1,4 @@
-"""Tiny photo folders, drawn."""
+"""Small folders of drawn photos."""
 
 from __future__ import annotations
 

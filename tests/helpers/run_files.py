@@ -1,4 +1,4 @@
-"""What lies in a run's folder, for tests that compare two of them."""
+"""Contents of a run folder, for tests that compare two runs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Runs of a small network through the command line, forked; and where it was when it was told to
-stop."""
+"""Server of forked command-line runs of a small network, which records where each was stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint of a small real network, without the training: for tests of reading and writing."""
+"""Checkpoint of a small network without training, for tests of reading and writing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decodes photos in two worker processes: small_shared_memory.py SHARED_MEMORY PHOTOS."""
+"""Decode photos in two workers: small_shared_memory.py SHARED_MEMORY PHOTOS."""
 
 from __future__ import annotations
 

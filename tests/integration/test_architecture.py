@@ -1,4 +1,4 @@
-"""Imports: every package is declared, and what must answer at once imports no torch."""
+"""Tests of imports: declared packages, and commands that must not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmark says is computed from raw figures; no figure is measured here."""
+"""Tests of the benchmark tables, computed from given measurements."""
 
 from __future__ import annotations
 

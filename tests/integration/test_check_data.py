@@ -1,4 +1,4 @@
-"""``finetune check-data``: what it finds, how grave that is, and how it is shown."""
+"""Tests of ``finetune check-data``: findings, their levels, and the output."""
 
 from __future__ import annotations
 

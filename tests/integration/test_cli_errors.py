@@ -1,4 +1,4 @@
-"""What a user is shown when something is wrong: one message, one exit code, no traceback."""
+"""Tests of the command line: error messages, exit codes, help, closed streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``finetune compare``: what differs, and whether so many images can tell runs apart."""
+"""Tests of ``finetune compare``: differences, metrics and significance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documents: their links lead somewhere, and the configs in them are configs."""
+"""Tests of the documents: links, anchors and configs are valid."""
 
 from __future__ import annotations
 

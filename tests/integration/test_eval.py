@@ -1,4 +1,4 @@
-"""``finetune eval``: what it writes, what it refuses, and that it scores what training scored."""
+"""Tests of ``finetune eval``: output files, errors, and agreement with training."""
 
 from __future__ import annotations
 

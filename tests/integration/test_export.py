@@ -1,4 +1,4 @@
-"""``finetune export``: what it writes answers as ``eval`` does in its own runtime, or goes."""
+"""Tests of ``finetune export``: verified against ``eval`` in each format's runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A first config: it trains as it stands, and its rules are those it states."""
+"""Tests of ``finetune init``: the config trains without edits, and of its heuristics."""
 
 from __future__ import annotations
 

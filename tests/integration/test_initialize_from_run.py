@@ -1,4 +1,4 @@
-"""A run that begins with an earlier run of our own: what it takes from it, and what it refuses."""
+"""Tests of ``model.weights`` with the folder of an earlier run."""
 
 from __future__ import annotations
 

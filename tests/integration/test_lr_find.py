@@ -1,4 +1,4 @@
-"""``finetune lr-find``: the range test, its suggestion, and that it changes nothing."""
+"""Tests of ``finetune lr-find``: range test, suggestion, and unchanged weights."""
 
 from __future__ import annotations
 

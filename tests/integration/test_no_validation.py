@@ -1,4 +1,4 @@
-"""``data.val_fraction: 0``: a training on every image, without validation."""
+"""Tests of ``data.val_fraction: 0``: training on all images without validation."""
 
 from __future__ import annotations
 

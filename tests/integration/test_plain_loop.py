@@ -1,8 +1,8 @@
-"""A run in two stages compared with a plain torch loop.
+"""Comparison of a run in two stages with a plain torch loop.
 
-The loop states what the second stage promises: parameters that keep training keep their momentum,
-one_cycle is ``OneCycleLR`` with ``cycle_momentum=False``, and weights and norm statistics begin as
-the first stage ended.
+The loop implements what is documented for the second stage: parameters that keep training keep their
+momentum, one_cycle is ``OneCycleLR`` with ``cycle_momentum=False``, and weights and norm statistics
+start as the first stage left them.
 """
 
 from __future__ import annotations

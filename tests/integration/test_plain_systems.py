@@ -1,4 +1,4 @@
-"""Systems that offer less: no home folder, mounts that refuse calls, little shared memory."""
+"""Tests on restricted systems: no home folder, limited mounts, little shared memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules that only POSIX has are never needed: the quickstart runs without them."""
+"""Test that the quickstart runs without modules that only POSIX systems have."""
 
 from __future__ import annotations
 

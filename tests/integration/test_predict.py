@@ -1,4 +1,4 @@
-"""``finetune predict`` and ``finetune.load``: the labels of ``eval``, on whatever is readable."""
+"""Tests of ``finetune predict`` and ``finetune.load``: agreement with ``eval``, inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of promises says what was counted, and every guard that it names is there."""
+"""Tests of docs/reliability.md and of the script that generates it."""
 
 from __future__ import annotations
 

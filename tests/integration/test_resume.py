@@ -1,4 +1,4 @@
-"""A run that goes on is the run that was never stopped, bit for bit; and what is refused."""
+"""Tests of ``train --resume``: bit for bit equality, and rejected changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contact sheet: the very pixels that the network is fed, under their names."""
+"""Tests of ``finetune show-batch``: the sheet shows exactly the network's input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs in stages: what each takes from the base, that each is as if alone, and what goes on."""
+"""Tests of runs in stages: inherited settings, equivalence to single runs, resuming."""
 
 from __future__ import annotations
 

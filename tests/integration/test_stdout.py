@@ -1,4 +1,4 @@
-"""stdout holds a command's result alone, whatever the libraries print that it calls."""
+"""Tests that stdout contains only a command's result, whatever libraries print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training from a config: what it saves, proves, repeats and refuses."""
+"""Tests of ``finetune train``: saved files, verification, reproducibility, errors."""
 
 from __future__ import annotations
 

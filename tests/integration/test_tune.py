@@ -1,4 +1,4 @@
-"""``finetune tune``: what it tries, how it judges, what it writes, and what it refuses."""
+"""Tests of ``finetune tune``: trials, scoring, output files and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint is tensors and JSON; anything else is refused in one line."""
+"""Tests of reading and writing checkpoints; other files are rejected."""
 
 from __future__ import annotations
 

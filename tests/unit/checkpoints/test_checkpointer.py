@@ -1,4 +1,4 @@
-"""Checkpoints are written when that is cheap, and none is lost when a run ends, however it ends."""
+"""Tests of when checkpoints are written, and that none is lost when a run ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sealed file notices every flipped bit, and is read by whatever reads the file without."""
+"""Tests that self-checksummed files detect flipped bits and stay readable by others."""
 
 from __future__ import annotations
 

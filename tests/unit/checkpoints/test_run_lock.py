@@ -1,4 +1,4 @@
-"""Two processes never train in one folder."""
+"""Tests that two processes never train in the same folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a config file and overrides to a config, and what is said about a wrong one."""
+"""Tests of config files and overrides: parsing, defaults and error messages."""
 
 from __future__ import annotations
 

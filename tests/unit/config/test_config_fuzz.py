@@ -1,4 +1,4 @@
-"""Whatever stands in a config, the answer is a config or one clear message, never a traceback."""
+"""Fuzz tests of configs: each gives a config or one clear message, no traceback."""
 
 from __future__ import annotations
 

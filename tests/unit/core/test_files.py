@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and what is said when they cannot be written."""
+"""Tests of atomic file writes and their errors."""
 
 from __future__ import annotations
 

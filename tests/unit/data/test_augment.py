@@ -1,4 +1,4 @@
-"""What training images go through: policies, erasing, jitter and mixing, all of them keyed."""
+"""Tests of augmentation: policies, erasing, jitter and mixing, with keyed randomness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rare classes: weights, draws, and the accuracy in which every class counts the same."""
+"""Tests of ``data.balance``: class weights, sampler and balanced accuracy."""
 
 from __future__ import annotations
 

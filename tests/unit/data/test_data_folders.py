@@ -1,4 +1,4 @@
-"""Which images are found, in which split, of which class, and what is refused."""
+"""Tests of image folders: found images, splits, classes and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables, groups and torchvision's datasets: what is found, kept together and refused."""
+"""Tests of tables, groups and torchvision's datasets as data sources."""
 
 from __future__ import annotations
 

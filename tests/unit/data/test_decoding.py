@@ -1,4 +1,4 @@
-"""torchvision decodes where it gives Pillow's pixels; known pixels come out of every mode."""
+"""Tests of decoding with torchvision and Pillow: same pixels in every image mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo set: the same everywhere, drawn once, never half."""
+"""Tests of the demo dataset: same images everywhere, drawn once, never incomplete."""
 
 from __future__ import annotations
 

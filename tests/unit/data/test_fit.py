@@ -1,4 +1,4 @@
-"""How a photo becomes a square: cut, between bars, or distorted; the checkpoint remembers."""
+"""Tests of ``data.fit``: crop, pad and stretch, also from a checkpoint."""
 
 from __future__ import annotations
 

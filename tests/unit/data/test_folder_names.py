@@ -1,4 +1,4 @@
-"""Folders whose names have two meanings: splits or classes, one class or two, a class or none."""
+"""Tests of ambiguous folder names: splits or classes, and similar class names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever lies in a photo folder, an image's label is the name of its class folder."""
+"""Tests with generated folder trees: a label is the name of the class folder."""
 
 from __future__ import annotations
 

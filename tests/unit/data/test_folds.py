@@ -1,4 +1,4 @@
-"""Folds hold out every image once, in proportion, by name, and whole groups."""
+"""Tests of cross-validation folds: complete, stratified, reproducible, grouped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a file to the network's input."""
+"""Tests of decoding and preprocessing, from a file to the network's input."""
 
 from __future__ import annotations
 

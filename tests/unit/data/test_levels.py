@@ -1,4 +1,4 @@
-"""Images with more than 8 bits a channel: which level is white, in all that reads a photo."""
+"""Tests of ``data.levels``: white level of images with more than 8 bits per channel."""
 
 from __future__ import annotations
 

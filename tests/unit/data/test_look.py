@@ -1,4 +1,4 @@
-"""What a look at a file finds, how it is remembered, and workers that die."""
+"""Tests of file inspection, its cache, and workers that die."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check that every run makes, and what becomes of files that cannot be read."""
+"""Tests of the check before each run, and of unreadable files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links that put photos into two classes or into both splits."""
+"""Tests of links that put photos into two classes or both splits."""
 
 from __future__ import annotations
 

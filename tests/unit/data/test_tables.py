@@ -1,4 +1,4 @@
-"""Tables as other tools write them: delimiters, quotes, flags of a split, ids for paths, hints."""
+"""Tests of tables from other tools: delimiters, quotes, split flags, ids, hints."""
 
 from __future__ import annotations
 

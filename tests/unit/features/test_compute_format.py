@@ -1,4 +1,4 @@
-"""The form of arithmetic: the fastest that is near float32, chosen once, and said."""
+"""Tests of the choice of the compute format by accuracy and timing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The backward pass of strided depthwise convolutions: the same gradients by another way."""
+"""Tests of the backward pass of strided depthwise convolutions against autograd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cached features: the same training as without, and nothing damaged is ever taken for whole."""
+"""Tests of cached features: same training as without cache, damage is detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The facts of autograd that this project rests on, held on our own networks and loop."""
+"""Tests of the autograd behaviour that freezing relies on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report's figures agree with themselves and with the network."""
+"""Tests of the freeze report: consistent figures that agree with the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frozen parameters and buffers stay bit for bit, in every family that has norm layers."""
+"""Tests that frozen parameters and buffers do not change, in families with norm layers."""
 
 from __future__ import annotations
 

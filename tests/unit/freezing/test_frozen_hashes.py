@@ -1,4 +1,4 @@
-"""The proof notices a single bit."""
+"""Tests that the frozen hashes detect a single flipped bit."""
 
 from __future__ import annotations
 

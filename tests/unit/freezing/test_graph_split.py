@@ -1,4 +1,4 @@
-"""Prefix and live part together are the model, for every builder and any pattern."""
+"""Tests that prefix and trainable part together equal the model, for every builder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA beside frozen weights: what can have it, what trains, and the plain weights it becomes."""
+"""Tests of LoRA: supported modules, trainable parameters, merging into plain weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parameters move how: groups, what weight decay spares, and what is refused."""
+"""Tests of parameter groups: learning rates, weight decay and errors."""
 
 from __future__ import annotations
 

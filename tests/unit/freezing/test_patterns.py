@@ -1,4 +1,4 @@
-"""Which names a plan freezes, and what it says about patterns that do nothing."""
+"""Tests of freeze patterns: frozen names, and messages about patterns without effect."""
 
 from __future__ import annotations
 

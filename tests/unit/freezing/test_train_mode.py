@@ -1,4 +1,4 @@
-"""Which modules train mode reaches, on real networks."""
+"""Tests of which modules train mode applies to, on real networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a figure can be trusted: intervals and paired tests, beside scipy's."""
+"""Tests of confidence intervals and paired tests against scipy."""
 
 from __future__ import annotations
 

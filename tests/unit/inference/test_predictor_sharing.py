@@ -1,4 +1,4 @@
-"""One `Predictor` used by several callers at once: threads, suspended streams, forked processes."""
+"""Tests of one `Predictor` used by threads, suspended streams and forked processes."""
 
 from __future__ import annotations
 

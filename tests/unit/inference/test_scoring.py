@@ -1,4 +1,4 @@
-"""Every figure of an evaluation, beside scikit-learn's on the same predictions."""
+"""Tests of evaluation metrics against scikit-learn."""
 
 from __future__ import annotations
 

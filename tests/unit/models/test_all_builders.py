@@ -1,4 +1,4 @@
-"""Every torchvision classification builder: the head table, and the whole round on small input."""
+"""Tests with every torchvision classification builder, on small inputs."""
 
 from __future__ import annotations
 

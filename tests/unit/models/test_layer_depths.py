@@ -1,4 +1,4 @@
-"""What a network's layers are, for one network of each family, against explicit lists."""
+"""Tests of layer depths for one network of each family, against explicit lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pretrained weights: every accepted form fits, every misfit is named."""
+"""Tests of loading pretrained weights: accepted formats, and errors on mismatch."""
 
 from __future__ import annotations
 

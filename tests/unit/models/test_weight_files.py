@@ -1,4 +1,4 @@
-"""Files of weights from other tools: containers, prefixes, input sizes, foreign heads."""
+"""Tests of weight files from other tools: containers, prefixes, input sizes, heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``auto`` means in training sections: rules by what trains and by how much there is."""
+"""Tests of how ``auto`` is resolved in the training sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words of `recipe`: what they stand for in every network, and that they stand alone."""
+"""Tests of `recipe`: the expansion for every network, and conflicts with other keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report's page in a real browser, without a window: silent, alive, and deaf to markup.
+"""Tests of the HTML report in headless Chromium: no errors, no requests, no markup.
 
 Needs Chromium and playwright (`pip install playwright`; its own browsers are not needed).
 """

@@ -1,4 +1,4 @@
-"""``finetune report``: one page that holds everything, asks nobody, and runs no name as markup."""
+"""Tests of ``finetune report``: one self-contained page that escapes all names."""
 
 from __future__ import annotations
 

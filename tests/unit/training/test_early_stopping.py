@@ -1,4 +1,4 @@
-"""Which epoch is the best, by which figure, and when training stops early."""
+"""Tests of the choice of the best epoch, and of early stopping."""
 
 from __future__ import annotations
 

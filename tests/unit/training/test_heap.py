@@ -1,6 +1,6 @@
-"""What a large step frees is there for the next one, and goes back to the system afterwards.
+"""Tests that memory of large steps is reused, and returned to the system afterwards.
 
-Each is measured in a new process: what earlier tests left free in a heap would be filled first.
+Each test measures a new process, because memory freed by earlier tests would be reused first.
 """
 
 from __future__ import annotations

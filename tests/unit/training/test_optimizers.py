@@ -1,4 +1,4 @@
-"""Optimizers by name, with their options; learning rates, step by step."""
+"""Tests of optimizers by name, their options, and learning-rate schedules."""
 
 from __future__ import annotations
 

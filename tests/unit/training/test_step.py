@@ -1,4 +1,4 @@
-"""One optimizer step: several batches as one, pieces where memory ends, and numbers alone."""
+"""Tests of an optimizer step: accumulation, out of memory, non-finite values."""
 
 from __future__ import annotations
 

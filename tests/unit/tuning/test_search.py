@@ -1,4 +1,4 @@
-"""What a search refuses before it begins, on which folds it judges, how it moves what trains."""
+"""Tests of the search: errors before it starts, folds, and training of trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads side by side end where the ordinary loop takes each alone."""
+"""Tests that heads trained in parallel end as in separate training loops."""
 
 from __future__ import annotations
 
