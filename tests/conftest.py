@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_finish() -> None:
-    """As the program does: what is imported is no garbage, and need not be looked through."""
+    """Exclude imported modules from garbage collection, as the program does."""
     gc.collect()
     gc.freeze()
 

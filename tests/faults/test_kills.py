@@ -107,7 +107,7 @@ def save_for_ever() -> None:
 
 
 def generation_of(path: Path) -> int:
-    """Of a checkpoint, which must be whole and of one piece."""
+    """Return the generation of a checkpoint; all of its tensors must be of the same generation."""
     checkpoint = read_checkpoint(path)
     assert checkpoint.training is not None
     epoch = checkpoint.metadata.epoch

@@ -8,7 +8,7 @@ from finetune.data.checks.worker_pool import Looked, inspect_some
 
 
 def deadly(places: list[tuple[int, str]]) -> Looked:
-    """As `inspect_some`; a file named so takes its process with it."""
+    """Inspect files as `inspect_some` does; exit at a file named ``deadly``."""
     for _, path in places:
         if "deadly" in path:
             os._exit(1)

@@ -235,10 +235,10 @@ SOUND_TENSORS = frozenset(
     | {"huge-image.pt", "same-names.pt", "ringing-names.pt", "no-names.pt", "no-preprocessing.pt"}
     | {"endless-temperature.pt", "namespace.pt"}
 )
-"""What may be trained from all the same: only the tensors count there."""
+"""Checkpoints accepted as weights for training, which uses only their tensors."""
 
 THROUGH_ALL = times("HOSTILE", 12)
-"""So many of them go through every command; `eval` and `model.weights` are given all."""
+"""Number of checkpoints passed to every command; `eval` and `model.weights` get all of them."""
 _STARTS = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec", "os.fork", "os.spawn")
 
 

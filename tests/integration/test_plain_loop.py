@@ -1,7 +1,7 @@
 """Comparison of a run in two stages with a plain torch loop.
 
-The loop implements what is documented for the second stage: parameters that keep training keep their
-momentum, one_cycle is ``OneCycleLR`` with ``cycle_momentum=False``, and weights and norm statistics
+The loop implements the documented behaviour of the second stage: parameters that keep training keep
+their momentum, one_cycle is ``OneCycleLR`` with ``cycle_momentum=False``, and weights and norm statistics
 start as the first stage left them.
 """
 

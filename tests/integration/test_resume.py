@@ -702,7 +702,7 @@ def make_perfect(run: Path, epoch: int) -> None:
 
 
 def test_a_best_that_stood_in_for_a_lost_one_stays_the_best(config: Make, run: Path) -> None:
-    """Of what is on disk: a later epoch has to be better than that, not than what was lost."""
+    """A later epoch must be better than the saved best, not than the lost one."""
     kept = best_of(run)
     make_perfect(run, 1 if kept > 1 else 2)
     heard = Heard()

@@ -24,7 +24,7 @@ Refuse = Callable[..., str]
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Where the config file of a test lies."""
+    """Folder of a test's config file."""
     return tmp_path / "pets.yaml"
 
 

@@ -579,7 +579,7 @@ def test_labels_of_a_torchvision_dataset_are_the_official_ones(tmp_path: Path) -
 
 
 def idx(path: Path, array: np.ndarray) -> None:
-    """As MNIST lies on disk: a magic number, the sizes, the bytes."""
+    """Write an array in MNIST's file format: magic number, sizes, bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head = [0x800 + array.ndim, *array.shape]
     path.write_bytes(b"".join(n.to_bytes(4, "big") for n in head) + array.tobytes())

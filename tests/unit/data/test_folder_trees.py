@@ -88,7 +88,7 @@ def _fill(folder: Path, rng: random.Random) -> None:
 
 
 def folder_of(path: Path, root: Path) -> str:
-    """The class folder that an image lies in: below a split's folder, or below the root."""
+    """Return the class folder of an image: below a split folder, or below the root."""
     parts = path.relative_to(root).parts
     first = parts[0].lower()
     is_split = any(first in map(str.lower, names) for names in SPLIT_NAMES.values())

@@ -208,7 +208,7 @@ def test_neighbouring_views_of_an_image_decode_it_once(
 
 
 def test_a_dataset_can_be_sent_to_a_process_that_is_started_afresh(images: Images) -> None:
-    """As workers are on macOS and Windows, and everywhere from Python 3.14."""
+    """Workers are started this way on macOS and Windows, and on Linux from Python 3.14."""
     dataset = pickle.loads(pickle.dumps(PhotoDataset(images, SMALL, Views.of("crop_flip"))))
     again = PhotoDataset(images, SMALL, Views.of("crop_flip"))
     assert torch.equal(dataset[(0, 1)][0], again[(0, 1)][0])

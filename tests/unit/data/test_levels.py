@@ -74,7 +74,7 @@ def png(path: Path, pixels: NDArray[Any]) -> Path:
 
 
 def tiff(path: Path, pixels: NDArray[Any], kind: str, *, deflated: bool = False) -> Path:
-    """Of numpy's type ``kind``: grey (H, W) or RGB (H, W, 3)."""
+    """Write a TIFF of numpy type ``kind``: grey (H, W) or RGB (H, W, 3)."""
     stored = pixels.astype(kind)
     order = "<" if kind[0] == "<" else ">"
     channels = stored.shape[2] if stored.ndim == 3 else 1

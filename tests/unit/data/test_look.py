@@ -38,7 +38,7 @@ Make = Callable[[Path], Path]
 
 @pytest.fixture(autouse=True)
 def no_warnings() -> Iterator[None]:
-    """As whoever looks at files sets it."""
+    """Ignore warnings, as all callers of the inspection do."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -120,7 +120,7 @@ def test_many_files_are_looked_at_in_threads(folder: Path, monkeypatch: pytest.M
 
 
 def remember(folder: Path) -> None:
-    """As check-data would."""
+    """Fill the inspection cache as check-data does."""
     paths = sorted(str(path) for path in folder.glob("*/*"))
     with module.InspectionCache() as remembered:
         remembered.keep((module.key_of_file(path), inspect_file(path, full=True)) for path in paths)

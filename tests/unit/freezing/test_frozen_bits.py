@@ -40,7 +40,7 @@ def parameters_of(name: str) -> int:
 
 
 def smallest_with_norms() -> list[str]:
-    """Of each family the builder with the fewest parameters that has norm layers."""
+    """Return the smallest builder with norm layers of each family."""
     smallest: dict[str, str] = {}
     for name in sorted(BUILDERS, key=parameters_of):
         family = family_of(name).name

@@ -97,7 +97,7 @@ def test_weight_decay_spares_norms_and_biases_and_nothing_else(name: str) -> Non
 def test_weight_decay_spares_a_transformers_tokens_tables_and_scales(
     name: str, words: set[str]
 ) -> None:
-    """As timm's and torchvision's own training of these families does."""
+    """Same exclusions as in timm's and torchvision's training of these families."""
     spared = spared_of(name)
     model = build_skeleton(resolve_model(ModelConfig(name=name)), 3)
     vectors = {n for n, p in model.named_parameters() if p.dim() == 1}

@@ -11,7 +11,7 @@ from finetune.freezing.train_mode import set_train_mode
 
 
 def frozen(model: nn.Module, *, but: tuple[str, ...]) -> nn.Module:
-    """The model with everything frozen except what lies under these paths."""
+    """Return the model with everything frozen except the modules under these paths."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(but))
     return model

@@ -84,7 +84,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 
 @pytest.fixture
 def four_threads() -> Iterator[None]:
-    """As on a machine with four cores."""
+    """Set torch to four threads, as on a machine with four cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     yield

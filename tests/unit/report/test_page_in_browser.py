@@ -24,7 +24,7 @@ LABELS = (
     *("ant", "bee", "a name of over twenty-two letters"),
     *("蜜蜂和蚂蚁还有许多其他的昆虫", "WOMBAT MUMMY"),
 )
-"""Of every width; the last one ends far out."""
+"""Labels of different widths."""
 
 
 @pytest.fixture(scope="module")

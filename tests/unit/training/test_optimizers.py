@@ -263,7 +263,7 @@ def test_optimizers_take_their_options() -> None:
 
 
 class OnCuda(nn.Parameter):
-    """As far as it says of itself."""
+    """Parameter that reports to be on a CUDA device."""
 
     is_cuda = True
 

@@ -240,7 +240,7 @@ def optimizers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[nn.Module, Optimiz
 
 
 def moved(seen: list[tuple[nn.Module, Optimizer]], key: str) -> dict[str, float]:
-    """A value of each parameter's group, by the parameter's name in the live part."""
+    """Return a value of each parameter's group, by parameter name in the trainable part."""
     ((trainable_part, optimizer),) = seen
     values = {id(p): group[key] for group in optimizer.param_groups for p in group["params"]}
     return {name: values[id(p)] for name, p in trainable_part.named_parameters() if id(p) in values}

@@ -186,7 +186,7 @@ def test_a_head_that_diverges_takes_no_other_with_it() -> None:
 
 
 def live_of(name: str, crop: int, *, thawed: str = "") -> nn.Module:
-    """The live part of a probe, or of a network with one more tensor thawed."""
+    """Trainable part of a linear probe, or of a network with one more trainable tensor."""
     preprocessing = PreprocessingConfig(resize=crop, crop=crop)
     spec = resolve_model(ModelConfig(name=name, weights="none", preprocessing=preprocessing))
     model = build_untrained(spec, CLASSES, seed=0)
