@@ -1,8 +1,8 @@
 """Comparison of a run in two stages with a plain torch loop.
 
 The loop implements the documented behaviour of the second stage: parameters that keep training keep
-their momentum, one_cycle is ``OneCycleLR`` with ``cycle_momentum=False``, and weights and norm statistics
-start as the first stage left them.
+their momentum, one_cycle is ``OneCycleLR`` with ``cycle_momentum=False``, and weights and norm
+statistics start as the first stage left them.
 """
 
 from __future__ import annotations
