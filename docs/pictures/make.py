@@ -1,6 +1,6 @@
 """Make the picture of the report page in the README: ``python docs/pictures/make.py``.
 
-Trains the quickstart with ``--report`` in a temporary folder, and writes report.png: a screenshot
+Trains the quickstart with ``--report`` in a temporary folder, and writes report.webp: a screenshot
 of the page without the learning curves, the table of classes and what follows the first mistakes.
 Takes about half a minute. Needs `finetune` installed, and Chromium or Chrome on the PATH (Debian:
 ``apt-get install chromium``).
@@ -28,7 +28,7 @@ WIDTH, HEIGHT = 1000, 1640
 
 
 def main() -> None:
-    """Train, and write report.png next to this script."""
+    """Train, and write report.webp next to this script."""
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         sys.exit(f"no browser found on the PATH: install one of {', '.join(BROWSERS)}")
@@ -39,8 +39,7 @@ def main() -> None:
         take_screenshot(browser, page, screenshot)
         with Image.open(screenshot) as picture:
             top = picture.convert("RGB").crop((0, 0, WIDTH, HEIGHT))
-    # 256 colours halve the size of the file and look the same.
-    top.quantize(256, dither=Image.Dither.NONE).save(FOLDER / "report.png", optimize=True)
+    top.save(FOLDER / "report.webp", lossless=True, method=6)
 
 
 def quickstart_page(folder: Path) -> str:
