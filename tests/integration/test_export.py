@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.builders import is_heavy, small_config
 from helpers.photos import draw_photos
 from PIL import Image
-from test_all_builders import is_heavy, small_config
 from torch import Tensor
 
 import finetune

@@ -2,72 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.photo_folders import E_ACUTE, E_ACUTE_NFD, find, pictures, put, refusal, split_of
 from PIL import Image
 
 from finetune.commands.dry_run import dry_run
 from finetune.config.schema import Config, DataConfig
 from finetune.core.errors import DataError, OutputError
-from finetune.data.images import Images, TrainVal
+from finetune.data.images import Images
 from finetune.data.sources.open import find_split, find_train_val
 from finetune.data.splits.holdout import stratified_split
-
-E_ACUTE = "\N{LATIN SMALL LETTER E WITH ACUTE}"
-E_ACUTE_NFD = unicodedata.normalize("NFD", E_ACUTE)
-
-
-def png() -> bytes:
-    """A whole image of four pixels."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (2, 2), (200, 30, 30)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-PNG = png()
-
-
-def put(root: Path, *names: str) -> Path:
-    """Make these files below ``root``: pictures, or text where the name says so."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"text" if path.suffix == ".txt" else PNG)
-    return root
-
-
-def pictures(*folders: str, count: int = 5) -> list[str]:
-    """Names of ``count`` pictures in each folder."""
-    return [f"{folder}/{index}.png" for folder in folders for index in range(count)]
-
-
-def find(root: Path, *, val_fraction: float = 0.2, seed: int = 0) -> TrainVal:
-    """What training would read."""
-    return find_train_val(DataConfig(root=str(root), val_fraction=val_fraction), seed=seed)
-
-
-def split_of(root: Path, split: str, *, data: Path | None = None) -> Images:
-    """What ``eval --split`` would read for a network of cats and dogs."""
-    return find_split(
-        DataConfig(root=str(root)),
-        split,
-        class_names=("cats", "dogs"),
-        seed=0,
-        root=None if data is None else str(data),
-    )
-
-
-def refusal(root: Path, *, val_fraction: float = 0.2) -> str:
-    """The message with which training is refused."""
-    with pytest.raises(DataError) as caught:
-        find(root, val_fraction=val_fraction)
-    return str(caught.value)
 
 
 def names(images: Images, root: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -15,34 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.photo_folders import file_names, find, put, refusal
 from PIL import Image
 
 from finetune.config.load import load_config
 from finetune.config.schema import DataConfig
 from finetune.core.errors import ConfigError, DataError
-from finetune.data.images import Images, TrainVal
+from finetune.data.images import Images
 from finetune.data.sources import torchvision_arrays, torchvision_datasets
 from finetune.data.sources.open import find_split, find_train_val
 from finetune.data.splits.holdout import grouped_split
-
-
-def png(color: int = 0) -> bytes:
-    """A whole image of four pixels."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (2, 2), (color % 256, 30, 30)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-PNG = png()
-
-
-def put(root: Path, *names: str) -> Path:
-    """Make these pictures below ``root``."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(PNG)
-    return root
 
 
 def table(root: Path, *lines: str, name: str = "photos.csv", head: str = "path,label") -> Path:
@@ -51,22 +32,6 @@ def table(root: Path, *lines: str, name: str = "photos.csv", head: str = "path,l
     put(root, *re.findall(r"img/\w[\w.]*", text))
     (root / name).write_text(text + "\n", encoding="utf-8")
     return root / name
-
-
-def find(root: Path | str, **options: Any) -> TrainVal:
-    """What training would read."""
-    return find_train_val(DataConfig(root=str(root), **options), seed=0)
-
-
-def refusal(root: Path | str, **options: Any) -> str:
-    """The message with which training is refused."""
-    with pytest.raises(DataError) as caught:
-        find(root, **options)
-    return str(caught.value)
-
-
-def names(images: Images) -> list[str]:
-    return [path.name for path in images.paths]
 
 
 ROWS = [f"img/{label}{i}.png,{label}" for label in "ab" for i in range(5)]
@@ -90,7 +55,7 @@ def test_paths_are_relative_to_the_table(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_labels_of_a_table_belong_to_their_paths(tmp_path: Path) -> None:
     train = find(table(tmp_path, *ROWS)).train
-    assert [train.class_names[label] for label in train.labels] == [n[0] for n in names(train)]
+    assert [train.class_names[label] for label in train.labels] == [n[0] for n in file_names(train)]
 
 
 def test_a_table_with_tabs_other_names_and_more_columns(tmp_path: Path) -> None:
@@ -103,7 +68,7 @@ def test_a_table_with_tabs_other_names_and_more_columns(tmp_path: Path) -> None:
 def test_a_split_column_is_followed(tmp_path: Path, words: tuple[str, str]) -> None:
     lines = [f"{row},{words[i % 5 == 0]}" for i, row in enumerate(ROWS)]
     found = find(table(tmp_path, *lines, head="path,label,split"))
-    assert (names(found.val), len(found.train)) == (["a0.png", "b0.png"], 8)
+    assert (file_names(found.val), len(found.train)) == (["a0.png", "b0.png"], 8)
     assert not found.held_out
 
 
@@ -114,7 +79,7 @@ def test_test_rows_are_never_trained_on(tmp_path: Path) -> None:
     assert len(found.train) + len(found.val) == 8
     config = DataConfig(root=str(path))
     held = find_split(config, "test", class_names=("a", "b"), seed=0, root=None)
-    assert names(held) == ["a0.png", "b0.png"]
+    assert file_names(held) == ["a0.png", "b0.png"]
 
 
 def test_a_table_of_test_rows_alone_is_not_trained_on(tmp_path: Path) -> None:
@@ -144,7 +109,7 @@ def test_quoted_fields_keep_commas_quotes_and_newlines(tmp_path: Path) -> None:
     text = f'path,label\n"{quoted}",a\np.png,a\nq.png,b\nr.png,"b"\n'
     (tmp_path / "photos.csv").write_text(text)
     found = find(tmp_path / "photos.csv")
-    assert odd in names(found.train) + names(found.val)
+    assert odd in file_names(found.train) + file_names(found.val)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8")
@@ -154,7 +119,7 @@ def test_a_name_that_is_not_utf_8_is_found(tmp_path: Path) -> None:
     lines = [b"path,label", b"caf\xe9.png,a", b"p.png,a", b"q.png,b", b"r.png,b"]
     (tmp_path / "photos.csv").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
     found = find(tmp_path / "photos.csv")
-    assert odd in names(found.train) + names(found.val)
+    assert odd in file_names(found.train) + file_names(found.val)
 
 
 def test_every_problem_of_a_table_comes_at_once_with_its_line(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_data_folders import E_ACUTE, E_ACUTE_NFD, find, pictures, put, refusal, split_of
+from helpers.photo_folders import E_ACUTE, E_ACUTE_NFD, find, pictures, put, refusal, split_of
 
 from finetune.commands.check_data import check_data
 from finetune.config.schema import DataConfig

@@ -9,10 +9,9 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from PIL import Image
+from helpers.photo_folders import file_names, find, put, refusal
 
 from finetune.cli import app
 from finetune.config.load import data_of, load_config
@@ -20,18 +19,8 @@ from finetune.config.schema import DataConfig
 from finetune.core.errors import ConfigError, DataError
 from finetune.core.reporter import SilentReporter
 from finetune.data.checks.survey import survey
-from finetune.data.images import Images, TrainVal
+from finetune.data.images import TrainVal
 from finetune.data.sources.open import find_split, find_train_val
-
-
-def png() -> bytes:
-    """A whole image of four pixels."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (2, 2)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-PNG = png()
 
 
 def table(root: Path, text: str | bytes, *, name: str = "photos.csv") -> Path:
@@ -42,34 +31,11 @@ def table(root: Path, text: str | bytes, *, name: str = "photos.csv") -> Path:
     return root / name
 
 
-def put(root: Path, *names: str) -> None:
-    """Make these pictures below ``root``."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(PNG)
-
-
 def rows(line: str = "img/{c}{i}.png,{c}", *, head: str = "path,label", each: int = 5) -> str:
     """A table of five pictures of ``a`` and of ``b``; ``{n}`` numbers the rows."""
     places = itertools.product("ab", range(each))
     lines = [line.format(c=c, i=i, n=n) for n, (c, i) in enumerate(places)]
     return "\n".join([head, *lines, ""])
-
-
-def find(root: Path | str, **options: Any) -> TrainVal:
-    """What training would read."""
-    return find_train_val(DataConfig.model_validate({"root": str(root), **options}), seed=0)
-
-
-def refusal(root: Path | str, **options: Any) -> str:
-    """The message with which training is refused."""
-    with pytest.raises(DataError) as caught:
-        find(root, **options)
-    return str(caught.value)
-
-
-def names(images: Images) -> list[str]:
-    return [path.name for path in images.paths]
 
 
 def all_of(found: TrainVal) -> dict[str, str]:
@@ -130,7 +96,7 @@ def test_spaces_and_quotes_around_splits_and_groups_are_no_part_of_them(tmp_path
     ]
     held = ["img/a9.png,a,“val”,h", "img/b9.png,b,'val',h"]
     found = find(table(tmp_path, "\n".join(["path,label,split,group", *lines, *held])))
-    assert names(found.val) == ["a9.png", "b9.png"]
+    assert file_names(found.val) == ["a9.png", "b9.png"]
     assert set(found.train.groups) == {"g"}
 
 
@@ -259,7 +225,7 @@ def test_a_flag_of_validation_is_the_split(
     text = rows("img/{c}{i}.png,{c},{n}", head=f"path,label,{column}")
     text = re.sub(r",(\d)$", lambda m: f",{words[int(m[1]) % 5 != 0]}", text, flags=re.MULTILINE)
     found = find(table(tmp_path, text))
-    assert (names(found.val), len(found.train)) == (["a0.png", "b0.png"], 8)
+    assert (file_names(found.val), len(found.train)) == (["a0.png", "b0.png"], 8)
     assert not found.held_out
     assert any(repr(column) in note for note in found.notes)
 
@@ -278,13 +244,13 @@ def test_a_flag_of_testing_is_never_trained_on(tmp_path: Path) -> None:
     assert found.held_out
     config = DataConfig(root=str(path))
     tested = find_split(config, "test", class_names=("a", "b"), seed=0, root=None)
-    assert names(tested) == ["a0.png", "b0.png"]
+    assert file_names(tested) == ["a0.png", "b0.png"]
 
 
 def test_flags_of_several_splits_are_read_together(tmp_path: Path) -> None:
     path = flags(tmp_path, "is_test,is_valid", "1,0", "0,1", "0,0", "0,0", "0,0")
     found = find(path)
-    assert (names(found.val), len(found.train)) == (["a1.png", "b1.png"], 6)
+    assert (file_names(found.val), len(found.train)) == (["a1.png", "b1.png"], 6)
 
 
 def test_a_row_in_two_splits_at_once_is_refused(tmp_path: Path) -> None:
@@ -294,7 +260,7 @@ def test_a_row_in_two_splits_at_once_is_refused(tmp_path: Path) -> None:
 
 def test_rows_that_are_not_for_training_are_for_validation(tmp_path: Path) -> None:
     found = find(flags(tmp_path, "is_train", "0", "1", "1", "1", "1"))
-    assert (names(found.val), len(found.train)) == (["a0.png", "b0.png"], 8)
+    assert (file_names(found.val), len(found.train)) == (["a0.png", "b0.png"], 8)
 
 
 def test_a_flag_that_is_neither_true_nor_false_is_refused(tmp_path: Path) -> None:
@@ -315,7 +281,7 @@ def test_a_column_named_valid_that_says_something_else_is_no_split(
 @pytest.mark.parametrize("column", ["Split", "SPLIT", "set", "subset", "phase", "Dataset"])
 def test_a_column_of_splits_by_another_name_is_followed(tmp_path: Path, column: str) -> None:
     found = find(flags(tmp_path, column, "test", "valid", "train", "train", "train"))
-    assert (names(found.val), len(found.train)) == (["a1.png", "b1.png"], 6)
+    assert (file_names(found.val), len(found.train)) == (["a1.png", "b1.png"], 6)
 
 
 def test_two_columns_of_splits_are_refused(tmp_path: Path) -> None:
@@ -326,7 +292,7 @@ def test_two_columns_of_splits_are_refused(tmp_path: Path) -> None:
 
 def test_a_split_column_of_true_and_false_is_followed(tmp_path: Path) -> None:
     found = find(flags(tmp_path, "fold", "1", "0", "0", "0", "0"), split_column="fold")
-    assert (names(found.val), len(found.train)) == (["a0.png", "b0.png"], 8)
+    assert (file_names(found.val), len(found.train)) == (["a0.png", "b0.png"], 8)
 
 
 def test_folds_that_are_not_used_are_said(tmp_path: Path) -> None:
@@ -634,7 +600,7 @@ def test_eval_finds_the_columns_of_another_table(tmp_path: Path, options: dict[s
     path = table(tmp_path, rows("{c}{i};{c}", head="id;breed"))
     config = DataConfig.model_validate({"root": "gone.csv", **options, "table": {"folder": "old"}})
     whole = find_split(config, "val", class_names=("a", "b"), seed=0, root=str(path))
-    assert names(whole) == list(EXPECTED)
+    assert file_names(whole) == list(EXPECTED)
 
 
 def test_eval_of_a_table_with_test_rows_alone_names_the_split_that_it_has(tmp_path: Path) -> None:

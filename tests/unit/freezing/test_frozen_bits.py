@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.builders import small_config
 from helpers.counting import Count
-from test_all_builders import small_config
 from torch import Tensor, nn
 from torchvision import models
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_all_builders import SMALLEST, is_heavy
+from helpers.builders import SMALLEST, is_heavy
 from torch import Tensor, nn
 from torchvision import models
 

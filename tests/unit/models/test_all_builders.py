@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.builders import is_heavy, small_config
 from torch import nn
 from torchvision import models
 
 from finetune.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from finetune.config.model_registry import BUILDERS, family_of
+from finetune.config.model_registry import BUILDERS
 from finetune.config.schema import Config
 from finetune.data.images import Images, TrainVal
 from finetune.freezing.frozen_hashes import hash_frozen
@@ -26,35 +27,6 @@ from finetune.training.lr_schedulers import build_schedule
 from finetune.training.optimizers import build_optimizer
 from finetune.training.prepare_stage import StageSetup
 from finetune.training.state import metadata_of
-
-# Weights above this size are written and hashed only where somebody asks for the record.
-HEAVY_PARAMETERS = 22_000_000
-# The smallest of its family all the same.
-ALWAYS = {"alexnet", "convnext_tiny", "swin_t", "swin_v2_t", "inception_v3", "maxvit_t"}
-SMALLEST = {"alexnet": 63, "inception_v3": 75, "maxvit": 224, "googlenet": 33, "densenet": 64}
-
-
-def is_heavy(name: str) -> bool:
-    parameters: int = next(iter(models.get_model_weights(name))).meta["num_params"]
-    return parameters > HEAVY_PARAMETERS and name not in ALWAYS
-
-
-def small_config(name: str, **model: object) -> Config:
-    crop = SMALLEST.get(family_of(name).name, 28 if name == "vit_h_14" else 32)
-    return Config.model_validate(
-        {
-            "model": {
-                "name": name,
-                "weights": "none",
-                "preprocessing": {"resize": crop, "crop": crop},
-                **model,
-            },
-            "data": {"root": "unread", "batch_size": 4},
-            "optimizer": {"lr": 0.1},
-            "schedule": {"warmup_epochs": 0.0},
-            "output_dir": "unwritten",
-        }
-    )
 
 
 def test_the_table_holds_exactly_torchvisions_classification_builders() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from helpers.hostile_names import HOSTILE
-from test_report import facts_of, freeze_report
+from helpers.page_facts import facts_of, freeze_report
 
 from finetune.report.page import render_page
 

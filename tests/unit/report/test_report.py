@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.hostile_names import HOSTILE
+from helpers.page_facts import facts_of, freeze_report
 from PIL import Image
 from torch import nn
 
@@ -24,18 +25,15 @@ from finetune.commands.train import train
 from finetune.config.load import to_yaml
 from finetune.config.schema import Config, PreprocessingConfig
 from finetune.core.reporter import SilentReporter
-from finetune.freezing.freeze_report import make_freeze_report
-from finetune.freezing.plan import make_plan
 from finetune.inference.grad_cam import grad_cam
-from finetune.inference.scoring import score
 from finetune.inference.thumbnails import data_url, looked_at
-from finetune.report.page import Facts, Picture, render_page
+from finetune.report.page import render_page
 from finetune.report.page.charts import line_chart, nice_ticks
 from finetune.report.page.confusion import MOST_CLASSES
 from finetune.report.page.network_bars import MOST_BARS, strip_of
 from finetune.report.plots import draw_confusion
 from finetune.report.prediction import render_page_result
-from finetune.results.evaluation import EvalResult, PageResult
+from finetune.results.evaluation import PageResult
 from finetune.results.freeze import FreezeReport
 
 Make = Callable[..., Config]
@@ -82,79 +80,6 @@ def assert_harmless(page: Page) -> None:
 @pytest.fixture(scope="module")
 def freeze(tmp_path_factory: pytest.TempPathFactory) -> FreezeReport:
     return freeze_report(["*", "!conv5.*"])
-
-
-def freeze_report(patterns: list[str], name: str = "shufflenet_v2_x0_5") -> FreezeReport:
-    config = Config.model_validate(
-        {
-            "model": {"name": name, "weights": "none"},
-            "freeze": {"patterns": patterns},
-            "data": {"root": "unread"},
-            "output_dir": "unwritten",
-        }
-    )
-    return make_freeze_report(make_plan(config, 3), config)
-
-
-def facts_of(
-    freeze: FreezeReport, names: list[str], *, images: int = 300, pictures: int = 24
-) -> Facts:
-    """A page's facts with these names wherever a name can stand."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(len(names), (images,), generator=generator)
-    logits = torch.randn(images, len(names), generator=generator)
-    scored = score(logits, labels, names)
-    result = EvalResult(
-        checkpoint=names[0],
-        model=names[-1],
-        data=names[1],
-        split="val",
-        num_images=images,
-        top1=0.5,
-        balanced_accuracy=0.5,
-        top5=None,
-        loss=1.0,
-        macro=scored.macro,
-        auroc=scored.auroc,
-        intervals=scored.intervals,
-        interval_method=scored.interval_method,
-        calibration=scored.calibration,
-        per_class=scored.per_class,
-        confused=scored.confused,
-        confusion=None,
-        images_per_s=1.0,
-        features_from_earlier_run=False,
-        ignored=0,
-        files=(),
-    )
-    noise = data_url(torch.randint(0, 256, (3, 176, 176), generator=generator).byte())
-    drawn = [
-        Picture(
-            path=f"val/{names[at % len(names)]}.jpg",
-            true=names[at % len(names)],
-            predicted=names[(at + 1) % len(names)],
-            probability=0.9,
-            photo=noise,
-            heat=noise if at < 16 else None,
-        )
-        for at in range(pictures)
-    ]
-    figures = {"loss": 0.5, "top1": 0.5, "balanced_accuracy": 0.5}
-    return Facts(
-        run=names[0],
-        result=result,
-        freeze=freeze,
-        epoch=1,
-        records=[{"epoch": n, "loss": 1 / n, "val": figures} for n in (1, 2, 3)],
-        mistakes=drawn,
-        uncertain=drawn[:24],
-        num_mistakes=150,
-        verdict=names[2 % len(names)],
-        notes=[names[0]],
-        config=f"model: {names[0]}",
-        rerun=f"finetune train --config {names[0]}",
-        versions={"torch": names[0]},
-    )
 
 
 # What the page holds

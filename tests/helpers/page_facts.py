@@ -1,0 +1,87 @@
+"""Facts for the HTML page without a run: a freeze report and random results."""
+
+from __future__ import annotations
+
+import torch
+
+from finetune.config.schema import Config
+from finetune.freezing.freeze_report import make_freeze_report
+from finetune.freezing.plan import make_plan
+from finetune.inference.scoring import score
+from finetune.inference.thumbnails import data_url
+from finetune.report.page import Facts, Picture
+from finetune.results.evaluation import EvalResult
+from finetune.results.freeze import FreezeReport
+
+
+def freeze_report(patterns: list[str], name: str = "shufflenet_v2_x0_5") -> FreezeReport:
+    config = Config.model_validate(
+        {
+            "model": {"name": name, "weights": "none"},
+            "freeze": {"patterns": patterns},
+            "data": {"root": "unread"},
+            "output_dir": "unwritten",
+        }
+    )
+    return make_freeze_report(make_plan(config, 3), config)
+
+
+def facts_of(
+    freeze: FreezeReport, names: list[str], *, images: int = 300, pictures: int = 24
+) -> Facts:
+    """A page's facts with these names wherever a name can stand."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(len(names), (images,), generator=generator)
+    logits = torch.randn(images, len(names), generator=generator)
+    scored = score(logits, labels, names)
+    result = EvalResult(
+        checkpoint=names[0],
+        model=names[-1],
+        data=names[1],
+        split="val",
+        num_images=images,
+        top1=0.5,
+        balanced_accuracy=0.5,
+        top5=None,
+        loss=1.0,
+        macro=scored.macro,
+        auroc=scored.auroc,
+        intervals=scored.intervals,
+        interval_method=scored.interval_method,
+        calibration=scored.calibration,
+        per_class=scored.per_class,
+        confused=scored.confused,
+        confusion=None,
+        images_per_s=1.0,
+        features_from_earlier_run=False,
+        ignored=0,
+        files=(),
+    )
+    noise = data_url(torch.randint(0, 256, (3, 176, 176), generator=generator).byte())
+    drawn = [
+        Picture(
+            path=f"val/{names[at % len(names)]}.jpg",
+            true=names[at % len(names)],
+            predicted=names[(at + 1) % len(names)],
+            probability=0.9,
+            photo=noise,
+            heat=noise if at < 16 else None,
+        )
+        for at in range(pictures)
+    ]
+    figures = {"loss": 0.5, "top1": 0.5, "balanced_accuracy": 0.5}
+    return Facts(
+        run=names[0],
+        result=result,
+        freeze=freeze,
+        epoch=1,
+        records=[{"epoch": n, "loss": 1 / n, "val": figures} for n in (1, 2, 3)],
+        mistakes=drawn,
+        uncertain=drawn[:24],
+        num_mistakes=150,
+        verdict=names[2 % len(names)],
+        notes=[names[0]],
+        config=f"model: {names[0]}",
+        rerun=f"finetune train --config {names[0]}",
+        versions={"torch": names[0]},
+    )
