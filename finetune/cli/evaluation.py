@@ -92,11 +92,10 @@ def evaluate(
         from finetune.commands.report import evaluate_and_report as score
     result = score(
         path,
-        data=data,
-        split=split.value,
+        command.EvalOptions(
+            data=data, split=split.value, calibrate=calibrate, ignore_unknown=ignore_unknown
+        ),
         output=Path(output) if output is not None else None,
-        calibrate=calibrate,
-        ignore_unknown=ignore_unknown,
         reporter=TerminalReporter(),
     )
     emit(result, render_eval, as_json)

@@ -92,13 +92,13 @@ def tune(
     with torch_imports():
         from finetune.commands import tune as command
     from finetune.report.tuning import render_tune
+    from finetune.tuning.search import SearchOptions
 
     result = command.tune(
         loaded,
         backbones=several,
-        in_grid=grid,
+        options=SearchOptions(in_grid=grid, allow_slow=allow_slow),
         final=not no_train,
-        allow_slow=allow_slow,
         output=Path(output) if output is not None else None,
         overwrite=overwrite,
         reporter=TerminalReporter(),

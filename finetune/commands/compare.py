@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.checkpoints import run_dir
-from finetune.commands.evaluate import Evaluated, compute
+from finetune.commands.evaluate import EvalOptions, Evaluated, compute
 from finetune.config.schema import Config
 from finetune.core.errors import ConfigError
 from finetune.core.reporter import Reporter, SilentReporter
@@ -66,11 +66,12 @@ def compare(
     if plot is not None:
         load_matplotlib(plot)
     paths = [run_dir.checkpoint_of(run) for run in runs]
+    options = EvalOptions(data=data, split=split)
     scored = [
         _keep(
             run,
             path,
-            compute(path, data=data, split=split, if_unknown=_IF_UNKNOWN, reporter=reporter),
+            compute(path, options, if_unknown=_IF_UNKNOWN, reporter=reporter),
         )
         for run, path in zip(runs, paths, strict=True)
     ]

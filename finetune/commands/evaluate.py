@@ -40,6 +40,23 @@ _NOT_ON = {
 
 
 @dataclass(frozen=True)
+class EvalOptions:
+    """What a checkpoint is evaluated on.
+
+    Attributes:
+        data: Folder of splits or of classes to use instead of the training data.
+        split: Name of the split: train, val or test.
+        calibrate: Whether to fit a temperature on these images and store it in the checkpoint.
+        ignore_unknown: Whether to skip images of classes that the checkpoint does not know.
+    """
+
+    data: str | None = None
+    split: str = "val"
+    calibrate: bool = False
+    ignore_unknown: bool = False
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """An evaluation result with the network, images and logits that it was computed from.
 
@@ -68,45 +85,28 @@ class Evaluated:
 
 def evaluate_checkpoint(
     path: Path,
+    options: EvalOptions | None = None,
     *,
-    data: str | None = None,
-    split: str = "val",
     output: Path | None = None,
-    calibrate: bool = False,
-    ignore_unknown: bool = False,
     reporter: Reporter | None = None,
 ) -> EvalResult:
     """Score a checkpoint, and write ``predictions.csv`` and ``metrics.json``.
 
     Args:
-        data: Folder of splits or of classes to use instead of the training data.
-        split: Name of the split: train, val or test.
         output: Output folder; by default the folder of the checkpoint.
-        calibrate: Whether to fit a temperature on these images and store it in the checkpoint.
-        ignore_unknown: Whether to skip images of classes that the checkpoint does not know.
 
     Raises:
         CheckpointError, DataError, OutputError.
     """
     reporter = reporter or SilentReporter()
-    evaluated = compute(
-        path,
-        data=data,
-        split=split,
-        calibrate=calibrate,
-        ignore_unknown=ignore_unknown,
-        reporter=reporter,
-    )
+    evaluated = compute(path, options or EvalOptions(), reporter=reporter)
     return write_files(evaluated, output, path.parent, reporter)
 
 
 def compute(
     path: Path,
+    options: EvalOptions,
     *,
-    data: str | None = None,
-    split: str = "val",
-    calibrate: bool = False,
-    ignore_unknown: bool = False,
     if_unknown: str = "--ignore-unknown leaves their images out.",
     reporter: Reporter,
 ) -> Evaluated:
@@ -115,19 +115,17 @@ def compute(
     Args:
         if_unknown: Advice that ends the error about unknown classes in ``data``.
     """
-    if calibrate and split != "val":
-        raise ConfigError(f"eval: --calibrate fits on what it scores: {_NOT_ON[split]}")
+    if options.calibrate and options.split != "val":
+        raise ConfigError(f"eval: --calibrate fits on what it scores: {_NOT_ON[options.split]}")
     state, metadata = load_checkpoint(path)
     try:
         return dropping_unreadable(
-            lambda: _compute(
-                path, state, metadata, data, split, calibrate, ignore_unknown, reporter
-            ),
+            lambda _: _compute(path, state, metadata, options, reporter),
             on_unreadable=metadata.config.data.on_unreadable,
             reporter=reporter,
         )
     except UnknownClassError as error:
-        if data is None or ignore_unknown:
+        if options.data is None or options.ignore_unknown:
             raise
         raise UnknownClassError(f"{error} {if_unknown}") from error
 
@@ -136,13 +134,11 @@ def _compute(
     path: Path,
     state: dict[str, Tensor],
     metadata: Metadata,
-    data: str | None,
-    split: str,
-    calibrate: bool,
-    ignore_unknown: bool,
+    options: EvalOptions,
     reporter: Reporter,
 ) -> Evaluated:
-    images, ignored = _images(metadata, data, split, ignore_unknown, reporter)
+    split = options.split
+    images, ignored = _images(metadata, options, reporter)
     opened = open_network(path, state, metadata, images, known=True, reporter=reporter)
     start = time.perf_counter()
     source = make_source(
@@ -167,11 +163,11 @@ def _compute(
     # End to end: includes decoding and feature computation.
     images_per_s = evaluation.num_images / (time.perf_counter() - start)
     logits, labels = torch.cat(kept), torch.tensor(images.labels, dtype=torch.int64)
-    base = data or metadata.config.data.root
+    base = options.data or metadata.config.data.root
     fitted = False
-    if calibrate or metadata.temperature is not None:
+    if options.calibrate or metadata.temperature is not None:
         these = sha256_of_images(images, [Path(metadata.config.data.root), Path(base)])
-        if calibrate:
+        if options.calibrate:
             metadata = _calibrate(path, metadata, logits, labels, these, reporter)
         fitted = metadata.temperature_images == these
     scored = score(
@@ -180,7 +176,7 @@ def _compute(
         metadata.class_names,
         temperature=metadata.temperature,
         fitted=fitted,
-        groups=_groups(images, metadata.config.data, data),
+        groups=_groups(images, metadata.config.data, options.data),
     )
     result = EvalResult(
         checkpoint=str(path),
@@ -227,18 +223,16 @@ def _calibrate(
     return metadata
 
 
-def _images(
-    metadata: Metadata, data: str | None, split: str, ignore_unknown: bool, reporter: Reporter
-) -> tuple[Images, int]:
+def _images(metadata: Metadata, options: EvalOptions, reporter: Reporter) -> tuple[Images, int]:
     """Return the images of a split, and the number of skipped images of unknown classes."""
     config = metadata.config
     images, ignored = find_known(
         config.data,
-        split,
+        options.split,
         class_names=metadata.class_names,
         seed=config.seed,
-        root=data,
-        ignore_unknown=ignore_unknown,
+        root=options.data,
+        ignore_unknown=options.ignore_unknown,
         reporter=reporter,
     )
     if ignored:
@@ -246,7 +240,7 @@ def _images(
     checked = preflight_check(
         images,
         on_unreadable=config.data.on_unreadable,
-        base=Path(data or config.data.root),
+        base=Path(options.data or config.data.root),
         reporter=reporter,
     )
     if checked.skipped:

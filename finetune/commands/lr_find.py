@@ -11,7 +11,6 @@ from finetune.core.errors import ConfigError, ResultError
 from finetune.core.memory import steps_of
 from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.checks.preflight import dropping_unreadable
-from finetune.data.loading.class_weights import class_weights
 from finetune.report.tuning_plots import check_picture, draw_lr_range
 from finetune.results.tuning import LrRange, RangePoint
 from finetune.training.prepare_stage import feature_batches_of, prepare_single_stage
@@ -49,7 +48,7 @@ def lr_find(
         check_picture(plot)
     rates = exponential_rates(lowest, highest, steps)
     found = dropping_unreadable(
-        lambda: _test(config, rates, reporter),
+        lambda _: _test(config, rates, reporter),
         on_unreadable=config.data.on_unreadable,
         reporter=reporter,
     )
@@ -63,22 +62,8 @@ def _test(config: Config, rates: list[float], reporter: Reporter) -> LrRange:
     stage_setup = prepare_single_stage(config, reporter, what="lr-find")
     config, train = stage_setup.config, stage_setup.data.train
     source = feature_batches_of(stage_setup, reporter, training=True)
-    trainable_part = stage_setup.engine.trainable_part
     with steps_of(stage_setup.plan.cost.forward_trainable * config.data.batch_size):
-        tested = range_test(
-            trainable_part,
-            source,
-            rates,
-            config=config,
-            optimizer=stage_setup.optimizer_of(config.optimizer),
-            set_mode=stage_setup.set_mode,
-            num_classes=stage_setup.plan.num_classes,
-            class_weights=class_weights(train.counts())
-            if config.data.balance == "weights"
-            else None,
-            aux_weight=stage_setup.plan.spec.family.aux_weight,
-            reporter=reporter,
-        )
+        tested = range_test(stage_setup, source, rates, reporter)
     losses = tested.losses
     if len(losses) < _FEWEST:
         raise ResultError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from finetune.checkpoints import run_dir
-from finetune.commands.evaluate import Evaluated, compute, write_files
+from finetune.commands.evaluate import EvalOptions, Evaluated, compute, write_files
 from finetune.config.load import to_yaml
 from finetune.core.device import versions
 from finetune.core.errors import FinetuneError
@@ -68,7 +68,9 @@ def report(
     target = path.parent if as_pictures else path.parent / run_dir.REPORT
     if output is not None:
         target = Path(output) if as_pictures else _page_file(str(output))
-    evaluated = compute(path, data=data, split=split, if_unknown=_IF_UNKNOWN, reporter=reporter)
+    evaluated = compute(
+        path, EvalOptions(data=data, split=split), if_unknown=_IF_UNKNOWN, reporter=reporter
+    )
     if as_pictures:
         files = _pictures(evaluated, run, path, target, reporter)
     else:
@@ -83,24 +85,14 @@ def report(
 
 def evaluate_and_report(
     path: Path,
+    options: EvalOptions | None = None,
     *,
-    data: str | None = None,
-    split: str = "val",
     output: Path | None = None,
-    calibrate: bool = False,
-    ignore_unknown: bool = False,
     reporter: Reporter | None = None,
 ) -> EvalResult:
     """Run ``eval --report``: `evaluate_checkpoint`, and the HTML page of the same evaluation."""
     reporter = reporter or SilentReporter()
-    evaluated = compute(
-        path,
-        data=data,
-        split=split,
-        calibrate=calibrate,
-        ignore_unknown=ignore_unknown,
-        reporter=reporter,
-    )
+    evaluated = compute(path, options or EvalOptions(), reporter=reporter)
     result = write_files(evaluated, output, path.parent, reporter)
     target = (output or path.parent) / run_dir.REPORT
     page = _page(evaluated, run_dir.run_of(path), path, target, reporter)

@@ -15,7 +15,7 @@ from finetune.config.stages import epochs_of, stage_at, stage_configs
 from finetune.core.errors import ConfigError
 from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.images import Images, TrainVal
-from finetune.data.loading.dataloader import Batches
+from finetune.data.loading.dataloader import Batches, PhotoDataset
 from finetune.data.loading.mixup_cutmix import Mixing
 from finetune.data.loading.views import Views
 from finetune.freezing.plan import Plan, resolve_policy
@@ -147,12 +147,10 @@ def _training(
 ) -> Iterator[Shown]:
     """Yield the first images of an epoch; whole batches are loaded because mixing needs them."""
     batches = Batches(
-        images,
-        preprocessing,
+        PhotoDataset(images, preprocessing, Views.of_training(augment, seed=config.seed)),
         batch_size=config.data.batch_size,
         workers=0,
         device=torch.device("cpu"),
-        views=Views.of_training(augment, seed=config.seed),
         shuffle=True,
     )
     mixing = Mixing.of(augment, num_classes=len(images.class_names), seed=config.seed)
@@ -174,12 +172,10 @@ def _validation(images: Images, preprocessing: PreprocessingConfig, count: int) 
         return
     some = images.subset([i * len(images) // number for i in range(number)])
     batches = Batches(
-        some,
-        preprocessing,
+        PhotoDataset(some, preprocessing, Views.of("none")),
         batch_size=number,
         workers=0,
         device=torch.device("cpu"),
-        views=Views.of("none"),
     )
     for pixels, labels in batches.epoch():
         for path, one, label in zip(some.paths, pixels, labels, strict=True):

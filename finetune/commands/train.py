@@ -29,8 +29,9 @@ from finetune.results.freeze import FreezeReport
 from finetune.results.train import Scores, StageSummary, TrainSummary
 from finetune.training.early_stopping import why_stopped
 from finetune.training.evaluate import Evaluation
-from finetune.training.fit import Trained, run_epochs
+from finetune.training.fit import RunOutput, StageBatches, Trained, run_epochs
 from finetune.training.prepare_stage import (
+    CarriedState,
     StageSetup,
     feature_batches_of,
     prepare_stage,
@@ -59,17 +60,16 @@ def train(
         FinetuneError: any of its subclasses.
     """
     shown = reporter or SilentReporter()
-    ours = False
 
-    def attempt() -> TrainSummary:
-        nonlocal ours
-        again, ours = ours, True  # later attempts may overwrite what the first one wrote
+    def train_once(attempt: int) -> TrainSummary:
         resume_point = find_resume_point(config, shown) if resume else None
-        replaces = not resume and (overwrite or again)
+        # Later attempts may overwrite what the first one wrote.
+        replaces = not resume and (overwrite or attempt > 0)
         return _train(config, resume_point, run_lock, overwrite=replaces, reporter=shown)
 
     with RunLock(Path(config.output_dir)) as run_lock:
-        return dropping_unreadable(attempt, on_unreadable=config.data.on_unreadable, reporter=shown)
+        skip = config.data.on_unreadable
+        return dropping_unreadable(train_once, on_unreadable=skip, reporter=shown)
 
 
 def _train(
@@ -89,14 +89,21 @@ def _train(
         run_setup = set_up_run(
             config if resume_point is None else resume_point.config, reporter, resume_point
         )
-    run = _Run(run_setup, folder, run_lock, start, overwrite, reporter)
+    output = RunOutput(folder, start, epochs=epochs_of(run_setup.stages), reporter=reporter)
+    run = _Run(run_setup, output, run_lock, overwrite)
     past = EarlierStages() if resume_point is None else EarlierStages.of(resume_point)
-    latest: list[_Latest] = []
+    stage: _TrainedStage | None = None
+    carried: CarriedState | None = None
     for _ in run_setup.stages[len(past.stages) :]:
-        past = run.train_stage(past, latest, resume_point)
-        resume_point = None
+        stage = None  # frees the previous stage's network before the next one is built
+        ready = run.prepare(past, carried, resume_point)
+        carried = None  # the new network has copies
+        stage = run.train_stage(ready, past, resume_point)
+        del ready
+        past, carried, resume_point = stage.past, stage.carried, None
+    assert stage is not None  # a run has at least one stage
     with signals.impatiently(f" after the last epoch; saved. Go on with: {resume_command(folder)}"):
-        summary = _summary(latest[0], past, time.perf_counter() - start)
+        summary = _summary(stage, time.perf_counter() - start)
         write_text(folder / run_dir.SUMMARY, to_json(summary))
     return summary
 
@@ -105,86 +112,111 @@ _BEFORE = " before the first step; the same command begins again"
 
 
 @dataclass(frozen=True)
-class _Latest:
-    """The most recently trained stage.
+class _ReadyStage:
+    """A stage before its first step."""
+
+    stage_setup: StageSetup
+    report: FreezeReport
+    batches: StageBatches
+
+
+@dataclass(frozen=True)
+class _TrainedStage:
+    """A stage after its last epoch.
 
     Attributes:
         reports: Freeze reports of all stages.
         verified: Frozen hashes of the tensors that no stage so far has trained.
+        past: Results of the stages so far, including this one.
+        carried: Weights for the next stage; None after the last.
     """
 
     stage_setup: StageSetup
     reports: Sequence[FreezeReport]
     trained: Trained
     verified: FrozenHashes
+    past: EarlierStages
+    carried: CarriedState | None
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Objects shared by all stages of a run.
-
-    Attributes:
-        start: Start time on this process's clock, moved back by the time spent before a resume.
-    """
+    """Objects shared by all stages of a run."""
 
     run_setup: RunSetup
-    folder: Path
+    output: RunOutput
     run_lock: RunLock
-    start: float
     overwrite: bool
-    reporter: Reporter
 
-    def train_stage(
-        self, past: EarlierStages, latest: list[_Latest], resume_point: ResumePoint | None
-    ) -> EarlierStages:
-        """Train the next stage, and return the earlier stages including it.
-
-        Args:
-            latest: Contains the previous stage, if any; it is replaced by this stage.
+    def prepare(
+        self,
+        past: EarlierStages,
+        carried: CarriedState | None,
+        resume_point: ResumePoint | None,
+    ) -> _ReadyStage:
+        """Set up the next stage and compute its features; nothing is written to the run directory,
+        so that an unreadable photo destroys no earlier run.
         """
-        run_setup, folder, number = self.run_setup, self.folder, len(past.stages)
-        goes_on = f"Go on with: {resume_command(folder)}"
-        before = f" before stage {number + 1}. {goes_on}" if latest else _BEFORE
+        number, reporter = len(past.stages), self.output.reporter
+        goes_on = f"Go on with: {resume_command(self.output.folder)}"
+        before = _BEFORE if carried is None else f" before stage {number + 1}. {goes_on}"
         with signals.impatiently(before):
-            carried = latest.pop().trained.under_way.carried() if latest else None
             stage_setup = prepare_stage(
-                run_setup, self.reporter, number=number, carried=carried, resume_point=resume_point
+                self.run_setup, reporter, number=number, carried=carried, resume_point=resume_point
             )
-            del carried  # the model has copies
             report = _report(stage_setup)
-            # Done before the folder is touched, so that an unreadable photo destroys no
-            # earlier run.
             with signals.patiently():
-                training = feature_batches_of(stage_setup, self.reporter, training=True)
+                training = feature_batches_of(stage_setup, reporter, training=True)
                 validation = None
                 if len(stage_setup.data.val):
-                    validation = feature_batches_of(stage_setup, self.reporter, training=False)
+                    validation = feature_batches_of(stage_setup, reporter, training=False)
+        return _ReadyStage(stage_setup, report, StageBatches(training, validation))
+
+    def train_stage(
+        self, ready: _ReadyStage, past: EarlierStages, resume_point: ResumePoint | None
+    ) -> _TrainedStage:
+        """Train a stage, verify its frozen tensors and summarize it."""
+        stage_setup, folder, number = ready.stage_setup, self.output.folder, len(past.stages)
         work = stage_setup.plan.cost.forward_trainable * stage_setup.config.data.batch_size
         minutes = stage_setup.config.train.checkpoint_minutes
         # From here on, a signal takes effect after the current step and saves a checkpoint.
-        is_last = number + 1 == len(run_setup.stages)
+        is_last = number + 1 == len(self.run_setup.stages)
         end = "the last epoch" if is_last else f"stage {number + 1}"
-        after = f" after {end}; saved. {goes_on}"
+        after = f" after {end}; saved. Go on with: {resume_command(folder)}"
         with signals.patiently(after):
             if resume_point is not None:
                 run_dir.reopen(folder, resume_point.path)
             elif not number:
                 run_dir.prepare(folder, overwrite=self.overwrite)
                 self.run_lock.take()  # prepare() may have created the folder
-            reports = self._write_facts(stage_setup, report, number)
+            reports = self._write_facts(stage_setup, ready.report, number)
             checkpointer = Checkpointer(folder, stage_setup.frozen_hashes.sha256, minutes=minutes)
             with steps_of(work), checkpointer:
                 trained = run_epochs(
-                    *(stage_setup, training, validation, folder, checkpointer, self.reporter),
-                    start=self.start,
-                    total=epochs_of(run_setup.stages),
+                    stage_setup,
+                    ready.batches,
+                    self.output,
+                    checkpointer,
                     past=past,
                     resume_point=resume_point,
                 )
         with signals.impatiently(after):
             verified = self._verify(stage_setup, past, trained)
-            latest.append(_Latest(stage_setup, reports, trained, verified))
-            return self._left_behind(past, latest[0], report)
+            return _TrainedStage(
+                stage_setup=stage_setup,
+                reports=reports,
+                trained=trained,
+                verified=verified,
+                past=EarlierStages(
+                    stages=(*past.stages, self._summary_of(ready, past, trained)),
+                    records=tuple(trained.state.records),
+                    frozen=verified.sha256,
+                    best=trained.best,
+                    optimizer_state=trained.state.optimizer_state(),
+                    resumed_at=trained.state.resumed_at,
+                ),
+                carried=None if is_last else trained.state.carried(),
+            )
 
     def _write_facts(
         self, stage_setup: StageSetup, report: FreezeReport, number: int
@@ -194,7 +226,7 @@ class _Run:
         Returns:
             Freeze reports of all stages in the first and in the last stage, otherwise empty.
         """
-        folder, stages = self.folder, stage_configs(stage_setup.config)
+        folder, stages = self.output.folder, stage_configs(stage_setup.config)
         reports: list[FreezeReport] = []
         if number in (0, len(stages) - 1):
             reports = [
@@ -221,43 +253,35 @@ class _Run:
 
         After the last stage, also compare them with the hashes taken at the start of the run.
         """
-        frozen_hashes, folder = stage_setup.frozen_hashes, self.folder
+        frozen_hashes, folder = stage_setup.frozen_hashes, self.output.folder
         is_of_this_stage = trained.best.stage == len(past.stages) + 1
         for name in (run_dir.BEST, run_dir.LAST) if is_of_this_stage else (run_dir.LAST,):
             _verify_saved(frozen_hashes, folder / name)
-        if past.unchanged is None:
+        if past.frozen is None:
             return frozen_hashes
-        throughout = frozen_hashes.as_begun(past.unchanged)
+        throughout = frozen_hashes.as_begun(past.frozen)
         if len(past.stages) + 1 == len(self.run_setup.stages):
             for name in (run_dir.BEST, run_dir.LAST):
                 _verify_saved(throughout, folder / name)
         return throughout
 
-    def _left_behind(
-        self, past: EarlierStages, latest: _Latest, report: FreezeReport
-    ) -> EarlierStages:
-        stage_setup, trained = latest.stage_setup, latest.trained
+    def _summary_of(
+        self, ready: _ReadyStage, past: EarlierStages, trained: Trained
+    ) -> StageSummary:
+        stage_setup = ready.stage_setup
         epoch, here = trained.last.trained.epoch, trained.best_here
-        elapsed_s = time.perf_counter() - self.start
-        summary = StageSummary(
-            **vars(stage_facts(stage_setup.config, report, number=len(past.stages) + 1)),
+        elapsed_s = time.perf_counter() - self.output.start
+        return StageSummary(
+            **vars(stage_facts(stage_setup.config, ready.report, number=len(past.stages) + 1)),
             first_epoch=epoch - trained.number + 1,
             last_epoch=epoch,
             best_epoch=here.trained.epoch if here.val else None,
             val=_scores(here.val),
             stopped=why_stopped(stage_setup.config.train, trained.number),
             frozen_verified=stage_setup.frozen_hashes.count,
-            state_kept=trained.under_way.state_kept,
+            state_kept=trained.state.state_kept,
             exempt=stage_setup.frozen_hashes.exempt,
             elapsed_s=elapsed_s - sum(stage.elapsed_s for stage in past.stages),
-        )
-        return EarlierStages(
-            (*past.stages, summary),
-            tuple(trained.under_way.records),
-            latest.verified.sha256,
-            trained.best,
-            trained.under_way.memory(),
-            trained.under_way.resumed_at,
         )
 
 
@@ -297,8 +321,8 @@ def _verify_saved(frozen_hashes: FrozenHashes, path: Path) -> None:
     frozen_hashes.verify(state, where=str(path))
 
 
-def _summary(latest: _Latest, past: EarlierStages, elapsed_s: float) -> TrainSummary:
-    stage_setup, trained = latest.stage_setup, latest.trained
+def _summary(stage: _TrainedStage, elapsed_s: float) -> TrainSummary:
+    stage_setup, trained, past = stage.stage_setup, stage.trained, stage.past
     folder = stage_setup.config.output_dir
     checkpoint = shlex.quote(str(Path(folder) / run_dir.BEST))
     saved_config = shlex.quote(str(Path(folder) / run_dir.CONFIG))
@@ -306,8 +330,8 @@ def _summary(latest: _Latest, past: EarlierStages, elapsed_s: float) -> TrainSum
         f"finetune eval --checkpoint {checkpoint}",
         f"finetune report {shlex.quote(folder)}",
     )
-    totals = totals_of(latest.reports)
-    adapters = max((report.adapters for report in latest.reports), key=lambda it: it.parameters)
+    totals = totals_of(stage.reports)
+    adapters = max((report.adapters for report in stage.reports), key=lambda it: it.parameters)
     return TrainSummary(
         run_dir=folder,
         model=stage_setup.plan.spec.name,
@@ -316,7 +340,7 @@ def _summary(latest: _Latest, past: EarlierStages, elapsed_s: float) -> TrainSum
         class_names=stage_setup.data.train.class_names,
         num_train=len(stage_setup.data.train),
         num_val=len(stage_setup.data.val),
-        epochs=sum(stage.epochs for stage in past.stages),
+        epochs=sum(one.epochs for one in past.stages),
         last_epoch=trained.last.trained.epoch,
         stopped=past.stages[-1].stopped,
         monitor=stage_setup.config.train.monitor,
@@ -327,8 +351,8 @@ def _summary(latest: _Latest, past: EarlierStages, elapsed_s: float) -> TrainSum
         frozen_parameters=totals.frozen,
         trainable_tensors=totals.trainable_tensors + 2 * adapters.weights,
         frozen_tensors=totals.frozen_tensors,
-        frozen_verified=latest.verified.count,
-        exempt=tuple(dict.fromkeys(name for stage in past.stages for name in stage.exempt)),
+        frozen_verified=stage.verified.count,
+        exempt=tuple(dict.fromkeys(name for one in past.stages for name in one.exempt)),
         adapted=adapters.weights,
         resumed_at=past.resumed_at,
         stages=past.stages,

@@ -6,11 +6,10 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from finetune.checkpoints import run_dir
-from finetune.commands.evaluate import compute
+from finetune.commands.evaluate import EvalOptions, compute
 from finetune.commands.train import train
 from finetune.config.load import to_yaml
 from finetune.config.schema import Config
@@ -30,7 +29,7 @@ from finetune.results.tuning import (
     equal_to_best,
     in_order,
 )
-from finetune.tuning.search import SearchResult, metric_of, search
+from finetune.tuning.search import SearchOptions, SearchResult, metric_of, search
 from finetune.tuning.search_space import with_settings
 
 BEST, RESULT, PLOT = "best.yaml", "tune.json", "tune.png"
@@ -40,9 +39,8 @@ def tune(
     config: Config,
     *,
     backbones: Sequence[Config] = (),
-    in_grid: bool = False,
+    options: SearchOptions | None = None,
     final: bool = True,
-    allow_slow: bool = False,
     output: Path | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -51,9 +49,7 @@ def tune(
 
     Args:
         backbones: Variants of the config, one per backbone; all are searched and the best is used.
-        in_grid: Whether to try every combination instead of random ones.
         final: Whether to train on all training images into ``output_dir`` after the search.
-        allow_slow: Whether to allow searches in which every trial is a full training run.
         output: Output folder of the search; default: ``output_dir``-tune.
         overwrite: Whether to replace an earlier search and an existing run in ``output_dir``.
 
@@ -69,9 +65,12 @@ def tune(
     has_test = final and _has_test(config, reporter)
     found = []
     for one in backbones or [config]:
-        work = partial(search, one, in_grid=in_grid, allow_slow=allow_slow, reporter=reporter)
+
+        def search_once(_: int, one: Config = one) -> SearchResult:
+            return search(one, options or SearchOptions(), reporter)
+
         skip = config.data.on_unreadable
-        found.append(dropping_unreadable(work, on_unreadable=skip, reporter=reporter))
+        found.append(dropping_unreadable(search_once, on_unreadable=skip, reporter=reporter))
     metric = metric_of(config)
     best, result = _result(found, metric, folder, final=final)
     if result.winner.loss is None:
@@ -205,7 +204,7 @@ def _write(result: TuneResult, chosen: Config, folder: Path, reporter: Reporter)
 
 def _test_score(config: Config, reporter: Reporter) -> TestScore:
     checkpoint = Path(config.output_dir) / run_dir.BEST
-    result = compute(checkpoint, split="test", reporter=reporter).result
+    result = compute(checkpoint, EvalOptions(split="test"), reporter=reporter).result
     return TestScore(
         num_images=result.num_images,
         top1=result.top1,

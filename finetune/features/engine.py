@@ -285,14 +285,15 @@ def make_source(
             shuffle=shuffle,
             device=engine.device,
         )
-    batches = Batches(
+    # In the next epoch, another worker process may be asked for an image that one has kept.
+    keeps = config.train.epochs > 1 and not workers
+    dataset = PhotoDataset(
         images,
         engine.extractor.preprocessing,
-        batch_size=batch_size,
-        workers=workers,
-        device=engine.device,
-        views=views,
-        shuffle=shuffle,
-        keep_bytes=spare_memory_bytes() if config.train.epochs > 1 else 0,
+        views,
+        keep_bytes=spare_memory_bytes() if keeps else 0,
+    )
+    batches = Batches(
+        dataset, batch_size=batch_size, workers=workers, device=engine.device, shuffle=shuffle
     )
     return FreshFeatures(batches, engine.extractor, mixing)

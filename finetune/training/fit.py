@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.checkpoints import run_dir
@@ -21,13 +21,12 @@ from finetune.core.reporter import Reporter
 from finetune.core.seeding import seed_for
 from finetune.core.text import plural
 from finetune.data.images import shown_few
-from finetune.data.loading.class_weights import class_weights
 from finetune.features.source import FeatureBatch, FeatureBatches
 from finetune.freezing.lora import merged
 from finetune.training.early_stopping import EarlyStopping
 from finetune.training.epoch_record import Epoch
 from finetune.training.evaluate import evaluate
-from finetune.training.loop import EpochResult, train_epochs
+from finetune.training.loop import Callbacks, EpochResult, train_epochs
 from finetune.training.prepare_stage import StageSetup
 from finetune.training.resume import ResumePoint, resume_command
 from finetune.training.state import EarlierStages, TrainState
@@ -42,35 +41,53 @@ class Trained:
         best_here: Best epoch of this stage.
         last: Last epoch of this stage.
         number: Number of epochs of this stage.
-        under_way: Train state after the last epoch.
+        state: Train state after the last epoch.
     """
 
     best: Epoch
     best_here: Epoch
     last: Epoch
     number: int
-    under_way: TrainState
+    state: TrainState
+
+
+@dataclass(frozen=True)
+class StageBatches:
+    """Feature batches of a stage; ``validation`` is None without a validation split."""
+
+    training: FeatureBatches
+    validation: FeatureBatches | None
+
+
+@dataclass(frozen=True)
+class RunOutput:
+    """Where a run writes and reports, in all of its stages.
+
+    Attributes:
+        folder: Run directory.
+        start: Start of the run on this process's clock, shifted back by the time that earlier
+            processes took.
+        epochs: Planned number of epochs of the whole run.
+    """
+
+    folder: Path
+    start: float
+    epochs: int
+    reporter: Reporter
 
 
 def run_epochs(
     stage_setup: StageSetup,
-    training: FeatureBatches,
-    validation: FeatureBatches | None,
-    folder: Path,
+    batches: StageBatches,
+    output: RunOutput,
     checkpointer: Checkpointer,
-    reporter: Reporter,
     *,
-    start: float,
-    total: int,
     past: EarlierStages,
     resume_point: ResumePoint | None = None,
 ) -> Trained:
     """Train a stage; evaluate, record and save a checkpoint after each epoch.
 
     Args:
-        start: Start of the run on this process's clock, shifted back by the time that earlier
-            processes took.
-        total: Planned number of epochs of the whole run.
         past: Results of the earlier stages; epoch numbers and keys continue from theirs, and
             the best epoch of all stages is kept.
         resume_point: Checkpoint to resume from; None starts the stage from its beginning.
@@ -79,33 +96,36 @@ def run_epochs(
         Interrupted: a signal requested it; the progress so far is saved.
         ResultError: a loss, a gradient or a weight is not finite.
     """
-    config, trainable_part = stage_setup.config, stage_setup.engine.trainable_part
-    num_classes = stage_setup.plan.num_classes
-    steps = -(-len(training) // config.train.accumulate)
-    run = TrainState(
-        stage_setup, steps_per_epoch=steps, start=start, past=past, resume_point=resume_point
+    config, training = stage_setup.config, batches.training
+    folder, reporter, total = output.folder, output.reporter, output.epochs
+    state = TrainState(
+        stage_setup,
+        steps_per_epoch=-(-len(training) // config.train.accumulate),
+        start=output.start,
+        past=past,
+        resume_point=resume_point,
     )
-    if past.memory is not None:
-        kept = plural(run.state_kept, "tensor")
-        state = f"keeps its state of {kept}" if run.state_kept else "begins without a state"
-        reporter.say(f"{config.optimizer.name} {state} from the stage before")
-    position, monitor = run.position, run.monitor
-    epochs = _recorded(run, folder)
+    if past.optimizer_state is not None:
+        kept = plural(state.state_kept, "tensor")
+        does = f"keeps its state of {kept}" if state.state_kept else "begins without a state"
+        reporter.say(f"{config.optimizer.name} {does} from the stage before")
+    progress, monitor = state.loop.progress, state.monitor
+    epochs = _recorded(state, folder)
     first = len(past.records)
     best = past.best
     if resume_point is not None:
-        best = _best_on_disk(run, epochs, resume_point, folder, reporter)
+        best = _best_on_disk(state, epochs, resume_point, output)
 
     def save_between_steps() -> None:
         if signals.asked():
-            checkpointer.keep_now(run.checkpoint(evaluated=False))
-            raise _stopped(f"in {position}", folder)
+            checkpointer.keep_now(state.checkpoint(evaluated=False))
+            raise _stopped(f"in {progress}", folder)
         if checkpointer.is_due:
-            checkpointer.keep_now(run.checkpoint(evaluated=False))
+            checkpointer.keep_now(state.checkpoint(evaluated=False))
 
-    def batches(epoch: int) -> Iterator[FeatureBatch]:
-        left = training.epoch(epoch, position.batch)
-        number = len(training) - position.batch
+    def batches_of(epoch: int) -> Iterator[FeatureBatch]:
+        left = training.epoch(epoch, progress.batch)
+        number = len(training) - progress.batch
         try:
             yield from reporter.track(left, f"epoch {epoch}/{total}", total=number)
         except RuntimeError:
@@ -115,38 +135,29 @@ def run_epochs(
 
     to_train: Iterable[EpochResult] = ()
     if not monitor.stop:
-        to_train = train_epochs(
-            trainable_part,
-            batches=batches,
-            optimizer=run.optimizer,
-            schedule=run.schedule,
-            set_mode=stage_setup.set_mode,
-            epochs=first + config.train.epochs,
-            num_classes=num_classes,
+        step = stage_setup.step
+        if progress.stage:
             # Batches are counted from 0 in each stage, so the seed must differ between stages.
-            seed=seed_for(config.seed, "stage", position.stage) if position.stage else config.seed,
-            label_smoothing=config.train.label_smoothing,
-            class_weights=class_weights(stage_setup.data.train.counts())
-            if config.data.balance == "weights"
-            else None,
-            aux_weight=stage_setup.plan.spec.family.aux_weight,
-            accumulate=config.train.accumulate,
-            clip_norm=config.train.clip_norm,
-            average=run.average,
-            position=position,
-            meter=run.meter,
-            between_steps=save_between_steps,
-            say=reporter.warn,
+            step = replace(step, seed=seed_for(config.seed, "stage", progress.stage))
+        to_train = train_epochs(
+            state.loop,
+            batches_of,
+            epochs=first + config.train.epochs,
+            step=step,
+            loss=stage_setup.loss,
+            callbacks=Callbacks(
+                stage_setup.set_mode, after_step=save_between_steps, warn=reporter.warn
+            ),
         )
     try:
         for trained in to_train:
-            epoch = _evaluated(run, trained, validation, reporter, checkpointer, folder)
+            epoch = _evaluated(state, trained, batches.validation, output, checkpointer)
             _refuse_not_a_number(epoch, config)
             epochs.append(epoch)
-            run.add(epoch)
+            state.add(epoch)
             append_line(folder / run_dir.METRICS, json.dumps(epoch.record()))
             best = epoch if best is None else best_of((best, epoch), monitor)
-            checkpointer.keep(run.checkpoint(evaluated=True), is_best=best is epoch)
+            checkpointer.keep(state.checkpoint(evaluated=True), is_best=best is epoch)
             shown = epoch.line(
                 total,
                 monitor=monitor.name,
@@ -162,11 +173,17 @@ def run_epochs(
         raise _with_files(error, training, config) from error
     except RuntimeError as error:
         if signals.asked():  # the same signal terminated the worker processes during a step
-            raise _stopped(f"in {position}, not all of it saved", folder) from error
+            raise _stopped(f"in {progress}, not all of it saved", folder) from error
         raise
     assert best is not None  # train.epochs is at least 1
     here = epochs[first:]
-    return Trained(best, best_of(here, monitor), epochs[-1], len(here), run)
+    return Trained(
+        best=best,
+        best_here=best_of(here, monitor),
+        last=epochs[-1],
+        number=len(here),
+        state=state,
+    )
 
 
 _UNRANKED = (-math.inf, -math.inf)
@@ -181,42 +198,39 @@ def best_of(epochs: Sequence[Epoch], monitor: EarlyStopping) -> Epoch:
 
 
 def _evaluated(
-    run: TrainState,
+    state: TrainState,
     trained: EpochResult,
     validation: FeatureBatches | None,
-    reporter: Reporter,
+    output: RunOutput,
     checkpointer: Checkpointer,
-    folder: Path,
 ) -> Epoch:
+    loop = state.loop
     if validation is None:
-        return Epoch(trained, None, 0.0, run.position.stage + 1)
+        return Epoch(trained, None, 0.0, loop.progress.stage + 1)
     batches = signals.unless_asked(validation.epoch())
-    tracked = reporter.track(batches, "evaluate", total=len(validation))
+    tracked = output.reporter.track(batches, "evaluate", total=len(validation))
     start = time.perf_counter()
-    trainable_part, num_classes = (
-        run.stage_setup.engine.trainable_part,
-        run.stage_setup.plan.num_classes,
-    )
     try:
-        with run.averaged(), merged(run.stage_setup.model):
-            val = evaluate(trainable_part, tracked, num_classes=num_classes)
+        with state.averaged(), merged(state.stage_setup.model):
+            val = evaluate(loop.model, tracked, num_classes=loop.num_classes)
     except (Interrupted, RuntimeError):
         if not signals.asked():
             raise
         # A RuntimeError here means that the same signal terminated the worker processes.
-        checkpointer.keep_now(run.checkpoint(evaluated=False))
-        raise _stopped(f"in the evaluation of epoch {trained.epoch}", folder) from None
-    return Epoch(trained, val, time.perf_counter() - start, run.position.stage + 1)
+        checkpointer.keep_now(state.checkpoint(evaluated=False))
+        where = f"in the evaluation of epoch {trained.epoch}"
+        raise _stopped(where, output.folder) from None
+    return Epoch(trained, val, time.perf_counter() - start, loop.progress.stage + 1)
 
 
-def _recorded(run: TrainState, folder: Path) -> list[Epoch]:
+def _recorded(state: TrainState, folder: Path) -> list[Epoch]:
     """Return the epochs already evaluated, and rewrite ``metrics.jsonl`` to contain only these."""
     try:
-        epochs = [Epoch.of(record) for record in run.records]
+        epochs = [Epoch.of(record) for record in state.records]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / run_dir.LAST}: damaged: {error!r}") from error
     if epochs:
-        lines = "".join(f"{json.dumps(record)}\n" for record in run.records)
+        lines = "".join(f"{json.dumps(record)}\n" for record in state.records)
         write_text(folder / run_dir.METRICS, lines)
     else:
         (folder / run_dir.METRICS).unlink(missing_ok=True)
@@ -224,11 +238,7 @@ def _recorded(run: TrainState, folder: Path) -> list[Epoch]:
 
 
 def _best_on_disk(
-    run: TrainState,
-    epochs: Sequence[Epoch],
-    resume_point: ResumePoint,
-    folder: Path,
-    reporter: Reporter,
+    state: TrainState, epochs: Sequence[Epoch], resume_point: ResumePoint, output: RunOutput
 ) -> Epoch | None:
     """Return the epoch whose weights are in ``best.pt``: the best so far, or its replacement.
 
@@ -238,8 +248,8 @@ def _best_on_disk(
     """
     if not epochs:
         return None
-    best = best_of(epochs, run.monitor)
-    path = folder / run_dir.BEST
+    best = best_of(epochs, state.monitor)
+    path = output.folder / run_dir.BEST
     try:
         _, metadata = load_checkpoint(path)
     except CheckpointError as error:
@@ -250,16 +260,16 @@ def _best_on_disk(
         if metadata.epoch == best.trained.epoch or (metadata.epoch > len(epochs) and not grows):
             return best
         at = metadata.epoch - 1
-        if 0 <= at < len(epochs) and (run.records[at]["val"] or {}) == metadata.metrics:
+        if 0 <= at < len(epochs) and (state.records[at]["val"] or {}) == metadata.metrics:
             return epochs[at]
         problem = f"{path}: is of epoch {metadata.epoch}, not of {best.trained.epoch}"
     if resume_point.training.record.position.batch:
-        reporter.warn(f"{problem}; the best epoch is chosen among those to come")
+        output.reporter.warn(f"{problem}; the best epoch is chosen among those to come")
         return None
     last: Checkpoint = resume_point.checkpoint
     save_checkpoint(path, last.model, last.metadata)
     if epochs[-1] is not best:
-        reporter.warn(f"{problem}; epoch {len(epochs)} takes its place")
+        output.reporter.warn(f"{problem}; epoch {len(epochs)} takes its place")
     return epochs[-1]
 
 

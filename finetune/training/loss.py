@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-class Loss:
-    """Mean loss of a batch.
+@dataclass(frozen=True)
+class LossConfig:
+    """Options of the training loss.
 
-    Args:
+    Attributes:
+        label_smoothing: Fraction of each label that is spread evenly over all classes.
         class_weights: Weight of each class, with mean 1 over the training images; None weights all
             classes equally.
-        label_smoothing: Fraction of each label that is spread evenly over all classes.
+        aux_weight: Weight of each auxiliary head's loss (googlenet and inception_v3).
     """
 
-    def __init__(
-        self,
-        class_weights: Sequence[float] | None = None,
-        label_smoothing: float = 0.0,
-        *,
-        device: torch.device,
-    ) -> None:
-        self.class_weights = weights_on(device, class_weights)
-        self.label_smoothing = label_smoothing
+    label_smoothing: float = 0.0
+    class_weights: Sequence[float] | None = None
+    aux_weight: float = 0.0
+
+
+class Loss:
+    """Mean loss of a batch."""
+
+    def __init__(self, config: LossConfig, *, device: torch.device) -> None:
+        self.config = config
+        self.class_weights = weights_on(device, config.class_weights)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the loss.
@@ -35,11 +40,10 @@ class Loss:
             logits: Logits ``(N, C)``.
             labels: Class indices ``(N,)`` int64, or class probabilities ``(N, C)``.
         """
+        smoothing = self.config.label_smoothing
         if self.class_weights is None:
-            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        losses = F.cross_entropy(
-            logits, labels, label_smoothing=self.label_smoothing, reduction="none"
-        )
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
         return mean_over_images(losses, labels, self.class_weights)
 
 

@@ -17,6 +17,7 @@ from finetune.core.reporter import Reporter
 from finetune.core.text import listed_patterns, plural
 from finetune.data.checks.preflight import Skipped
 from finetune.data.images import TrainVal
+from finetune.data.loading.class_weights import class_weights
 from finetune.data.loading.mixup_cutmix import Mixing
 from finetune.data.loading.views import Views
 from finetune.data.loading.workers import resolve_workers
@@ -30,9 +31,11 @@ from finetune.models.build import build_untrained, rebuild
 from finetune.models.pretrained import copy_head_rows, load_pretrained
 from finetune.results.freeze import FreezeReport
 from finetune.results.train import StageFacts
+from finetune.training.loss import LossConfig
 from finetune.training.optimizers import build_optimizer
 from finetune.training.resume import ResumePoint
 from finetune.training.setup import RunSetup, set_up_run
+from finetune.training.step import StepConfig
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,24 @@ class StageSetup:
     """``torch.get_num_threads()`` when the stage was set up."""
     skipped: tuple[Skipped, ...] = ()
     """Unreadable files, which are left out."""
+
+    @property
+    def loss(self) -> LossConfig:
+        """Options of the training loss."""
+        weighted = self.config.data.balance == "weights"
+        return LossConfig(
+            label_smoothing=self.config.train.label_smoothing,
+            class_weights=class_weights(self.data.train.counts()) if weighted else None,
+            aux_weight=self.plan.spec.family.aux_weight,
+        )
+
+    @property
+    def step(self) -> StepConfig:
+        """Options of the optimizer steps of a run's first stage."""
+        train = self.config.train
+        return StepConfig(
+            seed=self.config.seed, accumulate=train.accumulate, clip_norm=train.clip_norm
+        )
 
     def optimizer_of(self, config: OptimizerConfig) -> Optimizer:
         """Return a new optimizer over the trainable parameters."""

@@ -23,8 +23,8 @@ from finetune.results.train import StageSummary
 from finetune.training.early_stopping import EarlyStopping
 from finetune.training.ema import EMA
 from finetune.training.epoch_record import Epoch
+from finetune.training.loop import LoopState
 from finetune.training.lr_schedulers import build_schedule, end_epoch
-from finetune.training.metrics import Meter
 from finetune.training.optimizer_state import (
     OptimizerState,
     advance,
@@ -49,17 +49,17 @@ class EarlierStages:
     Attributes:
         stages: Summary of each earlier stage.
         records: Records of their epochs.
-        unchanged: Name and SHA-256 of every tensor that none of them changed after loading.
+        frozen: Name and SHA-256 of every tensor that all of them froze.
         best: Epoch whose weights are in ``best.pt``.
-        memory: Optimizer state of the last of them; None if another process trained it.
+        optimizer_state: Optimizer state of the last of them; None if another process trained it.
         resumed_at: Positions at which earlier processes stopped.
     """
 
     stages: tuple[StageSummary, ...] = ()
     records: tuple[dict[str, Any], ...] = ()
-    unchanged: Mapping[str, str] | None = None
+    frozen: Mapping[str, str] | None = None
     best: Epoch | None = None
-    memory: OptimizerState | None = None
+    optimizer_state: OptimizerState | None = None
     resumed_at: tuple[str, ...] = ()
 
     @classmethod
@@ -75,7 +75,7 @@ class EarlierStages:
             stages = [StageSummary.of(values) for values in record.stages]
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{resume_point.path}: damaged: {error!r}") from error
-        return cls(tuple(stages), tuple(before), record.unchanged)
+        return cls(tuple(stages), tuple(before), frozen=record.unchanged)
 
 
 class TrainState:
@@ -88,6 +88,7 @@ class TrainState:
         resume_point: Checkpoint to restore the state from.
 
     Attributes:
+        loop: Model, optimizer, schedule, EMA, progress and metrics of the current epoch.
         records: Record of each evaluated epoch, as in ``metrics.jsonl``.
         resumed_at: Positions at which earlier processes stopped.
         state_kept: Number of parameters whose optimizer state was carried over from the previous
@@ -109,36 +110,41 @@ class TrainState:
         config, model = stage_setup.config, stage_setup.model
         self.stage_setup = stage_setup
         self.past = past
-        self.position = TrainProgress(stage=len(past.stages), epoch=len(past.records) + 1)
         self.records: list[dict[str, Any]] = list(past.records)
         self.state_kept = 0
         self.resumed_at = past.resumed_at
-        self.meter = Meter(stage_setup.plan.num_classes, stage_setup.engine.device)
         self.monitor = EarlyStopping(config.train)
-        self.optimizer = stage_setup.optimizer_of(config.optimizer)
+        self._steps_per_epoch = steps_per_epoch
         self._parameters = list(named_plainly(model))
-        if past.memory is not None:
+        optimizer = stage_setup.optimizer_of(config.optimizer)
+        earlier = past.optimizer_state
+        if earlier is not None:
             plain = {decision.name for decision in stage_setup.plan.freeze.decisions}
-            self.state_kept = past.memory.hand_over(self.optimizer, self._parameters, plain=plain)
-            past.memory.tensors.clear()  # free them: they are as large as the network
-        self.schedule = build_schedule(
-            self.optimizer,
-            config.schedule,
-            epochs=config.train.epochs,
-            steps_per_epoch=steps_per_epoch,
-        )
+            self.state_kept = earlier.hand_over(optimizer, self._parameters, plain=plain)
+            earlier.tensors.clear()  # free them: they are as large as the network
         self._has_adapters = bool(stage_setup.plan.adapters)
         self._state = model.state_dict()  # shares the model's tensors
         frozen = stage_setup.frozen_hashes.sha256
         self._changing = {k: v for k, v in self._state.items() if k not in frozen}
-        self.average: EMA | None = None
-        if config.train.ema is not None:
-            self.average = EMA(self._changing, config.train.ema)
+        decay = config.train.ema
+        self.loop = LoopState(
+            stage_setup.engine.trainable_part,
+            optimizer,
+            build_schedule(
+                optimizer,
+                config.schedule,
+                epochs=config.train.epochs,
+                steps_per_epoch=steps_per_epoch,
+            ),
+            num_classes=stage_setup.plan.num_classes,
+            average=None if decay is None else EMA(self._changing, decay),
+            progress=TrainProgress(stage=len(past.stages), epoch=len(past.records) + 1),
+        )
         self._data = fingerprint_of(stage_setup.data)
         self._start = start
         if resume_point is not None:
             try:
-                self._go_on(resume_point.training, steps_per_epoch)
+                self.load_state_dict(resume_point.training)
             except (KeyError, RuntimeError, ValueError, TypeError) as error:
                 raise CheckpointError(
                     f"{resume_point.path}: damaged: what it says of the training does not fit"
@@ -153,11 +159,70 @@ class TrainState:
         if epoch.val is None:
             return
         self.monitor.see(epoch.val)
-        end_epoch(self.schedule, self.monitor.figure(epoch.val))
+        end_epoch(self.loop.schedule, self.monitor.figure(epoch.val))
 
     def averaged(self) -> AbstractContextManager[None]:
         """Return a context manager in which the model has the weights to evaluate and save."""
-        return nullcontext() if self.average is None else self.average.in_place()
+        average = self.loop.average
+        return nullcontext() if average is None else average.in_place()
+
+    def state_dict(self, *, evaluated: bool) -> Training:
+        """Return the train state as a checkpoint stores it; its tensors are not copied.
+
+        Args:
+            evaluated: Whether the last of ``records`` belongs to the current epoch.
+        """
+        loop = self.loop
+        optimizer, numbers = optimizer_tensors(loop.optimizer, self._parameters)
+        tensors = _under(_OPTIMIZER, optimizer)
+        if not evaluated:
+            tensors |= _under(_METER, loop.meter.tensors())
+        if loop.average is not None or self._has_adapters:
+            tensors |= _under(_WEIGHTS, self._changing)
+        # model_construct skips validation, which takes as long as a short epoch for many records.
+        record = TrainingRecord.model_construct(
+            given=self.stage_setup.given,
+            position=loop.progress.after_epoch() if evaluated else replace(loop.progress),
+            records=tuple(self.records),
+            data=self._data,
+            frozen=self.stage_setup.frozen_hashes.digest,
+            threads=self.stage_setup.threads,
+            optimizer=numbers,
+            elapsed_s=time.perf_counter() - self._start,
+            resumed_at=self.resumed_at,
+            stages=tuple(asdict(stage) for stage in self.past.stages),
+            unchanged=None if self.past.frozen is None else dict(self.past.frozen),
+            state_kept=self.state_kept,
+        )
+        return Training(record, tensors)
+
+    def load_state_dict(self, training: Training) -> None:
+        """Load the train state of a checkpoint; the model's tensors are already loaded.
+
+        Raises:
+            KeyError, RuntimeError, ValueError, TypeError: the state does not fit this stage.
+        """
+        record, tensors, loop = training.record, training.tensors, self.loop
+        loop.progress = replace(record.position)
+        self.records = list(record.records)
+        self.resumed_at = (*record.resumed_at, str(record.position))
+        self.state_kept = record.state_kept
+        if loop.progress.batch:
+            loop.meter.load(_of(_METER, tensors))
+        here = [Epoch.of(line) for line in self.records[len(self.past.records) :]]
+        for epoch in here:
+            advance(loop.schedule, self._steps_per_epoch)
+            self._take_in(epoch)
+        advance(loop.schedule, loop.progress.steps - len(here) * self._steps_per_epoch)
+        optimizer = _of(_OPTIMIZER, tensors)
+        load_optimizer_tensors(loop.optimizer, self._parameters, optimizer, record.optimizer)
+        if loop.average is not None:
+            loop.average.load(self._changing, loop.progress.steps)
+        if loop.average is not None or self._has_adapters:
+            weights = _of(_WEIGHTS, tensors)
+            with torch.no_grad():
+                for name, tensor in self._changing.items():
+                    tensor.copy_(weights[name])
 
     def checkpoint(self, *, evaluated: bool) -> Checkpoint:
         """Return a checkpoint of the current state, which shares tensors that training changes.
@@ -168,40 +233,19 @@ class TrainState:
         Raises:
             NotFiniteError: a tensor contains a non-finite value.
         """
-        remembered, numbers = optimizer_tensors(self.optimizer, self._parameters)
-        tensors = _under(_OPTIMIZER, remembered)
-        if not evaluated:
-            tensors |= _under(_METER, self.meter.tensors())
+        training = self.state_dict(evaluated=evaluated)
         model = plain_state(self.stage_setup.model)
-        if self.average is not None or self._has_adapters:
-            tensors |= _under(_WEIGHTS, self._changing)
-        if self.average is not None:
-            model = self._with(self.average.tensors)
-        changing = {
-            k: v for k, v in model.items() if k not in self.stage_setup.frozen_hashes.sha256
-        }
-        self._refuse_not_finite({**changing, **tensors})
-        # model_construct skips validation, which takes as long as a short epoch for many records.
-        record = TrainingRecord.model_construct(
-            given=self.stage_setup.given,
-            position=self.position.after_epoch() if evaluated else replace(self.position),
-            records=tuple(self.records),
-            data=self._data,
-            frozen=self.stage_setup.frozen_hashes.digest,
-            threads=self.stage_setup.threads,
-            optimizer=numbers,
-            elapsed_s=time.perf_counter() - self._start,
-            resumed_at=self.resumed_at,
-            stages=tuple(asdict(stage) for stage in self.past.stages),
-            unchanged=None if self.past.unchanged is None else dict(self.past.unchanged),
-            state_kept=self.state_kept,
-        )
+        if self.loop.average is not None:
+            model = self._with(self.loop.average.tensors)
+        frozen = self.stage_setup.frozen_hashes.sha256
+        changing = {name: tensor for name, tensor in model.items() if name not in frozen}
+        self._refuse_not_finite({**changing, **training.tensors})
         metadata = metadata_of(
             self.stage_setup,
             epoch=len(self.records),
             metrics=(self.records[-1]["val"] or {}) if evaluated else {},
         )
-        return Checkpoint(model, metadata, Training(record, tensors))
+        return Checkpoint(model, metadata, training)
 
     def carried(self) -> CarriedState:
         """Return the weights of the last evaluated epoch, for the next stage."""
@@ -211,15 +255,15 @@ class TrainState:
         copy_module_versions(state, kept)
         return CarriedState(kept, self.stage_setup.config.stages)
 
-    def memory(self) -> OptimizerState:
-        """Return the optimizer state."""
-        return OptimizerState.of(self.optimizer, self._parameters)
+    def optimizer_state(self) -> OptimizerState:
+        """Return the optimizer state, for the next stage."""
+        return OptimizerState.of(self.loop.optimizer, self._parameters)
 
     def _refuse_not_finite(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                lr = float(self.optimizer.param_groups[0]["lr"])
-                epoch, batch = self.position.epoch, self.position.batch
+                lr = float(self.loop.optimizer.param_groups[0]["lr"])
+                epoch, batch = self.loop.progress.epoch, self.loop.progress.batch
                 raise NotFiniteError(name, epoch=epoch, batch=batch, lr=lr)
 
     def _with(self, tensors: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
@@ -227,31 +271,6 @@ class TrainState:
         state = OrderedDict((name, tensors.get(name, t)) for name, t in self._state.items())
         copy_module_versions(self._state, state)
         return state
-
-    def _go_on(self, training: Training, steps_per_epoch: int) -> None:
-        """Restore the state saved by an earlier process; the model's tensors are already loaded."""
-        record, tensors = training.record, training.tensors
-        self.position = replace(record.position)
-        self.records = list(record.records)
-        self.resumed_at = (*record.resumed_at, str(record.position))
-        self.state_kept = record.state_kept
-        if self.position.batch:
-            self.meter.load(_of(_METER, tensors))
-        here = [Epoch.of(line) for line in self.records[len(self.past.records) :]]
-        for epoch in here:
-            advance(self.schedule, steps_per_epoch)
-            self._take_in(epoch)
-        advance(self.schedule, self.position.steps - len(here) * steps_per_epoch)
-        load_optimizer_tensors(
-            self.optimizer, self._parameters, _of(_OPTIMIZER, tensors), record.optimizer
-        )
-        if self.average is not None:
-            self.average.load(self._changing, self.position.steps)
-        if self.average is not None or self._has_adapters:
-            weights = _of(_WEIGHTS, tensors)
-            with torch.no_grad():
-                for name, tensor in self._changing.items():
-                    tensor.copy_(weights[name])
 
 
 def metadata_of(

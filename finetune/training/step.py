@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,13 @@ from finetune.core.errors import FinetuneError, NotFiniteError
 from finetune.core.memory import is_out_of_memory
 from finetune.core.seeding import seed_for
 from finetune.freezing.graph_split import Features
+from finetune.training.loss import Loss
 from finetune.training.metrics import Meter
 
 Batch = tuple[Features, Tensor]
 """Model input and labels, as described in `finetune.training.loop.train_epochs`."""
 
-_LOOK_EVERY = 8
+_CHECK_EVERY = 8
 """Number of values that accumulate on a GPU before they are copied to the CPU and checked."""
 
 _FEWEST_AT_ONCE = 2
@@ -38,7 +40,7 @@ class FiniteCheck:
         self._at_once = device.type == "cpu"
         self._waiting: list[tuple[Tensor, NotFiniteError]] = []
 
-    def see(self, value: Tensor, error: NotFiniteError) -> None:
+    def add(self, value: Tensor, error: NotFiniteError) -> None:
         """Check a value, at once on a CPU and later on other devices.
 
         Raises:
@@ -49,10 +51,10 @@ class FiniteCheck:
                 raise error
             return
         self._waiting.append((value.detach(), error))
-        if len(self._waiting) >= _LOOK_EVERY:
-            self.look()
+        if len(self._waiting) >= _CHECK_EVERY:
+            self.check()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Check every pending value.
 
         Raises:
@@ -66,6 +68,21 @@ class FiniteCheck:
                     raise error
 
 
+@dataclass(frozen=True)
+class StepConfig:
+    """Options of optimizer steps.
+
+    Attributes:
+        seed: Seed of dropout and other randomness of the steps.
+        accumulate: Number of batches per optimizer step; an epoch's last step may have fewer.
+        clip_norm: Maximum gradient norm over all parameters together; None for no clipping.
+    """
+
+    seed: int
+    accumulate: int = 1
+    clip_norm: float | None = None
+
+
 class Step:
     """Optimizer step on the gradient of the mean loss over all images of its batches.
 
@@ -74,11 +91,8 @@ class Step:
     for the batches processed before, since restoring them would cost a copy in every step.
 
     Args:
-        loss_of: Function from logits and labels to the mean loss of a batch.
-        seed: Seed of the run.
-        aux_weight: Weight of each auxiliary head's loss.
-        clip_norm: Maximum gradient norm over all parameters together.
-        say: Function that receives a message when memory runs out and smaller micro-batches are
+        loss: Loss of the model's outputs.
+        warn: Function that receives a message when memory runs out and smaller micro-batches are
             used from then on.
     """
 
@@ -86,60 +100,56 @@ class Step:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        loss_of: Callable[[Tensor, Tensor], Tensor],
+        loss: Loss,
+        config: StepConfig,
         *,
-        seed: int,
-        aux_weight: float = 0.0,
-        clip_norm: float | None = None,
-        say: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         self.model = model
         self.optimizer = optimizer
-        self.loss_of = loss_of
-        self.seed = seed
-        self.aux_weight = aux_weight
-        self.clip_norm = clip_norm
-        self.say = say
-        self.watch = FiniteCheck(next(model.parameters()).device)
+        self.loss = loss
+        self.config = config
+        self.warn = warn
+        self.finite = FiniteCheck(next(model.parameters()).device)
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def take(self, batches: Sequence[Batch], meter: Meter, position: TrainProgress) -> None:
+    def take(self, batches: Sequence[Batch], meter: Meter, progress: TrainProgress) -> None:
         """Take one optimizer step.
 
         Args:
             batches: All batches of the step; they are kept until it is done, because memory may
                 run out in the last of them.
             meter: Meter to which the loss and the predictions are added.
-            position: Train progress before the first batch; ``at_once`` is reduced when memory
+            progress: Train progress before the first batch; ``at_once`` is reduced when memory
                 runs out.
 
         Raises:
             NotFiniteError: a loss or the gradient is not finite; on a CPU no weight has changed.
             FinetuneError: memory does not suffice for two images.
         """
-        while not self._fits(batches, position):
-            largest = position.at_once or max(len(labels) for _, labels in batches)
-            position.at_once = _half_of(largest)
-            self.say(
-                f"out of memory: from here on {position.at_once} images are computed at once, and "
+        while not self._fits(batches, progress):
+            largest = progress.at_once or max(len(labels) for _, labels in batches)
+            progress.at_once = _half_of(largest)
+            self.warn(
+                f"out of memory: from here on {progress.at_once} images are computed at once, and "
                 "gradients of a batch added up; norm layers that train see the smaller pieces"
             )
-        self._move(position, whole=len(batches) == 1 and not position.at_once)
+        self._move(progress, whole=len(batches) == 1 and not progress.at_once)
         for logits, labels, loss in self._seen:
             meter.add(logits, labels if labels.dim() == 1 else labels.argmax(dim=1), loss=loss)
         self._seen.clear()
 
-    def _fits(self, batches: Sequence[Batch], position: TrainProgress) -> bool:
+    def _fits(self, batches: Sequence[Batch], progress: TrainProgress) -> bool:
         """Run forward and backward; return False if memory runs out."""
         self.optimizer.zero_grad(set_to_none=True)
         self._seen.clear()
         try:
             for number, (inputs, labels) in enumerate(batches):
-                torch.manual_seed(seed_for(self.seed, "step", position.batches + number))
-                for part, part_labels in _cut(inputs, labels, position.at_once):
+                torch.manual_seed(seed_for(self.config.seed, "step", progress.batches + number))
+                for part, part_labels in _cut(inputs, labels, progress.at_once):
                     total = self._loss(part, part_labels)
-                    self.watch.see(total, self._error("the training loss", position, number))
-                    if len(batches) > 1 or position.at_once:
+                    self.finite.add(total, self._error("the training loss", progress, number))
+                    if len(batches) > 1 or progress.at_once:
                         total = total * len(part_labels)
                     total.backward()  # type: ignore[no-untyped-call]
         except (RuntimeError, MemoryError) as error:
@@ -150,13 +160,13 @@ class Step:
 
     def _loss(self, inputs: Features, labels: Tensor) -> Tensor:
         logits, *aux_logits = _outputs(self.model(inputs))
-        loss = self.loss_of(logits, labels)
+        loss = self.loss(logits, labels)
         self._seen.append((logits.detach(), labels, loss.detach()))
         for aux in aux_logits:
-            loss = loss + self.aux_weight * self.loss_of(aux, labels)
+            loss = loss + self.loss.config.aux_weight * self.loss(aux, labels)
         return loss
 
-    def _move(self, position: TrainProgress, *, whole: bool) -> None:
+    def _move(self, progress: TrainProgress, *, whole: bool) -> None:
         """Clip the gradient and take the optimizer step.
 
         Args:
@@ -169,15 +179,15 @@ class Step:
             for gradient in gradients:
                 gradient.div_(images)
         norm = get_total_norm(gradients)
-        self.watch.see(norm, self._error("the gradient", position, 0))
-        if self.clip_norm is not None:
-            clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        self.finite.add(norm, self._error("the gradient", progress, 0))
+        if self.config.clip_norm is not None:
+            clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
         self.optimizer.step()
 
-    def _error(self, what: str, position: TrainProgress, number: int) -> NotFiniteError:
+    def _error(self, what: str, progress: TrainProgress, number: int) -> NotFiniteError:
         lr = float(self.optimizer.param_groups[0]["lr"])
-        batch = position.batch + number + 1
-        return NotFiniteError(what, epoch=position.epoch, batch=batch, lr=lr)
+        batch = progress.batch + number + 1
+        return NotFiniteError(what, epoch=progress.epoch, batch=batch, lr=lr)
 
 
 def _half_of(images: int) -> int:

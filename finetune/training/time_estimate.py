@@ -20,9 +20,10 @@ from finetune.features.engine import Engine
 from finetune.freezing.graph_split import Features
 from finetune.results.train import PredictedTime
 from finetune.training.evaluate import evaluate
-from finetune.training.loop import train_epochs
+from finetune.training.loop import Callbacks, LoopState, train_epochs
 from finetune.training.lr_schedulers import build_schedule
 from finetune.training.optimizers import build_optimizer
+from finetune.training.step import StepConfig
 
 _MOST_IMAGES = 32
 _STEPS = 3
@@ -42,7 +43,7 @@ def predict_time(engine: Engine, config: Config, data: TrainVal, views: Views) -
     pixels = torch.stack([s[0] for s in samples if isinstance(s, tuple)])
     engine.extractor(pixels)
     prefix_s, features = _timed(lambda: engine.extractor.features(pixels))
-    train_s, val_s = _time_live(engine, config, features)
+    train_s, val_s = _time_trainable_part(engine, config, features)
     # Cores, or worker processes, decode different images in parallel.
     decode = decode_s / len(pixels) / max(available_cores(), config.data.workers)
     prefix = prefix_s / len(pixels)
@@ -59,7 +60,7 @@ def predict_time(engine: Engine, config: Config, data: TrainVal, views: Views) -
     return PredictedTime(fill, trainable_part + again, without)
 
 
-def _time_live(engine: Engine, config: Config, features: Features) -> tuple[float, float]:
+def _time_trainable_part(engine: Engine, config: Config, features: Features) -> tuple[float, float]:
     """Return seconds per image in training and evaluation, from a few steps of a copy."""
     trainable_part = copy.deepcopy(engine.trainable_part)
     inputs = _rows(features, config.data.batch_size)
@@ -70,14 +71,11 @@ def _time_live(engine: Engine, config: Config, features: Features) -> tuple[floa
     optimizer = build_optimizer(trainable_part.named_parameters(), alike)
     schedule = build_schedule(optimizer, config.schedule, epochs=1, steps_per_epoch=2 * _STEPS)
     _warm, then = train_epochs(
-        trainable_part,
-        batches=lambda epoch: [(inputs, labels)] * (1 if epoch == 1 else _STEPS),
-        optimizer=optimizer,
-        schedule=schedule,
-        set_mode=lambda: None,
+        LoopState(trainable_part, optimizer, schedule, num_classes),
+        lambda epoch: [(inputs, labels)] * (1 if epoch == 1 else _STEPS),
         epochs=2,
-        num_classes=num_classes,
-        seed=config.seed,
+        step=StepConfig(seed=config.seed),
+        callbacks=Callbacks(set_mode=lambda: None),
     )
     val_s, _ = _timed(lambda: evaluate(trainable_part, [(inputs, labels)], num_classes=num_classes))
     return then.elapsed_s / then.num_images, val_s / len(labels)

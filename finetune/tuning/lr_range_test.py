@@ -5,19 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from finetune.config.schema import Config
 from finetune.core.errors import NotFiniteError
 from finetune.core.reporter import Reporter
 from finetune.features.source import FeatureBatch, FeatureBatches
-from finetune.training.loop import train_epochs
+from finetune.training.loop import Callbacks, LoopState, train_epochs
+from finetune.training.prepare_stage import StageSetup
 
 WIDTH = 0.25
 """Width of the smoothing kernel, in decades of the learning rate."""
@@ -105,49 +103,32 @@ class RangeTest:
 
 
 def range_test(
-    trainable_part: nn.Module,
-    batches: FeatureBatches,
-    rates: Sequence[float],
-    *,
-    config: Config,
-    optimizer: Optimizer,
-    set_mode: Callable[[], None],
-    num_classes: int,
-    class_weights: Sequence[float] | None,
-    aux_weight: float,
-    reporter: Reporter,
+    stage_setup: StageSetup, batches: FeatureBatches, rates: Sequence[float], reporter: Reporter
 ) -> RangeTest:
     """Train one step at each learning rate and return the losses.
 
-    The weights of the trainable part are restored afterwards.
+    The steps are those of a training of this stage; the weights of its trainable part are restored
+    afterwards.
 
     Args:
-        trainable_part: Module to train, with the same steps as in `train_epochs`.
-        rates: Learning rate of each step.
-        optimizer: New optimizer built from ``config``; its groups' learning rates keep their
-            ratios.
-        set_mode: Function that puts every module into its mode for training.
+        rates: Learning rate of each step; parameter groups keep the ratios of theirs.
     """
+    config, trainable_part = stage_setup.config, stage_setup.engine.trainable_part
     first = OrderedDict(
         (name, t.detach().clone()) for name, t in trainable_part.state_dict().items()
     )
+    optimizer = stage_setup.optimizer_of(config.optimizer)
+    schedule = LambdaLR(
+        optimizer, lambda step: rates[min(step, len(rates) - 1)] / config.optimizer.lr
+    )
     steps = _endless(batches, config.train.accumulate)
     trained = train_epochs(
-        trainable_part,
-        batches=lambda _: next(steps),  # one step per epoch, to get the loss of each step
-        optimizer=optimizer,
-        schedule=LambdaLR(
-            optimizer, lambda step: rates[min(step, len(rates) - 1)] / config.optimizer.lr
-        ),
-        set_mode=set_mode,
+        LoopState(trainable_part, optimizer, schedule, stage_setup.plan.num_classes),
+        lambda _: next(steps),  # one step per epoch, to get the loss of each step
         epochs=len(rates),
-        num_classes=num_classes,
-        seed=config.seed,
-        label_smoothing=config.train.label_smoothing,
-        class_weights=class_weights,
-        aux_weight=aux_weight,
-        accumulate=config.train.accumulate,
-        clip_norm=config.train.clip_norm,
+        step=stage_setup.step,
+        loss=stage_setup.loss,
+        callbacks=Callbacks(stage_setup.set_mode),
     )
     losses: list[float] = []
     ended_at = None

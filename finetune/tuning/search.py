@@ -65,12 +65,21 @@ class SearchResult:
     elapsed_s: float
 
 
-def search(config: Config, *, in_grid: bool, allow_slow: bool, reporter: Reporter) -> SearchResult:
-    """Run all trials of the config's ``tune`` section.
+@dataclass(frozen=True)
+class SearchOptions:
+    """Options of a search that the config does not have.
 
-    Args:
+    Attributes:
         in_grid: Whether to try every combination instead of random ones.
         allow_slow: Whether to allow searches in which each trial is a full training run.
+    """
+
+    in_grid: bool = False
+    allow_slow: bool = False
+
+
+def search(config: Config, options: SearchOptions, reporter: Reporter) -> SearchResult:
+    """Run all trials of the config's ``tune`` section.
 
     Raises:
         ConfigError: no features can be cached, so that each trial would be a full training run, or
@@ -91,13 +100,13 @@ def search(config: Config, *, in_grid: bool, allow_slow: bool, reporter: Reporte
     only_head = lone_head(split.trainable_part) is not None
     _refuse_what_trials_leave_out(own, only_head=only_head)
     space = space_of(own, only_head=only_head, num_train=len(train))
-    settings = settings_of(own, space, only_head=only_head, in_grid=in_grid)
+    settings = settings_of(own, space, only_head=only_head, in_grid=options.in_grid)
     folds = _folds(own, data)
     _refuse_steps_of_one(settings, folds, plan, len(train))
 
     def refuse_slow(config: Config) -> None:
         reason = _why_slow(config, plan, has_prefix=split.prefix is not None)
-        if reason and not allow_slow:
+        if reason and not options.allow_slow:
             epochs = max(len(folds), 1) * sum(one.epochs for one in settings)
             raise ConfigError(
                 f"tune: {reason}. {len(settings)} trials would be {epochs:,} epochs nearly as long "

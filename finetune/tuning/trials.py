@@ -14,8 +14,10 @@ from finetune.core.memory import steps_of
 from finetune.core.reporter import Reporter
 from finetune.results.tuning import FoldScore, Settings
 from finetune.training.evaluate import evaluate
-from finetune.training.loop import train_epochs
+from finetune.training.loop import Callbacks, LoopState, train_epochs
+from finetune.training.loss import LossConfig
 from finetune.training.lr_schedulers import build_schedule
+from finetune.training.step import StepConfig
 from finetune.tuning.cross_validation import CrossValidation, Round
 from finetune.tuning.parallel_trials import try_heads
 from finetune.tuning.search_space import with_settings
@@ -67,17 +69,16 @@ def _trial(fold: Round, trainable_part: nn.Module, config: Config) -> FoldScore:
         optimizer, config.schedule, epochs=epochs, steps_per_epoch=len(batches)
     )
     trained = train_epochs(
-        trainable_part,
-        batches=batches.epoch,
-        optimizer=optimizer,
-        schedule=schedule,
-        set_mode=ground.set_mode,
+        LoopState(trainable_part, optimizer, schedule, ground.num_classes),
+        batches.epoch,
         epochs=epochs,
-        num_classes=ground.num_classes,
-        seed=config.seed,
-        label_smoothing=config.train.label_smoothing,
-        class_weights=fold.class_weights(),
-        aux_weight=ground.aux_weight,
+        step=StepConfig(seed=config.seed),
+        loss=LossConfig(
+            label_smoothing=config.train.label_smoothing,
+            class_weights=fold.class_weights(),
+            aux_weight=ground.aux_weight,
+        ),
+        callbacks=Callbacks(ground.set_mode),
     )
     try:
         for _ in trained:

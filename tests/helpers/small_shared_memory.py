@@ -10,19 +10,21 @@ import torch
 from finetune.config.schema import PreprocessingConfig
 from finetune.core.errors import DataError
 from finetune.data.images import Images
-from finetune.data.loading.dataloader import Batches
+from finetune.data.loading.dataloader import Batches, PhotoDataset
 from finetune.data.loading.views import Views
 
 
 def main() -> None:
     paths = tuple(sorted(Path(sys.argv[2]).rglob("*.png")))
     batches = Batches(
-        Images(paths, (0,) * len(paths), ("a",)),
-        PreprocessingConfig(resize=256, crop=256),
+        PhotoDataset(
+            Images(paths, (0,) * len(paths), ("a",)),
+            PreprocessingConfig(resize=256, crop=256),
+            Views.of("none"),
+        ),
         batch_size=4,
         workers=2,
         device=torch.device("cpu"),
-        views=Views.of("none"),
     )
     try:
         for _ in batches.epoch():

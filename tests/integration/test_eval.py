@@ -16,7 +16,7 @@ import torch
 
 from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.commands.compare import compare
-from finetune.commands.evaluate import evaluate_checkpoint
+from finetune.commands.evaluate import EvalOptions, evaluate_checkpoint
 from finetune.commands.report import report
 from finetune.commands.train import train
 from finetune.config.schema import Config
@@ -81,12 +81,12 @@ def test_an_unknown_class_is_refused_or_left_out(best: Path, photos: Path, tmp_p
     shutil.copytree(photos / "val", other)
     shutil.copytree(photos / "val" / "class_1", other / "class_9")
     with pytest.raises(DataError, match=r"'class_9' is unknown in training.*--ignore-unknown"):
-        evaluate_checkpoint(best, data=str(other))
+        evaluate_checkpoint(best, EvalOptions(data=str(other)))
     with pytest.raises(DataError, match="eval --report --ignore-unknown"):
         report(str(best), data=str(other))
     with pytest.raises(DataError, match="--data must hold classes that all runs know"):
         compare([str(best), str(best)], data=str(other))
-    result = evaluate_checkpoint(best, data=str(other), ignore_unknown=True)
+    result = evaluate_checkpoint(best, EvalOptions(data=str(other), ignore_unknown=True))
     assert (result.num_images, result.ignored) == (10, 5)
     assert result.top1 == evaluate_checkpoint(best).top1
     assert "5 images of unknown classes left out" in render_eval(result)
@@ -100,21 +100,23 @@ def test_unknown_classes_of_a_table_are_left_out(best: Path, photos: Path, tmp_p
     (tmp_path / "extra.png").write_bytes((photos / "val/class_0/1.png").read_bytes())
     lines.append("extra.png,nobody")
     (tmp_path / "other.csv").write_text("\n".join(lines))
-    result = evaluate_checkpoint(best, data=str(tmp_path / "other.csv"), ignore_unknown=True)
+    result = evaluate_checkpoint(
+        best, EvalOptions(data=str(tmp_path / "other.csv"), ignore_unknown=True)
+    )
     assert (result.num_images, result.ignored) == (10, 1)
 
 
 def test_data_of_unknown_classes_alone_is_refused(best: Path, photos: Path, tmp_path: Path) -> None:
     shutil.copytree(photos / "val" / "class_1", tmp_path / "other" / "strangers")
     with pytest.raises(DataError, match="no image of a class that training knows"):
-        evaluate_checkpoint(best, data=str(tmp_path / "other"), ignore_unknown=True)
+        evaluate_checkpoint(best, EvalOptions(data=str(tmp_path / "other"), ignore_unknown=True))
 
 
 def test_calibrating_stores_a_temperature_and_keeps_weights_and_figures(best: Path) -> None:
     before = evaluate_checkpoint(best)
     state, metadata = load_checkpoint(best)
     assert metadata.temperature is None
-    after = evaluate_checkpoint(best, calibrate=True)
+    after = evaluate_checkpoint(best, EvalOptions(calibrate=True))
     stored, calibrated = load_checkpoint(best)
     assert calibrated.temperature == after.calibration.temperature
     assert calibrated.temperature_images is not None
@@ -133,20 +135,20 @@ def test_calibrating_stores_a_temperature_and_keeps_weights_and_figures(best: Pa
 
 def test_the_two_losses_of_a_fitted_temperature_are_told_apart(best: Path) -> None:
     assert "without the temperature" not in render_eval(evaluate_checkpoint(best))
-    result = evaluate_checkpoint(best, calibrate=True)
+    result = evaluate_checkpoint(best, EvalOptions(calibrate=True))
     assert f"without the temperature; {result.calibration.loss:.4f} with it" in render_eval(result)
 
 
 def test_the_images_that_a_temperature_was_fitted_on_are_known_again(
     best: Path, photos: Path, tmp_path: Path
 ) -> None:
-    evaluate_checkpoint(best, calibrate=True)
+    evaluate_checkpoint(best, EvalOptions(calibrate=True))
     shutil.copytree(photos, tmp_path / "moved")
     for data in (None, str(photos / "val"), str(tmp_path / "moved")):
-        result = evaluate_checkpoint(best, data=data)
+        result = evaluate_checkpoint(best, EvalOptions(data=data))
         assert result.calibration.fitted
         assert "fitted on these very images" in render_eval(result)
-    assert not evaluate_checkpoint(best, split="train").calibration.fitted
+    assert not evaluate_checkpoint(best, EvalOptions(split="train")).calibration.fitted
     (photos / "val" / "class_0" / "0.png").unlink()
     assert not evaluate_checkpoint(best).calibration.fitted
 
@@ -154,20 +156,20 @@ def test_the_images_that_a_temperature_was_fitted_on_are_known_again(
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_calibrating_on_train_or_test_images_is_refused(best: Path, split: str) -> None:
     with pytest.raises(ConfigError, match=r"--calibrate.* use --split val"):
-        evaluate_checkpoint(best, split=split, calibrate=True)
+        evaluate_checkpoint(best, EvalOptions(split=split, calibrate=True))
 
 
 def test_calibrating_on_images_that_are_all_recognised_is_refused(
     best: Path, photos: Path, tmp_path: Path
 ) -> None:
-    evaluate_checkpoint(best, split="train")
+    evaluate_checkpoint(best, EvalOptions(split="train"))
     for row in table(best.parent / "predictions.csv"):
         if row["true"] == row["predicted"]:
             folder = tmp_path / "easy" / row["true"]
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(photos / row["path"], folder)
     with pytest.raises(DataError, match="recognised"):
-        evaluate_checkpoint(best, data=str(tmp_path / "easy"), calibrate=True)
+        evaluate_checkpoint(best, EvalOptions(data=str(tmp_path / "easy"), calibrate=True))
     assert load_checkpoint(best)[1].temperature is None
 
 

@@ -21,9 +21,10 @@ from finetune.config.schema import Config
 from finetune.core.errors import ConfigError, OutputError, ResultError
 from finetune.core.reporter import SilentReporter
 from finetune.report.tuning import render_lr_range
-from finetune.training.loop import EpochResult, train_epochs
+from finetune.training.loop import Callbacks, EpochResult, LoopState, train_epochs
 from finetune.training.lr_schedulers import build_schedule
 from finetune.training.prepare_stage import StageSetup, feature_batches_of, prepare_single_stage
+from finetune.training.step import StepConfig
 from finetune.tuning.lr_range_test import RangeTest, exponential_rates, lr_curve, range_test
 
 Make = Callable[..., Config]
@@ -78,16 +79,10 @@ def test_smoothing_follows_a_straight_line_to_its_ends() -> None:
 
 def range_of(stage_setup: StageSetup, rates: list[float]) -> RangeTest:
     return range_test(
-        stage_setup.engine.trainable_part,
+        stage_setup,
         feature_batches_of(stage_setup, SilentReporter(), training=True),
         rates,
-        config=stage_setup.config,
-        optimizer=stage_setup.optimizer_of(stage_setup.config.optimizer),
-        set_mode=stage_setup.set_mode,
-        num_classes=2,
-        class_weights=None,
-        aux_weight=0.0,
-        reporter=SilentReporter(),
+        SilentReporter(),
     )
 
 
@@ -139,16 +134,20 @@ def test_its_steps_are_those_of_training_at_that_rate(
     moves = stage_setup.optimizer_of(config.optimizer)
     epochs = list(
         train_epochs(
-            stage_setup.engine.trainable_part,
-            batches=source.epoch,
-            optimizer=moves,
-            schedule=build_schedule(moves, config.schedule, epochs=2, steps_per_epoch=len(sizes)),
-            set_mode=stage_setup.set_mode,
+            LoopState(
+                stage_setup.engine.trainable_part,
+                moves,
+                build_schedule(moves, config.schedule, epochs=2, steps_per_epoch=len(sizes)),
+                num_classes=2,
+            ),
+            source.epoch,
             epochs=2,
-            num_classes=2,
-            seed=config.seed,
-            accumulate=config.train.accumulate,
-            clip_norm=config.train.clip_norm,
+            step=StepConfig(
+                seed=config.seed,
+                accumulate=config.train.accumulate,
+                clip_norm=config.train.clip_norm,
+            ),
+            callbacks=Callbacks(stage_setup.set_mode),
         )
     )
     for at, epoch in enumerate(epochs):

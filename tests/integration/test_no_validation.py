@@ -14,7 +14,7 @@ import torch
 
 from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.commands.dry_run import dry_run
-from finetune.commands.evaluate import evaluate_checkpoint
+from finetune.commands.evaluate import EvalOptions, evaluate_checkpoint
 from finetune.commands.export import export
 from finetune.commands.lr_find import lr_find
 from finetune.commands.report import report
@@ -69,7 +69,7 @@ def _use(config: Config, folder: Path) -> None:
         report(str(folder))
     assert export(str(folder), file_format="safetensors").files
     other = str(Path(config.data.root) / "train")
-    assert evaluate_checkpoint(folder / "best.pt", data=other).num_images == 18
+    assert evaluate_checkpoint(folder / "best.pt", EvalOptions(data=other)).num_images == 18
     assert Path(report(str(folder), data=other).files[0]).exists()
 
 

@@ -32,7 +32,7 @@ from finetune.core.files import user_cache, write_text
 from finetune.data.checks.inspection_cache import InspectionCache
 from finetune.data.images import Images
 from finetune.data.loading import workers
-from finetune.data.loading.dataloader import Batches
+from finetune.data.loading.dataloader import Batches, PhotoDataset
 from finetune.data.loading.views import Views
 from finetune.data.loading.workers import resolve_workers
 from finetune.data.sources.open import data_root
@@ -277,12 +277,10 @@ def batches(photos: Path) -> Batches:
     paths = tuple(sorted((photos / "train").rglob("*.png")))
     images = Images(paths, (0,) * len(paths), ("a",))
     return Batches(
-        images,
-        PreprocessingConfig(resize=20, crop=16),
+        PhotoDataset(images, PreprocessingConfig(resize=20, crop=16), Views.of("none")),
         batch_size=2,
         workers=2,
         device=CPU,
-        views=Views.of("none"),
     )
 
 

@@ -18,7 +18,7 @@ from helpers.run_files import assert_same_run, records_of, tensors_of
 
 from finetune.checkpoints import checkpointer
 from finetune.checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from finetune.commands.evaluate import evaluate_checkpoint
+from finetune.commands.evaluate import EvalOptions, evaluate_checkpoint
 from finetune.commands.train import train
 from finetune.config.load import load_config, to_yaml
 from finetune.config.schema import Config
@@ -317,7 +317,7 @@ def test_a_last_checkpoint_of_the_middle_of_an_epoch_can_be_evaluated(
 def test_calibrating_the_last_checkpoint_leaves_the_run_able_to_go_on(
     config: Make, run: Path
 ) -> None:
-    evaluate_checkpoint(run / "last.pt", calibrate=True)
+    evaluate_checkpoint(run / "last.pt", EvalOptions(calibrate=True))
     assert read_checkpoint(run / "last.pt").metadata.temperature is not None
     assert train(config(train={"epochs": 4}), resume=True).epochs == 4
 

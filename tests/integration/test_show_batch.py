@@ -13,7 +13,7 @@ from PIL import Image
 from finetune.commands.show_batch import show_batch
 from finetune.config.schema import Config
 from finetune.core.errors import ConfigError, OutputError
-from finetune.data.loading.dataloader import Batches
+from finetune.data.loading.dataloader import Batches, PhotoDataset
 from finetune.data.loading.views import Views
 from finetune.data.sources.open import find_train_val
 from finetune.models.build import resolve_model
@@ -40,12 +40,14 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[Section]]:
 def batch_of(config: Config, epoch: int) -> np.ndarray:
     """The first batch that training takes in an epoch, as (N, H, W, 3)."""
     batches = Batches(
-        find_train_val(config.data, seed=config.seed).train,
-        resolve_model(config.model).preprocessing,
+        PhotoDataset(
+            find_train_val(config.data, seed=config.seed).train,
+            resolve_model(config.model).preprocessing,
+            Views.of_training(config.augment, seed=config.seed),
+        ),
         batch_size=config.data.batch_size,
         workers=0,
         device=torch.device("cpu"),
-        views=Views.of_training(config.augment, seed=config.seed),
         shuffle=True,
     )
     return next(batches.epoch(epoch))[0].permute(0, 2, 3, 1).numpy()

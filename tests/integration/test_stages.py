@@ -700,7 +700,7 @@ def test_what_a_stage_hands_on_is_not_held_beside_the_next(
     """Weights, and what the optimizer remembers of them, lie in memory once."""
     handed: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
-    carried, memory = state.TrainState.carried, state.TrainState.memory
+    carried, remember = state.TrainState.carried, state.TrainState.optimizer_state
     take = step.Step.take
 
     def carrying(self: state.TrainState) -> Any:
@@ -709,7 +709,7 @@ def test_what_a_stage_hands_on_is_not_held_beside_the_next(
         return found
 
     def remembering(self: state.TrainState) -> Any:
-        found = memory(self)
+        found = remember(self)
         handed.extend(weakref.ref(tensor) for tensor in found.tensors.values())
         return found
 
@@ -718,7 +718,7 @@ def test_what_a_stage_hands_on_is_not_held_beside_the_next(
         take(*arguments)
 
     monkeypatch.setattr(state.TrainState, "carried", carrying)
-    monkeypatch.setattr(state.TrainState, "memory", remembering)
+    monkeypatch.setattr(state.TrainState, "optimizer_state", remembering)
     monkeypatch.setattr(step.Step, "take", taking)
     summary = train(make(stages=[BLOCK, BLOCK]))
     assert summary.stages[1].state_kept > 0

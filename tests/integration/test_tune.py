@@ -27,11 +27,13 @@ from finetune.report.tuning import render_tune, settings_in_words
 from finetune.report.tuning_plots import draw_trials
 from finetune.results.tuning import FoldScore, Settings, Trial, TuneResult, equal_to_best, in_order
 from finetune.training.evaluate import evaluate
-from finetune.training.loop import train_epochs
+from finetune.training.loop import Callbacks, LoopState, train_epochs
+from finetune.training.loss import LossConfig
 from finetune.training.lr_schedulers import build_schedule
 from finetune.training.prepare_stage import feature_batches_of, prepare_single_stage
+from finetune.training.step import StepConfig
 from finetune.tuning import search as search_module
-from finetune.tuning.search import SearchResult, metric_of, search
+from finetune.tuning.search import SearchOptions, SearchResult, metric_of, search
 from finetune.tuning.search_space import (
     MOST_TRIALS,
     draw,
@@ -250,7 +252,7 @@ def test_a_trial_that_the_loop_ends_has_diverged(make: Make) -> None:
         data={"batch_size": 6},
         tune={**BRIEF, "optimizer": "sgd", "lr": 1e30},
     )
-    found = search(config, in_grid=False, allow_slow=False, reporter=SilentReporter())
+    found = search(config, SearchOptions(), reporter=SilentReporter())
     assert [one.number for one in found.trials if one.loss is None] == [1]
     assert found.trials[0].number == 0
 
@@ -340,7 +342,7 @@ def test_the_text_fits_a_terminal_where_it_is_a_table(searched: TuneResult) -> N
 
 def test_a_batched_trial_scores_what_the_ordinary_loop_scores(make: Make) -> None:
     config = make(model={"name": "mobilenet_v2"})
-    found = search(config, in_grid=False, allow_slow=False, reporter=SilentReporter())
+    found = search(config, SearchOptions(), reporter=SilentReporter())
     stage_setup = prepare_single_stage(config, SilentReporter(), what="test")
     training = feature_batches_of(stage_setup, SilentReporter(), training=True)
     folds = search_module._folds(stage_setup.config, stage_setup.data)
@@ -360,15 +362,12 @@ def test_a_batched_trial_scores_what_the_ordinary_loop_scores(make: Make) -> Non
                 steps_per_epoch=len(batches),
             )
             for _ in train_epochs(
-                trainable_part,
-                batches=batches.epoch,
-                optimizer=optimizer,
-                schedule=schedule,
-                set_mode=stage_setup.set_mode,
+                LoopState(trainable_part, optimizer, schedule, num_classes=2),
+                batches.epoch,
                 epochs=told.train.epochs,
-                num_classes=2,
-                seed=told.seed,
-                label_smoothing=told.train.label_smoothing,
+                step=StepConfig(seed=told.seed),
+                loss=LossConfig(label_smoothing=told.train.label_smoothing),
+                callbacks=Callbacks(stage_setup.set_mode),
             ):
                 pass
             held_out = training.part(fold.held_out, batch_size=64, training=False)
@@ -388,14 +387,14 @@ def test_what_a_trial_does_not_do_is_refused(
     make: Make, sections: dict[str, object], named: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        search(make(**sections), in_grid=False, allow_slow=False, reporter=SilentReporter())
+        search(make(**sections), SearchOptions(), reporter=SilentReporter())
     assert str(caught.value).startswith(named)
 
 
 def test_the_same_search_again_is_the_same_and_more_trials_change_none(make: Make) -> None:
     def scores(trials: int) -> dict[int, tuple[Settings, float | None, float | None]]:
         config = make(tune={**SMALL, "trials": trials})
-        found = search(config, in_grid=False, allow_slow=False, reporter=SilentReporter())
+        found = search(config, SearchOptions(), reporter=SilentReporter())
         return {one.number: (one.settings, one.top1, one.loss) for one in found.trials}
 
     short, again, longer = scores(4), scores(4), scores(12)
@@ -459,7 +458,7 @@ def test_where_nothing_is_kept_a_search_needs_to_be_asked_for(make: Make) -> Non
     with pytest.raises(ConfigError, match=r"the first layer trains.* --allow-slow"):
         tune(config)
     assert not Path(f"{config.output_dir}-tune").exists()
-    result = tune(config, allow_slow=True, final=False)
+    result = tune(config, options=SearchOptions(allow_slow=True), final=False)
     assert len(result.trials) == 2
 
 
@@ -479,8 +478,7 @@ def test_random_views_are_kept_once_for_all_trials(make: Make) -> None:
     assert len(result.trials) == 6
     found = search(
         make(augment={"policy": "crop_flip", "views": 3}),
-        in_grid=False,
-        allow_slow=False,
+        SearchOptions(),
         reporter=SilentReporter(),
     )
     assert found.trials == result.trials

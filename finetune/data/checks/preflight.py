@@ -88,20 +88,24 @@ def preflight_check(
     return PreflightResult(kept, tuple(bad), facts + copies[0], bool(bad) or copies[1])
 
 
-def dropping_unreadable(work: Callable[[], T], *, on_unreadable: str, reporter: Reporter) -> T:
+def dropping_unreadable(work: Callable[[int], T], *, on_unreadable: str, reporter: Reporter) -> T:
     """Run work that begins with a preflight check, and restart it if images turn out to be broken.
 
     Images that passed the check but fail to decode are stored in the inspection cache, so that the
     next check skips them. Whether an image is broken is decided by a full inspection after the
     work has ended, because the machine may have caused the failure.
 
+    Args:
+        work: Function of the number of the attempt, from 0.
+
     Raises:
         UnreadableError: Broken images must not be skipped, or the images are not broken.
     """
     known: set[Path] = set()
+    attempt = 0
     while True:
         try:
-            return work()
+            return work(attempt)
         except UnreadableError as error:
             suspects = {path for path, _ in error.found} - error.passing - known
             # A file that is completed during its inspection must get another key than the result.
@@ -117,6 +121,7 @@ def dropping_unreadable(work: Callable[[], T], *, on_unreadable: str, reporter: 
                 raise
             known |= broken.keys()
             reporter.warn(f"{error.found[0][0]}: turned out to be broken; beginning without it")
+            attempt += 1
 
 
 def known_contents(paths: Sequence[Path]) -> list[str]:

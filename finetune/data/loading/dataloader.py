@@ -127,35 +127,25 @@ def collate(samples: list[Sample | Unreadable]) -> Batch | list[Unreadable]:
 
 
 class Batches:
-    """Batches of one split, epoch by epoch.
-
-    Args:
-        keep_bytes: Memory in bytes for decoded images that several epochs need.
-    """
+    """Batches of one split, epoch by epoch."""
 
     def __init__(
         self,
-        images: Images,
-        preprocessing: PreprocessingConfig,
+        dataset: PhotoDataset,
         *,
         batch_size: int,
         workers: int,
         device: torch.device,
-        views: Views,
         shuffle: bool = False,
-        keep_bytes: int = 0,
     ) -> None:
-        self._images = images
+        self._images = images = dataset.images
         self._sampler = KeyedBatches(
             len(images),
             batch_size,
-            views=views,
+            views=dataset.views,
             shuffle=shuffle,
             balanced=images.labels if images.balanced else None,
         )
-        # In the next epoch, another worker process may be asked for an image that one has kept.
-        kept = 0 if workers else keep_bytes
-        dataset = PhotoDataset(images, preprocessing, views, keep_bytes=kept)
         self._loader = photo_loader(dataset, self._sampler, workers, device)
 
     def __len__(self) -> int:

@@ -20,7 +20,9 @@ from finetune.data.loading.dataloader import Batches, PhotoDataset
 from finetune.data.loading.mixup_cutmix import Mixing
 from finetune.data.loading.transforms import mean_colour, normalise
 from finetune.data.loading.views import Views
-from finetune.training.loop import train_epochs
+from finetune.training.loop import Callbacks, LoopState, train_epochs
+from finetune.training.loss import LossConfig
+from finetune.training.step import StepConfig
 
 Make = Callable[..., Config]
 SMALL = PreprocessingConfig(resize=20, crop=16)
@@ -51,12 +53,10 @@ def drawn(images: Images, augment: AugmentConfig, *, view: int = 1, seed: int = 
 def epoch(images: Images, augment: AugmentConfig, *, workers: int = 0) -> list[Tensor]:
     """Every batch of an epoch."""
     batches = Batches(
-        images,
-        SMALL,
+        PhotoDataset(images, SMALL, views_of(augment)),
         batch_size=4,
         workers=workers,
         device=torch.device("cpu"),
-        views=views_of(augment),
         shuffle=True,
     )
     return [pixels for pixels, _ in batches.epoch(1)]
@@ -331,22 +331,19 @@ def test_mixed_pixels_are_normalised_as_others_are() -> None:
 
 
 def test_the_loss_of_mixed_labels_is_the_mixture_of_losses() -> None:
-    def gradient(labels: Tensor, **options: object) -> Tensor:
+    def gradient(labels: Tensor, class_weights: list[float] | None = None) -> Tensor:
         model = torch.nn.Linear(4, 2, bias=False)
         torch.nn.init.zeros_(model.weight)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
         inputs = torch.ones(len(labels), 4)
         epochs = train_epochs(
-            model,
-            batches=lambda _: [(inputs, labels)],
-            optimizer=optimizer,
-            schedule=schedule,
-            set_mode=lambda: None,
+            LoopState(model, optimizer, schedule, num_classes=2),
+            lambda _: [(inputs, labels)],
             epochs=1,
-            num_classes=2,
-            seed=0,
-            **options,
+            step=StepConfig(seed=0),
+            loss=LossConfig(class_weights=class_weights),
+            callbacks=Callbacks(lambda: None),
         )
         assert next(epochs).num_images == len(labels)
         return -model.weight.detach()

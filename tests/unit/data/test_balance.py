@@ -22,9 +22,10 @@ from finetune.data.loading.views import Views
 from finetune.report.dry_run import render_dry_run
 from finetune.report.evaluation import render_eval
 from finetune.report.train import render_train
-from finetune.training.loop import train_epochs
-from finetune.training.loss import Loss
+from finetune.training.loop import Callbacks, LoopState, train_epochs
+from finetune.training.loss import Loss, LossConfig
 from finetune.training.metrics import Meter
+from finetune.training.step import StepConfig
 
 Make = Callable[..., Config]
 
@@ -60,15 +61,12 @@ def one_step(labels: list[int], class_weights: list[float] | None) -> torch.Tens
     batch = (torch.ones(len(labels), 4), torch.tensor(labels))
     list(
         train_epochs(
-            model,
-            batches=lambda _: [batch],
-            optimizer=optimizer,
-            schedule=schedule,
-            set_mode=lambda: None,
+            LoopState(model, optimizer, schedule, num_classes=2),
+            lambda _: [batch],
             epochs=1,
-            num_classes=2,
-            seed=0,
-            class_weights=class_weights,
+            step=StepConfig(seed=0),
+            loss=LossConfig(class_weights=class_weights),
+            callbacks=Callbacks(lambda: None),
         )
     )
     return -model.weight.detach()
@@ -103,9 +101,14 @@ SOFT: dict[str, tuple[float, torch.Tensor]] = {
 }
 
 
-def gradient(loss_of: Loss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def loss_of(class_weights: list[float] | None, smoothing: float = 0.0) -> Loss:
+    config = LossConfig(label_smoothing=smoothing, class_weights=class_weights)
+    return Loss(config, device=torch.device("cpu"))
+
+
+def gradient(loss: Loss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     logits = logits.clone().requires_grad_()
-    (found,) = torch.autograd.grad(loss_of(logits, labels), logits)
+    (found,) = torch.autograd.grad(loss(logits, labels), logits)
     return found
 
 
@@ -117,8 +120,7 @@ def test_weights_do_not_move_the_optimum_of_an_image(kind: str) -> None:
     shares = shares * (1 - smoothing) + smoothing / 3
     best = shares.clamp(min=1e-9).log()
     for weights in (None, WEIGHTS):
-        loss_of = Loss(weights, smoothing, device=torch.device("cpu"))
-        assert gradient(loss_of, best, labels).abs().max() < 1e-6
+        assert gradient(loss_of(weights, smoothing), best, labels).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", SOFT)
@@ -128,8 +130,7 @@ def test_an_image_pulls_by_the_mean_weight_of_its_shares(kind: str) -> None:
     weight = float(shares[0] @ torch.tensor(WEIGHTS))
     logits = torch.tensor([[0.3, -1.0, 0.5]])
     plain, weighted = (
-        gradient(Loss(weights, smoothing, device=torch.device("cpu")), logits, labels)
-        for weights in (None, WEIGHTS)
+        gradient(loss_of(weights, smoothing), logits, labels) for weights in (None, WEIGHTS)
     )
     torch.testing.assert_close(weighted, weight * plain)
 
@@ -140,14 +141,14 @@ def test_the_weighted_loss_is_a_mean_over_images(smoothing: float) -> None:
     losses = nn.functional.cross_entropy(
         logits, labels, label_smoothing=smoothing, reduction="none"
     )
-    weighted = Loss(WEIGHTS, smoothing, device=torch.device("cpu"))(logits, labels)
+    weighted = loss_of(WEIGHTS, smoothing)(logits, labels)
     expected = sum(WEIGHTS[label] * loss for label, loss in zip(labels, losses, strict=True)) / 5
     torch.testing.assert_close(weighted, expected)
 
 
 def test_without_smoothing_the_weighted_loss_is_torchs_own() -> None:
     logits, labels = torch.randn(5, 3), torch.tensor([0, 0, 1, 2, 0])
-    weighted = Loss(WEIGHTS, device=torch.device("cpu"))(logits, labels)
+    weighted = loss_of(WEIGHTS)(logits, labels)
     weight = torch.tensor(WEIGHTS)
     own = nn.functional.cross_entropy(logits, labels, weight=weight, reduction="sum") / 5
     torch.testing.assert_close(weighted, own)
@@ -161,18 +162,15 @@ def test_a_frequent_class_is_recognised_under_weights(smoothing: float) -> None:
     features = torch.randn(410, 1, generator=draws) + 4.0 * labels[:, None]
     model = nn.Linear(1, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     list(
         train_epochs(
-            model,
-            batches=lambda _: zip(features.split(41), labels.split(41), strict=True),
-            optimizer=optimizer,
-            schedule=torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
-            set_mode=lambda: None,
+            LoopState(model, optimizer, schedule, num_classes=2),
+            lambda _: zip(features.split(41), labels.split(41), strict=True),
             epochs=20,
-            num_classes=2,
-            seed=0,
-            label_smoothing=smoothing,
-            class_weights=class_weights([400, 10]),
+            step=StepConfig(seed=0),
+            loss=LossConfig(label_smoothing=smoothing, class_weights=class_weights([400, 10])),
+            callbacks=Callbacks(lambda: None),
         )
     )
     right = model(features).argmax(dim=1) == labels

@@ -103,12 +103,10 @@ def images(tmp_path: Path) -> Images:
 
 def batches(images: Images, *, seed: int = 0, workers: int = 0, shuffle: bool = True) -> Batches:
     return Batches(
-        images,
-        SMALL,
+        PhotoDataset(images, SMALL, Views.of("crop_flip" if shuffle else "none", seed=seed)),
         batch_size=4,
         workers=workers,
         device=torch.device("cpu"),
-        views=Views.of("crop_flip" if shuffle else "none", seed=seed),
         shuffle=shuffle,
     )
 

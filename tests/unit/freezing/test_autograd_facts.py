@@ -12,10 +12,12 @@ from torchvision import models
 from finetune.config.schema import OptimizerConfig, ScheduleConfig
 from finetune.freezing.train_mode import set_train_mode
 from finetune.training.evaluate import evaluate
-from finetune.training.loop import train_epochs
+from finetune.training.loop import Callbacks, LoopState, train_epochs
+from finetune.training.loss import LossConfig
 from finetune.training.lr_schedulers import build_schedule
 from finetune.training.metrics import Meter
 from finetune.training.optimizers import build_optimizer
+from finetune.training.step import StepConfig
 
 IMAGES = torch.rand(4, 3, 32, 32)
 LABELS = torch.tensor([0, 1, 0, 1])
@@ -100,25 +102,19 @@ def test_evaluation_leaves_every_module_in_eval_mode() -> None:
     assert not any(module.training for module in model.modules())
 
 
-def run_epochs(model: nn.Module, *, epochs: int = 2, **options: object) -> list[object]:
+def run_epochs(model: nn.Module, *, epochs: int = 2, label_smoothing: float = 0.0) -> list[object]:
     config = OptimizerConfig.model_validate({"name": "adamw", "lr": 0.001, "weight_decay": 0.5})
     optimizer = build_optimizer(model.named_parameters(), config)
+    no_warmup = ScheduleConfig.model_validate({"warmup_epochs": 0.0})
+    schedule = build_schedule(optimizer, no_warmup, epochs=epochs, steps_per_epoch=2)
     return list(
         train_epochs(
-            model,
-            batches=lambda _: [(IMAGES, LABELS), (IMAGES[:2], LABELS[:2])],
-            optimizer=optimizer,
-            schedule=build_schedule(
-                optimizer,
-                ScheduleConfig.model_validate({"warmup_epochs": 0.0}),
-                epochs=epochs,
-                steps_per_epoch=2,
-            ),
-            set_mode=lambda: set_train_mode(model),
+            LoopState(model, optimizer, schedule, num_classes=2),
+            lambda _: [(IMAGES, LABELS), (IMAGES[:2], LABELS[:2])],
             epochs=epochs,
-            num_classes=2,
-            seed=0,
-            **options,
+            step=StepConfig(seed=0),
+            loss=LossConfig(label_smoothing=label_smoothing),
+            callbacks=Callbacks(lambda: set_train_mode(model)),
         )
     )
 

@@ -26,9 +26,10 @@ from finetune.models.build import build_skeleton, build_untrained, resolve_model
 from finetune.models.norm_layers import norm_layers
 from finetune.models.pretrained import load_pretrained
 from finetune.training.evaluate import evaluate
-from finetune.training.loop import train_epochs
+from finetune.training.loop import Callbacks, LoopState, train_epochs
 from finetune.training.lr_schedulers import build_schedule
 from finetune.training.optimizers import build_optimizer
+from finetune.training.step import StepConfig
 
 Make = Callable[..., Config]
 _SLOW_FROM = 26_000_000
@@ -59,14 +60,11 @@ def train_on(model: nn.Module, config: Config, batch: tuple[Tensor, Tensor], epo
     optimizer = build_optimizer(model.named_parameters(), config.optimizer)
     schedule = build_schedule(optimizer, config.schedule, epochs=epochs, steps_per_epoch=1)
     for _ in train_epochs(
-        model,
-        batches=lambda _: [batch],
-        optimizer=optimizer,
-        schedule=schedule,
-        set_mode=lambda: set_train_mode(model),
+        LoopState(model, optimizer, schedule, num_classes=3),
+        lambda _: [batch],
         epochs=epochs,
-        num_classes=3,
-        seed=0,
+        step=StepConfig(seed=0),
+        callbacks=Callbacks(lambda: set_train_mode(model)),
     ):
         evaluate(model, [batch], num_classes=3)  # in between, as a run does: it changes modes
 

@@ -22,11 +22,13 @@ from finetune.freezing.train_mode import set_train_mode
 from finetune.inference.load import load_network
 from finetune.models.build import build_skeleton, build_untrained, check_input_size, resolve_model
 from finetune.training.evaluate import evaluate
-from finetune.training.loop import train_epochs
+from finetune.training.loop import Callbacks, LoopState, train_epochs
+from finetune.training.loss import LossConfig
 from finetune.training.lr_schedulers import build_schedule
 from finetune.training.optimizers import build_optimizer
 from finetune.training.prepare_stage import StageSetup
 from finetune.training.state import metadata_of
+from finetune.training.step import StepConfig
 
 
 def test_the_table_holds_exactly_torchvisions_classification_builders() -> None:
@@ -81,22 +83,25 @@ def test_freeze_step_save_load_evaluate(name: str, tmp_path: Path) -> None:
     head = {f"{plan.spec.family.head}.{key}" for key in ("weight", "bias")}
     before = {key: value.clone() for key, value in model.state_dict().items() if key in head}
     optimizer = build_optimizer(model.named_parameters(), config.optimizer)
+    schedule = build_schedule(optimizer, config.schedule, epochs=1, steps_per_epoch=1)
     (_,) = train_epochs(
-        model,
-        batches=lambda _: [batch],
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, config.schedule, epochs=1, steps_per_epoch=1),
-        set_mode=lambda: set_train_mode(model),
+        LoopState(model, optimizer, schedule, num_classes=3),
+        lambda _: [batch],
         epochs=1,
-        num_classes=3,
-        seed=0,
+        step=StepConfig(seed=0),
+        callbacks=Callbacks(lambda: set_train_mode(model)),
     )
     evaluation = evaluate(model, [batch], num_classes=3)
     images = Images((), (), ("a", "b", "c"))
     resolved = resolve_config(config, plan, device="cpu", workers=0, policy="flip")
     engine: Any = None  # the checkpoint does not depend on it
     stage_setup = StageSetup(
-        *(resolved, TrainVal(images, images, ()), plan, model, engine, frozen_hashes),
+        config=resolved,
+        data=TrainVal(images, images, ()),
+        plan=plan,
+        model=model,
+        engine=engine,
+        frozen_hashes=frozen_hashes,
         given=config,
         threads=1,
     )
@@ -174,17 +179,15 @@ def test_auxiliary_heads_train_when_asked_for(name: str, crop: int) -> None:
     aux = model.get_submodule(plan.spec.family.aux_heads[0]).weight
     before = aux.detach().clone()
     optimizer = build_optimizer(model.named_parameters(), config.optimizer)
+    schedule = build_schedule(optimizer, config.schedule, epochs=1, steps_per_epoch=1)
     list(
         train_epochs(
-            model,
-            batches=lambda _: [(torch.rand(3, 3, crop, crop), torch.tensor([0, 1, 2]))],
-            optimizer=optimizer,
-            schedule=build_schedule(optimizer, config.schedule, epochs=1, steps_per_epoch=1),
-            set_mode=lambda: set_train_mode(model),
+            LoopState(model, optimizer, schedule, num_classes=3),
+            lambda _: [(torch.rand(3, 3, crop, crop), torch.tensor([0, 1, 2]))],
             epochs=1,
-            num_classes=3,
-            seed=0,
-            aux_weight=plan.spec.family.aux_weight,
+            step=StepConfig(seed=0),
+            loss=LossConfig(aux_weight=plan.spec.family.aux_weight),
+            callbacks=Callbacks(lambda: set_train_mode(model)),
         )
     )
     assert not torch.equal(aux, before)

@@ -15,9 +15,10 @@ from torch.optim.lr_scheduler import ConstantLR
 from finetune.checkpoints.train_progress import TrainProgress
 from finetune.core.errors import FinetuneError, NotFiniteError
 from finetune.training.ema import EMA
-from finetune.training.loop import EpochResult, train_epochs
+from finetune.training.loop import Callbacks, EpochResult, LoopState, train_epochs
+from finetune.training.loss import LossConfig
 from finetune.training.metrics import Meter
-from finetune.training.step import FiniteCheck
+from finetune.training.step import FiniteCheck, StepConfig
 
 Batch = tuple[Tensor, Tensor]
 
@@ -56,17 +57,20 @@ def trained(
 def train(
     model: nn.Module, batches: list[Batch], *, epochs: int = 2, lr: float = 0.1, **options: Any
 ) -> Iterator[EpochResult]:
+    """Train with options of `StepConfig`, `LossConfig`, `Callbacks` and `LoopState`."""
+
+    def chosen(kind: Any) -> dict[str, Any]:
+        return {name: options[name] for name in kind.__dataclass_fields__ if name in options}
+
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    schedule = ConstantLR(optimizer, factor=1.0, total_iters=1)
     return train_epochs(
-        model,
-        batches=lambda _: batches,
-        optimizer=optimizer,
-        schedule=ConstantLR(optimizer, factor=1.0, total_iters=1),
-        set_mode=model.train,
+        LoopState(model, optimizer, schedule, num_classes=3, **chosen(LoopState)),
+        lambda _: batches,
         epochs=epochs,
-        num_classes=3,
-        seed=0,
-        **options,
+        step=StepConfig(seed=0, **chosen(StepConfig)),
+        loss=LossConfig(**chosen(LossConfig)),
+        callbacks=Callbacks(model.train, **chosen(Callbacks)),
     )
 
 
@@ -100,9 +104,9 @@ def test_accumulation_counts_every_image_once() -> None:
 
 
 def test_the_schedule_steps_with_the_optimizer() -> None:
-    position = TrainProgress()
-    list(train(network(), in_batches(2, images(10)), epochs=3, accumulate=2, position=position))
-    assert (position.steps, position.batches, position.epoch) == (9, 15, 4)
+    progress = TrainProgress()
+    list(train(network(), in_batches(2, images(10)), epochs=3, accumulate=2, progress=progress))
+    assert (progress.steps, progress.batches, progress.epoch) == (9, 15, 4)
 
 
 # Clipping
@@ -213,8 +217,8 @@ def test_out_of_memory_halves_what_is_computed_at_once_and_the_gradient_stays(
     batches = in_batches(8, images(20))
     said: list[str] = []
     model = Small(network(), 3, error)
-    position = TrainProgress()
-    trained(model, batches, accumulate=accumulate, position=position, say=said.append)
+    progress = TrainProgress()
+    trained(model, batches, accumulate=accumulate, progress=progress, warn=said.append)
     assert_close(model.inner, trained(network(), batches, accumulate=accumulate))
     assert [text.partition(",")[0] for text in said] == [
         "out of memory: from here on 4 images are computed at once",
@@ -222,14 +226,14 @@ def test_out_of_memory_halves_what_is_computed_at_once_and_the_gradient_stays(
     ]
     assert max(model.seen) == 2
     assert min(model.seen) == 2
-    assert position.at_once == 2
+    assert progress.at_once == 2
 
 
 def test_a_run_that_goes_on_computes_as_few_at_once_as_before() -> None:
     model = Small(network(), 4, MemoryError)
     said: list[str] = []
-    position = TrainProgress(at_once=4)
-    trained(model, in_batches(8, images(16)), position=position, say=said.append)
+    progress = TrainProgress(at_once=4)
+    trained(model, in_batches(8, images(16)), progress=progress, warn=said.append)
     assert said == []
     assert model.seen == [4] * 8
 
@@ -267,8 +271,9 @@ def test_a_poisoned_image_stops_the_step_before_it_moves_a_weight(at: int, value
     before: list[dict[str, Tensor]] = [copy.deepcopy(model.state_dict())]
     with pytest.raises(NotFiniteError) as caught:
         trained(
-            *(model, poisoned(at, value)),
-            between_steps=lambda: before.append(copy.deepcopy(model.state_dict())),
+            model,
+            poisoned(at, value),
+            after_step=lambda: before.append(copy.deepcopy(model.state_dict())),
         )
     assert (caught.value.epoch, caught.value.batch, caught.value.lr) == (1, at + 1, 0.1)
     assert "the training loss is not a finite number, at a learning rate of 0.1" in str(
@@ -341,5 +346,5 @@ def test_another_device_is_asked_for_many_steps_at_once() -> None:
     assert caught.value.batch == 4
     watch.see(torch.tensor(float("inf")), error[70])
     with pytest.raises(NotFiniteError):
-        watch.look()
-    watch.look()
+        watch.check()
+    watch.check()

@@ -29,7 +29,7 @@ from finetune.training.prepare_stage import prepare_single_stage, set_up_single_
 from finetune.tuning import parallel_trials
 from finetune.tuning import search as search_module
 from finetune.tuning.cross_validation import CrossValidation
-from finetune.tuning.search import search
+from finetune.tuning.search import SearchOptions, search
 from finetune.tuning.search_space import MOST_TRIALS
 
 Make = Callable[..., Config]
@@ -86,14 +86,14 @@ def test_what_a_trial_does_not_do_is_refused_in_a_single_stage_too(
 ) -> None:
     config = make(stages=[{"epochs": 2, **stage}])
     with pytest.raises(ConfigError, match=named):
-        search(config, in_grid=False, allow_slow=False, reporter=SilentReporter())
+        search(config, SearchOptions(), reporter=SilentReporter())
 
 
 @pytest.mark.usefixtures("no_weights_are_read")
 def test_groups_of_a_head_alone_are_refused(make: Make) -> None:
     config = make(optimizer={"groups": [{"match": ["fc.bias"], "lr_scale": 2.0}]})
     with pytest.raises(ConfigError, match=r"optimizer\.groups: the trials"):
-        search(config, in_grid=False, allow_slow=False, reporter=SilentReporter())
+        search(config, SearchOptions(), reporter=SilentReporter())
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_what_shapes_and_numbers_tell_is_refused_before_weights_are_read(
 ) -> None:
     config = make(data={"batch_size": 6}, **sections)
     with pytest.raises(ConfigError, match=message):
-        search(config, in_grid=True, allow_slow=False, reporter=SilentReporter())
+        search(config, SearchOptions(in_grid=True), reporter=SilentReporter())
 
 
 @pytest.mark.usefixtures("no_weights_are_read")
@@ -127,8 +127,7 @@ def test_impossible_folds_are_refused_before_weights_are_read(make: Make) -> Non
     with pytest.raises(DataError, match=r"tune\.folds: 18 images give"):
         search(
             make(tune={**BRIEF, "folds": 50}),
-            in_grid=False,
-            allow_slow=False,
+            SearchOptions(),
             reporter=SilentReporter(),
         )
 
@@ -183,10 +182,8 @@ def test_with_balanced_weights_each_fold_has_its_own(make: Make, photos: Path) -
     for fold, weights in zip(ground.folds, found, strict=True):
         assert weights == class_weights(ground.train.subset(fold.train).counts())
     assert class_weights(ground.train.counts()) not in found
-    weighted = search(config, in_grid=False, allow_slow=False, reporter=SilentReporter())
-    plain = search(
-        make(tune={**BRIEF, "folds": 3}), in_grid=False, allow_slow=False, reporter=SilentReporter()
-    )
+    weighted = search(config, SearchOptions(), reporter=SilentReporter())
+    plain = search(make(tune={**BRIEF, "folds": 3}), SearchOptions(), reporter=SilentReporter())
     assert {t.number: t.loss for t in plain.trials} != {t.number: t.loss for t in weighted.trials}
 
 
@@ -247,7 +244,7 @@ def moved(seen: list[tuple[nn.Module, Optimizer]], key: str) -> dict[str, float]
 
 
 def try_out(config: Config, *, by: str) -> None:
-    searching = partial(search, config, in_grid=False, allow_slow=True, reporter=SilentReporter())
+    searching = partial(search, config, SearchOptions(allow_slow=True), reporter=SilentReporter())
     with pytest.raises(SeenError):
         (searching if by == "tune" else partial(lr_find, config))()
 
@@ -299,9 +296,9 @@ def test_heads_on_several_cores_score_what_they_score_on_one(
 
     monkeypatch.setattr(parallel_trials, "_beside_each_other", counted)
     config = make(model={"name": "mobilenet_v2"}, tune={**BRIEF, "trials": 4})
-    one = search(config, in_grid=False, allow_slow=False, reporter=SilentReporter())
+    one = search(config, SearchOptions(), reporter=SilentReporter())
     monkeypatch.setattr(parallel_trials, "WORTH_SHARING", 0)
-    several = search(config, in_grid=False, allow_slow=False, reporter=SilentReporter())
+    several = search(config, SearchOptions(), reporter=SilentReporter())
     assert threads == [1, 2]  # a core for each batch size
     for mine, other in zip(one.trials, several.trials, strict=True):
         assert mine.settings == other.settings

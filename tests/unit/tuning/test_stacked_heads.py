@@ -15,9 +15,11 @@ from finetune.freezing.graph_split import split_model
 from finetune.freezing.train_mode import set_train_mode
 from finetune.models.build import build_untrained, resolve_model
 from finetune.training.evaluate import evaluate
-from finetune.training.loop import train_epochs
+from finetune.training.loop import Callbacks, LoopState, train_epochs
+from finetune.training.loss import LossConfig
 from finetune.training.lr_schedulers import build_schedule
 from finetune.training.optimizers import build_optimizer
+from finetune.training.step import StepConfig
 from finetune.tuning.parallel_trials import _beside_each_other
 from finetune.tuning.shared_dropout import SharedDropout, share_dropout
 from finetune.tuning.stacked_heads import lone_head, score_heads, train_heads
@@ -96,16 +98,12 @@ def alone(
     moves = build_optimizer(network.named_parameters(), one.optimizer)
     plan = build_schedule(moves, schedule, epochs=one.epochs, steps_per_epoch=len(batches))
     for _ in train_epochs(
-        network,
-        batches=batches.epoch,
-        optimizer=moves,
-        schedule=plan,
-        set_mode=lambda: network.train() and None,
+        LoopState(network, moves, plan, num_classes=CLASSES),
+        batches.epoch,
         epochs=one.epochs,
-        num_classes=CLASSES,
-        seed=SEED,
-        label_smoothing=one.label_smoothing,
-        class_weights=class_weights,
+        step=StepConfig(seed=SEED),
+        loss=LossConfig(label_smoothing=one.label_smoothing, class_weights=class_weights),
+        callbacks=Callbacks(lambda: network.train() and None),
     ):
         pass
     return network
