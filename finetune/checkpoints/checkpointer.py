@@ -95,7 +95,8 @@ class Checkpointer:
         if last is not None:
             save_checkpoint(
                 self.folder / LAST,
-                *(last.model, last.metadata),
+                last.model,
+                last.metadata,
                 training=last.training,
                 keep=self.folder / PREVIOUS,
             )

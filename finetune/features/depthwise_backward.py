@@ -36,9 +36,17 @@ class _Depthwise(torch.autograd.Function):
             by_images = _by_images(gradient, images, weight, stride, padding)
         if ctx.needs_input_grad[1]:
             _, by_weight, _ = torch.ops.aten.convolution_backward(
-                *(gradient, images, weight, None),
-                *([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], len(weight)),
-                [False, True, False],
+                gradient,
+                images,
+                weight,
+                bias_sizes=None,
+                stride=[stride] * 2,
+                padding=[padding] * 2,
+                dilation=[1, 1],
+                transposed=False,
+                output_padding=[0, 0],
+                groups=len(weight),
+                output_mask=[False, True, False],
             )
         return by_images, by_weight, None, None
 

@@ -190,8 +190,11 @@ def _norm_rows(skeleton: nn.Module) -> tuple[NormRow, ...]:
 def _group_rows(plan: Plan, optimizer: OptimizerConfig) -> tuple[GroupRow, ...]:
     return tuple(
         GroupRow(
-            *(group.lr, group.weight_decay, len(group.names)),
-            *(sum(math.prod(plan.moving[name]) for name in group.names), group.names),
+            lr=group.lr,
+            weight_decay=group.weight_decay,
+            tensors=len(group.names),
+            parameters=sum(math.prod(plan.moving[name]) for name in group.names),
+            names=group.names,
         )
         for group in plan_groups(optimizer, plan.moving, depths=plan.depths)
     )

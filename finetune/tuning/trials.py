@@ -84,6 +84,8 @@ def _trial(fold: Round, trainable_part: nn.Module, config: Config) -> FoldScore:
         for _ in trained:
             pass
     except NotFiniteError:
-        return FoldScore(0, *[math.nan] * 4)
+        return FoldScore(
+            num_images=0, top1=math.nan, balanced_accuracy=math.nan, macro_f1=math.nan, loss=math.nan
+        )
     val = evaluate(trainable_part, fold.held_out.epoch(), num_classes=ground.num_classes)
     return FoldScore(val.num_images, val.top1, val.balanced_accuracy, val.macro_f1, val.loss)

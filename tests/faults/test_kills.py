@@ -99,7 +99,8 @@ def save_for_ever() -> None:
         tensors = {n: torch.full_like(t, generation) for n, t in model.training.tensors.items()}
         save_checkpoint(
             folder / LAST,
-            *(model.model, model.metadata.model_copy(update={"epoch": generation})),
+            model.model,
+            model.metadata.model_copy(update={"epoch": generation}),
             training=Training(model.training.record, tensors),
             keep=folder / PREVIOUS,
         )

@@ -664,10 +664,8 @@ def file(make: Make, tmp_path: Path) -> str:
 
 
 def test_options_come_before_the_section(run: Run, file: str, tmp_path: Path) -> None:
-    code, out, err = run(
-        *("tune", "--config", file, "--trials", "3", "--folds", "2", "--no-train", "--json"),
-        *("--output", str(tmp_path / "here")),
-    )
+    options = f"--trials 3 --folds 2 --no-train --json --output {tmp_path / 'here'}"
+    code, out, err = run("tune", "--config", file, *options.split())
     assert code == 0, err
     document = json.loads(out)
     assert (len(document["trials"]), document["num_folds"]) == (3, 2)

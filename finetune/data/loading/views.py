@@ -44,8 +44,12 @@ class Views:
         random = augment.draws or augment.mixes
         count = augment.views or None if random else {"none": 1, "flip": 2}[augment.policy]
         return cls(
-            *(augment.policy, count, seed),
-            *(augment.crop_scale, augment.color_jitter, augment.erasing),
+            policy=augment.policy,
+            count=count,
+            seed=seed,
+            crop_scale=augment.crop_scale,
+            color_jitter=augment.color_jitter,
+            erasing=augment.erasing,
             are_random=random,
         )
 

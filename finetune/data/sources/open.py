@@ -131,14 +131,22 @@ def _read_train_val(source: Source, config: DataConfig, seed: int, class_names: 
         notes += _skipped_notes(source, train, val)
         warnings = _warnings(source, train, val)
         return TrainVal(
-            *(train, val, tuple(notes), source.base), warnings=warnings, parents=source.parents
+            train,
+            val,
+            notes=tuple(notes),
+            base=source.base,
+            warnings=warnings,
+            parents=source.parents,
         )
     if source.parts == "folder":
         refuse_unsorted(source.base, "val")
     if not config.val_fraction:
         notes += (_NOTHING_HELD_OUT, *_skipped_notes(source, train))
         return TrainVal(
-            *(train, train.subset(()), tuple(notes), source.base),
+            train,
+            train.subset(()),
+            notes=tuple(notes),
+            base=source.base,
             warnings=_warnings(source, train),
             parents=source.parents,
         )
@@ -153,7 +161,10 @@ def _read_train_val(source: Source, config: DataConfig, seed: int, class_names: 
     notes += _skipped_notes(source, train)
     warnings = _warnings(source, train)
     return TrainVal(
-        *(kept, val, tuple(notes), source.base),
+        kept,
+        val,
+        notes=tuple(notes),
+        base=source.base,
         held_out=True,
         warnings=warnings,
         parents=source.parents,
@@ -311,7 +322,11 @@ def _source_of_folders(root: Path, known: Collection[str]) -> Source:
 
     parents = tuple(splits.values()) if "train" in splits else (root, *splits.values())
     return Source(
-        *(str(root), root, tuple(splits), read, classes),
+        name=str(root),
+        base=root,
+        splits=tuple(splits),
+        read=read,
+        classes=classes,
         notes=unread_notes(root),
         parents=parents,
     )

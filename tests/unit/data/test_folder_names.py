@@ -109,7 +109,8 @@ def test_other_data_is_refused_by_its_option(tmp_path: Path) -> None:
 def test_a_class_of_the_network_is_no_split(tmp_path: Path) -> None:
     put(tmp_path, *pictures("control", "test"))
     images = find_split(
-        *(DataConfig(root=str(tmp_path)), "val"),
+        DataConfig(root=str(tmp_path)),
+        "val",
         class_names=("control", "test"),
         seed=0,
         root=str(tmp_path),
