@@ -32,13 +32,13 @@ class Checkpointer:
 
     Args:
         folder: Run directory.
-        unchanging: Names of the frozen tensors, which are not copied.
+        frozen: Names of the frozen tensors, which are not copied.
         minutes: Minutes after which a checkpoint is written regardless of cost.
     """
 
-    def __init__(self, folder: Path, unchanging: Collection[str], *, minutes: float) -> None:
+    def __init__(self, folder: Path, frozen: Collection[str], *, minutes: float) -> None:
         self.folder = folder
-        self.unchanging = frozenset(unchanging)
+        self.frozen = frozenset(frozen)
         self._last: Checkpoint | None = None
         self._best: Checkpoint | None = None
         self._seconds = 60 * minutes
@@ -70,7 +70,7 @@ class Checkpointer:
         """
         elapsed = time.perf_counter() - self._start
         now = self._spent <= _SHARE * elapsed or self.is_due
-        kept = checkpoint if now else _copied(checkpoint, self.unchanging)
+        kept = checkpoint if now else _copied(checkpoint, self.frozen)
         self._last = kept
         if is_best:
             self._best = kept
@@ -104,19 +104,19 @@ class Checkpointer:
         self._spent += self._written - start
 
 
-def _copied(checkpoint: Checkpoint, unchanging: Collection[str]) -> Checkpoint:
+def _copied(checkpoint: Checkpoint, frozen: Collection[str]) -> Checkpoint:
     """Copy a checkpoint, so that further training does not change it."""
     training = checkpoint.training
     if training is not None:
         training = replace(training, tensors=_copies(training.tensors, ()))
-    model = _copies(checkpoint.model, unchanging)
+    model = _copies(checkpoint.model, frozen)
     return replace(checkpoint, model=model, training=training)
 
 
-def _copies(tensors: Mapping[str, Tensor], unchanging: Collection[str]) -> OrderedDict[str, Tensor]:
+def _copies(tensors: Mapping[str, Tensor], frozen: Collection[str]) -> OrderedDict[str, Tensor]:
     copies = OrderedDict(
         # On the CPU, since a GPU may have no memory for another copy.
-        (name, tensor if name in unchanging else tensor.detach().to("cpu", copy=True))
+        (name, tensor if name in frozen else tensor.detach().to("cpu", copy=True))
         for name, tensor in tensors.items()
     )
     copy_module_versions(tensors, copies)

@@ -136,12 +136,12 @@ def init(
     if output is not None:
         refuse_to_replace(Path(output), overwrite=overwrite)
     reporter = TerminalReporter()
-    glance = summarize_dataset(guess_table(data, reporter), reporter)
+    summary = summarize_dataset(guess_table(data, reporter), reporter)
     with torch_imports():
         from finetune.commands import init as command
     from finetune.report.starting_config import render_starting_config
 
     result = command.init(
-        glance, model=model, weights=weights, output=Path(output) if output else None
+        summary, model=model, weights=weights, output=Path(output) if output else None
     )
     emit(result, render_starting_config, as_json)

@@ -38,29 +38,29 @@ def check_data(
     start = time.perf_counter()
     reporter = reporter or SilentReporter()
     found = survey(data, seed=config.seed if config else 0, reporter=reporter)
-    looking = inspect_dataset(found.paths, workers=workers, fresh=fresh, reporter=reporter)
-    looks = looking.looks
+    inspected = inspect_dataset(found.paths, workers=workers, fresh=fresh, reporter=reporter)
+    inspections = inspected.inspections
     findings = all_findings(
-        found, looks, data, input_size=None if config is None else _input_size(config)
+        found, inspections, data, input_size=None if config is None else _input_size(config)
     )
     rows = counts_by_class(found)
-    formats, modes = _kinds(looks)
+    formats, modes = _kinds(inspections)
     return CheckReport(
         data=data.root,
         num_images=len(found.paths),
-        num_readable=len(looks.readable),
+        num_readable=len(inspections.readable),
         splits=_split_rows(found, rows),
         classes=tuple(
             ClassRow(name, sum(row), tuple(row))
             for name, row in zip(found.classes, rows, strict=True)
         ),
-        sizes=_sizes(looks),
+        sizes=_sizes(inspections),
         formats=formats,
         modes=modes,
         findings=findings,
-        num_remembered=looking.num_remembered,
+        num_remembered=inspected.num_cached,
         elapsed_s=time.perf_counter() - start,
-        images_per_s=looking.images_per_s,
+        images_per_s=inspected.images_per_s,
         ok=all(finding.level != "error" for finding in findings),
     )
 
@@ -86,8 +86,8 @@ def _split_rows(found: Survey, rows: list[list[int]]) -> tuple[SplitRow, ...]:
     )
 
 
-def _sizes(looks: DatasetInspection) -> SizeRow | None:
-    sizes = looks.size[looks.readable]
+def _sizes(inspections: DatasetInspection) -> SizeRow | None:
+    sizes = inspections.size[inspections.readable]
     if not len(sizes):
         return None
     order = np.argsort(sizes.min(axis=1), kind="stable")
@@ -96,11 +96,11 @@ def _sizes(looks: DatasetInspection) -> SizeRow | None:
     return SizeRow(smallest, median, largest)
 
 
-def _kinds(looks: DatasetInspection) -> tuple[dict[str, int], dict[str, int]]:
+def _kinds(inspections: DatasetInspection) -> tuple[dict[str, int], dict[str, int]]:
     formats: Counter[str] = Counter()
     modes: Counter[str] = Counter()
-    counts = np.bincount(looks.kind[looks.readable], minlength=len(looks.kinds))
-    for (format_name, mode), count in zip(looks.kinds, counts.tolist(), strict=True):
+    counts = np.bincount(inspections.kind[inspections.readable], minlength=len(inspections.kinds))
+    for (format_name, mode), count in zip(inspections.kinds, counts.tolist(), strict=True):
         formats[format_name] += count
         modes[mode] += count
     return dict(formats.most_common()), dict(modes.most_common())

@@ -27,7 +27,7 @@ _UNLIKE_ANYWAY = ("output_dir", "format")
 
 
 @dataclass(frozen=True)
-class _Run:
+class ScoredRun:
     """The part of an evaluation that the comparison keeps, so that the network can be freed.
 
     Attributes:
@@ -87,16 +87,16 @@ def compare(
     return Comparison(
         runs=tuple(run.figures for run in scored),
         differing=differing([run.config for run in scored]),
-        tests=_tests(scored),
+        tests=paired_tests(scored),
         interval_method=_methods(scored),
         plot=None if plot is None else str(plot),
     )
 
 
-def _keep(name: str, path: Path, evaluated: Evaluated) -> _Run:
+def _keep(name: str, path: Path, evaluated: Evaluated) -> ScoredRun:
     result, images = evaluated.result, evaluated.images
     right = (evaluated.predicted == evaluated.labels).tolist()
-    return _Run(
+    return ScoredRun(
         name=name,
         config=evaluated.opened.metadata.config,
         figures=RunFigures(
@@ -120,7 +120,7 @@ def _keep(name: str, path: Path, evaluated: Evaluated) -> _Run:
     )
 
 
-def _methods(runs: Sequence[_Run]) -> str:
+def _methods(runs: Sequence[ScoredRun]) -> str:
     """Description of the interval method, listed per run if the runs differ."""
     if len({run.interval_method for run in runs}) == 1:
         return runs[0].interval_method
@@ -151,7 +151,7 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
     return found
 
 
-def _tests(runs: Sequence[_Run]) -> tuple[PairedTest, ...]:
+def paired_tests(runs: Sequence[ScoredRun]) -> tuple[PairedTest, ...]:
     pairs = list(itertools.combinations(runs, 2))
     counts = []
     for one, other in pairs:

@@ -10,10 +10,10 @@ from torchvision import models
 from finetune.checkpoints.finetuned_source import find_source_run, freezing_changes
 from finetune.config import yaml_loader
 from finetune.config.schema import Config, ModelConfig
+from finetune.core.cores import available_cores
 from finetune.core.device import select_device
 from finetune.core.errors import ConfigError, ModelError
 from finetune.core.files import write_text
-from finetune.core.threads import available_cores
 from finetune.core.version import __version__
 from finetune.data.checks.summary import DatasetSummary
 from finetune.freezing.patterns import plan_freeze
@@ -41,12 +41,12 @@ _WORDS = {
 
 
 def init(
-    glance: DatasetSummary, *, model: str | None, weights: str, output: Path | None = None
+    summary: DatasetSummary, *, model: str | None, weights: str, output: Path | None = None
 ) -> StartingConfig:
     """Write a starting config for a summarized dataset.
 
     Args:
-        glance: Summary of the dataset.
+        summary: Summary of the dataset.
         model: Value of ``model.name``; by default chosen from the device and the weights.
         weights: Value of ``model.weights``. The weights are read and checked against the network,
             unless torchvision would have to download them.
@@ -62,16 +62,16 @@ def init(
     else:
         suggested, why = earlier.metadata.model_name, "the network of the weights"
     name = model or suggested
-    trains, why_trains = heuristics.what_trains(glance.num_train, device)
+    trains, why_trains = heuristics.what_trains(summary.num_train, device)
     spec = resolve_model(ModelConfig(name=name, weights=weights))
-    skeleton = build_skeleton(spec, len(glance.class_names))
-    _check_weights(spec, len(glance.class_names))
+    skeleton = build_skeleton(spec, len(summary.class_names))
+    _check_weights(spec, len(summary.class_names))
     anatomy = Anatomy.of(skeleton, spec)
     patterns = patterns_for(_WORDS[trains], anatomy)
     given = spec.preprocessing.given()
-    policy, why_policy = heuristics.policy_for(glance.class_names, trains)
+    policy, why_policy = heuristics.policy_for(summary.class_names, trains)
     start = Start(
-        glance=glance,
+        summary=summary,
         device=device if device != "cpu" else f"cpu with {available_cores()} cores",
         version=__version__,
         file=str(output) if output else "FILE",
@@ -80,23 +80,23 @@ def init(
         weights=weights,
         about_weights=_about(spec, weights),
         preprocessing=given,
-        other_preprocessing=heuristics.preprocessing_for(given, glance, name, weights),
+        other_preprocessing=heuristics.preprocessing_for(given, summary, name, weights),
         blocks=tuple(blocks_of(anatomy.parameters)),
         head=spec.family.head,
         trains=trains,
         why_trains=why_trains,
         patterns=patterns,
         may_differ=_freezes_otherwise(skeleton, spec, patterns),
-        fit=heuristics.fit_for(glance),
-        balance=heuristics.balance_for(glance.counts),
+        fit=heuristics.fit_for(summary),
+        balance=heuristics.balance_for(summary.counts),
         policy=policy,
         why_policy=why_policy,
-        mixup=heuristics.mixup_for(glance.num_train, trains),
-        epochs=heuristics.epochs_for(glance.num_train),
+        mixup=heuristics.mixup_for(summary.num_train, trains),
+        epochs=heuristics.epochs_for(summary.num_train),
         optimizer=heuristics.optimizer_for(name, weights, trains),
     )
     text = starting_config(start)
-    _check_that_it_trains(text, len(glance.class_names))
+    _check_that_it_trains(text, len(summary.class_names))
     if output is not None:
         write_text(output, text)
     return StartingConfig(
@@ -105,9 +105,9 @@ def init(
         model=name,
         trains=trains,
         epochs=start.epochs,
-        num_train=glance.num_train,
-        num_val=glance.num_val,
-        num_classes=len(glance.class_names),
+        num_train=summary.num_train,
+        num_val=summary.num_val,
+        num_classes=len(summary.class_names),
     )
 
 

@@ -72,7 +72,7 @@ def tune(
         skip = config.data.on_unreadable
         found.append(dropping_unreadable(search_once, on_unreadable=skip, reporter=reporter))
     metric = metric_of(config)
-    best, result = _result(found, metric, folder, final=final)
+    best, result = result_of(found, metric, folder, final=final)
     if result.winner.loss is None:
         raise ResultError(
             "tune: every trial diverged, its loss no finite number; search lower rates, as with "
@@ -129,7 +129,7 @@ def _has_test(config: Config, reporter: Reporter) -> bool:
     return True
 
 
-def _result(
+def result_of(
     found: Sequence[SearchResult], metric: str, folder: Path, *, final: bool
 ) -> tuple[SearchResult, TuneResult]:
     """Return the best backbone's search and the search result, without writing or training."""

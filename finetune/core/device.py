@@ -14,7 +14,7 @@ from finetune.core.errors import ConfigError
 from finetune.core.locks import lock_across_forks
 from finetune.core.version import __version__
 
-_starting_pool = lock_across_forks()
+starting_pool = lock_across_forks()
 
 
 def select_device(wanted: str) -> torch.device:

@@ -1,20 +1,18 @@
-"""CPU threads: available cores, thread pools and torch's thread count."""
+"""CPU threads: thread pools and torch's thread count."""
 
 from __future__ import annotations
 
-import math
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from finetune.core.device import _starting_pool
+from finetune.core.cores import available_cores
+from finetune.core.device import starting_pool
 
 WORTH_SHARING = 20_000_000
 """Minimum multiply-adds of a step's forward pass for using several threads: about a millisecond on
@@ -52,7 +50,7 @@ def one_thread_a_core(pieces: int | None = None) -> Iterator[ThreadPoolExecutor]
         try:
             # torch's thread count is per thread, but new threads start with the count that was set
             # last in any thread.
-            with _starting_pool:
+            with starting_pool:
                 torch.get_num_threads()  # fixes this thread's count before the pool sets its own
                 try:
                     for _ in range(cores):
@@ -94,18 +92,3 @@ def threads_for(multiply_adds: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def available_cores() -> int:
-    """Return the number of CPU cores that this process may use, within container and job limits."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, _share_of_container()))
-
-
-def _share_of_container() -> int:
-    """Return the CPU limit of this process's Linux control group, rounded up."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # no such file, or no limit: "max"
-        return sys.maxsize

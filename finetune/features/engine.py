@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from finetune.config.schema import Config, PreprocessingConfig, RuntimeConfig
+from finetune.core.cores import available_cores
 from finetune.core.memory import is_out_of_memory, spare_memory_bytes
 from finetune.core.reporter import Reporter
-from finetune.core.threads import WORTH_SHARING, available_cores
+from finetune.core.threads import WORTH_SHARING
 from finetune.data.images import Images
 from finetune.data.loading.dataloader import Batches, PhotoDataset
 from finetune.data.loading.mixup_cutmix import Mixing

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from finetune.config.schema import FeaturesConfig
+from finetune.core.cores import available_cores
 from finetune.core.device import versions
 from finetune.core.errors import OutputError, UnreadableError
 from finetune.core.files import sha256_of, state_of
 from finetune.core.memory import release_memory
 from finetune.core.reporter import Reporter
 from finetune.core.signals import unless_asked
-from finetune.core.threads import available_cores, one_thread_a_core
+from finetune.core.threads import one_thread_a_core
 from finetune.data.images import Images
 from finetune.data.loading.dataloader import (
     Batches,

@@ -17,7 +17,13 @@ from finetune.freezing.flops import Cost
 from finetune.freezing.graph_split import GraphSplit, find_split_point
 from finetune.freezing.param_groups import plan_groups
 from finetune.freezing.patterns import FreezePlan
-from finetune.freezing.plan import _BYTES, Plan, _bytes_of, _precision_before_timing, resolve_policy
+from finetune.freezing.plan import (
+    FLOAT32_BYTES,
+    Plan,
+    feature_bytes,
+    precision_before_timing,
+    resolve_policy,
+)
 from finetune.models.norm_layers import keeps_statistics, norm_layers
 from finetune.results.freeze import (
     AdapterFacts,
@@ -92,8 +98,8 @@ def _cut(
         after, crossing = found.after, found.shapes
     else:
         after, crossing = split.last, split.crossing
-    precision = _precision_before_timing(config)
-    size = _bytes_of(crossing, precision)
+    precision = precision_before_timing(config)
+    size = feature_bytes(crossing, precision)
     policy = resolve_policy(config, plan, crossing)
     views = Views.of_training(config.augment.with_values({"policy": policy})).count
     known = num_train is not None and num_val is not None and views is not None
@@ -202,13 +208,13 @@ def _group_rows(plan: Plan, optimizer: OptimizerConfig) -> tuple[GroupRow, ...]:
 
 def _memory(totals: Totals, adapters: int, optimizer: OptimizerConfig) -> Memory:
     states = optimizer.state_tensors
-    trainable = (totals.trainable + adapters) * _BYTES
+    trainable = (totals.trainable + adapters) * FLOAT32_BYTES
     return Memory(
         optimizer=optimizer.name,
         gradient_bytes=trainable,
-        gradient_bytes_saved=totals.frozen * _BYTES,
+        gradient_bytes_saved=totals.frozen * FLOAT32_BYTES,
         optimizer_bytes=trainable * states,
-        optimizer_bytes_saved=totals.frozen * _BYTES * states,
+        optimizer_bytes_saved=totals.frozen * FLOAT32_BYTES * states,
     )
 
 

@@ -129,7 +129,7 @@ def find_split_point(
     none = SplitPoint(graph, (), frozenset(), ())
     if _graph_depends_on_mode(model, graph):
         return none
-    trainable_part = _live_nodes(model, graph)
+    trainable_part = _trainable_nodes(model, graph)
     if any(node in trainable_part for node in _first_users(graph)):
         return none
     shapes = _shapes(skeleton or copy.deepcopy(model).to("meta"), graph, crop)
@@ -156,7 +156,7 @@ def split_model(model: nn.Module, *, crop: int, skeleton: nn.Module | None = Non
         return GraphSplit(None, model, None, ())
     return GraphSplit(
         prefix=_prefix_module(model, cut),
-        trainable_part=TrainablePart(_live_module(model, cut)),
+        trainable_part=TrainablePart(_trainable_module(model, cut)),
         last=cut.after,
         crossing=cut.shapes,
         widest=cut.widest,
@@ -185,7 +185,7 @@ def _signature(node: fx.Node) -> tuple[str, ...]:
     return node.op, *(re.sub(r"_tensor_constant\d+", "_tensor_constant", word) for word in words)
 
 
-def _live_nodes(model: nn.Module, graph: fx.Graph) -> set[fx.Node]:
+def _trainable_nodes(model: nn.Module, graph: fx.Graph) -> set[fx.Node]:
     trainable_part: set[fx.Node] = set()
     modules = dict(model.named_modules())
     parameters = dict(model.named_parameters())
@@ -305,7 +305,7 @@ def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _live_module(model: nn.Module, cut: SplitPoint) -> fx.GraphModule:
+def _trainable_module(model: nn.Module, cut: SplitPoint) -> fx.GraphModule:
     out = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     for index, node in enumerate(cut.crossing):

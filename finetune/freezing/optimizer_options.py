@@ -44,7 +44,7 @@ def _check_options(config: OptimizerConfig) -> None:
     if not config.options:
         return
     name = OPTIMIZERS[config.name].name
-    taken = inspect.signature(_class_of(config)).parameters
+    taken = inspect.signature(optimizer_class(config)).parameters
     problems = []
     for key, value in config.options.items():
         if key not in taken:
@@ -63,7 +63,8 @@ def _check_options(config: OptimizerConfig) -> None:
     parameter.grad = torch.ones(2, 2)
     numbers = {"lr": OPTIMIZERS[config.name].defaults["lr"], "weight_decay": 0.0}
     try:
-        _class_of(config)([parameter], **_arguments(config.with_values(numbers))).step()
+        numbered = config.with_values(numbers)
+        optimizer_class(config)([parameter], **arguments_of(numbered)).step()
     except (ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError) as error:
         raise ConfigError(
             f"optimizer.options: {name} refuses them: {str(error).splitlines()[0]}"
@@ -87,14 +88,14 @@ def _expected(value: Any, default: Any, annotation: str = "") -> str:
     return "" if value is None or isinstance(value, str | int | float) else "a word or a number"
 
 
-def _class_of(config: OptimizerConfig) -> Any:
+def optimizer_class(config: OptimizerConfig) -> Any:
     return getattr(torch.optim, OPTIMIZERS[config.name].name)
 
 
-def _arguments(config: OptimizerConfig) -> dict[str, Any]:
+def arguments_of(config: OptimizerConfig) -> dict[str, Any]:
     """Keyword arguments of the class; parameter groups override ``lr`` and ``weight_decay``."""
     given = {"lr": config.lr, "weight_decay": config.weight_decay, "momentum": config.momentum}
-    taken = inspect.signature(_class_of(config)).parameters
+    taken = inspect.signature(optimizer_class(config)).parameters
     own = {key: value for key, value in given.items() if key in taken and value is not None}
     options = config.options or {}
     return own | {

@@ -22,7 +22,7 @@ from finetune.freezing.train_mode import set_train_mode
 from finetune.models.build import ModelSpec, build_skeleton, check_input_size, resolve_model
 from finetune.models.layer_depths import depths_of
 
-_BYTES = 4  # per float32 value
+FLOAT32_BYTES = 4  # per float32 value
 
 
 @dataclass(frozen=True)
@@ -129,19 +129,19 @@ def resolve_policy(
     if crossing is None:
         crop = plan.spec.preprocessing.crop
         crossing = find_split_point(plan.skeleton, crop=crop, skeleton=plan.skeleton).shapes
-    size = _bytes_of(crossing, _precision_before_timing(config))
+    size = feature_bytes(crossing, precision_before_timing(config))
     return "flip" if 0 < size <= WORTH_KEEPING_BYTES else "crop_flip"
 
 
-def _precision_before_timing(config: Config) -> str:
+def precision_before_timing(config: Config) -> str:
     """Precision of the features; float32 if it is still to be timed."""
     precision = config.runtime.precision
     return "float32" if precision == "auto" else precision
 
 
-def _bytes_of(crossing: tuple[tuple[int, ...], ...], precision: str) -> int:
+def feature_bytes(crossing: tuple[tuple[int, ...], ...], precision: str) -> int:
     numbers = sum(math.prod(shape) for shape in crossing)
-    return numbers * (_BYTES if precision == "float32" else _BYTES // 2)
+    return numbers * (FLOAT32_BYTES if precision == "float32" else FLOAT32_BYTES // 2)
 
 
 def resolve_config(config: Config, plan: Plan, *, device: str, workers: int, policy: str) -> Config:

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.checkpoints.run_dir import checkpoint_of
+from finetune.core.cores import available_cores
 from finetune.core.errors import DataError
 from finetune.core.locks import lock_across_forks
 from finetune.core.reporter import Reporter, SilentReporter
-from finetune.core.threads import available_cores, on_cores, one_thread_a_core
+from finetune.core.threads import on_cores, one_thread_a_core
 from finetune.data.checks.inspect_file import inspect_file
 from finetune.data.images import Images
 from finetune.data.levels import load_with_white

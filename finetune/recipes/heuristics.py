@@ -144,7 +144,7 @@ def _short(value: float) -> float:
 
 
 def preprocessing_for(
-    given: GivenPreprocessing, glance: DatasetSummary, model: str, weights: str
+    given: GivenPreprocessing, summary: DatasetSummary, model: str, weights: str
 ) -> GivenPreprocessing | None:
     """Return preprocessing with a smaller input size for small images; None to keep that given.
 
@@ -153,7 +153,7 @@ def preprocessing_for(
     """
     family = family_of(model)
     takes_any = not family.fixed_size and family.name != "maxvit"
-    width, height = glance.median_size
+    width, height = summary.median_size
     if weights == "bundled" or not takes_any or width * height >= _SMALL_PX**2:
         return None
     if given.crop <= _SMALL_CROP:
@@ -161,9 +161,9 @@ def preprocessing_for(
     return given.model_copy(update={"resize": _SMALL_CROP, "crop": _SMALL_CROP})
 
 
-def fit_for(glance: DatasetSummary) -> str:
+def fit_for(summary: DatasetSummary) -> str:
     """Return ``pad`` if a central crop loses more than half of the median photo, else ``crop``."""
-    return "pad" if glance.median_aspect >= _LONG else "crop"
+    return "pad" if summary.median_aspect >= _LONG else "crop"
 
 
 def policy_for(class_names: tuple[str, ...], trains: str) -> tuple[str, str]:

@@ -25,7 +25,7 @@ _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")
 class Start:
     """Values of the starting config, and their reasons."""
 
-    glance: DatasetSummary
+    summary: DatasetSummary
     device: str
     version: str
     file: str
@@ -104,17 +104,17 @@ def _reasoned(line: str, why: str) -> list[str]:
 
 
 def _heading(start: Start) -> list[str]:
-    glance = start.glance
+    summary = start.summary
     file = shlex.quote(start.file)
-    width, height = glance.median_size
-    held = " (held out)" if glance.held_out else ""
-    classes = f"{len(glance.class_names)} classes of {min(glance.counts):,}"
-    if min(glance.counts) != max(glance.counts):
-        classes += f" to {max(glance.counts):,}"
+    width, height = summary.median_size
+    held = " (held out)" if summary.held_out else ""
+    classes = f"{len(summary.class_names)} classes of {min(summary.counts):,}"
+    if min(summary.counts) != max(summary.counts):
+        classes += f" to {max(summary.counts):,}"
     return [
         *_comment(
-            f"Starting config, written by `finetune init` ({start.version}): {glance.num_train:,} "
-            f"training images in {classes}; {glance.num_val:,} validation images{held}; "
+            f"Starting config, written by `finetune init` ({start.version}): {summary.num_train:,} "
+            f"training images in {classes}; {summary.num_val:,} validation images{held}; "
             f"median size {width} x {height} pixels; {start.device}."
         ),
         "#",
@@ -134,7 +134,7 @@ def _model(start: Start) -> list[str]:
         *_reasoned(f"  weights: {scalar(start.weights)}", start.about_weights),
     ]
     other, own = start.other_preprocessing, start.preprocessing
-    width, height = start.glance.median_size
+    width, height = start.summary.median_size
     if other is None:
         return lines
     return [
@@ -180,28 +180,28 @@ def _freeze(start: Start) -> list[str]:
 
 
 def _data(start: Start) -> list[str]:
-    glance = start.glance
-    lines = ["data:", f"  root: {scalar(glance.root)}"]
-    for key, value in glance.table.items():
+    summary = start.summary
+    lines = ["data:", f"  root: {scalar(summary.root)}"]
+    for key, value in summary.table.items():
         if isinstance(value, str):
             lines.append(f"  {key}: {scalar(value)}")
         else:
             flow = ", ".join(f"{inner}: {json.dumps(text)}" for inner, text in value.items())
             lines.append(f"  {key}: {{{flow}}}")
-    if glance.held_out:
+    if summary.held_out:
         lines.append("  val_fraction: 0.2   # share of each class; unused if there is a val folder")
-    if glance.num_unreadable:
+    if summary.num_unreadable:
         lines += _comment(
-            f"{plural(glance.num_unreadable, 'unreadable file')}: {glance.unreadable}", 2
+            f"{plural(summary.num_unreadable, 'unreadable file')}: {summary.unreadable}", 2
         )
         lines.append("  on_unreadable: skip   # fail: stop before training and list all of them")
     why = {
-        "pad": f"the median aspect ratio is {glance.median_aspect:.1f}: a central crop would lose "
+        "pad": f"the median aspect ratio is {summary.median_aspect:.1f}: a central crop would lose "
         "half of a photo",
         "crop": "central square; pad: whole photo with bars; stretch: whole photo, distorted",
     }[start.fit]
     lines += _reasoned(f"  fit: {start.fit}", why)
-    few, most = min(glance.counts), max(glance.counts)
+    few, most = min(summary.counts), max(summary.counts)
     if start.balance != "none":
         lines += _comment(
             f"The largest class has {most:,} images, the smallest {few:,}: rare classes get a "

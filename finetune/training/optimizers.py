@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from finetune.config.schema import OptimizerConfig
-from finetune.freezing.optimizer_options import _arguments, _class_of
+from finetune.freezing.optimizer_options import arguments_of, optimizer_class
 from finetune.freezing.param_groups import plan_groups
 
 _FUSED = frozenset({"sgd", "adam", "adamw"})
@@ -33,7 +33,7 @@ def build_optimizer(
         depths: Depths from `finetune.models.layer_depths`, for ``layer_decay``.
     """
     named = {name: parameter for name, parameter in parameters if parameter.requires_grad}
-    arguments = _arguments(config)
+    arguments = arguments_of(config)
     # Use the fused kernel on CUDA unless the config says otherwise; on a CPU the loop over the
     # parameters was faster.
     on_cuda = all(parameter.is_cuda for parameter in named.values())
@@ -43,7 +43,7 @@ def build_optimizer(
     own = {"lr", "weight_decay"} & arguments.keys()
     return cast(
         Optimizer,
-        _class_of(config)(
+        optimizer_class(config)(
             [
                 {"params": [(name, named[name]) for name in group.names]}
                 | {key: getattr(group, key) for key in own}

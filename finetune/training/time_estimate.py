@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune.config.schema import Config
-from finetune.core.threads import available_cores
+from finetune.core.cores import available_cores
 from finetune.data.images import TrainVal
 from finetune.data.loading.dataloader import PhotoDataset
 from finetune.data.loading.views import Views

@@ -63,13 +63,13 @@ class CrossValidation:
         """Number of classes in the data."""
         return len(self.train.class_names)
 
-    def rounds(self) -> list[Round]:
-        """Return one round per fold; without folds, a single one with the validation split."""
+    def fold_data(self) -> list[FoldData]:
+        """Return the data of each fold; without folds, only that of the validation split."""
         if not self.folds:
             assert self.validation is not None
-            return [Round(self, tuple(range(len(self.train))), self.validation)]
+            return [FoldData(self, tuple(range(len(self.train))), self.validation)]
         return [
-            Round(
+            FoldData(
                 self,
                 fold.train,
                 self.part(fold.held_out, batch_size=HELD_OUT_BATCH, training=False),
@@ -79,25 +79,25 @@ class CrossValidation:
 
 
 @dataclass(frozen=True)
-class Round:
+class FoldData:
     """Training images and held-out images of one fold.
 
     Attributes:
-        ground: Data and engine of the cross-validation.
+        cv: Data and engine of the cross-validation.
         positions: Indices of the training images of this fold.
         held_out: Batches of the held-out images.
     """
 
-    ground: CrossValidation
+    cv: CrossValidation
     positions: tuple[int, ...]
     held_out: FeatureBatches
 
     def batches(self, batch_size: int) -> FeatureBatches:
         """Return the training batches of this fold."""
-        return self.ground.part(self.positions, batch_size=batch_size, training=True)
+        return self.cv.part(self.positions, batch_size=batch_size, training=True)
 
     def class_weights(self) -> list[float] | None:
         """Return class weights for this fold's training images; None if they are not weighted."""
-        if self.ground.config.data.balance != "weights":
+        if self.cv.config.data.balance != "weights":
             return None
-        return class_weights(self.ground.train.subset(self.positions).counts())
+        return class_weights(self.cv.train.subset(self.positions).counts())

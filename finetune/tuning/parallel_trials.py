@@ -15,7 +15,7 @@ from finetune.core.reporter import Reporter
 from finetune.core.threads import WORTH_SHARING, one_thread_a_core
 from finetune.features.autocast_module import AutocastModule
 from finetune.results.tuning import FoldScore, Settings
-from finetune.tuning.cross_validation import CrossValidation, Round
+from finetune.tuning.cross_validation import CrossValidation, FoldData
 from finetune.tuning.search_space import with_settings
 from finetune.tuning.shared_dropout import share_dropout
 from finetune.tuning.stacked_heads import score_heads, train_heads
@@ -35,14 +35,14 @@ class _Piece:
 
 
 def try_heads(
-    ground: CrossValidation, path: str, settings: Sequence[Settings], reporter: Reporter
+    cv: CrossValidation, path: str, settings: Sequence[Settings], reporter: Reporter
 ) -> list[list[FoldScore]]:
     """Train a head for each of the settings and return its scores on each fold.
 
     Args:
         path: Path of the head, from `lone_head`.
     """
-    engine = ground.engine
+    engine = cv.engine
     on_cpu = engine.device.type == "cpu"
     # Compilation would take longer than the whole search.
     form = replace(engine.trainable_choice.form, compiled=False)
@@ -52,15 +52,15 @@ def try_heads(
     scores: dict[tuple[int, int], FoldScore] = {}
 
     def steps_of(
-        number: int, fold: Round, piece: _Piece, network: AutocastModule
+        number: int, fold: FoldData, piece: _Piece, network: AutocastModule
     ) -> Iterator[None]:
         for ended, heads in train_heads(
             network,
             f"module.{path}",
-            [_head_settings(ground.config, settings[at]) for at in piece.members],
+            [_head_settings(cv.config, settings[at]) for at in piece.members],
             batches=fold.batches(piece.batch_size),
-            schedule=ground.config.schedule,
-            seed=ground.config.seed,
+            schedule=cv.config.schedule,
+            seed=cv.config.seed,
             class_weights=fold.class_weights(),
         ):
             if ended:
@@ -74,21 +74,21 @@ def try_heads(
         network = AutocastModule(copy.deepcopy(trainable_part), form, engine.device)
         independent = (on_cpu and share_dropout(network)) and independent
         folds = [
-            steps_of(number, fold, piece, network) for number, fold in enumerate(ground.rounds())
+            steps_of(number, fold, piece, network) for number, fold in enumerate(cv.fold_data())
         ]
         works.append(itertools.zip_longest(*folds))
     # Threads do not speed up small steps, in which most of the time is spent in Python.
     largest = max(len(piece.members) * piece.batch_size for piece in pieces)
-    apart = independent and ground.kept and largest * ground.trainable_work >= WORTH_SHARING
-    steps = _beside_each_other(works, len(works) if apart else 1)
+    apart = independent and cv.kept and largest * cv.trainable_work >= WORTH_SHARING
+    steps = run_in_parallel(works, len(works) if apart else 1)
     total = sum(
-        max(settings[at].epochs for at in piece.members) * _steps_per_epoch(ground, piece)
+        max(settings[at].epochs for at in piece.members) * _steps_per_epoch(cv, piece)
         for piece in pieces
     )
     for _ in reporter.track(steps, "search, steps", total=total):
         pass
-    rounds = range(len(ground.rounds()))
-    return [[scores[at, number] for number in rounds] for at in range(len(settings))]
+    numbers = range(len(cv.fold_data()))
+    return [[scores[at, number] for number in numbers] for at in range(len(settings))]
 
 
 def _pieces(settings: Sequence[Settings], *, at_once: int) -> list[_Piece]:
@@ -107,9 +107,9 @@ def _pieces(settings: Sequence[Settings], *, at_once: int) -> list[_Piece]:
     return pieces
 
 
-def _steps_per_epoch(ground: CrossValidation, piece: _Piece) -> int:
+def _steps_per_epoch(cv: CrossValidation, piece: _Piece) -> int:
     """Return the number of steps per epoch of the longest fold."""
-    return max(len(fold.batches(piece.batch_size)) for fold in ground.rounds())
+    return max(len(fold.batches(piece.batch_size)) for fold in cv.fold_data())
 
 
 def _head_settings(config: Config, settings: Settings) -> HeadSettings:
@@ -117,7 +117,7 @@ def _head_settings(config: Config, settings: Settings) -> HeadSettings:
     return HeadSettings(optimizer, settings.epochs, settings.label_smoothing)
 
 
-def _beside_each_other(works: Sequence[Iterator[object]], threads: int) -> Iterator[None]:
+def run_in_parallel(works: Sequence[Iterator[object]], threads: int) -> Iterator[None]:
     """Run the iterators on ``threads`` threads, and yield once per item of any of them."""
     told: SimpleQueue[bool | BaseException] = SimpleQueue()
     stopped = threading.Event()

@@ -101,7 +101,7 @@ def search(config: Config, options: SearchOptions, reporter: Reporter) -> Search
     _refuse_what_trials_leave_out(own, only_head=only_head)
     space = space_of(own, only_head=only_head, num_train=len(train))
     settings = settings_of(own, space, only_head=only_head, in_grid=options.in_grid)
-    folds = _folds(own, data)
+    folds = folds_of(own, data)
     _refuse_steps_of_one(settings, folds, plan, len(train))
 
     def refuse_slow(config: Config) -> None:
@@ -117,10 +117,10 @@ def search(config: Config, options: SearchOptions, reporter: Reporter) -> Search
     stage_setup = prepare_stage(run_setup, reporter)
     # Checked again, because auto is now resolved for augmentation and cache.
     refuse_slow(stage_setup.config)
-    ground = _ground(stage_setup, folds, reporter)
+    cv = _cross_validation(stage_setup, folds, reporter)
     reporter.say(_plan(only_head, settings, folds, len(train), len(data.val)))
     begun = time.perf_counter()
-    scores = run_trials(ground, settings, reporter)
+    scores = run_trials(cv, settings, reporter)
     metric = metric_of(config)
     spec = plan.spec
     trials = [
@@ -170,7 +170,7 @@ def metric_of(config: Config) -> str:
     return own or config.train.monitor
 
 
-def _folds(config: Config, data: TrainVal) -> tuple[Fold, ...]:
+def folds_of(config: Config, data: TrainVal) -> tuple[Fold, ...]:
     """Return the folds that the config asks for; for auto as many as the data allows, or none."""
     train = data.train
     names = keys_of(train.paths, data.base)
@@ -238,7 +238,7 @@ def _plan(
     return f"search: {len(settings):,} {how}; {judge}"
 
 
-def _ground(
+def _cross_validation(
     stage_setup: StageSetup, folds: tuple[Fold, ...], reporter: Reporter
 ) -> CrossValidation:
     config, kept = stage_setup.config, _keeps_features(stage_setup)

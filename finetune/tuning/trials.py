@@ -18,74 +18,78 @@ from finetune.training.loop import Callbacks, LoopState, train_epochs
 from finetune.training.loss import LossConfig
 from finetune.training.lr_schedulers import build_schedule
 from finetune.training.step import StepConfig
-from finetune.tuning.cross_validation import CrossValidation, Round
+from finetune.tuning.cross_validation import CrossValidation, FoldData
 from finetune.tuning.parallel_trials import try_heads
 from finetune.tuning.search_space import with_settings
 from finetune.tuning.stacked_heads import lone_head
 
 
 def run_trials(
-    ground: CrossValidation, settings: Sequence[Settings], reporter: Reporter
+    cv: CrossValidation, settings: Sequence[Settings], reporter: Reporter
 ) -> list[list[FoldScore]]:
     """Train with each of the settings and return its scores on each fold."""
-    ground.set_mode()
-    path = lone_head(ground.engine.split.trainable_part)
-    if path is None or ground.config.augment.mixes:
-        return _one_by_one(ground, settings, reporter)
-    return try_heads(ground, path, settings, reporter)
+    cv.set_mode()
+    path = lone_head(cv.engine.split.trainable_part)
+    if path is None or cv.config.augment.mixes:
+        return _one_by_one(cv, settings, reporter)
+    return try_heads(cv, path, settings, reporter)
 
 
 def _one_by_one(
-    ground: CrossValidation, settings: Sequence[Settings], reporter: Reporter
+    cv: CrossValidation, settings: Sequence[Settings], reporter: Reporter
 ) -> list[list[FoldScore]]:
     """Train with `train_epochs` for each of the settings, from the same initial weights."""
-    trainable_part = ground.engine.trainable_part
+    trainable_part = cv.engine.trainable_part
     first = OrderedDict(
         (name, t.detach().clone()) for name, t in trainable_part.state_dict().items()
     )
-    rounds = ground.rounds()
+    folds = cv.fold_data()
 
     def trials() -> Iterator[list[FoldScore]]:
         for one in settings:
             scores = []
-            for fold in rounds:
+            for fold in folds:
                 trainable_part.load_state_dict(first)
-                scores.append(_trial(fold, trainable_part, with_settings(ground.config, one)))
+                scores.append(_trial(fold, trainable_part, with_settings(cv.config, one)))
             yield scores
 
     try:
-        with steps_of(ground.trainable_work * ground.config.data.batch_size):
+        with steps_of(cv.trainable_work * cv.config.data.batch_size):
             return list(reporter.track(trials(), "search, trials", total=len(settings)))
     finally:
         trainable_part.load_state_dict(first)
 
 
-def _trial(fold: Round, trainable_part: nn.Module, config: Config) -> FoldScore:
-    ground = fold.ground
+def _trial(fold: FoldData, trainable_part: nn.Module, config: Config) -> FoldScore:
+    cv = fold.cv
     batches = fold.batches(config.data.batch_size)
-    optimizer = ground.optimizer_of(config.optimizer)
+    optimizer = cv.optimizer_of(config.optimizer)
     epochs = config.train.epochs
     schedule = build_schedule(
         optimizer, config.schedule, epochs=epochs, steps_per_epoch=len(batches)
     )
     trained = train_epochs(
-        LoopState(trainable_part, optimizer, schedule, ground.num_classes),
+        LoopState(trainable_part, optimizer, schedule, cv.num_classes),
         batches.epoch,
         epochs=epochs,
         step=StepConfig(seed=config.seed),
         loss=LossConfig(
             label_smoothing=config.train.label_smoothing,
             class_weights=fold.class_weights(),
-            aux_weight=ground.aux_weight,
+            aux_weight=cv.aux_weight,
         ),
-        callbacks=Callbacks(ground.set_mode),
+        callbacks=Callbacks(cv.set_mode),
     )
     try:
         for _ in trained:
             pass
     except NotFiniteError:
         return FoldScore(
-            num_images=0, top1=math.nan, balanced_accuracy=math.nan, macro_f1=math.nan, loss=math.nan
+            num_images=0,
+            top1=math.nan,
+            balanced_accuracy=math.nan,
+            macro_f1=math.nan,
+            loss=math.nan,
         )
-    val = evaluate(trainable_part, fold.held_out.epoch(), num_classes=ground.num_classes)
+    val = evaluate(trainable_part, fold.held_out.epoch(), num_classes=cv.num_classes)
     return FoldScore(val.num_images, val.top1, val.balanced_accuracy, val.macro_f1, val.loss)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from finetune.data.checks.worker_pool import Looked, inspect_some
+from finetune.data.checks.worker_pool import Inspected, inspect_some
 
 
-def deadly(places: list[tuple[int, str]]) -> Looked:
+def deadly(places: list[tuple[int, str]]) -> Inspected:
     """Inspect files as `inspect_some` does; exit at a file named ``deadly``."""
     for _, path in places:
         if "deadly" in path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from finetune.commands.compare import _Run, _tests, compare, differing
+from finetune.commands.compare import ScoredRun, compare, differing, paired_tests
 from finetune.commands.train import train
 from finetune.config.schema import Config
 from finetune.core.errors import CheckpointError, ConfigError
@@ -62,28 +62,30 @@ def figures(name: str) -> RunFigures:
     return RunFigures(name, "x.pt", "m", "d", 100, 0.9, 0.9, 0.1, 0.9, 0.1, {})
 
 
-def run_that_recognises(name: str, hits: set[int], config: Config, images: int = 100) -> _Run:
+def run_that_recognises(name: str, hits: set[int], config: Config, images: int = 100) -> ScoredRun:
     right = {(f"/photos/{at}.png", "ants"): at in hits for at in range(images)}
-    return _Run(name, config, figures(name), "", right)
+    return ScoredRun(name, config, figures(name), "", right)
 
 
 def test_the_paired_test_counts_where_two_runs_disagree(make_config: Make) -> None:
     config = make_config()
     one = run_that_recognises("a", set(range(90)), config)
     other = run_that_recognises("b", set(range(3, 75)), config)
-    (test,) = _tests([one, other])
+    (test,) = paired_tests([one, other])
     assert (test.only_first, test.only_second) == (18, 0)
     assert test.different
     known = "a is better than b on these 100 images: a alone recognises 18 of them, b alone 0"
     assert test.sentence.startswith(known)
-    (same,) = _tests([one, run_that_recognises("b", set(range(3, 93)), config)])
+    (same,) = paired_tests([one, run_that_recognises("b", set(range(3, 93)), config)])
     assert not same.different
     assert "a and b cannot be told apart on these 100 images" in same.sentence
 
 
 def test_a_single_image_is_named_as_one(make_config: Make) -> None:
     config = make_config()
-    (test,) = _tests([run_that_recognises(name, {0}, config, images=1) for name in ("a", "b")])
+    (test,) = paired_tests(
+        [run_that_recognises(name, {0}, config, images=1) for name in ("a", "b")]
+    )
     assert test.sentence == "a and b recognise the very same of this one image"
 
 
@@ -91,10 +93,10 @@ def test_only_images_that_both_were_scored_on_count(make_config: Make) -> None:
     config = make_config()
     one = run_that_recognises("a", set(range(10)), config, images=50)
     other = run_that_recognises("b", set(range(40, 60)), config)
-    (test,) = _tests([one, other])
+    (test,) = paired_tests([one, other])
     assert (test.num_images, test.only_first, test.only_second) == (50, 10, 10)
-    strangers = _Run("b", config, figures("b"), "", {("/elsewhere/1.png", "ants"): True})
-    (none,) = _tests([one, strangers])
+    strangers = ScoredRun("b", config, figures("b"), "", {("/elsewhere/1.png", "ants"): True})
+    (none,) = paired_tests([one, strangers])
     assert none.p_value is None
     assert "no image in common" in none.sentence
 
@@ -104,7 +106,7 @@ def test_several_pairs_are_corrected_for(make_config: Make) -> None:
     some = [
         run_that_recognises(str(n), set(generator.sample(range(100), 80)), config) for n in range(3)
     ]
-    tests = _tests(some)
+    tests = paired_tests(some)
     assert len(tests) == 3
     for test in tests:
         assert test.adjusted is not None

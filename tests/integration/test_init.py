@@ -32,7 +32,7 @@ IMAGENET = GivenPreprocessing(resize=256, crop=224)
 
 
 def seen(**changes: object) -> DatasetSummary:
-    """A glance at 5,000 ordinary photos."""
+    """The summary of 5,000 ordinary photos."""
     photos = DatasetSummary(
         root="photos",
         num_train=5_000,
@@ -149,9 +149,9 @@ def test_what_is_probably_not_meant_is_a_warning_for_init_and_training(photos: P
 def test_weights_of_another_network_are_refused(photos: Path, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save({"fc.weight": torch.zeros(2, 2)}, path)
-    glance = summarize_dataset(DataConfig(root=str(photos)), SilentReporter())
+    summary = summarize_dataset(DataConfig(root=str(photos)), SilentReporter())
     with pytest.raises(ModelError, match="does not fit resnet18"):
-        init(glance, model="resnet18", weights=str(path))
+        init(summary, model="resnet18", weights=str(path))
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,9 @@ def test_a_path_that_cannot_be_written_down_is_refused(name: bytes) -> None:
 def test_unreadable_files_are_left_out_and_named(photos: Path) -> None:
     broken = photos / "train" / "class_0" / "0.png"
     broken.write_bytes(b"")
-    glance = summarize_dataset(DataConfig(root=str(photos)), SilentReporter())
-    assert (glance.num_train, glance.num_unreadable) == (17, 1)
-    text = init(glance, model="resnet18", weights="none").config
+    summary = summarize_dataset(DataConfig(root=str(photos)), SilentReporter())
+    assert (summary.num_train, summary.num_unreadable) == (17, 1)
+    text = init(summary, model="resnet18", weights="none").config
     assert config_of(text).data.on_unreadable == "skip"
     assert "train/class_0/0.png" in text
 
@@ -188,11 +188,11 @@ def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for index in range(5):
             Image.new("RGB", (60 + index, 30)).save(tmp_path / name / f"{index}.png")
-    glance = summarize_dataset(DataConfig(root=str(tmp_path)), SilentReporter())
-    assert glance.median_size[1] == 30
-    assert 60 <= glance.median_size[0] <= 64
-    assert glance.held_out
-    assert glance.median_aspect == pytest.approx(2, abs=0.2)
+    summary = summarize_dataset(DataConfig(root=str(tmp_path)), SilentReporter())
+    assert summary.median_size[1] == 30
+    assert 60 <= summary.median_size[0] <= 64
+    assert summary.held_out
+    assert summary.median_aspect == pytest.approx(2, abs=0.2)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "densenet121", "regnet_y_400mf"])
@@ -207,8 +207,8 @@ def test_the_backbones_own_names_stand_in_comments_and_match(name: str) -> None:
 
 
 def test_comments_are_no_wider_than_a_screen() -> None:
-    glance = seen(median_aspect=2.5, median_size=(90, 36), counts=(10, 900), num_unreadable=3)
-    text = init(glance, model="vit_b_16", weights="none").config
+    summary = seen(median_aspect=2.5, median_size=(90, 36), counts=(10, 900), num_unreadable=3)
+    text = init(summary, model="vit_b_16", weights="none").config
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
@@ -276,8 +276,8 @@ def test_small_images_are_seen_at_128_pixels() -> None:
 def test_else_images_are_seen_at_the_weights_own_size(
     model: str, weights: str, size: tuple[int, int]
 ) -> None:
-    glance = seen(median_size=size)
-    assert heuristics.preprocessing_for(IMAGENET, glance, model, weights) is None
+    summary = seen(median_size=size)
+    assert heuristics.preprocessing_for(IMAGENET, summary, model, weights) is None
 
 
 def test_another_size_comes_with_the_weights_own_colours() -> None:
@@ -289,14 +289,14 @@ def test_another_size_comes_with_the_weights_own_colours() -> None:
 
 @pytest.mark.parametrize(("aspect", "fit"), [(1.0, "crop"), (1.9, "crop"), (2.5, "pad")])
 def test_long_photos_are_padded(aspect: float, fit: str) -> None:
-    glance = seen(median_aspect=aspect)
-    assert config_of(init(glance, model="resnet18", weights="none").config).data.fit == fit
+    summary = seen(median_aspect=aspect)
+    assert config_of(init(summary, model="resnet18", weights="none").config).data.fit == fit
 
 
 @pytest.mark.parametrize(("counts", "balance"), [((10, 49), "none"), ((10, 50), "weights")])
 def test_rare_classes_weigh_more(counts: tuple[int, int], balance: str) -> None:
-    glance = seen(counts=counts)
-    assert config_of(init(glance, model="resnet18", weights="none").config).data.balance == balance
+    summary = seen(counts=counts)
+    assert config_of(init(summary, model="resnet18", weights="none").config).data.balance == balance
 
 
 def test_letters_are_not_mirrored() -> None:

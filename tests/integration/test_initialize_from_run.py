@@ -268,9 +268,9 @@ def test_the_page_of_a_run_does_not_need_the_one_before_it(go_on: Make, earlier:
 def test_the_first_config_for_an_earlier_run_trains_as_it_stands(
     earlier: Path, others: Path, tmp_path: Path
 ) -> None:
-    glance = summarize_dataset(DataConfig(root=str(others)), SilentReporter())
+    summary = summarize_dataset(DataConfig(root=str(others)), SilentReporter())
     path = tmp_path / "c.yaml"
-    result = init(glance, model=None, weights=str(earlier), output=path)
+    result = init(summary, model=None, weights=str(earlier), output=path)
     assert result.model == "shufflenet_v2_x0_5"
     assert "may_differ" not in result.config
     overrides = [f"output_dir={tmp_path}/go-on", "train.epochs=1"]
@@ -281,8 +281,8 @@ def test_the_first_config_says_where_its_freezing_differs(
     earlier: Path, others: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetune.recipes.heuristics.FEW_PHOTOS", 1)
-    glance = summarize_dataset(DataConfig(root=str(others)), SilentReporter())
-    text = init(glance, model=None, weights=str(earlier)).config
+    summary = summarize_dataset(DataConfig(root=str(others)), SilentReporter())
+    text = init(summary, model=None, weights=str(earlier)).config
     assert "  may_differ: true   # " in text
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from finetune.cli import app
 from finetune.commands.dry_run import dry_run
-from finetune.commands.tune import _result, tune
+from finetune.commands.tune import result_of, tune
 from finetune.config.load import load_config, to_yaml
 from finetune.config.schema import Config, ModelConfig, TuneConfig
 from finetune.config.stages import stage_configs
@@ -345,7 +345,7 @@ def test_a_batched_trial_scores_what_the_ordinary_loop_scores(make: Make) -> Non
     found = search(config, SearchOptions(), reporter=SilentReporter())
     stage_setup = prepare_single_stage(config, SilentReporter(), what="test")
     training = feature_batches_of(stage_setup, SilentReporter(), training=True)
-    folds = search_module._folds(stage_setup.config, stage_setup.data)
+    folds = search_module.folds_of(stage_setup.config, stage_setup.data)
     trainable_part = stage_setup.engine.trainable_part
     first = {name: tensor.clone() for name, tensor in trainable_part.state_dict().items()}
     assert {one.settings.optimizer for one in found.trials} == {"sgd", "adamw"}
@@ -520,7 +520,7 @@ def test_the_backbone_of_the_best_trial_is_the_best_backbone(make: Make) -> None
     one = made_up(make(), "resnet18", (0.94, 0.15), (0.93, 0.10))
     other = made_up(make(), "alexnet", (0.95, 0.20))
     for found in ([one, other], [other, one]):
-        best, result = _result(found, "top1", Path("x"), final=True)
+        best, result = result_of(found, "top1", Path("x"), final=True)
         assert best.config.model.name == result.winner.model == result.model == "resnet18"
         assert [row.model for row in result.backbones] == ["resnet18", "alexnet"]
         assert result.backbones[0].best == result.winner
@@ -571,7 +571,7 @@ def test_the_picture_marks_the_configs_own_settings_of_the_best_backbone_alone(
     drawn: list[Any] = []
     monkeypatch.setattr("finetune.report.tuning_plots.save", lambda figure, _: drawn.append(figure))
     found = [made_up(make(), name, (0.9, 0.2), (0.8, 0.3)) for name in ("resnet18", "alexnet")]
-    draw_trials(_result(found, "top1", Path("x"), final=False)[1], Path("x.png"))
+    draw_trials(result_of(found, "top1", Path("x"), final=False)[1], Path("x.png"))
     labels = [line.get_label() for axes in drawn[0].axes for line in axes.get_lines()]
     assert labels.count("the config's own settings") == 1
 

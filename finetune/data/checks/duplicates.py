@@ -72,10 +72,10 @@ def _repeats(survey: Survey, groups: Sequence[Sequence[int]]) -> Iterator[Findin
         )
 
 
-def equal_groups(looks: DatasetInspection) -> list[list[int]]:
+def equal_groups(inspections: DatasetInspection) -> list[list[int]]:
     """Return groups of two or more positions of images with equal pixels, in order."""
-    readable = looks.readable
-    pixels = looks.pixels[readable]
+    readable = inspections.readable
+    pixels = inspections.pixels[readable]
     order = np.lexsort((readable, pixels[:, 1], pixels[:, 0]))
     ordered = pixels[order]
     edges = np.flatnonzero((ordered[1:] != ordered[:-1]).any(axis=1)) + 1
@@ -90,14 +90,14 @@ def equal_groups(looks: DatasetInspection) -> list[list[int]]:
 
 
 def near_copies(
-    survey: Survey, looks: DatasetInspection, groups: Sequence[Sequence[int]]
+    survey: Survey, inspections: DatasetInspection, groups: Sequence[Sequence[int]]
 ) -> Iterator[Finding]:
     """Yield findings on similar images, such as one image cropped, resized or recoloured."""
-    alone = looks.has_phash.copy()
+    alone = inspections.has_phash.copy()
     for group in groups:
         alone[group[1:]] = False
     positions = np.flatnonzero(alone)
-    near = near_pairs(looks.phash[positions])
+    near = near_pairs(inspections.phash[positions])
     pairs = positions[near.pairs]
     split_of, class_of = np.asarray(survey.split_of), np.asarray(survey.class_of)
     homes = np.array([survey.home_of(at) for at in pairs.ravel().tolist()]).reshape(pairs.shape)

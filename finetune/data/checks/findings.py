@@ -40,22 +40,22 @@ _MODES = {
 
 
 def all_findings(
-    survey: Survey, looks: DatasetInspection, config: DataConfig, *, input_size: int | None
+    survey: Survey, inspections: DatasetInspection, config: DataConfig, *, input_size: int | None
 ) -> tuple[Finding, ...]:
     """Return all findings, most severe first."""
-    groups = equal_groups(looks)
+    groups = equal_groups(inspections)
     found = [
-        *unreadable(survey, looks, config),
-        *lost_classes(survey, looks, config),
+        *unreadable(survey, inspections, config),
+        *lost_classes(survey, inspections, config),
         *structure(survey),
         *doubtful(survey),
         *copies(survey, groups),
         *missing_classes(survey),
         *_balance(survey, config),
-        *near_copies(survey, looks, groups),
-        *_too_small(survey, looks, input_size),
-        *_levels(survey, looks, config),
-        *_conversions(survey, looks),
+        *near_copies(survey, inspections, groups),
+        *_too_small(survey, inspections, input_size),
+        *_levels(survey, inspections, config),
+        *_conversions(survey, inspections),
         *_left_out(survey),
     ]
     return tuple(sorted(found, key=lambda finding: _LEVELS.index(finding.level)))
@@ -100,12 +100,12 @@ def _balance(survey: Survey, config: DataConfig) -> Iterator[Finding]:
 
 
 def _too_small(
-    survey: Survey, looks: DatasetInspection, input_size: int | None
+    survey: Survey, inspections: DatasetInspection, input_size: int | None
 ) -> Iterator[Finding]:
     if input_size is None:
         return
-    readable = looks.readable
-    small = readable[looks.size[readable].min(axis=1) < input_size]
+    readable = inspections.readable
+    small = readable[inspections.size[readable].min(axis=1) < input_size]
     if len(small):
         share = len(small) / len(readable)
         yield Finding(
@@ -117,15 +117,18 @@ def _too_small(
             "Use larger originals, or a smaller model.preprocessing (resize and crop).",
             len(small),
             tuple(
-                f"{shown(survey.paths[at], survey.base)}: {looks.size[at][0]} x {looks.size[at][1]}"
+                f"{shown(survey.paths[at], survey.base)}: {width} x {height}"
                 for at in small[:MOST_EXAMPLES]
+                for width, height in [inspections.size[at]]
             ),
         )
 
 
-def _levels(survey: Survey, looks: DatasetInspection, config: DataConfig) -> Iterator[Finding]:
+def _levels(
+    survey: Survey, inspections: DatasetInspection, config: DataConfig
+) -> Iterator[Finding]:
     """Yield findings on images with more than 8 bits that become nearly black or white."""
-    found = extents([survey.paths[at] for at in looks.readable])
+    found = extents([survey.paths[at] for at in inspections.readable])
     if not found:
         return
     levels = auto_levels(found) if config.levels == AUTO else config.levels
@@ -140,11 +143,11 @@ def _levels(survey: Survey, looks: DatasetInspection, config: DataConfig) -> Ite
         )
 
 
-def _conversions(survey: Survey, looks: DatasetInspection) -> Iterator[Finding]:
+def _conversions(survey: Survey, inspections: DatasetInspection) -> Iterator[Finding]:
     """Yield findings on images that are not plain colour or grey, and on rare formats."""
-    words = np.array([_mode_words(mode) for _, mode in looks.kinds] or [""], dtype=object)
-    readable = looks.readable
-    found = words[looks.kind[readable]]
+    words = np.array([_mode_words(mode) for _, mode in inspections.kinds] or [""], dtype=object)
+    readable = inspections.readable
+    found = words[inspections.kind[readable]]
     odd = readable[found != ""]
     if len(odd):
         kinds = Counter(found[found != ""])
@@ -159,7 +162,7 @@ def _conversions(survey: Survey, looks: DatasetInspection) -> Iterator[Finding]:
             len(odd),
             _paths(survey, odd),
         )
-    animated = readable[looks.frames[readable] > 1]
+    animated = readable[inspections.frames[readable] > 1]
     if len(animated):
         yield Finding(
             "frames",
@@ -172,13 +175,13 @@ def _conversions(survey: Survey, looks: DatasetInspection) -> Iterator[Finding]:
             _paths(survey, animated),
         )
     formats: Counter[str] = Counter()
-    counts = np.bincount(looks.kind[readable], minlength=len(looks.kinds))
-    for (format_name, _), count in zip(looks.kinds, counts.tolist(), strict=True):
+    counts = np.bincount(inspections.kind[readable], minlength=len(inspections.kinds))
+    for (format_name, _), count in zip(inspections.kinds, counts.tolist(), strict=True):
         formats[format_name] += count
     rare = [name for name, count in formats.items() if count <= 3 and count * 100 <= len(readable)]
     for name in rare:
-        chosen = [k for k, (format_name, _) in enumerate(looks.kinds) if format_name == name]
-        places = np.flatnonzero(np.isin(looks.kind, chosen))
+        chosen = [k for k, (format_name, _) in enumerate(inspections.kinds) if format_name == name]
+        places = np.flatnonzero(np.isin(inspections.kind, chosen))
         yield Finding(
             "odd_format",
             "note",

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.core.cores import available_cores
 from finetune.core.reporter import Reporter
 from finetune.data.checks.inspect_file import FileInspection
 from finetune.data.checks.inspection_cache import InspectionCache, key_of_file
-from finetune.data.checks.worker_pool import inspect_all, usable_cpus
+from finetune.data.checks.worker_pool import inspect_all
 
 _KEEP_EVERY_S = 2.0
 _ASKED_AT_ONCE = 10_000
@@ -57,83 +58,85 @@ class DatasetInspection:
         """Positions of the readable images."""
         return np.flatnonzero(self.kind >= 0)
 
-    def put(self, at: int, look: FileInspection) -> None:
+    def put(self, at: int, inspection: FileInspection) -> None:
         """Store the inspection of one file."""
-        if look.reason is not None:
-            self.reasons[at] = look.reason
+        if inspection.reason is not None:
+            self.reasons[at] = inspection.reason
             return
-        kind = (look.format, look.mode)
+        kind = (inspection.format, inspection.mode)
         if kind not in self.kinds:
             self.kinds.append(kind)
         self.kind[at] = self.kinds.index(kind)
-        self.size[at] = look.width, look.height
-        self.frames[at] = look.frames
-        self.pixels[at] = np.frombuffer(look.pixels, dtype=np.uint64)
-        if look.phash is not None:
-            self.phash[at] = look.phash
+        self.size[at] = inspection.width, inspection.height
+        self.frames[at] = inspection.frames
+        self.pixels[at] = np.frombuffer(inspection.pixels, dtype=np.uint64)
+        if inspection.phash is not None:
+            self.phash[at] = inspection.phash
             self.has_phash[at] = True
 
 
 @dataclass(frozen=True)
-class Looking:
+class InspectedDataset:
     """Result of a dataset inspection, with the number of cached images and the throughput."""
 
-    looks: DatasetInspection
-    num_remembered: int
+    inspections: DatasetInspection
+    num_cached: int
     images_per_s: float | None
 
 
 def inspect_dataset(
     paths: Sequence[str], *, workers: int | None, fresh: bool, reporter: Reporter
-) -> Looking:
+) -> InspectedDataset:
     """Inspect every image fully: from the inspection cache, or in worker processes.
 
     Args:
         workers: Number of worker processes; None uses all available CPUs.
         fresh: Whether to ignore cached inspections.
     """
-    looks = DatasetInspection.of(len(paths))
-    with InspectionCache() as remembered:
+    inspections = DatasetInspection.of(len(paths))
+    with InspectionCache() as cache:
         keys: list[bytes | None] = []
         unknown: list[int] = []
         for start in range(0, len(paths), _ASKED_AT_ONCE):
             some = [key_of_file(path) for path in paths[start : start + _ASKED_AT_ONCE]]
-            known = {} if fresh else remembered.find(some)
+            known = {} if fresh else cache.find(some)
             for at, key in enumerate(some, start=start):
-                look = known.get(key) if key is not None else None
-                if look is not None and look.decoded:
-                    looks.put(at, look)
+                inspection = known.get(key) if key is not None else None
+                if inspection is not None and inspection.decoded:
+                    inspections.put(at, inspection)
                 else:
                     unknown.append(at)
             keys += some
         begun = time.perf_counter()
-        new = _look_and_keep(paths, keys, unknown, workers or usable_cpus(), remembered)
+        new = _inspect_and_store(paths, keys, unknown, workers or available_cores(), cache)
         with closing(new):
-            for at, look in reporter.track(new, "check images", total=len(unknown)):
-                looks.put(at, look)
+            for at, inspection in reporter.track(new, "check images", total=len(unknown)):
+                inspections.put(at, inspection)
         elapsed_s = time.perf_counter() - begun
         if unknown:
-            remembered.forget_old()
-    return Looking(looks, len(paths) - len(unknown), len(unknown) / elapsed_s if unknown else None)
+            cache.forget_old()
+    return InspectedDataset(
+        inspections, len(paths) - len(unknown), len(unknown) / elapsed_s if unknown else None
+    )
 
 
-def _look_and_keep(
+def _inspect_and_store(
     paths: Sequence[str],
     keys: Sequence[bytes | None],
     unknown: Sequence[int],
     workers: int,
-    remembered: InspectionCache,
+    cache: InspectionCache,
 ) -> Generator[tuple[int, FileInspection], None, None]:
     """Yield new inspections and cache them at intervals, so that an interrupted check resumes."""
     new: list[tuple[bytes | None, FileInspection]] = []
     kept_at = time.monotonic()
     try:
-        for looked in inspect_all(paths, unknown, workers):
-            new += [(keys[at], look) for at, look in looked]
-            yield from looked
+        for batch in inspect_all(paths, unknown, workers):
+            new += [(keys[at], inspection) for at, inspection in batch]
+            yield from batch
             if time.monotonic() - kept_at > _KEEP_EVERY_S:
-                remembered.keep(new)
+                cache.keep(new)
                 new = []
                 kept_at = time.monotonic()
     finally:
-        remembered.keep(new)
+        cache.keep(new)

@@ -125,21 +125,21 @@ def without_warnings() -> None:
 
 
 def _look(file: BinaryIO, image: Image.Image, *, full: bool) -> FileInspection:
-    look = FileInspection(
+    inspection = FileInspection(
         format=image.format or "", mode=image.mode, width=image.width, height=image.height
     )
     refused = refusal(image.mode, image.width, image.height)
     if refused is not None:
         raise _BadFileError(refused)
     if not full and _ends_whole(file, image):
-        return look
+        return inspection
     try:
         image.load()
         if not full:
-            return look
+            return inspection
         photo = upright(image)
         return replace(
-            look,
+            inspection,
             decoded=True,
             width=photo.width,
             height=photo.height,

@@ -93,13 +93,13 @@ class InspectionCache:
             found.update((row[0], _look_of(row[2:])) for row in whole)
         return found
 
-    def keep(self, looks: Iterable[tuple[bytes | None, FileInspection]]) -> None:
+    def keep(self, inspections: Iterable[tuple[bytes | None, FileInspection]]) -> None:
         """Store inspections, except those whose result may differ another time."""
         today = int(time.time() // 86400)
         rows = [
-            (key, today, _checksum(key, row := _row_of(look)), *row)
-            for key, look in looks
-            if key is not None and look.lasting
+            (key, today, _checksum(key, row := _row_of(inspection)), *row)
+            for key, inspection in inspections
+            if key is not None and inspection.lasting
         ]
         if self._database is None or not rows:
             return
@@ -146,9 +146,9 @@ class InspectionCache:
         return database
 
 
-def _row_of(look: FileInspection) -> tuple[object, ...]:
-    phash = None if look.phash is None else look.phash.to_bytes(8, "big")
-    values = {**asdict(look), "decoded": int(look.decoded), "phash": phash}
+def _row_of(inspection: FileInspection) -> tuple[object, ...]:
+    phash = None if inspection.phash is None else inspection.phash.to_bytes(8, "big")
+    values = {**asdict(inspection), "decoded": int(inspection.decoded), "phash": phash}
     return tuple(values[name] for name in _COLUMNS)
 
 

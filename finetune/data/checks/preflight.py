@@ -64,19 +64,25 @@ def preflight_check(
     """
     start = time.perf_counter()
     paths = [str(path) for images in parts for path in images.paths]
-    looks, num_new = _looks(paths, reporter)
+    inspections, num_new = _inspections(paths, reporter)
     bad = sorted(
-        (Path(path), look.reason) for path, look in zip(paths, looks, strict=True) if look.reason
+        (Path(path), inspection.reason)
+        for path, inspection in zip(paths, inspections, strict=True)
+        if inspection.reason
     )
     elapsed_s = time.perf_counter() - start
-    faults = [path for path, look in zip(paths, looks, strict=True) if look.machine_fault]
+    faults = [
+        path
+        for path, inspection in zip(paths, inspections, strict=True)
+        if inspection.machine_fault
+    ]
     if faults:
         raise DataError(_machine_fault(faults, dict(bad), len(paths), base))
     if bad and on_unreadable == "fail":
         raise DataError(_refusal(bad, len(paths), base))
     kept = tuple(_without(images, {path for path, _ in bad}) for images in parts) if bad else parts
     _refuse_lost_classes(parts, kept)
-    copies = _copies(parts, looks)
+    copies = _copies(parts, inspections)
     facts = f"checked {len(paths):,} images, {num_new:,} of them new, in {elapsed_s:.2f} s: "
     if bad:
         facts += (
@@ -110,10 +116,14 @@ def dropping_unreadable(work: Callable[[int], T], *, on_unreadable: str, reporte
             suspects = {path for path, _ in error.found} - error.passing - known
             # A file that is completed during its inspection must get another key than the result.
             keys = {path: key_of_file(str(path)) for path in suspects}
-            looks = {path: inspect_file(str(path), full=True) for path in suspects}
-            broken = {path: look for path, look in looks.items() if look.reason and look.lasting}
-            with InspectionCache() as remembered:
-                remembered.keep((keys[path], look) for path, look in broken.items())
+            inspections = {path: inspect_file(str(path), full=True) for path in suspects}
+            broken = {
+                path: inspection
+                for path, inspection in inspections.items()
+                if inspection.reason and inspection.lasting
+            }
+            with InspectionCache() as cache:
+                cache.keep((keys[path], inspection) for path, inspection in broken.items())
             passing = error.passing | (suspects - broken.keys())
             if passing:
                 raise UnreadableError(error.found, passing=passing) from error
@@ -128,25 +138,27 @@ def known_contents(paths: Sequence[Path]) -> list[str]:
     """Return the content hash of each image in the inspection cache, else its path."""
     names = [str(path) for path in paths]
     keys = [key_of_file(name) for name in names]
-    with InspectionCache() as remembered:
-        known = remembered.find(keys)
-    looks = [known.get(key, FileInspection()) if key else FileInspection() for key in keys]
-    return [look.pixels.hex() or name for look, name in zip(looks, names, strict=True)]
+    with InspectionCache() as cache:
+        known = cache.find(keys)
+    inspections = [known.get(key, FileInspection()) if key else FileInspection() for key in keys]
+    return [
+        inspection.pixels.hex() or name for inspection, name in zip(inspections, names, strict=True)
+    ]
 
 
 def sizes_of(images: Images, most: int, reporter: Reporter) -> list[tuple[int, int]]:
     """Return width and height, from the file headers, of at most ``most`` sampled images."""
     number = min(most, len(images))
     paths = [str(images.paths[i * len(images) // number]) for i in range(number)]
-    looks, _ = _looks(paths, reporter)
-    return [(look.width, look.height) for look in looks]
+    inspections, _ = _inspections(paths, reporter)
+    return [(inspection.width, inspection.height) for inspection in inspections]
 
 
-def _looks(paths: Sequence[str], reporter: Reporter) -> tuple[list[FileInspection], int]:
+def _inspections(paths: Sequence[str], reporter: Reporter) -> tuple[list[FileInspection], int]:
     """Return the inspection of each file, and the number of new inspections."""
-    with InspectionCache() as remembered:
+    with InspectionCache() as cache:
         keys = [key_of_file(path) for path in paths]
-        known = remembered.find(keys)
+        known = cache.find(keys)
         new = [at for at, key in enumerate(keys) if key is None or key not in known]
         fresh: dict[int, FileInspection] = {}
         if len(new) <= _AT_ONCE:
@@ -154,15 +166,17 @@ def _looks(paths: Sequence[str], reporter: Reporter) -> tuple[list[FileInspectio
         else:
             looking = reporter.track(_in_threads(paths, new), "check images", total=len(new))
             fresh.update(looking)
-        for at, look in fresh.items():
-            if look.reason and not look.decoded:  # other threads may have used the memory
+        for at, inspection in fresh.items():
+            if (
+                inspection.reason and not inspection.decoded
+            ):  # other threads may have used the memory
                 fresh[at] = inspect_file(paths[at], full=True)
-        remembered.keep((keys[at], look) for at, look in fresh.items())
-    looks = [
+        cache.keep((keys[at], inspection) for at, inspection in fresh.items())
+    inspections = [
         fresh[at] if at in fresh else known[key]  # type: ignore[index]  # a file without a key is new
         for at, key in enumerate(keys)
     ]
-    return looks, len(new)
+    return inspections, len(new)
 
 
 def _in_threads(
@@ -226,9 +240,9 @@ def _refuse_lost_classes(before: Sequence[Images], after: Sequence[Images]) -> N
                 )
 
 
-def _copies(parts: Sequence[Images], looks: Sequence[FileInspection]) -> tuple[str, bool]:
+def _copies(parts: Sequence[Images], inspections: Sequence[FileInspection]) -> tuple[str, bool]:
     """Return what full inspections of all images show about copies, and whether to warn."""
-    if not all(look.decoded or look.reason for look in looks):
+    if not all(inspection.decoded or inspection.reason for inspection in inspections):
         return "; `finetune check-data` decodes them and looks for copies and wrong labels", False
     first: dict[bytes, tuple[int, int]] = {}
     conflicts: set[bytes] = set()
@@ -236,15 +250,15 @@ def _copies(parts: Sequence[Images], looks: Sequence[FileInspection]) -> tuple[s
     at = 0
     for part, images in enumerate(parts):
         for label in images.labels:
-            look = looks[at]
+            inspection = inspections[at]
             at += 1
-            if look.reason:
+            if inspection.reason:
                 continue
-            before = first.setdefault(look.pixels, (part, label))
+            before = first.setdefault(inspection.pixels, (part, label))
             if before[0] != part:
-                leaks.add(look.pixels)
+                leaks.add(inspection.pixels)
             if before[1] != label:
-                conflicts.add(look.pixels)
+                conflicts.add(inspection.pixels)
     if not conflicts and not leaks:
         return "; no copy lies in two classes or two splits", False
     return (

@@ -15,11 +15,13 @@ from finetune.data.images import shown
 from finetune.results.check import Finding
 
 
-def unreadable(survey: Survey, looks: DatasetInspection, config: DataConfig) -> Iterator[Finding]:
-    if not looks.reasons:
+def unreadable(
+    survey: Survey, inspections: DatasetInspection, config: DataConfig
+) -> Iterator[Finding]:
+    if not inspections.reasons:
         return
     skip = config.on_unreadable == "skip"
-    count = len(looks.reasons)
+    count = len(inspections.reasons)
     yield Finding(
         "unreadable",
         "warning" if skip else "error",
@@ -29,17 +31,19 @@ def unreadable(survey: Survey, looks: DatasetInspection, config: DataConfig) -> 
         count,
         tuple(
             f"{shown(survey.paths[at], survey.base)}: {reason}"
-            for at, reason in sorted(looks.reasons.items())[:MOST_EXAMPLES]
+            for at, reason in sorted(inspections.reasons.items())[:MOST_EXAMPLES]
         ),
     )
 
 
-def lost_classes(survey: Survey, looks: DatasetInspection, config: DataConfig) -> Iterator[Finding]:
+def lost_classes(
+    survey: Survey, inspections: DatasetInspection, config: DataConfig
+) -> Iterator[Finding]:
     """Yield findings on classes that have no images left after skipping unreadable files."""
     if config.on_unreadable != "skip":
         return
     had = Counter(zip(survey.split_of, survey.class_of, strict=True))
-    bad = Counter((survey.split_of[at], survey.class_of[at]) for at in looks.reasons)
+    bad = Counter((survey.split_of[at], survey.class_of[at]) for at in inspections.reasons)
     lost = sorted(place for place, count in bad.items() if count == had[place])
     if lost:
         yield Finding(

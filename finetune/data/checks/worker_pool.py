@@ -6,11 +6,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
-from pathlib import Path
 
 from finetune.core.errors import DataError
 from finetune.data.checks.inspect_file import FileInspection, inspect_file, without_warnings
@@ -18,11 +17,11 @@ from finetune.data.checks.inspect_file import FileInspection, inspect_file, with
 _FILES_AT_ONCE = 32
 _MOST_CRASHES_ON_END = 10
 
-Looked = list[tuple[int, FileInspection]]
-LookAtSome = Callable[[list[tuple[int, str]]], Looked]
+Inspected = list[tuple[int, FileInspection]]
+Inspect = Callable[[list[tuple[int, str]]], Inspected]
 
 
-def inspect_some(places: list[tuple[int, str]]) -> Looked:
+def inspect_some(places: list[tuple[int, str]]) -> Inspected:
     """Inspect files fully, in a worker process."""
     return [(at, inspect_file(path, full=True)) for at, path in places]
 
@@ -31,12 +30,12 @@ def inspect_all(
     paths: Sequence[str],
     positions: Sequence[int],
     workers: int,
-    look: LookAtSome = inspect_some,
-) -> Iterator[Looked]:
+    inspect: Inspect = inspect_some,
+) -> Iterator[Inspected]:
     """Yield full inspections of ``paths[position]`` for each position, in batches, unordered.
 
     If a worker dies (a decoder crashes, or the system is out of memory), the files in progress are
-    inspected one by one to find the cause.
+    inspected again one by one, so that the next crash names its file.
 
     Raises:
         DataError: Workers die on every file.
@@ -46,24 +45,22 @@ def inspect_all(
         for start in range(0, len(positions), _FILES_AT_ONCE)
     )
     while chunks:
-        suspects: list[list[int]] = []
-        yield from _look_until_broken(paths, chunks, workers, suspects, look)
-        yield from _look_one_by_one(paths, [at for chunk in suspects for at in chunk], look)
-
-
-def usable_cpus() -> int:
-    """Return the number of CPUs this process may use, by affinity and cgroup quota."""
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            count = min(count, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return max(1, count)
+        crashed = yield from _until_crash(paths, chunks, workers, 2 * workers, inspect)
+        alone = deque([at] for chunk in crashed for at in chunk)
+        crashes = 0
+        while alone:
+            before = len(alone)
+            crashed = yield from _until_crash(paths, alone, 1, 1, inspect)
+            for [at] in crashed:
+                crashes = crashes + 1 if before - len(alone) == 1 else 1
+                if crashes == _MOST_CRASHES_ON_END:
+                    raise DataError(
+                        f"{crashes} processes died one after the other, each on another file, the "
+                        f"last on {paths[at]}: this system does not let them run; "
+                        "is there enough memory?"
+                    )
+                reason = "the process that decoded it died; it may need more memory than there is"
+                yield [(at, FileInspection(reason=reason, decoded=True, lasting=False))]
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
@@ -85,60 +82,32 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _look_until_broken(
+def _until_crash(
     paths: Sequence[str],
     chunks: deque[list[int]],
     workers: int,
-    suspects: list[list[int]],
-    look: LookAtSome,
-) -> Iterator[Looked]:
-    """Process chunks until none is left or a worker dies; ``suspects`` are those in progress."""
+    most_pending: int,
+    inspect: Inspect,
+) -> Generator[Inspected, None, list[list[int]]]:
+    """Inspect chunks until none is left or a worker dies; return those that it left unfinished."""
     pool = _pool(min(workers, len(chunks)))
-    under_way: dict[Future[Looked], list[int]] = {}
+    pending: dict[Future[Inspected], list[int]] = {}
+    crashed: list[list[int]] = []
     try:
-        while chunks or under_way:
-            while chunks and len(under_way) < 2 * workers and not suspects:
+        while pending or (chunks and not crashed):
+            while chunks and len(pending) < most_pending and not crashed:
                 chunk = chunks.popleft()
                 try:
-                    under_way[pool.submit(look, [(at, paths[at]) for at in chunk])] = chunk
+                    pending[pool.submit(inspect, [(at, paths[at]) for at in chunk])] = chunk
                 except BrokenProcessPool:
-                    suspects.append(chunk)
-            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+                    crashed.append(chunk)
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
-                chunk = under_way.pop(future)
+                chunk = pending.pop(future)
                 if isinstance(future.exception(), BrokenProcessPool):
-                    suspects.append(chunk)
+                    crashed.append(chunk)
                 else:
                     yield future.result()
-            if suspects and not under_way:
-                return
+        return crashed
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _look_one_by_one(
-    paths: Sequence[str], suspects: Sequence[int], look: LookAtSome
-) -> Iterator[Looked]:
-    pool: ProcessPoolExecutor | None = None
-    crashes = 0
-    try:
-        for at in suspects:
-            pool = pool or _pool(1)
-            try:
-                yield pool.submit(look, [(at, paths[at])]).result()
-                crashes = 0
-            except BrokenProcessPool:
-                pool.shutdown(wait=True)
-                pool = None
-                crashes += 1
-                if crashes == _MOST_CRASHES_ON_END:
-                    raise DataError(
-                        f"{crashes} processes died one after the other, each on another file, the "
-                        f"last on {paths[at]}: this system does not let them run; "
-                        "is there enough memory?"
-                    ) from None
-                reason = "the process that decoded it died; it may need more memory than there is"
-                yield [(at, FileInspection(reason=reason, decoded=True, lasting=False))]
-    finally:
-        if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)

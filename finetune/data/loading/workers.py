@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from finetune.core.cores import available_cores
 from finetune.core.errors import DataError
 from finetune.core.signals import asked, without_word_of_dead_workers
-from finetune.core.threads import available_cores
 from finetune.data.images import Images
 
 _Batch = TypeVar("_Batch")

@@ -306,13 +306,13 @@ def _mistakes_text(facts: Facts) -> str:
     shown = len(facts.mistakes)
     which = "all" if shown == facts.num_mistakes else f"{shown:,}, the worst and some of every pair"
     heat = any(picture.heat for picture in facts.mistakes)
-    looks = (
+    heat_note = (
         " Beside a photo stands where the network looks: what spoke for the class that it named "
         "(Grad-CAM, Selvaraju et al. 2017), bright where it counted most."
     )
     return (
         f"Of {plural(facts.num_mistakes, 'mistake')} {which}; the highest loss first."
-        f"{looks if heat else ''}"
+        f"{heat_note if heat else ''}"
     )
 
 

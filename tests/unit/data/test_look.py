@@ -21,6 +21,7 @@ from helpers.broken_files import BROKEN, ODD_NAMES, cut, damage, picture, save
 from helpers.deadly_worker import deadly
 from PIL import Image
 
+from finetune.core.cores import available_cores
 from finetune.core.errors import DataError
 from finetune.data import image_ops
 from finetune.data.checks.inspect_file import FileInspection, inspect_file
@@ -30,7 +31,7 @@ from finetune.data.checks.inspection_cache import (
     key_of_file,
 )
 from finetune.data.checks.near_duplicates import near_pairs
-from finetune.data.checks.worker_pool import inspect_all, usable_cpus
+from finetune.data.checks.worker_pool import inspect_all
 from finetune.data.quiet_decoding import warnings_ignored
 
 Make = Callable[[Path], Path]
@@ -408,7 +409,7 @@ def test_workers_that_always_die_are_an_error(
 
 
 def test_at_least_one_processor_is_used() -> None:
-    assert 1 <= usable_cpus() <= (os.cpu_count() or 1)
+    assert 1 <= available_cores() <= (os.cpu_count() or 1)
 
 
 # Near pairs

@@ -201,7 +201,7 @@ def test_letters_and_digits_are_not_mirrored() -> None:
 @pytest.mark.parametrize("num_train", [400, 6_000])
 @pytest.mark.parametrize("model", ["resnet18", "alexnet", "vgg11", "swin_t"])
 def test_auto_gives_what_init_writes_down(model: str, num_train: int) -> None:
-    glance = DatasetSummary(
+    summary = DatasetSummary(
         root="photos",
         num_train=num_train,
         num_val=100,
@@ -211,7 +211,7 @@ def test_auto_gives_what_init_writes_down(model: str, num_train: int) -> None:
         median_size=(640, 480),
         median_aspect=1.33,
     )
-    text = init(glance, model=model, weights="none").config
+    text = init(summary, model=model, weights="none").config
     written = Config.model_validate({**yaml_loader.parse(text).value, "output_dir": "x"})
     config = config_of(model, freeze={"patterns": list(written.freeze.patterns)})
     after = resolved(config, num_train)

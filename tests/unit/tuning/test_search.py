@@ -55,8 +55,8 @@ def data_of(config: Config) -> TrainVal:
 
 def ground_of(config: Config) -> CrossValidation:
     stage_setup = prepare_single_stage(config, SilentReporter(), what="test")
-    folds = search_module._folds(stage_setup.config, stage_setup.data)
-    return search_module._ground(stage_setup, folds, SilentReporter())
+    folds = search_module.folds_of(stage_setup.config, stage_setup.data)
+    return search_module._cross_validation(stage_setup, folds, SilentReporter())
 
 
 # What is refused, and when
@@ -143,11 +143,11 @@ def test_auto_makes_as_many_folds_as_the_groups_give(make: Make, groups: int, co
     names = tuple(f"person {path.stem[-1:]}" for path in train.paths)
     people = tuple(f"person {int(name[-1]) % groups}" for name in names)
     some = replace(data, train=replace(train, groups=people))
-    assert len(search_module._folds(config, some)) == count
+    assert len(search_module.folds_of(config, some)) == count
     told = make(tune={"folds": 5})
     if count < 5:
         with pytest.raises(DataError, match=r"folds at most, not 5"):
-            search_module._folds(told, some)
+            search_module.folds_of(told, some)
 
 
 def test_copies_that_are_known_lie_on_one_side_of_each_fold(make: Make, photos: Path) -> None:
@@ -161,7 +161,7 @@ def test_copies_that_are_known_lie_on_one_side_of_each_fold(make: Make, photos: 
         remembered.keep(
             (key_of_file(str(path)), inspect_file(str(path), full=True)) for path in paths
         )
-    folds = search_module._folds(config, data_of(config))
+    folds = search_module.folds_of(config, data_of(config))
     assert sorted(at for fold in folds for at in fold.held_out) == list(range(len(paths)))
     for name in ("0", "1", "2"):
         mine = {
@@ -177,11 +177,11 @@ def test_with_balanced_weights_each_fold_has_its_own(make: Make, photos: Path) -
     for name in ("0", "1", "2", "3"):
         (photos / "train" / "class_0" / f"{name}.png").unlink()
     config = make(data={"balance": "weights"}, tune={**BRIEF, "folds": 3})
-    ground = ground_of(config)
-    found = [fold.class_weights() for fold in ground.rounds()]
-    for fold, weights in zip(ground.folds, found, strict=True):
-        assert weights == class_weights(ground.train.subset(fold.train).counts())
-    assert class_weights(ground.train.counts()) not in found
+    cv = ground_of(config)
+    found = [fold.class_weights() for fold in cv.fold_data()]
+    for fold, weights in zip(cv.folds, found, strict=True):
+        assert weights == class_weights(cv.train.subset(fold.train).counts())
+    assert class_weights(cv.train.counts()) not in found
     weighted = search(config, SearchOptions(), reporter=SilentReporter())
     plain = search(make(tune={**BRIEF, "folds": 3}), SearchOptions(), reporter=SilentReporter())
     assert {t.number: t.loss for t in plain.trials} != {t.number: t.loss for t in weighted.trials}
@@ -190,8 +190,8 @@ def test_with_balanced_weights_each_fold_has_its_own(make: Make, photos: Path) -
 def test_held_out_images_are_judged_without_augmentation(make: Make) -> None:
     config = make(augment={"policy": "crop_flip", "views": 3})
     stage_setup = prepare_single_stage(config, SilentReporter(), what="test")
-    folds = search_module._folds(stage_setup.config, stage_setup.data)
-    ground = search_module._ground(stage_setup, folds, SilentReporter())
+    folds = search_module.folds_of(stage_setup.config, stage_setup.data)
+    cv = search_module._cross_validation(stage_setup, folds, SilentReporter())
 
     def features(views: Views, positions: tuple[int, ...]) -> torch.Tensor:
         source = make_source(
@@ -207,7 +207,7 @@ def test_held_out_images_are_judged_without_augmentation(make: Make) -> None:
         return torch.cat([batch for batch, _ in source.epoch()])  # type: ignore[misc]
 
     drawn = Views.of("crop_flip", bound=3)
-    for fold, judged in zip(folds, ground.rounds(), strict=True):
+    for fold, judged in zip(folds, cv.fold_data(), strict=True):
         seen = torch.cat([batch for batch, _ in judged.held_out.epoch()])  # type: ignore[misc]
         # Batches of other sizes round otherwise.
         alike = partial(torch.allclose, seen, rtol=1e-3, atol=1e-10)
@@ -288,13 +288,13 @@ def test_heads_on_several_cores_score_what_they_score_on_one(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[int] = []
-    beside = parallel_trials._beside_each_other
+    beside = parallel_trials.run_in_parallel
 
     def counted(works: Sequence[Iterator[object]], number: int) -> Iterator[None]:
         threads.append(number)
         return beside(works, number)
 
-    monkeypatch.setattr(parallel_trials, "_beside_each_other", counted)
+    monkeypatch.setattr(parallel_trials, "run_in_parallel", counted)
     config = make(model={"name": "mobilenet_v2"}, tune={**BRIEF, "trials": 4})
     one = search(config, SearchOptions(), reporter=SilentReporter())
     monkeypatch.setattr(parallel_trials, "WORTH_SHARING", 0)

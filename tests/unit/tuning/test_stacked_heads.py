@@ -20,7 +20,7 @@ from finetune.training.loss import LossConfig
 from finetune.training.lr_schedulers import build_schedule
 from finetune.training.optimizers import build_optimizer
 from finetune.training.step import StepConfig
-from finetune.tuning.parallel_trials import _beside_each_other
+from finetune.tuning.parallel_trials import run_in_parallel
 from finetune.tuning.shared_dropout import SharedDropout, share_dropout
 from finetune.tuning.stacked_heads import lone_head, score_heads, train_heads
 from finetune.tuning.stacked_optimizers import HeadSettings
@@ -273,7 +273,7 @@ def counting(number: int, seen: list[int]) -> Iterator[None]:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_what_runs_beside_each_other_runs_to_its_end(threads: int) -> None:
     seen: list[int] = []
-    steps = _beside_each_other([counting(3, seen), counting(5, seen)], threads)
+    steps = run_in_parallel([counting(3, seen), counting(5, seen)], threads)
     assert len(list(steps)) == 8
     assert sorted(seen) == [3] * 3 + [5] * 5
 
@@ -289,7 +289,7 @@ def test_an_error_in_one_ends_all_and_is_raised() -> None:
             yield
 
     with pytest.raises(ValueError, match="broken"):
-        for _ in _beside_each_other([failing(), endless(threading.Event())], 2):
+        for _ in run_in_parallel([failing(), endless(threading.Event())], 2):
             pass
 
 
@@ -301,7 +301,7 @@ def test_an_interruption_ends_what_runs() -> None:
             started.set()
             yield
 
-    steps = _beside_each_other([endless()], 1)
+    steps = run_in_parallel([endless()], 1)
     next(steps)
     steps.close()  # returns: the thread has ended
     assert started.is_set()
