@@ -87,8 +87,8 @@ def try_heads(
     )
     for _ in reporter.track(steps, "search, steps", total=total):
         pass
-    numbers = range(len(cv.fold_data()))
-    return [[scores[at, number] for number in numbers] for at in range(len(settings))]
+    all_folds = range(len(cv.fold_data()))
+    return [[scores[at, number] for number in all_folds] for at in range(len(settings))]
 
 
 def _pieces(settings: Sequence[Settings], *, at_once: int) -> list[_Piece]:
