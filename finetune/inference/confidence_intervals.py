@@ -1,16 +1,18 @@
-"""Confidence intervals of metrics, and a paired significance test; needs only numpy."""
+"""Confidence intervals, metrics of weighted images, and a paired significance test."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune.results.evaluation import Interval
+from finetune.training.metrics import balanced_accuracy, macro_f1
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
@@ -143,59 +145,95 @@ def _figures(sample: Sample) -> dict[str, Callable[[Floats], float]]:
     def mean(values: Floats) -> Callable[[Floats], float]:
         return lambda weights: float(weights @ values / weights.sum())
 
-    def balanced_accuracy(weights: Floats) -> float:
-        counts = np.bincount(sample.true, weights, classes)
-        hits = np.bincount(sample.true, weights * correct, classes)
-        present = counts > 0
-        return float((hits[present] / counts[present]).mean())
+    def by_class(of: Ints, weights: Floats) -> list[float]:
+        sums: list[float] = np.bincount(of, weights, classes).tolist()
+        return sums
 
-    def macro_f1(weights: Floats) -> float:
-        counts = np.bincount(sample.true, weights, classes)
-        named = np.bincount(sample.predicted, weights, classes)
-        hits = np.bincount(sample.true, weights * correct, classes)
-        present = counts + named > 0
-        return float((2 * hits[present] / (counts + named)[present]).mean())
+    def balanced(weights: Floats) -> float:
+        hits = by_class(sample.true, weights * correct)
+        return balanced_accuracy(hits, by_class(sample.true, weights))
 
-    def calibration_error(weights: Floats) -> float:
-        gaps = np.bincount(sample.bins, weights * sample.gap)
-        return float(np.abs(gaps).sum() / weights.sum())
+    def f1(weights: Floats) -> float:
+        hits = by_class(sample.true, weights * correct)
+        predicted = by_class(sample.predicted, weights)
+        return macro_f1(hits, by_class(sample.true, weights), predicted)
 
-    figures = {
+    figures: dict[str, Callable[[Floats], float]] = {
         "top1": mean(correct),
-        "balanced_accuracy": balanced_accuracy,
-        "macro_f1": macro_f1,
+        "balanced_accuracy": balanced,
+        "macro_f1": f1,
         "loss": mean(sample.loss),
-        "calibration_error": calibration_error,
+        "calibration_error": partial(calibration_error, sample.bins, sample.gap),
     }
     if sample.in_top5 is not None:
         figures["top5"] = mean(sample.in_top5)
     if sample.scores is not None and sample.scores.size <= MOST_SCORES:
-        figures["auroc"] = _auroc(sample.scores, sample.true)
+        rankings = [
+            _Ranking.of(sample.scores[:, label], sample.true == label) for label in range(classes)
+        ]
+        figures["auroc"] = lambda weights: _mean_known(one.area(weights) for one in rankings)
     return figures
 
 
-def _auroc(scores: Floats, true: Ints) -> Callable[[Floats], float]:
-    """Return the mean AUROC over classes as a function of the image weights ``(N,)``.
-
-    The area is the probability that an image of the class scores above an image of another class,
-    where ties count half (Mann and Whitney 1947).
+def calibration_error(bins: Ints, gap: Floats, weights: Floats) -> float:
+    """Expected calibration error (Guo et al. 2017); arguments as in `Sample`, with image weights
+    ``(N,)``.
     """
-    sorted_classes = []
-    for label in range(scores.shape[1]):
-        order = np.argsort(scores[:, label], kind="stable")
-        ranked = scores[order, label]
+    gaps = np.bincount(bins, weights * gap)
+    return float(np.abs(gaps).sum() / weights.sum())
+
+
+def auroc(scores: Floats, true: Ints) -> float:
+    """Mean one-vs-rest AUROC over the classes that some, but not all, images belong to; else NaN.
+
+    Args:
+        scores: Probabilities ``(N, classes)``.
+        true: True class index of each image ``(N,)``.
+    """
+    weights = np.ones(len(true))
+    return _mean_known(
+        _Ranking.of(scores[:, label], true == label).area(weights)
+        for label in range(scores.shape[1])
+    )
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """Images in ascending order of one class's score.
+
+    Attributes:
+        order: Indices of the images.
+        starts: Positions in the order at which another score begins.
+        inside: 1.0 for images of the class, in this order.
+    """
+
+    order: Ints
+    starts: Ints
+    inside: Floats
+
+    @classmethod
+    def of(cls, scores: Floats, inside: NDArray[np.bool_]) -> _Ranking:
+        """Rank images by scores ``(N,)``."""
+        order = np.argsort(scores, kind="stable")
+        ranked = scores[order]
         starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-        sorted_classes.append((order, starts, (true == label)[order].astype(np.float64)))
+        return cls(order, starts, inside[order].astype(np.float64))
 
-    def area(weights: Floats) -> float:
-        areas = []
-        for order, starts, inside in sorted_classes:
-            ours, others = weights[order] * inside, weights[order] * (1 - inside)
-            if not ours.any() or not others.any():
-                continue
-            ours, others = np.add.reduceat(ours, starts), np.add.reduceat(others, starts)
-            below = np.cumsum(others) - others
-            areas.append(float(ours @ (below + others / 2) / (ours.sum() * others.sum())))
-        return sum(areas) / len(areas) if areas else math.nan
+    def area(self, weights: Floats) -> float:
+        """Return the probability that an image of the class scores above an image of another class,
+        where ties count half (Mann and Whitney 1947); NaN without images of both kinds.
 
-    return area
+        Args:
+            weights: Weight of each image ``(N,)``.
+        """
+        ours, others = weights[self.order] * self.inside, weights[self.order] * (1 - self.inside)
+        if not ours.any() or not others.any():
+            return math.nan
+        ours, others = np.add.reduceat(ours, self.starts), np.add.reduceat(others, self.starts)
+        below = np.cumsum(others) - others
+        return float(ours @ (below + others / 2) / (ours.sum() * others.sum()))
+
+
+def _mean_known(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

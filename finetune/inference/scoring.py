@@ -6,12 +6,11 @@ logits have been computed. ``train`` never imports it; it uses `finetune.trainin
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,8 +19,12 @@ from finetune.inference.confidence_intervals import (
     FEWEST_GROUPS,
     MOST_IMAGES,
     MOST_SCORES,
+    Floats,
+    Ints,
     Sample,
+    auroc,
     bootstrap,
+    calibration_error,
     wilson,
 )
 from finetune.results.evaluation import Bin, Calibration, ClassScore, ConfusedPair, Interval, Macro
@@ -97,7 +100,7 @@ def score(
     losses = F.cross_entropy(
         logits if temperature is None else logits / temperature, labels, reduction="none"
     )
-    error = _calibration_error(shares, labels, classes)
+    error = _calibration_error(shares, labels)
     plain = None if temperature is None else probabilities(logits, None)
     num_groups = len(set(groups))
     per_class = _per_class(class_names, matrix, precision, f1)
@@ -106,17 +109,17 @@ def score(
         per_class = tuple(replace(row, interval=None) for row in per_class)
     else:
         intervals = _intervals(logits, labels, shares, groups)
-    auroc = _auroc(shares, labels, classes)
+    area = _auroc(shares, labels)
     return Scored(
         probabilities=shares,
         losses=losses,
         macro=Macro(*(float(row[there].double().mean()) for row in (precision, recall, f1))),
-        auroc=auroc,
+        auroc=area,
         calibration=Calibration(
             error=error,
             bins=_bins(shares, labels),
             temperature=1.0 if temperature is None else temperature,
-            error_before=None if plain is None else _calibration_error(plain, labels, classes),
+            error_before=None if plain is None else _calibration_error(plain, labels),
             loss=float(losses.double().mean()),
             fitted=fitted,
         ),
@@ -125,7 +128,7 @@ def score(
         confusion=tuple(map(tuple, matrix.tolist())) if classes <= MOST_CLASSES_IN_MATRIX else None,
         intervals=intervals,
         interval_method=_method(
-            len(labels), classes, intervals, num_groups=num_groups, has_auroc=auroc is not None
+            len(labels), classes, intervals, num_groups=num_groups, has_auroc=area is not None
         ),
     )
 
@@ -159,26 +162,24 @@ def _confused(names: Sequence[str], matrix: Tensor) -> tuple[ConfusedPair, ...]:
     return tuple(ConfusedPair(names[t], names[p], n, n / counts[t]) for n, t, p in cells)
 
 
-def _auroc(shares: Tensor, labels: Tensor, classes: int) -> float | None:
-    """Mean one-vs-rest AUROC over the classes for which it is defined; None if there is none."""
-    from torchmetrics.functional import classification as tm
-
+def _auroc(shares: Tensor, labels: Tensor) -> float | None:
+    """AUROC; None if it is defined for no class, or would take too long."""
     if shares.numel() > MOST_FOR_AUROC:
         return None
-    counts = torch.bincount(labels, minlength=classes)
-    both = (counts > 0) & (counts < len(labels))
-    if not both.any():
-        return None
-    with warnings.catch_warnings():  # for classes without images, which are excluded
-        warnings.simplefilter("ignore")
-        areas = tm.multiclass_auroc(shares, labels, classes, average="none")
-    return float(areas[both].double().mean())
+    area = auroc(shares.double().numpy(), labels.numpy())
+    return None if math.isnan(area) else area
 
 
-def _calibration_error(shares: Tensor, labels: Tensor, classes: int) -> float:
-    from torchmetrics.functional import classification as tm
+def _calibration_error(shares: Tensor, labels: Tensor) -> float:
+    bins, gap = _calibration_of(shares, labels)
+    return calibration_error(bins, gap, np.ones(len(labels)))
 
-    return float(tm.multiclass_calibration_error(shares, labels, classes, n_bins=BINS, norm="l1"))
+
+def _calibration_of(shares: Tensor, labels: Tensor) -> tuple[Ints, Floats]:
+    """Return the calibration bin and the gap of each image, as in `Sample`."""
+    confidence, predicted = shares.max(dim=1)
+    gap = confidence.double() - (predicted == labels).double()
+    return _bin_of(confidence).numpy(), gap.numpy()
 
 
 def _bin_of(confidence: Tensor) -> Tensor:
@@ -215,7 +216,7 @@ def _intervals(
     classes = logits.shape[1]
     predicted = logits.argmax(dim=1)
     right = predicted == labels
-    confidence = shares.max(dim=1).values
+    bins, gap = _calibration_of(shares, labels)
     in_top5 = None
     if classes >= TOP5_FROM:
         in_top5 = (logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1)
@@ -225,8 +226,8 @@ def _intervals(
         num_classes=classes,
         loss=F.cross_entropy(logits, labels, reduction="none").double().numpy(),
         in_top5=None if in_top5 is None else in_top5.double().numpy(),
-        bins=_bin_of(confidence).numpy(),
-        gap=(confidence.double() - right.double()).numpy(),
+        bins=bins,
+        gap=gap,
         scores=shares.double().numpy(),
         groups=np.unique(np.array(groups), return_inverse=True)[1] if groups else None,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,36 @@ from torch import Tensor
 
 TOP5_FROM = 6
 """Smallest number of classes for which top-5 accuracy is reported; with five it is always 1."""
+
+
+def balanced_accuracy(correct: Sequence[float], counts: Sequence[float]) -> float:
+    """Mean recall over the classes that have samples.
+
+    Args:
+        correct, counts: Numbers, or sums of weights, of correct and of all samples by class.
+    """
+    return _mean_ratio(correct, counts)
+
+
+def macro_f1(
+    correct: Sequence[float], counts: Sequence[float], predicted: Sequence[float]
+) -> float:
+    """Mean of 2 TP / (2 TP + FP + FN) over the classes that occur or were predicted.
+
+    This is the definition of torchmetrics.
+
+    Args:
+        correct, counts: As in `balanced_accuracy`.
+        predicted: Numbers, or sums of weights, of the samples predicted to be of each class.
+    """
+    both = [count + named for count, named in zip(counts, predicted, strict=True)]
+    return _mean_ratio([2 * hits for hits in correct], both)
+
+
+def _mean_ratio(parts: Sequence[float], wholes: Sequence[float]) -> float:
+    """Mean of part / whole over the classes whose whole is not 0."""
+    ratios = [part / whole for part, whole in zip(parts, wholes, strict=True) if whole]
+    return sum(ratios) / len(ratios)
 
 
 class Meter:
@@ -99,22 +129,12 @@ class Meter:
     @property
     def balanced_accuracy(self) -> float:
         """Mean recall over the classes that have samples."""
-        shares = [correct / count for correct, count in self.per_class() if count]
-        return sum(shares) / len(shares)
+        return balanced_accuracy(self._correct.tolist(), self._count.tolist())
 
     @property
     def macro_f1(self) -> float:
-        """Mean of 2 TP / (2 TP + FP + FN) over the classes that occur or were predicted.
-
-        This is the definition of torchmetrics.
-        """
-        answered: list[int] = self._answered.tolist()
-        pairs = [
-            (2 * correct, count + named)
-            for (correct, count), named in zip(self.per_class(), answered, strict=True)
-            if count + named
-        ]
-        return sum(twice / both for twice, both in pairs) / len(pairs)
+        """Mean F1 over the classes that occur or were predicted."""
+        return macro_f1(self._correct.tolist(), self._count.tolist(), self._answered.tolist())
 
     def per_class(self) -> list[tuple[int, int]]:
         """Return the numbers of correct and of all samples of each class."""

@@ -24,6 +24,7 @@ from finetune.freezing.graph_split import Features, TrainablePart
 from finetune.models.norm_layers import keeps_statistics
 from finetune.results.tuning import FoldScore
 from finetune.training.loss import mean_over_images, weights_on
+from finetune.training.metrics import balanced_accuracy, macro_f1
 from finetune.tuning.shared_dropout import SharedDropout
 from finetune.tuning.stacked_optimizers import HeadSettings, StackedOptimizer, rows_of
 
@@ -213,9 +214,15 @@ def score_heads(heads: StackedHeads, batches: Iterable[FeatureBatch]) -> list[Fo
         losses = F.cross_entropy(logits.transpose(1, 2), every, reduction="none")
         loss += losses.sum(dim=0, dtype=precise)
     number = int(counts.sum())
-    top1 = (hits.sum(dim=0) / number).tolist()
-    balanced = (hits / counts[:, None])[counts > 0].mean(dim=0).tolist()
-    there = counts[:, None] + answers
-    f1 = (2 * hits / there).nan_to_num().sum(dim=0) / (there > 0).sum(dim=0)
-    figures = (top1, balanced, f1.tolist(), (loss / number).tolist())
-    return [FoldScore(number, *scores) for scores in zip(*figures, strict=True)]
+    return [
+        FoldScore(
+            num_images=number,
+            top1=sum(correct) / number,
+            balanced_accuracy=balanced_accuracy(correct, counts.tolist()),
+            macro_f1=macro_f1(correct, counts.tolist(), predicted),
+            loss=total / number,
+        )
+        for correct, predicted, total in zip(
+            hits.T.tolist(), answers.T.tolist(), loss.tolist(), strict=True
+        )
+    ]

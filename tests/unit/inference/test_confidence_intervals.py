@@ -12,8 +12,8 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from finetune.inference.confidence_intervals import (
     Sample,
-    _auroc,
     _figures,
+    auroc,
     bootstrap,
     holm,
     mcnemar,
@@ -89,7 +89,7 @@ def test_resampled_figures_are_those_of_the_images_that_were_drawn() -> None:
 def test_the_auroc_counts_ties_as_half() -> None:
     scores = np.round(noisy(80).scores, 1)
     true = noisy(80).true
-    ours = _auroc(scores, true)(np.ones(80))
+    ours = auroc(scores, true)
     expected = [roc_auc_score(true == label, scores[:, label]) for label in range(3)]
     assert ours == pytest.approx(np.mean(expected))
 
