@@ -10,7 +10,7 @@ from finetune.core.memory import steps_of
 from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.loading.class_weights import class_weights
 from finetune.data.loading.sampler import batch_sizes
-from finetune.freezing.freeze_report import make_freeze_report, totals_of
+from finetune.freezing.freeze_report import make_freeze_report
 from finetune.freezing.lora import plain_state
 from finetune.results.freeze import FreezeReport
 from finetune.results.train import DryRun, PlannedStage
@@ -18,6 +18,7 @@ from finetune.training.prepare_stage import (
     CarriedState,
     StageSetup,
     prepare_stage,
+    run_facts,
     stage_facts,
     training_views,
 )
@@ -46,23 +47,12 @@ def dry_run(config: Config, *, overwrite: bool = False, reporter: Reporter | Non
         stages.append(stage)
         carried = CarriedState(plain_state(stage_setup.model), stage_setup.config.stages)
     plan, data, resolved = stage_setup.plan, stage_setup.data, stage_setup.config
-    totals = totals_of(reports)
     sizes = batch_sizes(len(data.train), resolved.data.batch_size, join_last_of_one=True)
     return DryRun(
+        **vars(run_facts(stage_setup, reports)),
         dry_run=True,
-        run_dir=resolved.output_dir,
-        model=plan.spec.name,
-        weights=plan.spec.weights,
-        head=plan.spec.family.head,
         device=stage_setup.engine.device.type,
-        class_names=data.train.class_names,
-        num_train=len(data.train),
-        num_val=len(data.val),
         batches_per_epoch=len(sizes),
-        trainable_parameters=totals.trainable + max(it.adapters.parameters for it in reports),
-        frozen_parameters=totals.frozen,
-        trainable_tensors=totals.trainable_tensors + max(2 * it.adapters.weights for it in reports),
-        frozen_tensors=totals.frozen_tensors,
         frozen_hashed=hashed[0],
         predicted=stages[0].predicted,
         stages=tuple(stages),

@@ -21,7 +21,7 @@ from finetune.core.memory import peak_memory_mib, steps_of
 from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.checks.preflight import dropping_unreadable
 from finetune.data.images import below
-from finetune.freezing.freeze_report import make_freeze_report, staged_report, totals_of
+from finetune.freezing.freeze_report import make_freeze_report, staged_report
 from finetune.freezing.frozen_hashes import FrozenHashes
 from finetune.report.freeze_report import render_freeze_report
 from finetune.report.json_text import to_json
@@ -35,6 +35,7 @@ from finetune.training.prepare_stage import (
     StageSetup,
     feature_batches_of,
     prepare_stage,
+    run_facts,
     stage_facts,
 )
 from finetune.training.resume import ResumePoint, find_resume_point, resume_command
@@ -330,16 +331,8 @@ def _summary(stage: _TrainedStage, elapsed_s: float) -> TrainSummary:
         f"finetune eval --checkpoint {checkpoint}",
         f"finetune report {shlex.quote(folder)}",
     )
-    totals = totals_of(stage.reports)
-    adapters = max((report.adapters for report in stage.reports), key=lambda it: it.parameters)
     return TrainSummary(
-        run_dir=folder,
-        model=stage_setup.plan.spec.name,
-        weights=stage_setup.plan.spec.weights,
-        head=stage_setup.plan.spec.family.head,
-        class_names=stage_setup.data.train.class_names,
-        num_train=len(stage_setup.data.train),
-        num_val=len(stage_setup.data.val),
+        **vars(run_facts(stage_setup, stage.reports)),
         epochs=sum(one.epochs for one in past.stages),
         last_epoch=trained.last.trained.epoch,
         stopped=past.stages[-1].stopped,
@@ -347,13 +340,9 @@ def _summary(stage: _TrainedStage, elapsed_s: float) -> TrainSummary:
         best_epoch=trained.best.trained.epoch if trained.best.val else None,
         val=_scores(trained.best.val),
         last=_scores(trained.last.val),
-        trainable_parameters=totals.trainable + adapters.parameters,
-        frozen_parameters=totals.frozen,
-        trainable_tensors=totals.trainable_tensors + 2 * adapters.weights,
-        frozen_tensors=totals.frozen_tensors,
         frozen_verified=stage.verified.count,
         exempt=tuple(dict.fromkeys(name for one in past.stages for name in one.exempt)),
-        adapted=adapters.weights,
+        adapted=max((it.adapters for it in stage.reports), key=lambda it: it.parameters).weights,
         resumed_at=past.resumed_at,
         stages=past.stages,
         elapsed_s=elapsed_s,

@@ -34,7 +34,33 @@ class PredictedTime:
 
 
 @dataclass(frozen=True)
-class StageFacts:
+class ParameterCounts:
+    """Numbers of parameters and of tensors, those of adapters included.
+
+    Those of a run are trainable if they train in at least one of its stages.
+    """
+
+    trainable_parameters: int
+    frozen_parameters: int
+    trainable_tensors: int
+    frozen_tensors: int
+
+
+@dataclass(frozen=True)
+class RunFacts(ParameterCounts):
+    """Facts about a run that are known before its first step."""
+
+    run_dir: str
+    model: str
+    weights: str
+    head: str
+    class_names: tuple[str, ...]
+    num_train: int
+    num_val: int
+
+
+@dataclass(frozen=True)
+class StageFacts(ParameterCounts):
     """Facts about a stage that are known before it trains.
 
     Attributes:
@@ -50,10 +76,6 @@ class StageFacts:
     norm_stats: str
     optimizer: str
     lr: float
-    trainable_parameters: int
-    frozen_parameters: int
-    trainable_tensors: int
-    frozen_tensors: int
     cut_after: str | None
     forward_once: float
 
@@ -108,7 +130,7 @@ MONITORED = {
 
 
 @dataclass(frozen=True)
-class TrainSummary:
+class TrainSummary(RunFacts):
     """Summary of a training run.
 
     Attributes:
@@ -118,8 +140,6 @@ class TrainSummary:
         best_epoch, val: Best epoch and its metrics; None without validation.
         last: Metrics of the last epoch; None without validation.
         stopped: Reason for ending before ``epochs``; None if training did not.
-        trainable_parameters, frozen_parameters: Number of parameters trained in at least one stage,
-            and in none.
         frozen_verified: Number of tensors and buffers whose SHA-256 in the saved checkpoints equals
             the one taken before the first forward pass.
         exempt: Buffers that ``freeze.norm_stats: update`` allowed to change.
@@ -128,13 +148,6 @@ class TrainSummary:
         elapsed_s: Time of all processes of the run together, in seconds.
     """
 
-    run_dir: str
-    model: str
-    weights: str
-    head: str
-    class_names: tuple[str, ...]
-    num_train: int
-    num_val: int
     epochs: int
     last_epoch: int
     stopped: str | None
@@ -142,10 +155,6 @@ class TrainSummary:
     best_epoch: int | None
     val: Scores | None
     last: Scores | None
-    trainable_parameters: int
-    frozen_parameters: int
-    trainable_tensors: int
-    frozen_tensors: int
     frozen_verified: int
     exempt: tuple[str, ...]
     adapted: int
@@ -158,26 +167,12 @@ class TrainSummary:
 
 
 @dataclass(frozen=True)
-class DryRun:
-    """Result of ``train --dry-run``: everything a run determines before its first step.
-
-    Trainable parameters are those trained in at least one stage, frozen ones those trained in none.
-    """
+class DryRun(RunFacts):
+    """Result of ``train --dry-run``: everything a run determines before its first step."""
 
     dry_run: bool
-    run_dir: str
-    model: str
-    weights: str
-    head: str
     device: str
-    class_names: tuple[str, ...]
-    num_train: int
-    num_val: int
     batches_per_epoch: int
-    trainable_parameters: int
-    frozen_parameters: int
-    trainable_tensors: int
-    frozen_tensors: int
     frozen_hashed: int
     predicted: PredictedTime
     """Predicted time of the first stage."""

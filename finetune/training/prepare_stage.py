@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from finetune.data.loading.views import Views
 from finetune.data.loading.workers import resolve_workers
 from finetune.features.engine import Engine, build_engine, make_source, resolve_cache
 from finetune.features.source import FeatureBatches
+from finetune.freezing.freeze_report import totals_of
 from finetune.freezing.frozen_hashes import FrozenHashes, hash_frozen
 from finetune.freezing.lora import attach, named_trainable
 from finetune.freezing.plan import Plan, apply_freeze, resolve_config, resolve_policy
@@ -30,7 +31,7 @@ from finetune.freezing.train_mode import set_train_mode
 from finetune.models.build import build_untrained, rebuild
 from finetune.models.pretrained import copy_head_rows, load_pretrained
 from finetune.results.freeze import FreezeReport
-from finetune.results.train import StageFacts
+from finetune.results.train import ParameterCounts, RunFacts, StageFacts
 from finetune.training.loss import LossConfig
 from finetune.training.optimizers import build_optimizer
 from finetune.training.resume import ResumePoint
@@ -332,20 +333,48 @@ def stage_facts(config: Config, report: FreezeReport, *, number: int) -> StageFa
         config: Resolved config of the stage.
         number: Number of the stage, from 1.
     """
-    totals, adapters = report.totals, report.adapters
     return StageFacts(
+        **vars(parameter_counts([report])),
         number=number,
         epochs=config.train.epochs,
         patterns=config.freeze.patterns,
         norm_stats=config.freeze.norm_stats,
         optimizer=config.optimizer.name,
         lr=config.optimizer.lr,
+        cut_after=report.cut.after,
+        forward_once=report.cut.forward_once,
+    )
+
+
+def run_facts(stage_setup: StageSetup, reports: Sequence[FreezeReport]) -> RunFacts:
+    """Return the facts about a run for a summary.
+
+    Args:
+        stage_setup: Setup of any of its stages.
+        reports: Freeze reports of all of them.
+    """
+    spec, data = stage_setup.plan.spec, stage_setup.data
+    return RunFacts(
+        **vars(parameter_counts(reports)),
+        run_dir=stage_setup.config.output_dir,
+        model=spec.name,
+        weights=spec.weights,
+        head=spec.family.head,
+        class_names=data.train.class_names,
+        num_train=len(data.train),
+        num_val=len(data.val),
+    )
+
+
+def parameter_counts(reports: Sequence[FreezeReport]) -> ParameterCounts:
+    """Count what trains in at least one of these stages, and what trains in none."""
+    totals = totals_of(reports)
+    adapters = max((report.adapters for report in reports), key=lambda it: it.parameters)
+    return ParameterCounts(
         trainable_parameters=totals.trainable + adapters.parameters,
         frozen_parameters=totals.frozen,
         trainable_tensors=totals.trainable_tensors + 2 * adapters.weights,
         frozen_tensors=totals.frozen_tensors,
-        cut_after=report.cut.after,
-        forward_once=report.cut.forward_once,
     )
 
 

@@ -127,18 +127,8 @@ def strip(freeze: FreezeReport) -> dict[str, Any]:
         }
         width = width if cut > room else max(width, round(cut + room))
     return {
-        "bars": [
-            {
-                "x": 8 + STEP * at,
-                "y": base - bar.height,
-                "width": STEP - 4,
-                "height": bar.height,
-                "state": bar.state,
-                "name": bar.name,
-                "text": bar.text,
-            }
-            for at, bar in enumerate(drawn.bars)
-        ],
+        "bars": drawn.bars,
+        "step": STEP,
         "base": base,
         "width": width,
         "total": base + round(0.77 * longest) + 22,
