@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from finetune.checkpoints.run_dir import MARKER
@@ -63,12 +62,7 @@ class RunLock:
         self.take()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -116,9 +116,9 @@ class OptimizerState:
             return 0
         named = list(named)
         moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        held = {name for name, p in named if id(p) in moved and name in plain}
-        tensors = {label: value for label, value in self.tensors.items() if _name(label) in held}
-        numbers = {label: value for label, value in self.numbers.items() if _name(label) in held}
+        kept = {name for name, p in named if id(p) in moved and name in plain}
+        tensors = {label: value for label, value in self.tensors.items() if _name(label) in kept}
+        numbers = {label: value for label, value in self.numbers.items() if _name(label) in kept}
         load_optimizer_tensors(optimizer, named, tensors, numbers)
         return len({_name(label) for label in [*tensors, *numbers]})
 

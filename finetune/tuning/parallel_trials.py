@@ -45,7 +45,7 @@ def try_heads(
     engine = cv.engine
     on_cpu = engine.device.type == "cpu"
     # Compilation would take longer than the whole search.
-    form = replace(engine.trainable_choice.form, compiled=False)
+    compute_format = replace(engine.trainable_choice.form, compiled=False)
     trainable_part = engine.split.trainable_part
     numbers = sum(p.numel() for p in trainable_part.parameters() if p.requires_grad)
     pieces = _pieces(settings, at_once=max(_MOST_NUMBERS // numbers, 1))
@@ -71,7 +71,7 @@ def try_heads(
 
     works, independent = [], on_cpu
     for piece in pieces:
-        network = AutocastModule(copy.deepcopy(trainable_part), form, engine.device)
+        network = AutocastModule(copy.deepcopy(trainable_part), compute_format, engine.device)
         independent = (on_cpu and share_dropout(network)) and independent
         folds = [
             steps_of(number, fold, piece, network) for number, fold in enumerate(cv.fold_data())
