@@ -1,7 +1,9 @@
-"""Metrics of an evaluation, computed from logits with torchmetrics.
+"""Metrics of an evaluation, computed from logits.
 
-torchmetrics takes two seconds to import, mostly for audio metrics, so it is imported only when
-logits have been computed. ``train`` never imports it; it uses `finetune.training.metrics`.
+AUROC and calibration error are those that the bootstrap resamples, because torchmetrics has no
+weighted ones; the others are torchmetrics'. It takes two seconds to import, mostly for audio
+metrics, so it is imported only when logits have been computed. ``train`` never imports it; it uses
+`finetune.training.metrics`.
 """
 
 from __future__ import annotations
