@@ -81,8 +81,7 @@ def _run(model: nn.Module, images: Tensor) -> tuple[list[_Step], int]:
     counter = FlopCounterMode(
         display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward_flops}
     )
-    steps: list[_Step] = []
-    with counter, _recording(model, counter, steps):
+    with counter, _recorded_steps(model, counter) as steps:
         output: Tensor = model(images)
         forward = counter.get_total_flops()
         if output.requires_grad:
@@ -99,7 +98,9 @@ def _macs(flops: int) -> int:
 
 
 @contextmanager
-def _recording(model: nn.Module, counter: FlopCounterMode, steps: list[_Step]) -> Iterator[None]:
+def _recorded_steps(model: nn.Module, counter: FlopCounterMode) -> Iterator[list[_Step]]:
+    """Yield a list that receives each module's step."""
+    steps: list[_Step] = []
     seen = 0
 
     def record(path: str) -> Any:
@@ -116,7 +117,7 @@ def _recording(model: nn.Module, counter: FlopCounterMode, steps: list[_Step]) -
 
     handles = [module.register_forward_hook(record(path)) for path, module in model.named_modules()]
     try:
-        yield
+        yield steps
     finally:
         for handle in handles:
             handle.remove()
