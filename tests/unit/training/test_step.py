@@ -340,11 +340,11 @@ def test_another_device_is_asked_for_many_steps_at_once() -> None:
     watch = FiniteCheck(torch.device("cuda"))
     error = [NotFiniteError("x", epoch=1, batch=batch, lr=0.1) for batch in range(100)]
     for batch in range(7):
-        watch.see(torch.tensor(float("nan") if batch == 4 else 1.0), error[batch])
+        watch.add(torch.tensor(float("nan") if batch == 4 else 1.0), error[batch])
     with pytest.raises(NotFiniteError) as caught:
-        watch.see(torch.tensor(1.0), error[7])
+        watch.add(torch.tensor(1.0), error[7])
     assert caught.value.batch == 4
-    watch.see(torch.tensor(float("inf")), error[70])
+    watch.add(torch.tensor(float("inf")), error[70])
     with pytest.raises(NotFiniteError):
         watch.check()
     watch.check()

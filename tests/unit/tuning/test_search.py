@@ -24,7 +24,7 @@ from finetune.data.images import TrainVal
 from finetune.data.loading.class_weights import class_weights
 from finetune.data.loading.views import Views
 from finetune.features.engine import make_source
-from finetune.training.loop import EpochResult
+from finetune.training.loop import EpochResult, LoopState
 from finetune.training.prepare_stage import prepare_single_stage, set_up_single_stage
 from finetune.tuning import parallel_trials
 from finetune.tuning import search as search_module
@@ -227,8 +227,8 @@ def optimizers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[nn.Module, Optimiz
     """What the loop is handed; the loop then stops."""
     seen: list[tuple[nn.Module, Optimizer]] = []
 
-    def look(model: nn.Module, *, optimizer: Optimizer, **_: object) -> Iterator[EpochResult]:
-        seen.append((model, optimizer))
+    def look(state: LoopState, *_: object, **options: object) -> Iterator[EpochResult]:
+        seen.append((state.model, state.optimizer))
         raise SeenError
 
     monkeypatch.setattr("finetune.tuning.trials.train_epochs", look)
