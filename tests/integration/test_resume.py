@@ -287,7 +287,7 @@ def test_a_run_that_is_killed_goes_on_at_its_last_checkpoint_within_an_epoch(
     real = state.TrainState.checkpoint
 
     def checkpoint(self: state.TrainState, *, evaluated: bool) -> Any:
-        if self.position.batches == 4:
+        if self.loop.progress.batches == 4:
             shutil.copytree(often.output_dir, killed)
         return real(self, evaluated=evaluated)
 
