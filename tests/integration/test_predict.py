@@ -20,7 +20,7 @@ from torch import Tensor
 
 import finetune
 from finetune.cli import app, support
-from finetune.commands.evaluate import compute
+from finetune.commands.evaluate import EvalOptions, compute
 from finetune.commands.predict import image_files, paths_of_list, predict
 from finetune.commands.train import train
 from finetune.config.schema import Config
@@ -64,13 +64,13 @@ def test_logits_are_those_of_eval_bit_for_bit(
         train={"epochs": 1},
     )
     train(config)
-    evaluated = compute(Path(config.output_dir) / "best.pt", reporter=SilentReporter())
+    evaluated = compute(Path(config.output_dir) / "best.pt", EvalOptions(), reporter=SilentReporter())
     paths = list(map(str, evaluated.images.paths))
     assert torch.equal(logits_of(open_predictor(config.output_dir), paths), evaluated.logits)
 
 
 def test_other_batches_and_another_order_give_the_same_labels(run: str) -> None:
-    evaluated = compute(Path(run) / "best.pt", reporter=SilentReporter())
+    evaluated = compute(Path(run) / "best.pt", EvalOptions(), reporter=SilentReporter())
     paths = list(map(str, evaluated.images.paths))
     shares = probabilities(evaluated.logits, None)
     found = finetune.load(run, batch_size=3).predict(paths[::-1])[::-1]
@@ -80,7 +80,8 @@ def test_other_batches_and_another_order_give_the_same_labels(run: str) -> None:
 
 
 def test_a_temperature_in_the_checkpoint_is_used(run: str) -> None:
-    evaluated = compute(Path(run) / "best.pt", calibrate=True, reporter=SilentReporter())
+    options = EvalOptions(calibrate=True)
+    evaluated = compute(Path(run) / "best.pt", options, reporter=SilentReporter())
     path = str(evaluated.images.paths[0])
     (prediction,) = finetune.load(run).predict([path])
     temperature = evaluated.opened.metadata.temperature

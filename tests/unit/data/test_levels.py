@@ -26,7 +26,7 @@ import finetune
 from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.commands import report, show_batch
 from finetune.commands.check_data import check_data
-from finetune.commands.evaluate import compute, evaluate_checkpoint
+from finetune.commands.evaluate import EvalOptions, compute, evaluate_checkpoint
 from finetune.commands.export import export
 from finetune.commands.predict import predict
 from finetune.commands.train import train
@@ -411,9 +411,9 @@ def test_images_of_another_range_than_those_trained_on_are_said(
     heard = [Heard() for _ in range(4)]
     checkpoint = Path(deep_run) / "best.pt"
     predict(deep_run, [str(path)], show=lambda *_: None, reporter=heard[0])
-    compute(checkpoint, data=str(tmp_path / "other"), reporter=heard[1])
+    compute(checkpoint, EvalOptions(data=str(tmp_path / "other")), reporter=heard[1])
     predict(deep_run, [str(deep)], show=lambda *_: None, reporter=heard[2])
-    compute(checkpoint, reporter=heard[3])
+    compute(checkpoint, EvalOptions(), reporter=heard[3])
     said = [sum("levels" in text for text in one.warned) for one in heard]
     assert said == [1, 1, 0, 0]
 
@@ -426,7 +426,7 @@ def test_show_batch_and_the_report_show_what_the_network_sees(
     monkeypatch.setattr(show_batch, "_image", lambda p: (shown.append(int(p.max())), image(p))[1])
     config = make_config(data={"root": str(deep)})
     show_batch.show_batch(config, tmp_path / "sheet.png", count=2)
-    evaluated = compute(Path(deep_run) / "best.pt", reporter=SilentReporter())
+    evaluated = compute(Path(deep_run) / "best.pt", EvalOptions(), reporter=SilentReporter())
     shown += [int(photo.max()) for photo in report._photos(evaluated, [0, 1], SilentReporter())]
     assert shown == [255] * 6
 

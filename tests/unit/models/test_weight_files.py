@@ -237,7 +237,7 @@ BESIDE: dict[str, Any] = {
     "a path": Path("runs/x"),
     "a number of numpy": np.float64(0.9),
     "an array of numpy": np.zeros(3),
-    "a date": datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC),
+    "a date": datetime.datetime(2024, 5, 1, tzinfo=datetime.timezone.utc),
     "a defaultdict": defaultdict(list, {"a": [1]}),
     "a deque": deque([1], 3),
     "a SimpleNamespace": SimpleNamespace(lr=0.1),
