@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.counting import Count, keep
+from helpers.messages import TEMPORARY
 from helpers.paths import REPOSITORY
 from helpers.photos import draw_photos
 
@@ -36,6 +37,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """Features and timed forms of a test stay with the test."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setenv(TEMPORARY, str(tmp_path_factory.getbasetemp()))
     return folder
 
 

@@ -167,40 +167,71 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: The file is missing, damaged, of a newer format, or no finetune checkpoint.
     """
     if is_folder(path):
-        raise CheckpointError(f"{path}: is a folder; give the file, as in {path / 'best.pt'}")
-    if not exists(path):
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.pt")][:1000])
         raise CheckpointError(
-            f"{path}: no such checkpoint.{near} A run saves its own as runs/NAME/best.pt; "
-            "paths are relative to the working directory."
+            "is a folder",
+            kind="checkpoint.not_a_file",
+            path=path,
+            to_do=f"give the file, as in {path / 'best.pt'}",
+        )
+    if not exists(path):
+        near = did_you_mean(path.name, _names_beside(path))
+        raise CheckpointError(
+            "no such checkpoint",
+            kind="checkpoint.not_found",
+            path=path,
+            to_do=f"{near} A run writes runs/NAME/best.pt; paths are relative to the working "
+            "directory",
         )
     if not is_file(path):
-        raise CheckpointError(f"{path}: is not a regular file, but a pipe or a device")
+        raise CheckpointError(
+            "is not a regular file, but a pipe or a device",
+            kind="checkpoint.not_a_file",
+            path=path,
+        )
     try:
         with path.open("rb") as file:
             whole = has_valid_checksum(file)
         content: Any = read_tensors(path) if whole is not False else None
     except UnsafeFileError as error:
         raise CheckpointError(
-            f"{path}: cannot be read without running code from it; it was not made by finetune, "
-            "or it is damaged"
+            "cannot be read without running code from it; it is damaged, or was not written by "
+            "finetune",
+            kind="checkpoint.unsafe",
+            path=path,
         ) from error
     except (DamagedFileError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged, or no checkpoint: {error}") from error
+        raise CheckpointError(
+            f"damaged, or not a checkpoint: {error}", kind="checkpoint.damaged", path=path
+        ) from error
     if whole is False:
-        raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one it was written with")
+        raise CheckpointError(
+            "damaged: its SHA-256 differs from the recorded one",
+            kind="checkpoint.damaged",
+            path=path,
+        )
     if not _is_ours(content):
         raise CheckpointError(
-            f"{path}: no checkpoint of finetune; a bare state dict goes into model.weights"
+            "not a finetune checkpoint",
+            kind="checkpoint.foreign",
+            path=path,
+            to_do="to train from a bare state dict, set model.weights to it",
         )
     metadata = _validated(path, Metadata, content["metadata"])
     if metadata.format > 1 and not whole:
-        raise CheckpointError(f"{path}: damaged: its SHA-256 is missing")
+        raise CheckpointError(
+            "damaged: its SHA-256 is missing", kind="checkpoint.damaged", path=path
+        )
     training = content.get("training")
     if training is not None:
         record = _validated(path, TrainingRecord, training["record"])
         training = Training(record, training["tensors"])
     return Checkpoint(content["model"], metadata, training)
+
+
+def _names_beside(path: Path) -> list[str]:
+    """Return the names of checkpoints and runs in the folder of a path."""
+    beside = [*path.parent.glob("*")][:1000]
+    return [other.name for other in beside if other.suffix == ".pt" or exists(other / "best.pt")]
 
 
 def replace_metadata(path: Path, metadata: Metadata) -> None:
@@ -255,9 +286,15 @@ def _validated(path: Path, kind: type[BaseModel], text: str) -> Any:
         first = error.errors()[0]
         if first["loc"] == ("format",):
             raise CheckpointError(
-                f"{path}: format {first['input']!r} is newer than format {FORMAT}, which this "
-                "finetune reads; upgrade finetune-vision"
+                f"format {first['input']!r} is newer than format {FORMAT}, which this finetune "
+                "reads",
+                kind="checkpoint.newer_format",
+                path=path,
+                to_do="upgrade finetune-vision",
             ) from error
         where = ".".join(map(str, first["loc"])) or "its JSON"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise CheckpointError(f"{path}: damaged metadata: {where}: {reason}") from error
+        own = first.get("ctx", {}).get("error")  # raised by a validator of this package
+        reason = first["msg"] if own is None else str(own)
+        raise CheckpointError(
+            f"damaged metadata: {where}: {reason}", kind="checkpoint.damaged", path=path
+        ) from error

@@ -73,8 +73,8 @@ def freezing_changes(earlier: SourceRun, names: Sequence[str], frozen: Collectio
     if not thawed and not newly:
         return ""
     parts = [
-        f"{len(thawed):,} that were frozen train ({first_few(thawed)})" if thawed else "",
-        f"{len(newly):,} that trained are frozen ({first_few(newly)})" if newly else "",
+        f"{len(thawed):,} that were frozen are trainable ({first_few(thawed)})" if thawed else "",
+        f"{len(newly):,} that were trainable are frozen ({first_few(newly)})" if newly else "",
     ]
     patterns = ", ".join(earlier.metadata.freeze_plan.patterns) or "none"
     return (
@@ -98,16 +98,20 @@ def kept_classes(
         return ()
     if earlier is None:
         raise ConfigError(
-            "model.keep_head: has no effect: model.weights names no run of finetune that is there, "
-            "whose head would know its classes by name; remove the line"
+            "has no effect, since model.weights is not an existing finetune run",
+            kind="config.no_effect",
+            key="model.keep_head",
+            to_do="remove it",
         )
     before = earlier.metadata.class_names
     known = {*before}
     kept = tuple(name for name in class_names if name in known)
     if not kept:
         raise ConfigError(
-            f"model.keep_head: none of the {len(class_names):,} classes ({first_few(class_names)}) "
-            f"is among the {len(before):,} of {earlier.path} ({first_few(before)}); remove the "
-            "line, and the head is new"
+            f"none of the {len(class_names):,} classes ({first_few(class_names)}) is among the "
+            f"{len(before):,} of {earlier.path} ({first_few(before)})",
+            kind="config.no_effect",
+            key="model.keep_head",
+            to_do="remove it to train a new head",
         )
     return kept

@@ -19,7 +19,7 @@ def known_builder(name: str) -> str:
         ValueError: The name is not that of a classification builder.
     """
     if name not in BUILDERS:
-        raise ValueError(f"{name!r} is no torchvision classification builder")
+        raise ValueError(f"{name!r} is not a torchvision classification builder")
     return name
 
 
@@ -38,7 +38,7 @@ def known_flags(flags: dict[str, Any]) -> dict[str, Any]:
             known = key == "input_size" and isinstance(value, list) and len(value) == 2
             known = known and all(map(_is_side, value))
         if not known:
-            raise ValueError(f"{key!r}: {value!r} is no flag that training gives to a network")
+            raise ValueError(f"{key!r}: {value!r} is not a build flag of a network")
     return flags
 
 
@@ -54,7 +54,7 @@ def plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """
     odd = next((name for name in names if not name.strip() or not name.isprintable()), None)
     if odd is not None:
-        raise ValueError(f"{odd!r} is no name of a class")
+        raise ValueError(f"{odd!r} is not a class name")
     if not names or len(set(names)) < len(names):
-        raise ValueError("every class needs a name of its own")
+        raise ValueError("class names must be unique")
     return names

@@ -58,15 +58,17 @@ def checkpoint_of(run: str) -> Path:
         CheckpointError: The directory has no checkpoint, or the argument is a remote address.
     """
     if problem := address_problem(run):
-        raise CheckpointError(problem)
+        raise CheckpointError(problem.what, kind="checkpoint.is_an_address", to_do=problem.to_do)
     path = Path(run)
     if not is_folder(path):
         return path
     if exists(path / BEST):
         return path / BEST
     raise CheckpointError(
-        f"{path}: holds no {BEST}; give the folder of a finished run, as in runs/NAME, or a "
-        "checkpoint file"
+        f"contains no {BEST}",
+        kind="checkpoint.not_found",
+        path=path,
+        to_do="give the folder of a finished run, as in runs/NAME, or a checkpoint file",
     )
 
 
@@ -84,7 +86,9 @@ def make_output(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"--output: {folder}: {error.strerror or error}") from error
+        raise OutputError(
+            error.strerror or str(error), kind="output.unwritable", key="--output", path=folder
+        ) from error
 
 
 def rerun_command(config: Path, output_dir: str) -> str:
@@ -93,6 +97,11 @@ def rerun_command(config: Path, output_dir: str) -> str:
         f"finetune train --config {shlex.quote(str(config))} "
         f"--set {shlex.quote(f'output_dir={output_dir}-rerun')}"
     )
+
+
+def report_command(folder: str) -> str:
+    """Shell command that writes the HTML report of a run."""
+    return f"finetune report {shlex.quote(folder)}"
 
 
 def records_of(checkpoint: Path) -> list[dict[str, Any]]:
@@ -129,35 +138,66 @@ def check_usable(folder: Path, *, overwrite: bool) -> None:
         _check_can_be_made(folder)
         return
     if not is_folder(folder):
-        raise OutputError(f"output_dir: {folder}: is a file, not a folder")
+        raise OutputError(
+            "is a file, not a folder", kind="output.not_a_folder", key="output_dir", path=folder
+        )
     try:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
-        raise OutputError(f"output_dir: {folder}: cannot be read: {error.strerror}") from error
+        raise OutputError(
+            f"cannot be read: {error.strerror}",
+            kind="output.unreadable",
+            key="output_dir",
+            path=folder,
+        ) from error
     if all(name.startswith(".tmp-") for name in names):  # empty, or killed before marking
         return
     if MARKER not in names:
         raise OutputError(
-            f"output_dir: {folder}: holds files but no run of finetune; "
-            "choose another with --set output_dir=FOLDER"
+            "contains files that are not of a finetune run",
+            kind="output.foreign_files",
+            key="output_dir",
+            path=folder,
+            to_do="choose another folder with --set output_dir=FOLDER",
         )
     if not overwrite:
         raise OutputError(
-            f"output_dir: {folder}: already holds a run; add --overwrite to replace it, --resume "
-            "to go on with it, or choose another with --set output_dir=FOLDER"
+            "already contains a run",
+            kind="output.exists",
+            key="output_dir",
+            path=folder,
+            to_do="add --overwrite to replace it or --resume to continue it, or choose another "
+            "folder with --set output_dir=FOLDER",
         )
 
 
 def _check_can_be_made(folder: Path) -> None:
     parent = next(parent for parent in folder.absolute().parents if exists(parent))
     if not is_folder(parent):
-        raise OutputError(f"output_dir: {folder}: {parent} is a file, not a folder")
+        raise OutputError(
+            f"{parent} is a file, not a folder",
+            kind="output.not_a_folder",
+            key="output_dir",
+            path=folder,
+        )
     if any(len(os.fsencode(part)) > _LONGEST_NAME for part in folder.parts):
-        raise OutputError(f"output_dir: {folder}: this name is too long for a folder")
+        raise OutputError(
+            "a name in this path is too long",
+            kind="output.name_too_long",
+            key="output_dir",
+            path=folder,
+        )
     if len(os.fsencode(folder.absolute())) > _LONGEST_PATH:
-        raise OutputError(f"output_dir: {folder}: this path is too long")
+        raise OutputError(
+            "the path is too long", kind="output.name_too_long", key="output_dir", path=folder
+        )
     if not os.access(parent, os.W_OK):
-        raise OutputError(f"output_dir: {folder}: {parent} cannot be written")
+        raise OutputError(
+            f"{parent} cannot be written",
+            kind="output.unwritable",
+            key="output_dir",
+            path=folder,
+        )
 
 
 def check_is_run(folder: Path) -> None:
@@ -169,15 +209,25 @@ def check_is_run(folder: Path) -> None:
     if exists(folder / MARKER):
         return
     if exists(folder) and not is_folder(folder):
-        raise OutputError(f"output_dir: {folder}: is a file; --resume goes on with a run's folder")
-    what = "holds no run of finetune" if is_folder(folder) else "no such folder"
+        raise OutputError(
+            "is a file",
+            kind="output.not_a_folder",
+            key="output_dir",
+            path=folder,
+            to_do="--resume takes the folder of a run",
+        )
+    what = "contains no finetune run" if is_folder(folder) else "no such folder"
     try:
         check_usable(folder, overwrite=False)
-        begins = "; the command without --resume begins a run there"
+        begins = "the command without --resume starts a run there"
     except OutputError:  # it contains other files
         begins = ""
     raise OutputError(
-        f"output_dir: {folder}: {what}, so that there is nothing to go on with{begins}"
+        f"{what}, so there is nothing to resume",
+        kind="output.no_run",
+        key="output_dir",
+        path=folder,
+        to_do=begins,
     )
 
 
@@ -191,8 +241,11 @@ def config_of(run: str) -> Path:
     path = Path(run) / CONFIG
     if not exists(path):
         raise OutputError(
-            f"output_dir: {run}: holds no {CONFIG}: the run was ended before it wrote one. Begin "
-            "again with the config that it was given: finetune train --config FILE --overwrite"
+            f"contains no {CONFIG}: the run ended before it was written",
+            kind="output.no_run",
+            key="output_dir",
+            path=run,
+            to_do="Start over with the run's config file: finetune train --config FILE --overwrite",
         )
     return path
 
@@ -212,7 +265,9 @@ def reopen(folder: Path, checkpoint: Path) -> None:
         if checkpoint.name != LAST:
             checkpoint.replace(folder / LAST)
     except OSError as error:
-        raise OutputError(f"output_dir: {folder}: {error.strerror or error}") from error
+        raise OutputError(
+            error.strerror or str(error), kind="output.unwritable", key="output_dir", path=folder
+        ) from error
 
 
 def prepare(folder: Path, *, overwrite: bool) -> None:
@@ -236,7 +291,9 @@ def prepare(folder: Path, *, overwrite: bool) -> None:
                 if not _leads_elsewhere(folder, below):
                     (folder / below).rmdir()
     except OSError as error:
-        raise OutputError(f"output_dir: {folder}: {error.strerror or error}") from error
+        raise OutputError(
+            error.strerror or str(error), kind="output.unwritable", key="output_dir", path=folder
+        ) from error
 
 
 def _mark(folder: Path) -> None:

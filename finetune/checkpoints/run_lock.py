@@ -52,8 +52,12 @@ class RunLock:
             file.close()
             if error.errno in _HELD:
                 raise OutputError(
-                    f"output_dir: {self._folder}: another process is training there; wait for its "
-                    "end, or choose another folder with --set output_dir=FOLDER"
+                    "another process is training in this folder",
+                    kind="output.locked",
+                    key="output_dir",
+                    path=self._folder,
+                    to_do="wait until it ends, or choose another folder with "
+                    "--set output_dir=FOLDER",
                 ) from None
             return  # a file system without locks
         self._file = file

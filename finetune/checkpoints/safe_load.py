@@ -225,11 +225,11 @@ def _refuse_bombs(path: Path) -> None:
                 parts = archive.infolist()
                 packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
                 if packed or sum(part.file_size for part in parts) > path.stat().st_size:
-                    raise DamagedFileError("it unpacks to more than it holds")
+                    raise DamagedFileError("its compressed data is larger than declared")
                 pickles = [archive.read(part) for part in parts if part.filename.endswith(".pkl")]
             holds_zeros = any(_ZEROS in content for content in pickles)
     if holds_zeros:
-        raise DamagedFileError("it holds more than tensors and words")
+        raise DamagedFileError("it contains more than tensors and text")
 
 
 def _holds(file: IO[bytes], wanted: bytes) -> bool:
@@ -246,13 +246,13 @@ def _refuse_claims(loaded: Any, size: int) -> None:
     storages: dict[int, int] = {}
     for tensor in _tensors_in(loaded):
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise DamagedFileError("it holds tensors that are no plain arrays")
+            raise DamagedFileError("it contains tensors that are not plain arrays")
         if tensor.numel() * tensor.itemsize > size:
-            raise DamagedFileError("a tensor in it claims more numbers than there are")
+            raise DamagedFileError("a tensor is larger than its data")
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
     if sum(storages.values()) > size:
-        raise DamagedFileError("its tensors claim more numbers than there are")
+        raise DamagedFileError("its tensors are larger than their data")
 
 
 def _tensors_in(loaded: Any) -> Iterator[Tensor]:

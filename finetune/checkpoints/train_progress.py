@@ -54,4 +54,4 @@ class TrainProgress:
     def __str__(self) -> str:
         if not self.batch:
             return f"the start of epoch {self.epoch}"
-        return f"epoch {self.epoch} behind batch {self.batch}"
+        return f"epoch {self.epoch}, after batch {self.batch}"

@@ -20,7 +20,7 @@ from typer.exceptions import TyperException
 
 from finetune.cli import data, evaluation, support, tuning
 from finetune.cli.options import CacheFolderOption, ConfigOption, JsonOption, SetOption
-from finetune.cli.support import App, DebugOption, emit, torch_imports
+from finetune.cli.support import App, DebugOption, emit, no_effect, torch_imports
 from finetune.cli.terminal import TerminalReporter
 from finetune.core import signals
 from finetune.core.errors import (
@@ -97,16 +97,20 @@ def train(
 ) -> None:
     """Fine-tune the unfrozen part of a pretrained backbone."""
     if dry_run and page:
-        raise ConfigError("train: --report has no effect with --dry-run; leave one out")
+        raise no_effect("train", "--report", "with --dry-run", "remove one of them")
     if resume and (overwrite or dry_run):
         other = "--overwrite" if overwrite else "--dry-run"
-        raise ConfigError(f"train: {other} has no effect with --resume; leave one out")
+        raise no_effect("train", other, "with --resume", "remove one of them")
     if run is not None and not resume:
         raise ConfigError(
-            f"train: {run!r}: a config goes with --config, and a run's folder with --resume"
+            f"the argument {run!r} is only for --resume",
+            kind="config.conflict",
+            source="train",
+            to_do="pass a config with --config FILE, or resume a run with --resume RUN",
         )
     loaded = _config_to_train(run, config, overrides or (), resume=resume)
     with torch_imports():
+        from finetune.checkpoints.run_dir import report_command
         from finetune.commands import dry_run as dry_command
         from finetune.commands import train as command
     from finetune.report.dry_run import render_dry_run
@@ -119,12 +123,11 @@ def train(
     else:
         summary = command.train(loaded, overwrite=overwrite, resume=resume, reporter=reporter)
         if page and summary.val is None:
-            reporter.warn("--report: nothing was held out, so that there is nothing to show")
+            reporter.warn("--report: there are no validation images, so no report was written")
         elif page:
             evaluation.write_page(summary.run_dir, reporter)
-            # The report exists now, so do not suggest it as the next command.
-            coming = (line for line in summary.next if not line.startswith("finetune report "))
-            summary = replace(summary, next=tuple(coming))
+            done = report_command(summary.run_dir)
+            summary = replace(summary, next=tuple(line for line in summary.next if line != done))
         emit(summary, render_train, as_json)
 
 
@@ -137,13 +140,25 @@ def _config_to_train(
 
     if run is None:
         if config is None:
-            hint = "or, to go on with a run, its folder" if resume else "`finetune init` writes one"
-            raise ConfigError(f"train: Missing option '--config'; {hint}")
+            hint = (
+                "give the folder of the run to resume"
+                if resume
+                else "`finetune init` writes a config file"
+            )
+            raise ConfigError(
+                "the option is missing",
+                kind="config.missing_argument",
+                source="train",
+                key="--config",
+                to_do=hint,
+            )
         return load_config(config, overrides)
     if any(override.partition("=")[0].strip() == "output_dir" for override in overrides):
-        raise ConfigError(
-            f"--set output_dir: has no effect with --resume {run}: a run goes on in its own "
-            "folder; leave one out"
+        raise no_effect(
+            "train",
+            "--set output_dir",
+            f"with --resume {run}, which resumes in its own folder",
+            "remove one of them",
         )
     loaded = load_config(config or run_dir.config_of(run), overrides)
     return loaded.with_values({"output_dir": run})
@@ -288,7 +303,7 @@ def _refuse_addresses(arguments: Sequence[str]) -> None:
         value = argument.partition("=")[2] if argument.startswith("-") else argument
         problem = None if is_photo else address_problem(value)
         if problem:
-            raise ConfigError(problem)
+            raise ConfigError.of([problem], kind=problem.kind)
 
 
 def _run() -> int:
@@ -298,7 +313,7 @@ def _run() -> int:
     except (FinetuneError, Interrupted) as error:
         return _fail(str(error), error.exit_code)
     except TyperException as error:
-        return _fail(_usage_message(error), 2)
+        return _fail(str(_usage_error(error)), ConfigError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
     except SystemExit as leaving:  # raised by typer when the reader of stdout closed the pipe
@@ -321,20 +336,36 @@ def _run() -> int:
 
 def _unexpected(error: Exception) -> int:
     return _fail(
-        f"unexpected {type(error).__name__}: {str(error).rstrip('.')}. This is a mistake in "
-        "finetune; add --debug to see where.",
+        f"unexpected {type(error).__name__}: {str(error).rstrip('.')}. This is a bug in finetune; "
+        "run again with --debug for the traceback, and please report it.",
         1,
     )
 
 
-def _usage_message(error: TyperException) -> str:
+def _usage_error(error: TyperException) -> ConfigError:
+    """Return typer's error about the command line as our own.
+
+    Typer's text spans several lines, and quotes pydantic's own prefix of a validator's message.
+    """
     context = getattr(error, "ctx", None)
     command = "finetune"
     if context is not None and context.parent is not None:
         command = f"finetune {context.info_name}"
-    text = error.format_message().replace("Value error, ", "").replace("Input should", "it should")
-    text = text.replace("\n\t", " ")  # typer lists choices one per line
-    return f"{text.rstrip('.')}. `{command} --help` lists what there is."
+    text = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+    option = getattr(error, "option_name", "")
+    keys = _keys_named(option.lstrip("-").replace("-", "_")) if option else []
+    to_do = f"See `{command} --help`"
+    takes_set = context is not None and any("--set" in one.opts for one in context.command.params)
+    if keys and takes_set:
+        to_do = f"A config value is set with --set {keys[0]}=VALUE. {to_do}"
+        text = error.message
+    return ConfigError(text, kind="config.usage", to_do=to_do)
+
+
+def _keys_named(name: str) -> list[str]:
+    from finetune.config.error_messages import dotted_keys
+
+    return [key for key in dotted_keys() if key.rpartition(".")[2] == name]
 
 
 def _fail(message: str, code: int) -> int:

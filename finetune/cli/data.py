@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from finetune.cli.options import ConfigOption, JsonOption, SetOption
-from finetune.cli.support import DebugOption, emit, torch_imports
+from finetune.cli.support import DebugOption, emit, no_effect, torch_imports
 from finetune.cli.terminal import TerminalReporter
 from finetune.core.errors import ConfigError, DataError
 
@@ -40,9 +40,13 @@ def check_data(
     from finetune.data.sources.table_guess import guess_table
 
     if (root is None) == (config is None):
-        raise ConfigError("check-data: give either ROOT or --config FILE")
+        raise ConfigError(
+            "needs either ROOT or --config FILE",
+            kind="config.missing_argument",
+            source="check-data",
+        )
     if root is not None and overrides:
-        raise ConfigError("check-data: --set has no effect with ROOT; use it with --config")
+        raise no_effect("check-data", "--set", "with ROOT", "use it with --config")
     loaded = load_config(config, overrides or ()) if config is not None else None
     if loaded is not None:
         data = loaded.data

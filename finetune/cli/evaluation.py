@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from finetune.cli.options import JsonOption, OptionalConfigOption, SetOption
-from finetune.cli.support import DebugOption, emit, torch_imports, write_bytes
+from finetune.cli.support import DebugOption, emit, no_effect, torch_imports, write_bytes
 from finetune.cli.terminal import TerminalReporter
 from finetune.core.errors import ConfigError
 
@@ -105,9 +105,13 @@ def _checkpoint_path(
     run: str | None, checkpoint: str | None, config: str | None, overrides: list[str]
 ) -> Path:
     if [run, checkpoint, config].count(None) != 2:
-        raise ConfigError("eval: give one of RUN, --checkpoint FILE and --config FILE")
+        raise ConfigError(
+            "needs exactly one of RUN, --checkpoint FILE and --config FILE",
+            kind="config.missing_argument",
+            source="eval",
+        )
     if overrides and config is None:
-        raise ConfigError("eval: --set has no effect without --config; use it with --config")
+        raise no_effect("eval", "--set", "without --config", "add --config FILE, or remove it")
     if run is not None:
         from finetune.checkpoints.run_dir import checkpoint_of
 
@@ -189,7 +193,12 @@ def predict(
     from finetune.report import prediction as writers
 
     if as_json and form is not Form.table:
-        raise ConfigError("predict: give either --json or --format")
+        raise ConfigError(
+            "--json and --format exclude each other",
+            kind="config.conflict",
+            source="predict",
+            to_do="remove one of them",
+        )
     with torch_imports():
         from finetune.commands import predict as command
 

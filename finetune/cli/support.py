@@ -11,7 +11,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperCommand
 
-from finetune.core.errors import FinetuneError, OutputError
+from finetune.core.errors import ConfigError, FinetuneError, OutputError
 
 debug_is_on = False
 
@@ -81,7 +81,20 @@ def write_bytes(text: bytes) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OutputError(f"stdout cannot be written: {error.strerror}") from error
+        raise OutputError(
+            f"stdout cannot be written: {error.strerror}", kind="output.unwritable"
+        ) from error
+
+
+def no_effect(command: str, option: str, when: str, to_do: str) -> ConfigError:
+    """Return the error for an option that has no effect with the others."""
+    return ConfigError(
+        f"has no effect {when}",
+        kind="config.no_effect",
+        source=command,
+        key=option,
+        to_do=to_do,
+    )
 
 
 class torch_imports:  # noqa: N801
@@ -103,7 +116,8 @@ class torch_imports:  # noqa: N801
         if isinstance(error, ImportError | RuntimeError | OSError):
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise FinetuneError(
-                f"torch and torchvision cannot be imported together ({first}). They must come "
-                "from the same index, as a matching pair: pip install --force-reinstall torch "
-                "torchvision"
+                f"torch and torchvision cannot be imported together ({first})",
+                kind="machine.torch_import",
+                to_do="Install a matching pair from the same index: "
+                "pip install --force-reinstall torch torchvision",
             ) from error

@@ -82,9 +82,20 @@ def tune(
     loaded = load_config(config, overrides or ())
     section = loaded.tune or TuneConfig()
     if grid and (trials or section.trials):
-        raise ConfigError("tune: --grid tries every combination; leave --trials out")
+        raise ConfigError(
+            "excludes --trials, since it tries every combination",
+            kind="config.conflict",
+            source="tune",
+            key="--grid",
+            to_do="remove one of them",
+        )
     if folds == 1:
-        raise ConfigError("--folds: 1 fold leaves nothing to train on; give 0, or 2 and more")
+        raise ConfigError(
+            "1 fold leaves no training images",
+            kind="config.invalid_value",
+            key="--folds",
+            to_do="use 0, or 2 or more",
+        )
     given = {"trials": trials, "folds": folds}
     told = {f"tune.{key}": value for key, value in given.items() if value is not None}
     loaded = loaded.with_values(told)

@@ -38,5 +38,7 @@ def clear_cache(folder: str | None = None) -> CacheList:
         try:
             remove(store)
         except OSError as error:
-            raise OutputError(f"{store.folder}: cannot be removed: {error.strerror}") from error
+            raise OutputError(
+                f"cannot be removed: {error.strerror}", kind="output.unwritable", path=store.folder
+            ) from error
     return CacheList(found.folder, found.stores, removed=True)

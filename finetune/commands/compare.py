@@ -20,8 +20,8 @@ from finetune.results.evaluation import Comparison, ConfigRow, PairedTest, RunFi
 
 _LEVEL = 0.05
 _IF_UNKNOWN = (
-    "compare scores every image: --data must hold classes that all runs know; a folder whose name "
-    "begins with a dot is not read."
+    "compare scores every image: --data must contain only classes of all runs; folders whose names "
+    "start with a dot are skipped."
 )
 _UNLIKE_ANYWAY = ("output_dir", "format")
 
@@ -62,7 +62,12 @@ def compare(
     """
     reporter = reporter or SilentReporter()
     if len(runs) < 2:
-        raise ConfigError("compare: give two runs or more, as in `finetune compare runs/a runs/b`")
+        raise ConfigError(
+            "needs two or more runs",
+            kind="config.missing_argument",
+            source="compare",
+            to_do="name them, as in `finetune compare runs/a runs/b`",
+        )
     if plot is not None:
         load_matplotlib(plot)
     paths = [run_dir.checkpoint_of(run) for run in runs]

@@ -33,9 +33,9 @@ from finetune.results.evaluation import EvalResult
 from finetune.training.evaluate import evaluate
 
 _NOT_ON = {
-    "test": "on test the figures would no longer be of unseen images; use --split val",
-    "train": "training images are known by heart, so that a temperature fitted on them would call "
-    "later ones too certain; use --split val",
+    "test": "a temperature fitted on the test images would bias their own evaluation",
+    "train": "the network has memorized the training images, so a temperature fitted on them would "
+    "be overconfident on new images",
 }
 
 
@@ -107,16 +107,22 @@ def compute(
     path: Path,
     options: EvalOptions,
     *,
-    if_unknown: str = "--ignore-unknown leaves their images out.",
+    if_unknown: str = "To leave out the images of unknown classes, add --ignore-unknown.",
     reporter: Reporter,
 ) -> Evaluated:
     """Evaluate a checkpoint without writing files; a fitted temperature is stored in it.
 
     Args:
-        if_unknown: Advice that ends the error about unknown classes in ``data``.
+        if_unknown: Advice on the last line of the error about unknown classes in ``data``.
     """
     if options.calibrate and options.split != "val":
-        raise ConfigError(f"eval: --calibrate fits on what it scores: {_NOT_ON[options.split]}")
+        raise ConfigError(
+            _NOT_ON[options.split],
+            kind="config.conflict",
+            source="eval",
+            key="--calibrate",
+            to_do="use --split val",
+        )
     state, metadata = load_checkpoint(path)
     try:
         return dropping_unreadable(
@@ -127,7 +133,7 @@ def compute(
     except UnknownClassError as error:
         if options.data is None or options.ignore_unknown:
             raise
-        raise UnknownClassError(f"{error} {if_unknown}") from error
+        raise error.at(also=if_unknown) from error
 
 
 def _compute(
@@ -211,15 +217,18 @@ def _calibrate(
     """Fit a temperature, and store it with the hash of the images that it was fitted on."""
     if torch.equal(logits.argmax(dim=1), labels):
         raise DataError(
-            f"eval: --calibrate: all of these {len(labels):,} images are recognised, so that no "
-            "temperature is best: the lower, the likelier the labels. Nothing was stored; fit on "
-            "more images, or harder ones, with --data"
+            f"all {len(labels):,} images are classified correctly, so the best temperature is 0 "
+            "and nothing was stored",
+            kind="data.nothing_to_calibrate",
+            source="eval",
+            key="--calibrate",
+            to_do="fit on more or harder images with --data",
         )
     temperature = fit_temperature(logits, labels)
     update = {"temperature": temperature, "temperature_images": these}
     metadata = metadata.model_copy(update=update)
     replace_metadata(path, metadata)
-    reporter.say(f"{path}: temperature {temperature:.4g} stored; predictions divide by it")
+    reporter.say(f"{path}: temperature {temperature:.4g} stored; predictions use it from now on")
     return metadata
 
 
@@ -236,7 +245,9 @@ def _images(metadata: Metadata, options: EvalOptions, reporter: Reporter) -> tup
         reporter=reporter,
     )
     if ignored:
-        reporter.warn(f"{ignored:,} images of classes that training does not know are left out")
+        reporter.warn(
+            f"{ignored:,} images of classes that the network was not trained on are left out"
+        )
     checked = preflight_check(
         images,
         on_unreadable=config.data.on_unreadable,
@@ -277,6 +288,6 @@ def write_files(
     except OutputError as error:
         if output is not None:
             raise
-        reporter.warn(f"{error}; --output DIR names another place")
+        reporter.warn(f"{error}; choose another folder with --output DIR")
         return evaluated.result
     return result

@@ -116,9 +116,8 @@ def _photos(metadata: Metadata, data: str | None, most: int, reporter: Reporter)
             reporter=reporter,
         )
     except DataError as error:
-        raise DataError(
-            f"{error} An export is kept only once it agrees with eval on photos: --data names "
-            "some, of classes that training knows."
+        raise error.at(
+            also="An export is verified on images of known classes; name some with --data"
         ) from error
     count, levels = min(most, len(images)), metadata.preprocessing.levels
     photos = []
@@ -129,7 +128,12 @@ def _photos(metadata: Metadata, data: str | None, most: int, reporter: Reporter)
             continue
     taken = shapes_of_all_kinds(photos) if photos else []
     if not taken:
-        raise DataError("export: none of the photos to compare on can be read; --data names others")
+        raise DataError(
+            "none of the images to verify the export on can be read",
+            kind="data.undecodable",
+            source="export",
+            to_do="name other images with --data",
+        )
     return taken
 
 
@@ -168,7 +172,12 @@ class _scratch:  # noqa: N801
             self.folder.mkdir(parents=True, exist_ok=True)
             self.path = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.folder))
         except OSError as error:
-            raise OutputError(f"export: {self.folder}: {error.strerror or error}") from error
+            raise OutputError(
+                error.strerror or str(error),
+                kind="output.unwritable",
+                source="export",
+                path=self.folder,
+            ) from error
         return self.path
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -178,7 +187,10 @@ class _scratch:  # noqa: N801
                 self.folder.rmdir()  # succeeds only if it is empty
         if isinstance(error, OSError) and not isinstance(error, FinetuneError):
             raise OutputError(
-                f"export: {self.folder}: cannot be written: {error.strerror or error}"
+                f"cannot be written: {error.strerror or error}",
+                kind="output.unwritable",
+                source="export",
+                path=self.folder,
             ) from error
 
 
@@ -187,7 +199,11 @@ def _refuse_foreign_files(folder: Path, file_format: str) -> None:
     page = folder / run_dir.EXPORT_README
     if page.exists() and not (folder / run_dir.EXPORTED[file_format]).exists():
         raise OutputError(
-            f"export: {page}: exists, and is no export's; give --output another folder"
+            "exists already and was not written by export",
+            kind="output.exists",
+            source="export",
+            path=page,
+            to_do="choose another folder with --output",
         )
 
 
@@ -202,6 +218,9 @@ def _move(scratch: Path, folder: Path) -> list[Path]:
 def _refuse_without_effect(file_format: str, *, preprocessing: bool) -> None:
     if file_format == "safetensors" and not preprocessing:
         raise ConfigError(
-            "export: --no-preprocessing has no effect on safetensors, which hold weights alone; "
-            "leave it out"
+            "has no effect on safetensors, which contain only weights",
+            kind="config.no_effect",
+            source="export",
+            key="--no-preprocessing",
+            to_do="remove it",
         )

@@ -43,7 +43,11 @@ def freeze_report(
     config = expand_recipe(config, num_train=number)
     stages = stage_configs(config)
     if stage is not None and stage > len(stages):
-        raise ConfigError(f"--stage: {stage} is past the last; there are {len(stages)} here")
+        raise ConfigError(
+            f"there is no stage {stage}; this config has {len(stages)}",
+            kind="config.invalid_value",
+            key="--stage",
+        )
     plans = make_plans(stages, classes)
     stages = tuple(
         resolve_defaults(part, plan, num_train=number, class_names=names)
@@ -70,7 +74,7 @@ def _with_changes(report: FreezeReport, config: Config, plan: Plan) -> FreezeRep
     changes = freezing_differences(plan, earlier) if earlier is not None else ""
     if not changes or config.freeze.may_differ:
         return report
-    text = f"freeze.patterns: {changes}; `train` asks for freeze.may_differ: true"
+    text = f"freeze.patterns: {changes}; `finetune train` requires freeze.may_differ: true"
     return replace(report, warnings=(*report.warnings, text))
 
 
@@ -79,6 +83,7 @@ def _find(config: Config, reporter: Reporter | None) -> TrainVal:
         return find_train_val(config.data, seed=config.seed, reporter=reporter)
     except DataError as error:
         raise ConfigError(
-            f"the number of classes is unknown, since the data cannot be read ({error}); "
-            "give it with --num-classes N"
+            f"the number of classes is unknown, since the data cannot be read ({error})",
+            kind="config.unknown_num_classes",
+            to_do="give it with --num-classes N",
         ) from error

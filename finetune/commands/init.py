@@ -136,7 +136,11 @@ def _check_weights(spec: ModelSpec, num_classes: int) -> None:
     try:
         load_pretrained(build_untrained(spec, num_classes, seed=0), spec)
     except ModelError as error:
-        raise ModelError(str(error).replace("set model.name to theirs", "name theirs")) from error
+        if error.kind != "model.weights_do_not_fit":
+            raise
+        raise error.at(
+            to_do="Give weights of this architecture, or name theirs with --model"
+        ) from error
 
 
 def _check_that_it_trains(text: str, num_classes: int) -> None:

@@ -43,7 +43,11 @@ def lr_find(
     start = time.perf_counter()
     reporter = reporter or SilentReporter()
     if lowest >= highest:
-        raise ConfigError(f"--min-lr: {lowest:g} is not below --max-lr, {highest:g}")
+        raise ConfigError(
+            f"must be below --max-lr, {highest:g}, not {lowest:g}",
+            kind="config.invalid_value",
+            key="--min-lr",
+        )
     if plot is not None:
         check_picture(plot)
     rates = exponential_rates(lowest, highest, steps)
@@ -67,8 +71,11 @@ def _test(config: Config, rates: list[float], reporter: Reporter) -> LrRange:
     losses = tested.losses
     if len(losses) < _FEWEST:
         raise ResultError(
-            f"lr-find: the loss was no finite number after {len(losses)} steps, at lr "
-            f"{tested.ended_at:.2g}; begin lower with --min-lr"
+            f"the loss is not a finite number after {len(losses)} steps, at a learning rate of "
+            f"{tested.ended_at:.2g}",
+            kind="result.not_finite",
+            source="lr-find",
+            to_do="start lower with --min-lr",
         )
     curve = lr_curve(rates[: len(losses)], losses)
     trainable = sum(p.numel() for p in stage_setup.model.parameters() if p.requires_grad)

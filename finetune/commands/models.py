@@ -25,8 +25,10 @@ def list_models(word: str | None = None) -> ModelList:
     names = [n for n in BUILDERS if not word or word in n or word in family_of(n).name]
     if not names:
         raise ConfigError(
-            f"no builder's name holds {word!r}.{did_you_mean(str(word), BUILDERS, limit=3)} "
-            f"`finetune models` lists all {len(BUILDERS)}."
+            f"no model's name contains {word!r}",
+            kind="config.unknown_model",
+            to_do=f"{did_you_mean(str(word), BUILDERS, limit=3)} `finetune models` lists all "
+            f"{len(BUILDERS)}",
         )
     return ModelList(tuple(_row(name) for name in names))
 

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from finetune.core.errors import DataError
+from finetune.checkpoints.run_dir import checkpoint_of
+from finetune.core.errors import CheckpointError, DataError
 from finetune.core.files import expand_user, is_folder
 from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.images import passed_over, shown
@@ -55,9 +56,15 @@ def predict(
         DataError: there are no images, or none can be read.
     """
     reporter = reporter or SilentReporter()
+    _refuse_swapped(run)
     files = list(image_files(paths, reporter))
     if not files:
-        raise DataError("predict: there is no image to label; give files, or folders of images")
+        raise DataError(
+            "no images to classify",
+            kind="data.no_images",
+            source="predict",
+            to_do="give image files, or folders of images",
+        )
     predictor = open_predictor(run, batch_size=batch_size, reporter=reporter)
     warn_of_levels(predictor.levels, files, reporter)
     names = predictor.class_names
@@ -76,6 +83,20 @@ def predict(
     return _summary(run, predictor, len(files), unsure, unreadable, elapsed_s)
 
 
+def _refuse_swapped(run: str) -> None:
+    """Check that the run has a checkpoint before images are listed: it may be a folder of images.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    try:
+        checkpoint_of(run)
+    except CheckpointError as error:
+        if error.kind != "checkpoint.not_found":
+            raise
+        raise error.at(to_do="The run comes first: finetune predict RUN IMAGES") from None
+
+
 def image_files(paths: Iterable[str], reporter: Reporter) -> Iterator[str]:
     """Yield each file unchanged, and for each folder the images below it in name order."""
     for path in map(_meant, paths):
@@ -84,7 +105,7 @@ def image_files(paths: Iterable[str], reporter: Reporter) -> Iterator[str]:
             continue
         files = files_of_class(Path(path))
         if not files.images:
-            reporter.warn(f"{shown(path)}: holds no images")
+            reporter.warn(f"{shown(path)}: contains no images")
         for said in passed_over(files.links, files.misnamed):
             reporter.warn(f"{shown(path)}: {said}")
         for note in system_note(shown(path), files.system, Path(path)):
@@ -111,7 +132,11 @@ def paths_of_list(content: bytes) -> list[str]:
         if all(map(os.path.lexists, paths)):  # as written by find -print0
             return paths
         raise DataError(
-            "predict: -: the list holds NUL bytes; save it as UTF-8, with one path a line"
+            "the list contains NUL bytes",
+            kind="data.not_text",
+            source="predict",
+            key="-",
+            to_do="save it as UTF-8, with one path per line",
         )
     content = content.replace(b"\r\n", b"\n")
     separator = b"\n" if b"\n" in content else b"\r"
@@ -125,8 +150,11 @@ def _as_utf8(content: bytes, mark: bytes, encoding: str) -> bytes:
         return content.decode(encoding).encode()
     except UnicodeError as error:
         raise DataError(
-            f"predict: -: the list begins as {encoding.upper()}, and is none: {error}; save it as "
-            "UTF-8, with one path a line"
+            f"the list has a byte-order mark of {encoding.upper()}, but is not: {error}",
+            kind="data.not_text",
+            source="predict",
+            key="-",
+            to_do="save it as UTF-8, with one path per line",
         ) from error
 
 
@@ -149,10 +177,16 @@ def _report(
         return
     if len(unreadable) == total:
         path, reason = unreadable[0]
-        more = f", and so on: none of {total:,} files can be read" if total > 1 else ""
-        raise DataError(f"{shown(path)}: cannot be read: {reason}{more}{_list_hint(run, path)}")
+        more = f"; none of the {total:,} files can be read" if total > 1 else ""
+        raise DataError(
+            f"cannot be read: {reason}{more}",
+            kind="data.undecodable",
+            path=path,
+            to_do=_list_hint(run, path),
+        )
     for path, reason in unreadable[:_MOST_NAMED]:
-        reporter.warn(f"{shown(path)}: cannot be read: {reason}{_list_hint(run, path)}")
+        hint = _list_hint(run, path)
+        reporter.warn(f"{shown(path)}: cannot be read: {reason}{'; ' if hint else ''}{hint}")
     if len(unreadable) > _MOST_NAMED:
         reporter.warn(f"… and {len(unreadable) - _MOST_NAMED:,} more cannot be read")
 
@@ -161,7 +195,7 @@ def _list_hint(run: str, path: str) -> str:
     """Return how to label the images that a text file lists, or "" if it is another file."""
     if Path(path).suffix.lower() not in _LISTS or not os.path.isfile(path):  # noqa: PTH113
         return ""
-    return f"; to label the images that it lists: finetune predict {run} - < {shown(path)}"
+    return f"to classify the images that it lists: finetune predict {run} - < {shown(path)}"
 
 
 def _summary(

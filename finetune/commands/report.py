@@ -245,7 +245,7 @@ def _verdict(evaluated: Evaluated, reporter: Reporter) -> tuple[str, list[str]]:
             found.train, found.val, on_unreadable="skip", base=found.base, reporter=reporter
         )
     except FinetuneError as error:
-        return f"The run's own data could not be looked at: {_shown(str(error))}", []
+        return f"The run's own data could not be inspected: {_shown(str(error))}", []
     train, val = checked.parts
     return (
         f"{len(train):,} training and {len(val):,} validation images of "

@@ -122,8 +122,12 @@ def _refuse_untrained(epoch: int, stages: Sequence[Config]) -> None:
         return
     total = epochs_of(stages)
     if epoch > total:
-        last = f"train.epochs {total}" if len(stages) == 1 else f"{total} in {len(stages)} stages"
-        raise ConfigError(f"--epoch: {epoch} is past the last, {last}")
+        where = "train.epochs" if len(stages) == 1 else f"the sum of {len(stages)} stages"
+        raise ConfigError(
+            f"must be at most {total} ({where}), not {epoch}",
+            kind="config.invalid_value",
+            key="--epoch",
+        )
 
 
 def augmentation_in_words(augment: AugmentConfig) -> str:

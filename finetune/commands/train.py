@@ -103,13 +103,15 @@ def _train(
         del ready
         past, carried, resume_point = stage.past, stage.carried, None
     assert stage is not None  # a run has at least one stage
-    with signals.impatiently(f" after the last epoch; saved. Go on with: {resume_command(folder)}"):
+    with signals.impatiently(
+        f" after the last epoch; saved. Resume with: {resume_command(folder)}"
+    ):
         summary = _summary(stage, time.perf_counter() - start)
         write_text(folder / run_dir.SUMMARY, to_json(summary))
     return summary
 
 
-_BEFORE = " before the first step; the same command begins again"
+_BEFORE = " before the first step; run the same command to start over"
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class _Run:
         so that an unreadable photo destroys no earlier run.
         """
         number, reporter = len(past.stages), self.output.reporter
-        goes_on = f"Go on with: {resume_command(self.output.folder)}"
+        goes_on = f"Resume with: {resume_command(self.output.folder)}"
         before = _BEFORE if carried is None else f" before stage {number + 1}. {goes_on}"
         with signals.impatiently(before):
             stage_setup = prepare_stage(
@@ -183,7 +185,7 @@ class _Run:
         # From here on, a signal takes effect after the current step and saves a checkpoint.
         is_last = number + 1 == len(self.run_setup.stages)
         end = "the last epoch" if is_last else f"stage {number + 1}"
-        after = f" after {end}; saved. Go on with: {resume_command(folder)}"
+        after = f" after {end}; saved. Resume with: {resume_command(folder)}"
         with signals.patiently(after):
             if resume_point is not None:
                 run_dir.reopen(folder, resume_point.path)
@@ -329,7 +331,7 @@ def _summary(stage: _TrainedStage, elapsed_s: float) -> TrainSummary:
     saved_config = shlex.quote(str(Path(folder) / run_dir.CONFIG))
     judged = (
         f"finetune eval --checkpoint {checkpoint}",
-        f"finetune report {shlex.quote(folder)}",
+        run_dir.report_command(folder),
     )
     return TrainSummary(
         **vars(run_facts(stage_setup, stage.reports)),

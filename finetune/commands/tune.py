@@ -75,14 +75,18 @@ def tune(
     best, result = result_of(found, metric, folder, final=final)
     if result.winner.loss is None:
         raise ResultError(
-            "tune: every trial diverged, its loss no finite number; search lower rates, as with "
-            "--set 'tune.lr={min: 0.0001, max: 0.01}'"
+            "every trial diverged: its loss was not a finite number",
+            kind="result.all_diverged",
+            source="tune",
+            to_do="search lower learning rates, as with --set 'tune.lr={min: 0.0001, max: 0.01}'",
         )
     chosen = with_settings(best.config, result.winner.settings)
     result = _write(result, chosen, folder, reporter)
     reporter.say(f"best: {winner_in_words(result)}")
     if final:
-        reporter.say(f"training by it on all {result.num_train:,} images into {chosen.output_dir}")
+        reporter.say(
+            f"training these settings on all {result.num_train:,} images into {chosen.output_dir}"
+        )
         summary = train(chosen, overwrite=overwrite, reporter=reporter)
         score = _test_score(chosen, reporter) if has_test else None
         result = replace(
@@ -101,17 +105,27 @@ def _check_free(folder: Path, run: Path, *, overwrite: bool) -> None:
     """Raise if the search cannot be written to ``folder``; called before any work."""
     if folder.resolve().is_relative_to(run.resolve()):
         raise OutputError(
-            f"--output: {folder}: lies in output_dir, {run}, which holds a run and nothing else; "
-            "choose another place with --output DIR"
+            f"is inside output_dir, {run}, which may contain only a run",
+            kind="output.inside_run",
+            key="--output",
+            path=folder,
+            to_do="choose another folder with --output DIR",
         )
     if exists(folder) and not is_folder(folder):
-        raise OutputError(f"{folder}: is a file, not a folder; --output DIR names another place")
+        raise OutputError(
+            "is a file, not a folder",
+            kind="output.not_a_folder",
+            path=folder,
+            to_do="choose another folder with --output DIR",
+        )
     there = [name for name in (BEST, RESULT, PLOT) if exists(folder / name)]
     if there and not overwrite:
         raise OutputError(
-            f"{folder}: already holds a search ({', '.join(there)}); train by it with "
-            f"`{_train_by(folder)}`, add --overwrite to replace it, or choose another place with "
-            "--output DIR"
+            f"already contains a search ({', '.join(there)})",
+            kind="output.exists",
+            path=folder,
+            to_do=f"train its result with `{_train_by(folder)}`, add --overwrite to replace it, or "
+            "choose another folder with --output DIR",
         )
 
 
@@ -172,7 +186,9 @@ def result_of(
         chosen_on=f"{folds}-fold cross-validation on {best.num_train:,} training images"
         if folds
         else f"the {best.num_val:,} validation images",
-        reported="no model is trained by it yet" if final else "nothing was trained (--no-train)",
+        reported="no model has been trained with these settings yet"
+        if final
+        else "nothing was trained (--no-train)",
         next=(_train_by(folder),),
     )
 
@@ -218,13 +234,13 @@ def _test_score(config: Config, reporter: Reporter) -> TestScore:
 def _reported(result: TuneResult, *, tested: bool) -> str:
     """Describe how unbiased the final model's metrics are."""
     if tested:
-        return "test took no part in any choice"
+        return "the test split was not used for any choice"
     if result.num_folds:
         return (
-            "val took no part in the choice of settings, only in that of the best epoch: the last "
-            "epoch is the fair figure"
+            "the validation split was used to choose the best epoch, not the settings: the metrics "
+            "of the last epoch are unbiased"
         )
     return (
-        f"val chose among {len(result.trials):,} trials, and there is no test split: expect less "
-        "on new photos"
+        f"the validation split was used to choose among {len(result.trials):,} trials, and there "
+        "is no test split: expect lower metrics on new photos"
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from finetune.config.base import Section, one_line, tuple_of
+from finetune.config.base import InvalidError, Section, one_line, tuple_of
 
 ADAPTED_FAMILIES = ("vit", "swin", "swin_v2", "maxvit")
 
@@ -27,7 +27,7 @@ class LoraConfig(Section):
     @classmethod
     def _targets_say_something(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
         if not targets or not all(glob.strip() for glob in targets):
-            raise ValueError("must hold at least one glob, and none that is empty")
+            raise InvalidError("must contain at least one glob, and no empty one")
         for glob in targets:
             one_line(glob)
         return targets

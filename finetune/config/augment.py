@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from finetune.config.base import Section
+from finetune.config.base import InvalidError, NoEffectError, Section
 
 DRAWN_POLICIES = ("crop_flip", "trivial", "randaugment", "autoaugment")
 """Policies with random views; the views of ``none`` and ``flip`` are fixed."""
@@ -61,20 +61,24 @@ class AugmentConfig(Section):
     @classmethod
     def _can_be_drawn_from(cls, alpha: float) -> float:
         if 0 < alpha < _SMALLEST_ALPHA:
-            raise ValueError(f"must be 0 or at least {_SMALLEST_ALPHA:g}, not {alpha:g}")
+            raise InvalidError(f"must be 0 or at least {_SMALLEST_ALPHA:g}, not {alpha:g}")
         return alpha
 
     @model_validator(mode="after")
     def _views_fit(self) -> AugmentConfig:
         if self.views and self.mixes:
             mixing = "mixup" if self.mixup else "cutmix"
-            raise ValueError(
-                f"views: has no effect with {mixing}, which mixes every batch anew, so that no "
-                "features can be kept"
+            raise NoEffectError(
+                "views",
+                f" with {mixing}, which mixes every batch differently, so features cannot be "
+                "cached",
+                to_do="remove one of them",
             )
         if self.views and not self.draws:
-            raise ValueError(
-                f"views: has no effect unless something is drawn: policy {self.policy} has no "
-                f"random views; {', '.join(DRAWN_POLICIES)}, erasing or color_jitter have"
+            raise NoEffectError(
+                "views",
+                f" with policy {self.policy}, which has no random views",
+                to_do=f"set policy to one of {', '.join(DRAWN_POLICIES)}, "
+                f"or set erasing or color_jitter",
             )
         return self

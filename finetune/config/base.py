@@ -15,7 +15,7 @@ from pydantic import (
     ValidationError,
 )
 
-from finetune.core.errors import ConfigError, address_problem
+from finetune.core.errors import ConfigError, Problem, address_problem, worded
 
 _Section = TypeVar("_Section", bound="Section")
 
@@ -69,8 +69,11 @@ def _validated(kind: type[_Section], opened: dict[str, Any], values: Mapping[str
         # The wording names keys of the whole schema, which imports this module.
         from finetune.config.error_messages import problems_of
 
-        texts = [f"{'.'.join(map(str, it.path))}: {it.text}" for it in problems_of(error)]
-        raise ConfigError("; ".join(texts)) from error
+        problems = [
+            Problem(it.kind, it.what, it.to_do or None, key=".".join(map(str, it.path)) or None)
+            for it in problems_of(error)
+        ]
+        raise ConfigError.of(problems, kind="config.several_problems") from error
 
 
 def _set(opened: dict[str, Any], key: str, value: Any) -> None:
@@ -99,13 +102,43 @@ def _inner(holder: dict[str, Any] | list[Any], part: str | int, key: str) -> Any
     if isinstance(holder, dict):
         return holder.get(str(part))
     if not isinstance(part, int) or part >= len(holder):
-        raise ConfigError(f"{key}: {part} is no index into a list of {len(holder)}")
+        raise ConfigError(
+            f"the list has no item {part}: its {len(holder)} items count from 0",
+            kind="config.not_a_section",
+            key=key,
+        )
     return holder[part]
 
 
 def _opened(section: Section) -> dict[str, Any]:
     """Return the values of a section that differ from its defaults or were given."""
     return {key: value for key, value in section if key in section.model_fields_set}
+
+
+class InvalidError(ValueError):
+    """A validator's finding, which pydantic passes on in its own error.
+
+    The fields are those of `finetune.core.errors.FinetuneError`; ``key`` is relative to the
+    section whose validator raises.
+    """
+
+    source = path = line = also = None
+
+    def __init__(
+        self, what: str, *, key: str = "", to_do: str = "", kind: str = "config.invalid_value"
+    ) -> None:
+        super().__init__(what)
+        self.what, self.key, self.to_do, self.kind = what, key, to_do.strip(), kind
+
+    def __str__(self) -> str:
+        return worded(self)
+
+
+class NoEffectError(InvalidError):
+    """A key whose value would change nothing."""
+
+    def __init__(self, key: str, why: str, *, to_do: str = "") -> None:
+        super().__init__(f"has no effect{why}", key=key, to_do=to_do, kind="config.no_effect")
 
 
 def tuple_of(value: Any) -> Any:
@@ -117,12 +150,12 @@ def one_line(text: str) -> str:
     """Return ``text`` if it is not empty and printable.
 
     Raises:
-        ValueError: The text is empty or contains an unprintable character.
+        InvalidError: The text is empty or contains an unprintable character.
     """
     if not text.strip():
-        raise ValueError("must not be empty")
+        raise InvalidError("must not be empty")
     if not text.isprintable():
-        raise ValueError(f"{text!r} holds a character that cannot be printed")
+        raise InvalidError(f"{text!r} contains an unprintable character")
     return text
 
 
@@ -130,10 +163,10 @@ def local(text: str) -> str:
     """Return ``text`` if it can be a local path.
 
     Raises:
-        ValueError: The text is a URL.
+        InvalidError: The text is a URL.
     """
     if problem := address_problem(text):
-        raise ValueError(problem)
+        raise InvalidError(problem.what, to_do=problem.to_do or "", kind=problem.kind)
     return text
 
 

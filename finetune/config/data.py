@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from finetune.config.base import MOST, LocalPath, Section, Text
+from finetune.config.base import MOST, InvalidError, LocalPath, NoEffectError, Section, Text
 
 DEMO = "demo"
 TORCHVISION = "torchvision:"
@@ -32,7 +32,7 @@ def is_table(root: str) -> bool:
 def _workers(value: Any) -> Any:
     if value == "auto" or (type(value) is int and 0 <= value <= 64):
         return value
-    raise ValueError(f"must be auto or a whole number from 0 to 64, not {value!r}")
+    raise InvalidError(f"must be auto or a whole number from 0 to 64, not {value!r}")
 
 
 def _delimiter(value: Any) -> Any:
@@ -41,7 +41,7 @@ def _delimiter(value: Any) -> Any:
         return None
     if isinstance(value, str) and value in {*DELIMITERS, *words}:
         return words.get(value, value)
-    raise ValueError(f"must be auto, {', '.join(DELIMITERS)} or the character, not {value!r}")
+    raise InvalidError(f"must be auto, {', '.join(DELIMITERS)} or the character, not {value!r}")
 
 
 class TableConfig(Section):
@@ -62,9 +62,9 @@ def _levels(value: Any) -> Any:
         return value
     listed = ", ".join(map(str, WHITE_LEVELS))
     bits = type(value) is int and 8 <= value <= 16
-    meant = f"; {value} bits have {2**value - 1}" if bits else ""
-    raise ValueError(
-        f"must be auto or the greatest level of 8 to 16 bits ({listed}), not {value!r}{meant}"
+    raise InvalidError(
+        f"must be auto or the maximum pixel value of 8 to 16 bits ({listed}), not {value!r}",
+        to_do=f"for {value} bits it is {2**value - 1}" if bits else "",
     )
 
 
@@ -121,7 +121,7 @@ class DataConfig(Section):
                 warnings.simplefilter("ignore")
                 re.compile(pattern or "")
         except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+            raise InvalidError(f"{pattern!r} is not a regular expression: {error}") from None
         return pattern
 
     @model_validator(mode="after")
@@ -129,12 +129,17 @@ class DataConfig(Section):
         if not self.root.startswith(TORCHVISION):
             for key in ("folder", "download"):
                 if getattr(self, key):
-                    raise ValueError(f"{key}: has no effect unless root is {TORCHVISION}NAME")
+                    raise NoEffectError(key, f" unless root is {TORCHVISION}NAME")
         if not is_table(self.root):
             given = [key for key in TABLE_COLUMNS if getattr(self, key)]
             given += [f"table.{key}" for key in self.table.model_dump(exclude_defaults=True)]
             for key in given:
-                raise ValueError(f"{key}: has no effect unless root is a .csv or .tsv file")
+                raise NoEffectError(key, " unless root is a .csv or .tsv file")
         if self.group_pattern and self.group_column:
-            raise ValueError("group_pattern: give either it or group_column")
+            raise InvalidError(
+                "cannot be combined with group_column",
+                key="group_pattern",
+                to_do="remove one of them",
+                kind="config.conflict",
+            )
         return self

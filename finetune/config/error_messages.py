@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, Discriminator, ValidationError
 
+from finetune.config.base import InvalidError
 from finetune.config.schema import Config, StageConfig
 from finetune.config.yaml_loader import Path, Problem
 from finetune.core.text import did_you_mean, nearest
@@ -23,10 +24,19 @@ def problems_of(error: ValidationError) -> Iterator[Problem]:
     """Yield each problem found by pydantic with its path in the file; its line is None."""
     for detail in error.errors(include_url=False):
         path = _without_tags(detail["loc"])
-        text = _words(detail, path)
         if detail["type"] == "value_error":
-            path, text = _own_path(path, text)
-        yield Problem(None, path, text)
+            yield _own_problem(path, detail["ctx"]["error"])
+            continue
+        kind, what, to_do = _words(detail, path)
+        yield Problem(None, path, kind, what, to_do)
+
+
+def _own_problem(path: Path, error: Exception) -> Problem:
+    """Return the problem that a validator of this package raised."""
+    assert isinstance(error, InvalidError), error
+    parts = error.key.split(".") if error.key else []
+    path = (*path, *(int(part) if part.isdecimal() else part for part in parts))
+    return Problem(None, path, error.kind, error.what, error.to_do)
 
 
 def _without_tags(location: Path) -> Path:
@@ -48,44 +58,40 @@ def _chooses(annotation: Any) -> bool:
     return isinstance(annotation, Discriminator) or any(map(_chooses, get_args(annotation)))
 
 
-def _own_path(path: Path, text: str) -> tuple[Path, str]:
-    """Move a key from the start of a section validator's message into the path."""
-    key, colon, rest = text.partition(": ")
-    parts = (int(part) if part.isdecimal() else part for part in key.split("."))
-    inner = (*path, *parts)
-    dotted = ".".join(part for part in inner if isinstance(part, str))
-    if colon and dotted in _dotted_keys(lists=True):
-        return inner, rest
-    return path, text
-
-
-def _words(detail: Any, path: Path) -> str:
+def _words(detail: Any, path: Path) -> tuple[str, str, str]:
+    """Return kind, problem and remedy of a problem that pydantic found."""
     kind, given = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        return f"unknown key.{_nearest_key(path)}"
+        return "config.unknown_key", "unknown key", _nearest_key(path)
     if kind == "missing":
-        return "is required"
-    if kind == "value_error":
-        return str(detail["msg"]).removeprefix("Value error, ")
+        return "config.missing_key", "is required", ""
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         keys = _keys_of(path)
         if given is None:
-            return f"is empty; give it keys ({keys}) or remove the line"
-        return f"must be a section of keys ({keys}), not {_shown(given)}"
+            return "config.empty_section", "is empty", f"give it keys ({keys}) or remove the line"
+        return (
+            "config.not_a_section",
+            f"must be a section of keys ({keys}), not {_shown(given)}",
+            "",
+        )
+    what, to_do = _words_of_value(kind, detail, path, given)
+    return "config.invalid_value", what, to_do
+
+
+def _words_of_value(kind: str, detail: Any, path: Path, given: Any) -> tuple[str, str]:
     if kind == "literal_error":
         choices = [word.strip(" '") for word in _choices(detail["ctx"]["expected"])]
         near = did_you_mean(given, choices) if isinstance(given, str) else ""
-        stop = "." if near else ""
-        return f"must be one of {', '.join(choices)}, not {_shown(given)}{stop}{near}"
+        return f"must be one of {', '.join(choices)}, not {_shown(given)}", near
     if kind in ("too_long", "too_short", "tuple_type", "list_type"):
         length = _length_of(path)
-        return f"must be a list{f' of {length}' if length else ''}, not {_shown(given)}"
+        return f"must be a list{f' of {length}' if length else ''}, not {_shown(given)}", ""
     if kind == "less_than_equal" and isinstance(detail["ctx"]["le"], float):
-        return f"must be less than or equal to {detail['ctx']['le']:g}, not {_shown(given)}"
+        return f"must be less than or equal to {detail['ctx']['le']:g}, not {_shown(given)}", ""
     return _plain_words(kind, str(detail["msg"]), given)
 
 
-def _plain_words(kind: str, message: str, given: Any) -> str:
+def _plain_words(kind: str, message: str, given: Any) -> tuple[str, str]:
     text = message.replace("Input should be", "must be")
     for theirs, ours in (
         ("a valid integer", "a whole number"),
@@ -96,10 +102,10 @@ def _plain_words(kind: str, message: str, given: Any) -> str:
         text = text.replace(theirs, ours)
     hint = ""
     if kind == "bool_type" and isinstance(given, str):
-        hint = "; on, off, yes and no are words here"
+        hint = "on, off, yes and no are text, not booleans"
     if kind == "string_type" and isinstance(given, int | float):
-        hint = "; put it in quotes"
-    return f"{text[:1].lower()}{text[1:]}, not {_shown(given)}{hint}"
+        hint = "put it in quotes"
+    return f"{text[:1].lower()}{text[1:]}, not {_shown(given)}", hint
 
 
 def _shown(value: Any) -> str:
@@ -151,7 +157,7 @@ def _keys_of(path: Path) -> str:
     return ", ".join(section.model_fields) if section else "…"
 
 
-def _dotted_keys(
+def dotted_keys(
     section: type[BaseModel] = Config, prefix: str = "", *, lists: bool = False
 ) -> list[str]:
     """Return the dotted keys of nested sections, and of lists of sections if ``lists`` is set."""
@@ -160,7 +166,7 @@ def _dotted_keys(
         keys.append(prefix + name)
         inner = _section_in(field.annotation)
         if inner and (lists or get_origin(field.annotation) is not tuple):
-            keys += _dotted_keys(inner, f"{prefix}{name}.", lists=lists)
+            keys += dotted_keys(inner, f"{prefix}{name}.", lists=lists)
     return keys
 
 
@@ -182,8 +188,8 @@ def _nearest_key(path: Path) -> str:
         elsewhere = nearest(word, by_word, limit=1, cutoff=_NEAR_ELSEWHERE)
         meant = [key for near in elsewhere for key in by_word[near]]
     if meant:
-        return f" Did you mean {' or '.join(repr(key) for key in meant)}?"
-    return f" Known here: {_keys_of(path[:-1])}."
+        return f"Did you mean {' or '.join(repr(key) for key in meant)}?"
+    return f"Known here: {_keys_of(path[:-1])}"
 
 
 def _keys_beside(path: Path) -> list[str]:
@@ -192,5 +198,5 @@ def _keys_beside(path: Path) -> list[str]:
     Keys of ``tune`` are left out for paths outside ``tune``: they repeat the names of other keys.
     """
     if len(path) > 2 and path[0] == _STAGES:
-        return _dotted_keys(StageConfig, f"{_STAGES}.{path[1]}.")
-    return [key for key in _dotted_keys() if path[0] == _TUNE or not key.startswith(f"{_TUNE}.")]
+        return dotted_keys(StageConfig, f"{_STAGES}.{path[1]}.")
+    return [key for key in dotted_keys() if path[0] == _TUNE or not key.startswith(f"{_TUNE}.")]

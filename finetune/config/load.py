@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from finetune.config.error_messages import problems_of
 from finetune.config.schema import FORMAT, Config, DataConfig, ModelConfig
 from finetune.config.stage_inheritance import stage_problems, taken_over
 from finetune.config.yaml_loader import Problem
-from finetune.core.errors import ConfigError
+from finetune.core import errors
+from finetune.core.errors import ConfigError, worded
 from finetune.core.files import is_folder
 from finetune.core.text import did_you_mean, printable
 from finetune.core.version import __version__
 
 _MOST_SHOWN, _MOST_WORDED = 20, 60
-_LONGEST_LINE = 800
+_LONGEST_LINE, _LONGEST_FIELD = 800, 240
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -41,8 +43,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if data is None and not problems:
         data = {}
     if not isinstance(data, dict):
-        problems = problems or [Problem(1, (), "expected sections such as model: and data:")]
-        raise ConfigError(_message(path, problems, {}))
+        problems = problems or [
+            Problem(
+                1, (), "config.not_a_section", "must consist of sections such as model: and data:"
+            )
+        ]
+        raise _error(path, problems, {})
     origins = _apply_overrides(data, overrides, problems)
     _refuse_newer_format(path, data)
     data.setdefault("output_dir", str(Path("runs") / path.stem))
@@ -58,8 +64,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     else:
         if not problems and not found:
             return config
-    problems += [Problem(document.line_of(one.path), one.path, one.text) for one in found]
-    raise ConfigError(_message(path, problems, origins, more=more))
+    problems += [replace(one, line=document.line_of(one.path)) for one in found]
+    raise _error(path, problems, origins, more=more)
 
 
 def data_of(root: str) -> DataConfig:
@@ -70,14 +76,15 @@ def data_of(root: str) -> DataConfig:
     """
     if not root.isprintable():
         raise ConfigError(
-            f"{root!a}: holds a character that cannot be printed or is not UTF-8, so that no "
-            "config can hold it; rename it"
+            "contains a character that is unprintable or not UTF-8, so that no config can hold it",
+            kind="config.unprintable",
+            path=ascii(root),
+            to_do="rename it",
         )
     try:
         return DataConfig(root=root)
     except ValidationError as error:
-        texts = [problem.text for problem in problems_of(error)]
-        raise ConfigError(f"{root!a}: {'; '.join(texts)}") from None
+        raise _error_of_option(error, {}, path=ascii(root)) from None
 
 
 def model_of(name: str, weights: str) -> ModelConfig:
@@ -89,13 +96,22 @@ def model_of(name: str, weights: str) -> ModelConfig:
     try:
         return ModelConfig(name=name, weights=weights)
     except ValidationError as error:
-        texts = [
-            ": ".join(filter(None, (".".join(map(str, problem.path)), problem.text)))
-            for problem in problems_of(error)
-        ]
-        text = "; ".join(texts).replace("set name: ", "take --model ")
-        option = "--model" if text.startswith("name: ") else "--weights"
-        raise ConfigError(f"{option}: {text.partition(': ')[2]}") from None
+        raise _error_of_option(error, {"name": "--model", "weights": "--weights"}) from None
+
+
+def _error_of_option(
+    error: ValidationError, options: dict[str, str], *, path: str | None = None
+) -> ConfigError:
+    """Return the first problem of a section that was given on the command line.
+
+    Args:
+        error: Pydantic's error.
+        options: Option that sets each key of the section.
+        path: Path given on the command line, if that is the problem's place.
+    """
+    first = next(problems_of(error))
+    key = options.get(".".join(map(str, first.path)))
+    return ConfigError(first.what, kind=first.kind, key=key, path=path, to_do=first.to_do)
 
 
 def to_yaml(config: Config) -> str:
@@ -106,20 +122,26 @@ def to_yaml(config: Config) -> str:
 
 def _read(path: Path) -> str:
     if is_folder(path):
-        raise ConfigError(f"{path}: is a folder; --config takes a YAML file")
+        raise ConfigError(
+            "is a folder", kind="config.not_a_file", path=path, to_do="--config takes a YAML file"
+        )
     try:
         with path.open("rb") as file:
             content = file.read(yaml_loader.MAX_BYTES + 1)  # a device file may be endless
         if len(content) > yaml_loader.MAX_BYTES:
-            raise ConfigError(f"{path}: {yaml_loader.TOO_LARGE}")
+            raise ConfigError(yaml_loader.TOO_LARGE, kind="config.too_large", path=path)
         return content.decode("utf-8-sig")
     except FileNotFoundError:
         near = did_you_mean(path.name, (other.name for other in _siblings(path)))
-        raise ConfigError(f"{path}: no such config file.{near}") from None
+        raise ConfigError(
+            "no such config file", kind="config.not_found", path=path, to_do=near
+        ) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+        raise ConfigError(
+            "is not a text file in UTF-8", kind="config.not_text", path=path
+        ) from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+        raise ConfigError(f"cannot be read: {error}", kind="config.unreadable", path=path) from None
 
 
 def _siblings(path: Path) -> Iterable[Path]:
@@ -150,16 +172,26 @@ def _apply_overrides(
         origin = f"--set {override}"
         origins[path] = origin
         if not equals or not all(path):
-            problems.append(Problem(None, path, "expected key.path=value, as in train.epochs=3"))
+            problems.append(
+                Problem(
+                    None,
+                    path,
+                    "config.invalid_override",
+                    "must be key.path=value, as in train.epochs=3",
+                )
+            )
             continue
         document = yaml_loader.parse(text)
         if document.problems:
-            problems += [Problem(None, path, problem.text) for problem in document.problems]
+            problems += [
+                replace(problem, line=None, path=path, unread=False)
+                for problem in document.problems
+            ]
             continue
         try:
             holder, place = _place(data, keys)
         except LookupError as error:
-            problems.append(Problem(None, path, str(error.args[0])))
+            problems.append(Problem(None, path, "config.not_a_section", str(error.args[0])))
             continue
         origins[place] = origin
         holder[place[-1]] = document.value
@@ -180,7 +212,7 @@ def _place(data: dict[str, Any], keys: Sequence[str]) -> tuple[Any, yaml_loader.
         path.append(_key_in(holder, key))
         inner = holder.setdefault(key, {}) if isinstance(holder, dict) else holder[path[-1]]
         if not isinstance(inner, dict | list):
-            raise LookupError(f"{key} is no section")
+            raise LookupError(f"{key} is not a section")
         holder = inner
     return holder, (*path, _key_in(holder, keys[-1]))
 
@@ -190,7 +222,7 @@ def _key_in(holder: dict[str, Any] | list[Any], key: str) -> str | int:
         return key
     number = int(key) if key.isdecimal() and len(key) < 6 else len(holder)
     if number >= len(holder):
-        raise LookupError(f"{key} is no part of a list of {len(holder)}, which counts from 0")
+        raise LookupError(f"the list has no item {key}: its {len(holder)} items count from 0")
     return number
 
 
@@ -198,15 +230,18 @@ def _refuse_newer_format(path: Path, data: dict[str, Any]) -> None:
     given = data.get("format")
     if type(given) is int and given > FORMAT:
         raise ConfigError(
-            f"{path}: format {given} is newer than this finetune ({__version__}), which reads "
-            f"format {FORMAT}; upgrade finetune-vision"
+            f"{given} is newer than this finetune ({__version__}), which reads {FORMAT}",
+            kind="config.newer_format",
+            source=str(path),
+            key="format",
+            to_do="upgrade finetune-vision",
         )
 
 
-def _message(
+def _error(
     path: Path, problems: list[Problem], origins: dict[yaml_loader.Path, str], *, more: int = 0
-) -> str:
-    """Format the problems, one per line; long lists and long lines are shortened.
+) -> ConfigError:
+    """Return one error for all problems, one per line; long lists and long lines are shortened.
 
     Args:
         path: Path of the config file.
@@ -215,30 +250,37 @@ def _message(
         more: Number of further problems that are not in ``problems``.
     """
     ordered = sorted(problems, key=lambda p: (p.line or 0, str(p.path)))
-    more += max(len(ordered) - _MOST_SHOWN, 0)
-    lines = [_short(_line(path, problem, origins)) for problem in ordered[:_MOST_SHOWN]]
-    if len(lines) + more == 1:
-        return lines[0]
-    lines += [f"… and {more:,} more"] if more else []
-    return "\n".join([f"{path}: {len(problems) + more} problems", *(f"  {x}" for x in lines)])
+    listed = tuple(_placed(path, problem, origins) for problem in ordered)
+    total = len(listed) + more
+    if total == 1:
+        (only,) = listed
+        return ConfigError.of([only], kind=only.kind)
+    lines = [_short(worded(problem)) for problem in listed[:_MOST_SHOWN]]
+    if len(lines) < total:
+        lines.append(f"… and {total - len(lines):,} more")
+    what = "\n".join([f"{total} problems", *(f"  {line}" for line in lines)])
+    error = ConfigError(what, kind="config.several_problems", path=path)
+    return error.at(problems=listed)
 
 
-def _short(line: str) -> str:
+def _short(line: str, most: int = _LONGEST_LINE) -> str:
     """Escape unprintable characters and shorten a very long line in the middle."""
-    half = _LONGEST_LINE // 2
-    return printable(line if len(line) <= _LONGEST_LINE else f"{line[:half]} … {line[-half:]}")
+    half = most // 2
+    return printable(line if len(line) <= most else f"{line[:half]} … {line[-half:]}")
 
 
-def _line(path: Path, problem: Problem, origins: dict[yaml_loader.Path, str]) -> str:
-    dotted = ".".join(map(str, problem.path))
-    text = f"{dotted}: {problem.text}" if dotted else problem.text
+def _placed(path: Path, problem: Problem, origins: dict[yaml_loader.Path, str]) -> errors.Problem:
+    """Return the problem with the place where its value was given: the file, or an override."""
+    key = ".".join(map(str, problem.path))
+    place = str(path) if problem.line is None else f"{path}:{problem.line}"
     for given, origin in origins.items():
-        if problem.path == given:
-            return f"{origin}: {problem.text}"
-        # A problem inside an overridden section, or in a section that an override created.
-        within = problem.path[: len(given)] == given
-        if within or (problem.line is None and given[: len(problem.path)] == problem.path):
-            return f"{origin}: {text}"
-    if problem.line is not None:
-        return f"{path}:{problem.line}: {text}"
-    return f"{path}: {text}"
+        # At an overridden key, inside an overridden section, or in a section that an override
+        # created.
+        inside = problem.path[: len(given)] == given
+        if inside or (problem.line is None and given[: len(problem.path)] == problem.path):
+            place = origin
+            break
+    what, to_do, place, key = (
+        _short(text, _LONGEST_FIELD) for text in (problem.what, problem.to_do, place, key)
+    )
+    return errors.Problem(problem.kind, what, to_do or None, place, key or None)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from finetune.config.base import LocalPath, Section, Text, tuple_of
+from finetune.config.base import InvalidError, LocalPath, NoEffectError, Section, Text, tuple_of
 from finetune.config.data import FULL_RANGE, WHITE_LEVELS, Fit
 from finetune.config.model_registry import BUILDERS, BUNDLED_MODEL
 from finetune.core.text import did_you_mean
@@ -33,16 +33,16 @@ class GivenPreprocessing(Section):
     @classmethod
     def _std_divides(cls, std: RGB) -> RGB:
         if min(std) <= 0:
-            raise ValueError(f"every value must be above 0, not {list(std)}")
+            raise InvalidError(f"every value must be above 0, not {list(std)}")
         if min(std) < 1e-4 or max(std) > 1e4:
-            raise ValueError(f"every value must be from 0.0001 to 10000, not {list(std)}")
+            raise InvalidError(f"every value must be from 0.0001 to 10000, not {list(std)}")
         return std
 
     @field_validator("mean")
     @classmethod
     def _mean_is_of_pixels(cls, mean: RGB) -> RGB:
         if max(map(abs, mean)) > 1e4:
-            raise ValueError(f"every value must be from -10000 to 10000, not {list(mean)}")
+            raise InvalidError(f"every value must be from -10000 to 10000, not {list(mean)}")
         return mean
 
 
@@ -90,9 +90,10 @@ class ModelConfig(Section):
     @classmethod
     def _name_is_known(cls, name: str) -> str:
         if name not in BUILDERS:
-            raise ValueError(
-                f"{name!r} is no torchvision classification builder."
-                f"{did_you_mean(name, BUILDERS)} `finetune models` lists all {len(BUILDERS)}."
+            raise InvalidError(
+                f"{name!r} is not a torchvision classification builder",
+                to_do=f"{did_you_mean(name, BUILDERS)} `finetune models` lists all {len(BUILDERS)}",
+                kind="config.unknown_model",
             )
         return name
 
@@ -104,10 +105,12 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _weights_fit(self) -> ModelConfig:
         if self.weights == "bundled" and self.name != BUNDLED_MODEL:
-            raise ValueError(
-                f"weights: bundled are of {BUNDLED_MODEL}, not of {self.name}; "
-                f"set name: {BUNDLED_MODEL}, or give other weights"
+            raise InvalidError(
+                f"the bundled weights belong to {BUNDLED_MODEL}, not to {self.name}",
+                key="weights",
+                to_do=f"set model.name to {BUNDLED_MODEL}, or choose other weights",
+                kind="config.conflict",
             )
         if self.weights == "none" and self.leave_out:
-            raise ValueError("leave_out: has no effect with weights: none; remove it")
+            raise NoEffectError("leave_out", " with weights: none", to_do="remove it")
         return self

@@ -13,6 +13,8 @@ from finetune.config.base import (
     LARGEST_RATE,
     LARGEST_SHARE,
     MOST,
+    InvalidError,
+    NoEffectError,
     RateOrAuto,
     Section,
     ShareOrAuto,
@@ -52,8 +54,8 @@ OPTIMIZERS = {
         Known("ASGD", {"lr": 0.01, "weight_decay": 0.0}, 1),
         Known(
             "LBFGS",
-            refused="it measures the loss several times in a step, on all images at once; training "
-            "here takes one gradient from each batch",
+            refused="it evaluates the loss several times per step, on all images; finetune "
+            "computes one gradient per batch",
         ),
         Known("Muon", {"lr": 0.001, "weight_decay": 0.1, "momentum": 0.95}),
         Known("NAdam", {"lr": 0.002, "weight_decay": 0.0}, 2),
@@ -61,7 +63,7 @@ OPTIMIZERS = {
         Known("RMSprop", {"lr": 0.01, "weight_decay": 0.0, "momentum": 0.0}, 1),
         Known("Rprop", {"lr": 0.01, "weight_decay": 0.0}, 2),
         Known("SGD", {"lr": 0.01, "weight_decay": 0.0, "momentum": 0.9}),
-        Known("SparseAdam", refused="it takes sparse gradients, which no image classifier has"),
+        Known("SparseAdam", refused="it needs sparse gradients, which no image classifier has"),
     )
 }
 
@@ -75,13 +77,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 } | {AUTO: {"lr": AUTO, "weight_decay": AUTO}}
 
 NO_OPTIONS = {
-    "params": "is what freeze.patterns leaves trainable",
-    "lr": "is a key of its own: optimizer.lr",
-    "weight_decay": "is a key of its own: optimizer.weight_decay",
-    "momentum": "is a key of its own: optimizer.momentum",
-    "maximize": "would make the loss as large as possible",
-    "differentiable": "is for gradients through the optimizer itself, which nothing takes here",
-    "capturable": "is for CUDA graphs, which are not used here",
+    "params": "is determined by freeze.patterns",
+    "lr": "is set by optimizer.lr",
+    "weight_decay": "is set by optimizer.weight_decay",
+    "momentum": "is set by optimizer.momentum",
+    "maximize": "would maximize the loss",
+    "differentiable": "is for gradients through the optimizer, which finetune does not compute",
+    "capturable": "is for CUDA graphs, which finetune does not use",
 }
 """Arguments of optimizer classes that ``optimizer.options`` must not contain, with the reason."""
 
@@ -99,15 +101,15 @@ def with_defaults_of(defaults: dict[str, dict[str, Any]], default_name: str, val
 
 
 def refuse_foreign(section: Section, name: str, own: dict[str, dict[str, Any]]) -> None:
-    """Raise a ValueError for options that have no effect with ``name``, and for empty ones."""
+    """Raise an `InvalidError` for options that have no effect with ``name``, and for empty ones."""
     optional = {key for options in own.values() for key in options}
     for key in sorted(optional - own[name].keys()):
         if getattr(section, key) is not None:
             owners = " and ".join(other for other, options in own.items() if key in options)
-            raise ValueError(f"{key}: has no effect on {name}; it belongs to {owners}")
+            raise NoEffectError(key, f" on {name}", to_do=f"it belongs to {owners}")
     for key in own[name]:
         if getattr(section, key) is None:
-            raise ValueError(f"{key}: is empty; give it a value or remove the line")
+            raise InvalidError("is empty", key=key, to_do="give it a value or remove the line")
 
 
 class GroupConfig(Section):
@@ -126,21 +128,31 @@ class GroupConfig(Section):
     @classmethod
     def _globs_say_something(cls, globs: tuple[str, ...]) -> tuple[str, ...]:
         if not globs:
-            raise ValueError("must hold at least one glob")
+            raise InvalidError("must contain at least one glob")
         for position, glob in enumerate(globs, start=1):
             if glob.startswith("!"):
-                raise ValueError(f"{glob!r}: there is no ! here; a later group overrules this one")
+                raise InvalidError(
+                    f"{glob!r} begins with !, which groups do not support",
+                    to_do="list a later group, which takes precedence",
+                )
             if not glob.strip():
-                raise ValueError(f"glob {position} is empty: {glob!r}")
+                raise InvalidError(f"glob {position} is empty: {glob!r}")
             one_line(glob)
         return globs
 
     @model_validator(mode="after")
     def _does_something(self) -> GroupConfig:
         if self.lr is not None and self.lr_scale is not None:
-            raise ValueError("lr_scale: give either it or lr")
+            raise InvalidError(
+                "cannot be combined with lr",
+                key="lr_scale",
+                to_do="remove one of them",
+                kind="config.conflict",
+            )
         if self.lr is None and self.lr_scale is None and self.weight_decay is None:
-            raise ValueError("give it lr, lr_scale or weight_decay; else it is no group of its own")
+            raise InvalidError(
+                "the group sets nothing", to_do="give it lr, lr_scale or weight_decay"
+            )
         return self
 
 
@@ -179,11 +191,15 @@ class OptimizerConfig(Section):
     def _name_is_known(cls, name: str) -> str:
         refused = OPTIMIZERS[name].refused if name in OPTIMIZERS else ""
         if refused:
-            raise ValueError(f"{OPTIMIZERS[name].name} cannot train here: {refused}")
+            raise InvalidError(
+                f"{OPTIMIZERS[name].name} is not supported: {refused}",
+                kind="config.unsupported_optimizer",
+            )
         if name not in _DEFAULTS:
-            raise ValueError(
-                f"{name!r} is no optimizer of torch.optim.{did_you_mean(name, _DEFAULTS)} "
-                f"Here: {', '.join(_DEFAULTS)}."
+            raise InvalidError(
+                f"{name!r} is not an optimizer of torch.optim",
+                to_do=f"{did_you_mean(name, _DEFAULTS)} Supported: {', '.join(_DEFAULTS)}.",
+                kind="config.unknown_optimizer",
             )
         return name
 
@@ -192,21 +208,28 @@ class OptimizerConfig(Section):
     def _options_are_plain(cls, options: dict[str, Any] | None) -> dict[str, Any] | None:
         for key, value in (options or {}).items():
             if key in NO_OPTIONS:
-                raise ValueError(f"{key} {NO_OPTIONS[key]}")
+                raise InvalidError(f"{key} {NO_OPTIONS[key]}", to_do="remove it from options")
             for part in value if isinstance(value, list) else [value]:
                 if isinstance(part, float) and not math.isfinite(part):
-                    raise ValueError(f"{key}: must be a finite number, not {part}")
+                    raise InvalidError(f"{key} must be a finite number, not {part}")
         return options
 
     @model_validator(mode="after")
     def _only_own_options(self) -> OptimizerConfig:
         refuse_foreign(self, self.name, _DEFAULTS)
         if self.options and self.name == AUTO:
-            raise ValueError("options: are of one class; name it instead of auto")
+            raise InvalidError(
+                "cannot be combined with name: auto, since options belong to one optimizer class",
+                key="options",
+                to_do="set optimizer.name to that class",
+                kind="config.conflict",
+            )
         if self.name == "rprop" and (
             self.weight_decay != 0 or any(group.weight_decay for group in self.groups)
         ):
-            raise ValueError("weight_decay: has no effect on rprop, which has none")
+            raise NoEffectError(
+                "weight_decay", " on rprop, which has no weight decay", to_do="remove it"
+            )
         return self
 
     @property
@@ -247,18 +270,20 @@ class ScheduleConfig(Section):
     def _only_own_options(self) -> ScheduleConfig:
         refuse_foreign(self, self.name, _SCHEDULES)
         if self.name == "one_cycle" and self.warmup_epochs not in (0, AUTO):
-            raise ValueError("warmup_epochs: one_cycle rises by itself; its share is schedule.rise")
+            raise NoEffectError(
+                "warmup_epochs",
+                " on one_cycle, which has its own warm-up",
+                to_do="set schedule.rise instead",
+            )
         if self.name == "plateau" and self.gamma == 1:
-            raise ValueError("gamma: must be below 1 to drop")
+            raise InvalidError(
+                "must be below 1, or the learning rate would never drop", key="gamma"
+            )
         return self
 
-    def warmup_problem(self, epochs: int) -> str:
-        """Return a message if the warm-up is longer than ``epochs``, else an empty string."""
-        if self.warmup_epochs == AUTO or self.warmup_epochs <= epochs:
-            return ""
-        return (
-            f"schedule.warmup_epochs: {self.warmup_epochs:g} is longer than train.epochs, {epochs}"
-        )
+    def warmup_exceeds(self, epochs: int) -> bool:
+        """Return whether the warm-up is longer than ``epochs``."""
+        return self.warmup_epochs != AUTO and bool(self.warmup_epochs > epochs)
 
 
 _SCHEDULES: dict[str, dict[str, Any]] = {

@@ -24,7 +24,17 @@ from finetune.config import stage_inheritance
 from finetune.config.adapt import ADAPTED_FAMILIES
 from finetune.config.adapt import AdaptConfig as AdaptConfig
 from finetune.config.augment import AugmentConfig as AugmentConfig
-from finetune.config.base import AUTO, MOST, CountOrAuto, LocalPath, Section, one_line, tuple_of
+from finetune.config.base import (
+    AUTO,
+    MOST,
+    CountOrAuto,
+    InvalidError,
+    LocalPath,
+    NoEffectError,
+    Section,
+    one_line,
+    tuple_of,
+)
 from finetune.config.data import DataConfig as DataConfig
 from finetune.config.data import Fit as Fit
 from finetune.config.model import GivenPreprocessing as GivenPreprocessing
@@ -52,7 +62,7 @@ class StageFreeze(Section):
     def _patterns_say_something(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         for position, pattern in enumerate(patterns, start=1):
             if not pattern.removeprefix("!").strip():
-                raise ValueError(f"pattern {position} is empty: {pattern!r}")
+                raise InvalidError(f"pattern {position} is empty: {pattern!r}")
             one_line(pattern)
         return patterns
 
@@ -97,7 +107,7 @@ class TrainConfig(Section):
 
 def _is_this_format(given: int) -> int:
     if given != FORMAT:
-        raise ValueError(f"must be {FORMAT}, not {given}")
+        raise InvalidError(f"must be {FORMAT}, not {given}")
     return given
 
 
@@ -190,22 +200,31 @@ class Config(Section):
     @model_validator(mode="after")
     def _a_recipe_decides_alone(self) -> Config:
         if self.recipe and self.stages:
-            raise ValueError(
-                f"recipe: {self.recipe} decides what trains from the first epoch to the last; "
-                "remove it, or stages"
+            raise InvalidError(
+                f"{self.recipe} determines what is trained in each epoch, and so do stages",
+                key="recipe",
+                to_do="remove recipe or stages",
+                kind="config.conflict",
             )
         if self.recipe and "patterns" in self.freeze.model_fields_set:
-            raise ValueError(
-                f"recipe: {self.recipe} stands for what trains; remove it, or freeze.patterns"
+            raise InvalidError(
+                f"{self.recipe} determines which parameters are trained, and so does "
+                "freeze.patterns",
+                key="recipe",
+                to_do="remove recipe or freeze.patterns",
+                kind="config.conflict",
             )
         return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Config:
         for at, length, part in self._parts():
-            problem = "" if length == AUTO else part.schedule.warmup_problem(length)
-            if problem:
-                raise ValueError(at + problem.replace("train.", at or "train."))
+            if length != AUTO and part.schedule.warmup_exceeds(length):
+                raise InvalidError(
+                    f"{part.schedule.warmup_epochs:g} is longer than {at or 'train.'}epochs, "
+                    f"{length}",
+                    key=f"{at}schedule.warmup_epochs",
+                )
         return self
 
     @model_validator(mode="after")
@@ -215,27 +234,34 @@ class Config(Section):
             patience = part.schedule.patience
             if not (stopping and patience and stopping.patience <= patience):
                 continue
-            raise ValueError(
-                f"{at}schedule.patience: {patience} has no effect, since train.early_stopping ends "
-                f"training after {stopping.patience} epochs without a better figure"
+            raise NoEffectError(
+                f"{at}schedule.patience",
+                f": {patience} epochs, but train.early_stopping ends training after "
+                f"{stopping.patience} epochs without improvement",
+                to_do="lower it, or raise train.early_stopping.patience",
             )
         return self
 
     @model_validator(mode="after")
     def _adapters_are_not_averaged(self) -> Config:
         if self.adapt and self.train.ema is not None:
-            raise ValueError(
-                "train.ema: an average of adapters is no adapter of the average; leave out ema, or "
-                "adapt"
+            raise InvalidError(
+                "cannot be combined with adapt: averaging the LoRA factors does not average "
+                "their product",
+                key="train.ema",
+                to_do="remove one of them",
+                kind="config.conflict",
             )
         return self
 
     @model_validator(mode="after")
     def _adapted_network_has_attention(self) -> Config:
         if self.adapt and family_of(self.model.name).name not in ADAPTED_FAMILIES:
-            raise ValueError(
-                f"adapt: is for {', '.join(ADAPTED_FAMILIES)}, not for {self.model.name}; thaw "
-                "parts of it with freeze.patterns instead"
+            raise InvalidError(
+                f"LoRA supports {', '.join(ADAPTED_FAMILIES)}, not {self.model.name}",
+                key="adapt",
+                to_do="remove adapt, and unfreeze layers with freeze.patterns instead",
+                kind="config.conflict",
             )
         return self
 
@@ -244,9 +270,12 @@ class Config(Section):
         fit = self.data.fit
         for at, _, part in self._parts():
             if fit != "crop" and part.augment.policy == "crop_flip":
-                raise ValueError(
-                    f"{at}augment.policy: crop_flip would cut what data.fit {fit} keeps whole; "
-                    "take flip, or trivial, randaugment or autoaugment, which do not crop then"
+                raise InvalidError(
+                    f"crop_flip would crop photos that data.fit: {fit} keeps whole",
+                    key=f"{at}augment.policy",
+                    to_do="use flip, or trivial, randaugment or autoaugment, which do not "
+                    "crop then",
+                    kind="config.conflict",
                 )
         return self
 

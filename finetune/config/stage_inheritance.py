@@ -91,7 +91,13 @@ def stage_problems(base: Mapping[str, Any]) -> Iterator[Problem]:
         return
     stages = base["stages"]
     if stages is None or stages == []:
-        yield Problem(None, ("stages",), "is empty; give it a stage, or remove the line")
+        yield Problem(
+            None,
+            ("stages",),
+            "config.empty_section",
+            "is empty",
+            "give it a stage, or remove the line",
+        )
     if isinstance(stages, list) and stages and all(isinstance(one, dict) for one in stages):
         for section, key in _idle(base, stages):
             own = "epochs" if section == "train" else f"{section}.{key}"
@@ -99,8 +105,9 @@ def stage_problems(base: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(
                 None,
                 (section, key),
-                f"has no effect: every stage has its own {own}{other}; remove it here, or there "
-                f"(stages.0.{own} is the first stage's)",
+                "config.no_effect",
+                f"has no effect: every stage has its own {own}{other}",
+                f"remove it here, or in the stages (the first stage has stages.0.{own})",
             )
 
 

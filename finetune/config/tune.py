@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from finetune.config.base import MOST, Section
+from finetune.config.base import MOST, InvalidError, Section
 
 
 class Range(Section):
@@ -26,7 +26,7 @@ class Range(Section):
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> Range:
         if self.min >= self.max:
-            raise ValueError(f"min: must be below max, {self.max:g}, not {self.min:g}")
+            raise InvalidError(f"must be below max, {self.max:g}, not {self.min:g}", key="min")
         return self
 
 
@@ -38,7 +38,10 @@ def _listed(value: Any) -> Any:
     """Convert a list, or a single value, to a tuple."""
     if isinstance(value, list | tuple):
         if not value:
-            raise ValueError("must hold a value; without the key its default is searched")
+            raise InvalidError(
+                "must contain at least one value",
+                to_do="remove the key to search its default values",
+            )
         return tuple(value)
     return (value,)
 
@@ -58,7 +61,7 @@ _BOUNDS = {"lr": (0.0, float("inf")), "weight_decay": (-1.0, 1e3), "label_smooth
 def _folds(value: Any) -> Any:
     if value == "auto" or (type(value) is int and (value == 0 or 2 <= value <= 100)):
         return value
-    raise ValueError(
+    raise InvalidError(
         f"must be auto, 0 (the validation split) or a whole number from 2 to 100, not {value!r}"
     )
 
@@ -92,5 +95,5 @@ class TuneConfig(Section):
         for value in ends:
             if not above < value < below:
                 words = "above 0" if above == 0 else f"from 0 to below {below:g}"
-                raise ValueError(f"every value must be {words}, not {value:g}")
+                raise InvalidError(f"every value must be {words}, not {value:g}")
         return values

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 MAX_BYTES = 1_000_000
-TOO_LARGE = "a config file may hold at most 1 MB"
+TOO_LARGE = "is larger than 1 MB, the limit of a config file"
 MAX_DEPTH = 20
 MAX_EVENTS = 10_000
 """Largest number of parser events (one or two per value); parsing this many takes a second."""
@@ -22,7 +22,7 @@ _MOST_DIGITS = 300
 
 Path = tuple[str | int, ...]
 
-_QUOTE_HINT = 'a pattern that starts with * or ! needs quotes: "*", "!layer4.*"'
+_QUOTE_HINT = 'put a pattern that starts with * or ! in quotes: "*", "!layer4.*"'
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,14 +51,20 @@ _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 class _UnreadError(Exception):
     """A scalar that cannot be read as a value."""
 
+    def __init__(self, what: str, to_do: str = "") -> None:
+        super().__init__(what)
+        self.what, self.to_do = what, to_do
+
 
 @dataclass(frozen=True)
 class Problem:
-    """Problem in a config file: line, path and text."""
+    """Problem in a config file: line, path of the key, kind, problem and remedy."""
 
     line: int | None
     path: Path
-    text: str
+    kind: str
+    what: str
+    to_do: str = ""
     unread: bool = False
     """Whether the value at ``path`` could not be read, so that it cannot be validated."""
 
@@ -83,7 +89,7 @@ def parse(text: str) -> Document:
     """Parse one YAML document; problems are collected, not raised."""
     document = Document()
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        document.problems.append(Problem(None, (), TOO_LARGE))
+        document.problems.append(Problem(None, (), "config.too_large", TOO_LARGE))
         return document
     try:
         if not _refuse_aliases(text, document):
@@ -108,12 +114,24 @@ def _refuse_aliases(text: str, document: Document) -> bool:
         line = event.start_mark.line + 1 if event.start_mark else None
         if number > MAX_EVENTS:
             document.problems.append(
-                Problem(line, (), "holds too many keys and values by here to be a config")
+                Problem(
+                    line,
+                    (),
+                    "config.too_large",
+                    f"contains more than {MAX_EVENTS:,} keys and values up to here",
+                    "a config is much shorter; was another file meant?",
+                )
             )
             return False
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             document.problems.append(
-                Problem(line, (), f"anchors (&) and aliases (*) are not read; {_QUOTE_HINT}")
+                Problem(
+                    line,
+                    (),
+                    "config.yaml_feature",
+                    "anchors (&) and aliases (*) are not supported",
+                    _QUOTE_HINT,
+                )
             )
             return False
         if isinstance(event, yaml.CollectionStartEvent):
@@ -121,34 +139,36 @@ def _refuse_aliases(text: str, document: Document) -> bool:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH:
-            document.problems.append(Problem(line, (), f"nested deeper than {MAX_DEPTH} levels"))
+            document.problems.append(
+                Problem(line, (), "config.too_large", f"nested deeper than {MAX_DEPTH} levels")
+            )
             return False
     return True
 
 
 # Messages of the parser, and explanations for the author of a config.
 _SYNTAX = {
-    "expected <block end>": "this line is indented unlike the lines around it",
-    "mapping values are not allowed": "two colons in one line; a key and its value take one",
-    "cannot start any token": "this character cannot stand here; indent with spaces, not tabs",
-    "but found another document": "holds two documents (---); keep one",
+    "expected <block end>": ("this line is indented unlike the lines around it", ""),
+    "mapping values are not allowed": ("two colons in one line", "put each key on its own line"),
+    "cannot start any token": ("unexpected character", "indent with spaces, not tabs"),
+    "but found another document": ("contains two documents (---)", "keep one"),
 }
 
 
 def _syntax_problem(error: yaml.YAMLError, text: str) -> Problem:
     """Return a one-line problem for a parser error, preferring the most likely cause."""
     if isinstance(error, yaml.reader.ReaderError):
-        stray = f"holds the character U+{error.character:04X}, which no text has"
-        return Problem(text.count("\n", 0, error.position) + 1, (), stray)
+        stray = f"contains the control character U+{error.character:04X}"
+        return Problem(text.count("\n", 0, error.position) + 1, (), "config.yaml_syntax", stray)
     mark = getattr(error, "problem_mark", None)
     line = mark.line + 1 if mark is not None else None
     reason = getattr(error, "problem", None) or str(error).splitlines()[0]
     for number, content in enumerate(text.splitlines(), start=1):
         # An unquoted ! starts a tag, so the parser reports an error lines later.
         if re.search(r"(?:^|[\[,:\s-])[!*](?=[\w.*\],]|$)", _without_quoted(content)):
-            return Problem(number, (), f"not valid YAML: {_QUOTE_HINT}")
-    reason = next((ours for theirs, ours in _SYNTAX.items() if theirs in reason), reason)
-    return Problem(line, (), f"not valid YAML: {reason}")
+            return Problem(number, (), "config.yaml_syntax", "not valid YAML", _QUOTE_HINT)
+    reason, to_do = next((ours for key, ours in _SYNTAX.items() if key in reason), (reason, ""))
+    return Problem(line, (), "config.yaml_syntax", f"not valid YAML: {reason}", to_do)
 
 
 def _without_quoted(line: str) -> str:
@@ -159,8 +179,10 @@ def _construct(node: yaml.Node, path: Path, document: Document) -> Any:
     line = node.start_mark.line + 1
     document.lines.setdefault(path, line)
     if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
-        text = f"the tag {node.tag} is not read; {_QUOTE_HINT}"
-        document.problems.append(Problem(line, path, text, unread=True))
+        what = f"the YAML tag {node.tag} is not supported"
+        document.problems.append(
+            Problem(line, path, "config.yaml_feature", what, _QUOTE_HINT, unread=True)
+        )
         return None
     if isinstance(node, yaml.MappingNode):
         return _construct_mapping(node, path, document)
@@ -169,7 +191,9 @@ def _construct(node: yaml.Node, path: Path, document: Document) -> Any:
     try:
         return _scalar(node)
     except _UnreadError as error:
-        document.problems.append(Problem(line, path, str(error), unread=True))
+        document.problems.append(
+            Problem(line, path, "config.unreadable_value", error.what, error.to_do, unread=True)
+        )
         return None
 
 
@@ -180,11 +204,13 @@ def _scalar(node: yaml.Node) -> Any:
         try:
             text.encode()
         except UnicodeEncodeError:  # lone surrogates such as \ud800
-            raise _UnreadError(f"{text!a} holds half a character") from None
+            raise _UnreadError(f"{text!a} contains half of a surrogate pair") from None
         return text
     if kind == "int":
         if len(text) > _MOST_DIGITS:
-            raise _UnreadError(f"a number of {len(text)} digits is too long to read")
+            raise _UnreadError(
+                f"the number has {len(text)} digits; at most {_MOST_DIGITS} can be read"
+            )
         return int(text)  # SafeLoader reads 010 as eight
     if kind == "float":
         return float(text.replace(".inf", "inf").replace(".nan", "nan"))
@@ -192,7 +218,7 @@ def _scalar(node: yaml.Node) -> Any:
         return text == "true"
     if kind == "null":
         return None
-    raise _UnreadError(f"the tag {node.tag} is not read; {_QUOTE_HINT}")
+    raise _UnreadError(f"the YAML tag {node.tag} is not supported", _QUOTE_HINT)
 
 
 def _construct_mapping(node: yaml.MappingNode, path: Path, document: Document) -> dict[str, Any]:
@@ -203,14 +229,22 @@ def _construct_mapping(node: yaml.MappingNode, path: Path, document: Document) -
         key = _construct(key_node, (*path, "?"), document)
         if not isinstance(key, Hashable) or key is None:
             if len(document.problems) == before:
-                document.problems.append(Problem(line, path, "a key must be a word"))
+                document.problems.append(
+                    Problem(line, path, "config.yaml_syntax", "a key must be a word")
+                )
             continue
         name = str(key_node.value)
         here = (*path, name)
         if name in value:
             first = document.lines[here]
             document.problems.append(
-                Problem(line, here, f"given twice, first on line {first}; keep one")
+                Problem(
+                    line,
+                    here,
+                    "config.duplicate_key",
+                    f"given twice, first on line {first}",
+                    "keep one",
+                )
             )
             continue
         document.lines[here] = line

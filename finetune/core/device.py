@@ -33,7 +33,9 @@ def select_device(wanted: str) -> torch.device:
     if not has[wanted]:
         present = [name for name, there in has.items() if there]
         raise ConfigError(
-            f"runtime.device: torch finds no {wanted} here; it finds {', '.join(present)}"
+            f"torch finds no {wanted} device; it finds {', '.join(present)}",
+            kind="config.no_such_device",
+            key="runtime.device",
         )
     return torch.device(wanted)
 

@@ -59,7 +59,7 @@ def write_atomically(
         temporary = None
     # torch.save raises RuntimeError if the disk is full.
     except (OSError, RuntimeError) as error:
-        raise OutputError(f"{path}: cannot be written: {_reason(error)}") from error
+        raise unwritable(path, _reason(error)) from error
     finally:
         if temporary is not None:
             with suppress(OSError):  # the first error is the one to report
@@ -101,7 +101,7 @@ def append_line(path: Path, line: str) -> None:
                 file.truncate(before)
                 raise
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {_reason(error)}") from error
+        raise unwritable(path, _reason(error)) from error
 
 
 def refuse_to_replace(path: Path, *, overwrite: bool) -> None:
@@ -111,11 +111,15 @@ def refuse_to_replace(path: Path, *, overwrite: bool) -> None:
         OutputError: The path is a folder, exists without ``overwrite``, or its folder is missing.
     """
     if is_folder(path):
-        raise OutputError(f"{path}: is a folder; --output takes the name of a file")
+        raise OutputError(
+            "is a folder", kind="output.is_a_folder", path=path, to_do="give --output a file name"
+        )
     if exists(path) and not overwrite:
-        raise OutputError(f"{path}: is there already; --overwrite replaces it")
+        raise OutputError(
+            "exists already", kind="output.exists", path=path, to_do="--overwrite replaces it"
+        )
     if not is_folder(path.parent):
-        raise OutputError(f"{path}: cannot be written: there is no folder {path.parent}")
+        raise unwritable(path, f"there is no folder {path.parent}")
 
 
 def sha256_of(path: Path) -> str:
@@ -169,8 +173,11 @@ def refuse_without_home(key: str, folder: Path) -> None:
     """
     if folder.parts[:1] == ("~",):
         raise OutputError(
-            f"{key}: {folder}: ~ stands for the home folder, but HOME is not set and the user has "
-            "no entry in the list of users; set HOME, or give the whole path"
+            "~ cannot be expanded: HOME is not set, and the user has no entry in the list of users",
+            kind="output.no_home",
+            key=key,
+            path=folder,
+            to_do="set HOME, or give the whole path",
         )
 
 
@@ -187,8 +194,8 @@ def user_cache() -> Path:
     if str(folder).startswith("~"):  # returned by older versions of platformdirs
         reason = "HOME is not set, and the user has no entry in the list of users"
         warn_once(
-            f"{reason}: nothing is kept for later runs, and features are kept in memory; set HOME "
-            "or XDG_CACHE_HOME to a folder that can be written"
+            f"{reason}: nothing is cached for later runs, and features are cached in memory; set "
+            "HOME or XDG_CACHE_HOME to a writable folder"
         )
         raise FileNotFoundError(errno.ENOENT, reason)
     return folder
@@ -242,6 +249,11 @@ def _rename(new: Path, path: Path, keep: Path | None) -> None:
             _sync_folder(path.parent)
     finally:
         before.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, reason: str) -> OutputError:
+    """Return the error for a file that cannot be written."""
+    return OutputError(f"cannot be written: {reason}", kind="output.unwritable", path=path)
 
 
 def _reason(error: BaseException) -> str:

@@ -131,5 +131,5 @@ def _leave(number: int) -> None:
     """Exit at once on the second signal; files are written atomically, so all remain intact."""
     for worker in multiprocessing.active_children():
         worker.kill()
-    os.write(2, b"finetune: left at once; what was saved before is whole\n")
+    os.write(2, b"finetune: aborted; checkpoints written so far are intact\n")
     os._exit(128 + number)

@@ -184,9 +184,11 @@ def refuse_alike(where: str, class_names: Sequence[str]) -> None:
     groups = alike(class_names)
     if groups:
         raise DataError(
-            f"{where}: {first_few(' and '.join(map(repr, group)) for group in groups)}: classes "
-            "whose names differ only by case or spaces; join the folders or correct the labels, so "
-            "that each class has one name"
+            f"class names differ only by case or spaces: "
+            f"{first_few(' and '.join(map(repr, group)) for group in groups)}",
+            kind="data.similar_class_names",
+            path=where,
+            to_do="merge the folders or correct the labels, so that each class has one name",
         )
 
 
@@ -208,9 +210,11 @@ def refuse_unknown_classes(
         first, others = unknown[0], unknown[1:]
         as_well = f", and so are {first_few(map(repr, others))}" if others else ""
         raise UnknownClassError(
-            f"{where(first)}: class {first!r} is unknown in training{as_well}."
-            f"{did_you_mean(first, known)} Known: {', '.join(known[:20])}"
-            f"{' …' if len(known) > 20 else ''}."
+            f"class {first!r} does not exist in the training data{as_well}",
+            kind="data.unknown_class",
+            path=str(where(first)),
+            to_do=f"{did_you_mean(first, known)} Known classes: {', '.join(known[:20])}"
+            f"{' …' if len(known) > 20 else ''}. Correct the name, or remove its images",
         )
 
 
@@ -249,8 +253,8 @@ def other_photos(paths: Iterable[str | os.PathLike[str]]) -> str:
         return ""
     listed = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common())
     if suffixes.total() == 1:
-        return f"1 photo in a format that is not read ({listed}): save it as JPEG"
-    return f"{suffixes.total():,} photos in formats that are not read ({listed}): save them as JPEG"
+        return f"1 photo in an unsupported format ({listed}): save it as JPEG"
+    return f"{suffixes.total():,} photos in unsupported formats ({listed}): save them as JPEG"
 
 
 def passed_over(
@@ -268,7 +272,7 @@ def passed_over(
         what = "file is a photo" if len(misnamed) == 1 else "files are photos"
         said.append(
             f"{len(misnamed):,} {what} by content but not by name, and not read: "
-            f"{shown_few(misnamed)}; rename to .jpg, or to the ending of the format"
+            f"{shown_few(misnamed)}; rename to .jpg, or to the suffix of the format"
         )
     return said
 

@@ -64,7 +64,7 @@ def decide_cache(
         return config.cache
     if not worth_keeping(extractor, multiply_adds):
         reporter.say(
-            f"features of {extractor.image_bytes / 2**20:.1f} MiB an image cost more to read "
+            f"features of {extractor.image_bytes / 2**20:.1f} MiB per image take longer to read "
             "than to compute again: not cached"
         )
         return "off"
@@ -77,11 +77,11 @@ def decide_cache(
         refused = refused_writing(root)
         if refused is None:
             return "disk"
-        reporter.warn(f"{root}: features cannot be kept there: {refused}; memory is tried instead")
+        reporter.warn(f"{root}: features cannot be cached there: {refused}; trying memory instead")
     if rows_bytes <= spare_memory_bytes():
         return "memory"
     reporter.say(
         f"features would take {rows_bytes / 2**30:.1f} GiB, more than a tenth of the free disk "
-        "and a quarter of the memory: not cached; features.dir may name a larger disk"
+        "and a quarter of the memory: not cached; set features.dir to a folder on a larger disk"
     )
     return "off"

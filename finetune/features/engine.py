@@ -98,8 +98,8 @@ def build_engine(
     for precision in sorted({runtime.precision, runtime.live_precision}):
         if lacks(device, precision):
             reporter.warn(
-                f"this {device.type} device has no {precision}: float32 is used, and figures "
-                "may differ in the last digits"
+                f"this {device.type} device does not support {precision}: using float32, so "
+                "results may differ in the last digits"
             )
     skeleton = skeleton or copy.deepcopy(model).to("meta")
     split = split_model(model, crop=preprocessing.crop, skeleton=skeleton)
@@ -153,7 +153,7 @@ def build_engine(
             key=f"live {network} {identity}",
         ),
     )
-    _say(reporter, "what trains", trainable_choice)
+    _say(reporter, "trainable part", trainable_choice)
     trainable_part = AutocastModule(
         split.trainable_part, trainable_choice.form, device, large=not small
     )
@@ -212,7 +212,7 @@ def _fixed(runtime: RuntimeConfig, precision: str, memory_format: str) -> Runtim
 def _say(reporter: Reporter, what: str, choice: FormatChoice) -> None:
     if choice.seconds:
         timed = ", ".join(f"{name} {1 / seconds:,.0f}" for name, seconds in choice.seconds.items())
-        reporter.say(f"form of {what}: {choice.form} (images/s: {timed})")
+        reporter.say(f"fastest format of the {what}: {choice.form} (images/s: {timed})")
 
 
 def _some_pixels(images: Images, preprocessing: PreprocessingConfig, number: int) -> Tensor:

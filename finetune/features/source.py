@@ -201,14 +201,17 @@ def filled_store(
     try:
         store = _open_store(config, cache, extractor, images, views, layout)
         if store.damaged:
-            reporter.warn(f"{store.folder}: damaged features found; they are computed again")
+            reporter.warn(f"{store.folder}: damaged features found; computing them again")
         if store.missing:
             _fill(store, extractor, images, views, workers, what, seconds, reporter)
     except OSError as error:
         where = config.dir or error.filename or "features.cache"
         raise OutputError(
-            f"{where}: features cannot be kept: {error.strerror or error}; "
-            "--set features.dir=FOLDER names another place, --set features.cache=off does without"
+            f"features cannot be cached: {error.strerror or error}",
+            kind="output.cache_unwritable",
+            path=where,
+            to_do="choose another folder with --set features.dir=FOLDER, or disable the cache "
+            "with --set features.cache=off",
         ) from error
     return store
 

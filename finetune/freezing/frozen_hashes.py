@@ -46,8 +46,10 @@ class FrozenHashes:
         if changed:
             shown = ", ".join(changed[:5]) + (" …" if len(changed) > 5 else "")
             raise ResultError(
-                f"{where}: {len(changed)} of {self.count} frozen tensors changed: {shown}. "
-                "Do not use this result; this must never happen, please report it."
+                f"{len(changed)} of {self.count} frozen tensors changed: {shown}",
+                kind="result.frozen_changed",
+                path=where,
+                to_do="Do not use this result. This is a bug in finetune; please report it",
             )
         return self.count
 

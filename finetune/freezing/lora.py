@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from finetune.config.adapt import AdaptConfig, LoraConfig
-from finetune.core.errors import ConfigError
+from finetune.core.errors import ConfigError, Problem
 from finetune.core.seeding import seed_for
-from finetune.freezing.patterns import idle_message
+from finetune.freezing.patterns import idle_problem
 
 _KEY = "adapt.lora.targets"
 _NAME = "default"
@@ -85,8 +85,10 @@ def plan_adapters(
     ]
     if not possible:
         raise ConfigError(
-            f"{_KEY}: no frozen weight of this network can have an adapter; freeze what adapters "
-            'shall change, as in freeze.patterns: ["*"]'
+            "no frozen weight of this network can have an adapter",
+            kind="config.nothing_to_adapt",
+            key=_KEY,
+            to_do='freeze the weights to adapt, as in freeze.patterns: ["*"]',
         )
     chosen: set[str] = set()
     problems = []
@@ -95,25 +97,34 @@ def plan_adapters(
         found = {name for name in possible if matches(name)}
         chosen |= found
         if not any(map(matches, names)):
-            problems.append(f"{_KEY}: {idle_message(glob, names, without='adapt=null')}")
+            problems.append(idle_problem(_KEY, glob, names, without="adapt=null"))
         elif not found:
             problems.append(
-                f"{_KEY}: {glob!r} matches no weight that can have an adapter: a frozen one, of a "
-                "linear layer that is called as a module, or in_proj_weight of an attention; here "
-                f"{', '.join(possible[:4])}{' …' if len(possible) > 4 else ''}"
+                Problem(
+                    "config.nothing_to_adapt",
+                    f"{glob!r} matches no weight that can have an adapter: frozen weights of "
+                    "linear layers that are called as modules, and in_proj_weight of attention "
+                    "layers",
+                    f"Possible: {', '.join(possible[:4])}{' …' if len(possible) > 4 else ''}",
+                    key=_KEY,
+                )
             )
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError.of(problems, kind="config.several_problems")
     narrow = [name for name in possible if name in chosen and min(shapes[name]) < lora.rank]
     if narrow:
         raise ConfigError(
-            f"adapt.lora.rank: {lora.rank} is more than a weight of "
-            f"{'x'.join(map(str, shapes[narrow[0]]))} can use: {narrow[0]}"
+            f"must be at most {min(shapes[narrow[0]])}, the smaller side of {narrow[0]} "
+            f"({'x'.join(map(str, shapes[narrow[0]]))}), not {lora.rank}",
+            kind="config.invalid_value",
+            key="adapt.lora.rank",
         )
     if lora.dropout and any(name.endswith("in_proj_weight") for name in chosen):
         raise ConfigError(
-            "adapt.lora.dropout: peft has none for in_proj_weight of an attention; set it to 0, or "
-            "name other targets"
+            "peft does not support dropout for in_proj_weight of an attention layer",
+            kind="config.conflict",
+            key="adapt.lora.dropout",
+            to_do="set it to 0, or choose other targets",
         )
     return {name: lora.rank * sum(shapes[name]) for name in possible if name in chosen}
 
@@ -126,8 +137,10 @@ def require_peft() -> None:
     """
     if importlib.util.find_spec("peft") is None:
         raise ConfigError(
-            "adapt.lora: needs peft, which is not installed; "
-            "`python -m pip install 'finetune-vision[adapt]'`"
+            "needs the package peft, which is not installed",
+            kind="config.missing_package",
+            key="adapt.lora",
+            to_do="install it with `python -m pip install 'finetune-vision[adapt]'`",
         )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from finetune.config.base import AUTO
 from finetune.config.optimizer import NO_OPTIONS, OPTIMIZERS
 from finetune.config.schema import OptimizerConfig
-from finetune.core.errors import ConfigError
+from finetune.core.errors import ConfigError, Problem
 from finetune.core.text import did_you_mean
 
 
@@ -34,9 +34,12 @@ def check_optimizer(config: OptimizerConfig, trainable: Mapping[str, nn.Paramete
     if name == "Muon" and others:
         key, parameter = next(iter(others.items()))
         raise ConfigError(
-            f"optimizer.name: Muon moves matrices alone, and {len(others)} of the "
-            f"{len(trainable)} trainable parameters are none, {key} "
-            f"({'x'.join(map(str, parameter.shape))}) among them; take adamw"
+            f"Muon optimizes matrices only, but {len(others)} of the {len(trainable)} trainable "
+            f"parameters are not matrices, such as {key} "
+            f"({'x'.join(map(str, parameter.shape))})",
+            kind="config.unsupported_optimizer",
+            key="optimizer.name",
+            to_do="use adamw",
         )
 
 
@@ -50,15 +53,25 @@ def _check_options(config: OptimizerConfig) -> None:
         if key not in taken:
             own = [one for one in taken if one not in NO_OPTIONS]
             problems.append(
-                f"optimizer.options.{key}: {name} has no such argument."
-                f"{did_you_mean(key, own)} It has {', '.join(own)}."
+                Problem(
+                    "config.unknown_key",
+                    f"{name} has no such argument",
+                    f"{did_you_mean(key, own)} It has {', '.join(own)}".strip(),
+                    key=f"optimizer.options.{key}",
+                )
             )
             continue
         expected = _expected(value, taken[key].default, str(taken[key].annotation))
         if expected:
-            problems.append(f"optimizer.options.{key}: must be {expected}, not {value!r}")
+            problems.append(
+                Problem(
+                    "config.invalid_value",
+                    f"must be {expected}, not {value!r}",
+                    key=f"optimizer.options.{key}",
+                )
+            )
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError.of(problems, kind="config.several_problems")
     parameter = nn.Parameter(torch.ones(2, 2))
     parameter.grad = torch.ones(2, 2)
     numbers = {"lr": OPTIMIZERS[config.name].defaults["lr"], "weight_decay": 0.0}
@@ -67,7 +80,9 @@ def _check_options(config: OptimizerConfig) -> None:
         optimizer_class(config)([parameter], **arguments_of(numbered)).step()
     except (ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError) as error:
         raise ConfigError(
-            f"optimizer.options: {name} refuses them: {str(error).splitlines()[0]}"
+            f"{name} rejects them: {str(error).splitlines()[0]}",
+            kind="config.invalid_value",
+            key="optimizer.options",
         ) from error
 
 
@@ -85,7 +100,7 @@ def _expected(value: Any, default: Any, annotation: str = "") -> str:
         if fits and not any(map(_expected, value, default)):
             return ""
         return f"a list of {len(default)} numbers"
-    return "" if value is None or isinstance(value, str | int | float) else "a word or a number"
+    return "" if value is None or isinstance(value, str | int | float) else "text or a number"
 
 
 def optimizer_class(config: OptimizerConfig) -> Any:

@@ -15,8 +15,8 @@ from fnmatch import translate
 
 from finetune.config.optimizer import GroupConfig
 from finetune.config.schema import OptimizerConfig
-from finetune.core.errors import ConfigError
-from finetune.freezing.patterns import idle_message
+from finetune.core.errors import ConfigError, Problem
+from finetune.freezing.patterns import idle_problem
 
 _TABLES = frozenset({"class_token", "pos_embedding", "relative_position_bias_table", "cpb_mlp"})
 """Parameters without weight decay in timm and torchvision's references, by torchvision's names."""
@@ -98,40 +98,60 @@ def check_groups(
     trainable = [name for name in names if name not in frozen]
     deciding = _deciding(config.groups, trainable)
     problems = [
-        f"optimizer.groups.{at}.match: {problem}"
+        problem
         for at, group in enumerate(config.groups)
         for glob in group.match
-        if (problem := _glob_problem(glob, group, names, frozen, deciding))
+        if (
+            problem := _glob_problem(
+                f"optimizer.groups.{at}.match", glob, group, names, frozen, deciding
+            )
+        )
     ]
     if config.layer_decay is not None and not any(depths[name] for name in trainable):
         problems.append(
-            "optimizer.layer_decay: has no effect where the head alone trains; remove it, or thaw "
-            "what lies below with freeze.patterns"
+            Problem(
+                "config.no_effect",
+                "has no effect if only the head is trained",
+                "remove it, or unfreeze layers with freeze.patterns",
+                key="optimizer.layer_decay",
+            )
         )
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError.of(problems, kind="config.several_problems")
 
 
 def _glob_problem(
+    key: str,
     glob: str,
     group: GroupConfig,
     names: Sequence[str],
     frozen: Collection[str],
     deciding: Mapping[str, GroupConfig],
-) -> str | None:
+) -> Problem | None:
     matches = re.compile(translate(glob)).match
     matched = [name for name in names if matches(name)]
     if not matched:
-        return idle_message(glob, names, without="optimizer.groups=[]")
+        return idle_problem(key, glob, names, without="optimizer.groups=[]")
     if all(name in frozen for name in matched):
         if any(f"{name}.lora_A" in names for name in matched):
-            return f"{glob!r} matches only frozen weights; what moves is beside: '{glob}.lora_*'"
-        return (
-            f"{glob!r} matches only frozen parameters, which do not move; thaw them with "
-            f"freeze.patterns, as in '!{glob}', or remove it here"
+            return Problem(
+                "config.no_effect",
+                f"{glob!r} matches only frozen weights",
+                f"match their adapters instead: '{glob}.lora_*'",
+                key=key,
+            )
+        return Problem(
+            "config.no_effect",
+            f"{glob!r} matches only frozen parameters",
+            f"unfreeze them with freeze.patterns, as in '!{glob}', or remove the glob",
+            key=key,
         )
     if not any(deciding.get(name) is group for name in matched):
-        return f"{glob!r} has no effect: later groups overrule all of it"
+        return Problem(
+            "config.no_effect",
+            f"{glob!r} has no effect: later groups match all of its parameters",
+            key=key,
+        )
     return None
 
 

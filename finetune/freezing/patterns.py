@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 
-from finetune.core.errors import ConfigError
+from finetune.core.errors import ConfigError, Problem
 from finetune.core.text import nearest
 
 
@@ -85,8 +85,9 @@ def plan_freeze(
     idle = [pattern for pattern, hits in zip(patterns, matched, strict=True) if not hits]
     if idle:
         key = "freeze.patterns"
-        raise ConfigError(
-            "\n".join(f"{key}: {idle_message(glob, names, without=f'{key}=[]')}" for glob in idle)
+        raise ConfigError.of(
+            [idle_problem(key, glob, names, without=f"{key}=[]") for glob in idle],
+            kind="config.several_problems",
         )
     decisions = tuple(
         Decision(
@@ -119,7 +120,7 @@ def _warning(match: PatternMatch, before: dict[str, bool], heads: tuple[str, ...
     if not backbone:
         return (
             f"freeze.patterns: {pattern!r} has no effect: it matches only the head, "
-            "which is replaced and always trains"
+            "which is replaced and always trained"
         )
     if all(before[name] == freezes for name in backbone):
         state = (
@@ -127,24 +128,27 @@ def _warning(match: PatternMatch, before: dict[str, bool], heads: tuple[str, ...
         )
         return f"freeze.patterns: {pattern!r} has no effect: all it matches was {state}"
     if not any(not _is_under(name, heads) for name in match.decided):
-        return f"freeze.patterns: {pattern!r} has no effect: later patterns overrule all of it"
+        return f"freeze.patterns: {pattern!r} has no effect: later patterns override all of it"
     return None
 
 
-def idle_message(pattern: str, names: Sequence[str], *, without: str) -> str:
-    """Error text for a pattern that matches nothing, with suggestions.
+def idle_problem(key: str, pattern: str, names: Sequence[str], *, without: str) -> Problem:
+    """Problem of a pattern that matches nothing, with suggestions.
 
     Args:
+        key: Config key that has the pattern.
         without: ``--set`` override that removes such patterns from the config.
     """
     glob = pattern.removeprefix("!")
     mark = pattern[: len(pattern) - len(glob)]
     near = [f"{mark}{choice}" for choice in _suggestions(glob, names)]
-    hint = f" Did you mean {' or '.join(repr(choice) for choice in near)}?" if near else ""
-    return (
-        f"{pattern!r} matches no parameter.{hint} "
-        f"Top-level modules here: {', '.join(top_level(names))}. "
-        f"`finetune freeze-report --set {without} --verbose --config FILE` lists all names."
+    hint = f"Did you mean {' or '.join(repr(choice) for choice in near)}? " if near else ""
+    return Problem(
+        "config.pattern_matches_nothing",
+        f"{pattern!r} matches no parameter",
+        f"{hint}Top-level modules: {', '.join(top_level(names))}. "
+        f"`finetune freeze-report --set {without} --verbose --config FILE` lists all names",
+        key=key,
     )
 
 

@@ -89,15 +89,19 @@ def load_network(path: Path, state: dict[str, Tensor], metadata: Metadata) -> nn
     misfit = _misfit(state, rebuild_skeleton(*described).state_dict())
     if misfit:
         raise CheckpointError(
-            f"{path}: damaged: its tensors do not fit {metadata.model_name} with "
-            f"{len(metadata.class_names)} classes: {misfit}"
+            f"damaged: its tensors do not fit {metadata.model_name} with "
+            f"{len(metadata.class_names)} classes: {misfit}",
+            kind="checkpoint.damaged",
+            path=path,
         )
     model = rebuild(*described)
     try:
         model.load_state_dict(state)
     except (RuntimeError, ValueError) as error:  # mnasnet checks the version in the state dict
         raise CheckpointError(
-            f"{path}: damaged: {metadata.model_name} does not take its tensors"
+            f"damaged: its tensors do not fit {metadata.model_name}",
+            kind="checkpoint.damaged",
+            path=path,
         ) from error
     return model
 
@@ -115,9 +119,9 @@ def _misfit(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None
         if tensor.is_floating_point() and tensor.numel():
             ends = torch.stack(torch.aminmax(tensor))
             if not bool(torch.isfinite(ends).all()):
-                return f"{name} holds what is no finite number"
+                return f"{name} contains a number that is not finite"
     strange = next((name for name in state if name not in expected), None)
-    return None if strange is None else f"{strange!r} is no part of it"
+    return None if strange is None else f"{strange!r} is unexpected"
 
 
 def _kind(tensor: Tensor) -> str:
@@ -131,6 +135,6 @@ def _device(metadata: Metadata, reporter: Reporter) -> torch.device:
         device = select_device("auto")
         reporter.warn(
             f"trained on {metadata.config.runtime.device}, evaluated on {device.type}: "
-            "figures may differ in the last digits"
+            "results may differ in the last digits"
         )
         return device

@@ -149,7 +149,11 @@ class Predictor:
         found = []
         for prediction in self.stream(several, top=top, threshold=threshold):
             if isinstance(prediction, Unreadable):
-                raise DataError(f"{prediction.path}: cannot be read: {prediction.reason}")
+                raise DataError(
+                    f"cannot be read: {prediction.reason}",
+                    kind="data.undecodable",
+                    path=prediction.path,
+                )
             found.append(prediction)
         return found
 
@@ -308,10 +312,13 @@ def _decoded(image: ImageLike, levels: int | None) -> Tensor:
     tensor = image if isinstance(image, Tensor) else _from_array(image)
     if tensor.dtype != torch.uint8 or tensor.dim() != 3 or tensor.shape[0] != 3:
         raise DataError(
-            f"pixels must be uint8 of shape (3, H, W), not {tensor.dtype} of {tuple(tensor.shape)}"
+            f"pixels must be uint8 of shape (3, H, W), not {tensor.dtype} of {tuple(tensor.shape)}",
+            kind="data.invalid_pixels",
         )
     if not tensor.numel():
-        raise DataError(f"an image of {tuple(tensor.shape)} has no pixels")
+        raise DataError(
+            f"an image of shape {tuple(tensor.shape)} has no pixels", kind="data.invalid_pixels"
+        )
     return tensor.cpu()
 
 
@@ -321,7 +328,11 @@ def _is_array(image: Any) -> bool:
 
 def _from_array(image: Any) -> Tensor:
     if not _is_array(image):
-        raise DataError(f"a {type(image).__name__} is no path, Pillow image, tensor or array")
+        raise DataError(
+            f"an image must be a path, a Pillow image, a tensor or an array, not a "
+            f"{type(image).__name__}",
+            kind="data.invalid_pixels",
+        )
     tensor = torch.from_numpy(image.copy())
     return tensor.permute(2, 0, 1) if tensor.dim() == 3 else tensor
 

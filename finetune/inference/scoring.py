@@ -277,7 +277,7 @@ def _method(
             "Wilson's where that is wider"
         )
         if num_groups < FEWEST_GROUPS:
-            text += "; from so few groups too narrow to trust"
+            text += "; with so few groups, the intervals are too narrow"
     figures = dict(_BOOTSTRAPPED)
     if not has_auroc or images * classes > MOST_SCORES:
         del figures["auroc"]

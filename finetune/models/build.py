@@ -98,9 +98,11 @@ def resolve_model(config: ModelConfig, *, fit: Fit = "crop") -> ModelSpec:
         weights = models.get_model_weights(config.name).DEFAULT.name
     elif is_entry(weights) and weights not in entries:
         raise ModelError(
-            f"model.weights: {config.name} has no weights {weights!r}."
-            f"{did_you_mean(weights, entries)} It has {', '.join(entries)}; "
-            "a path, bundled or none are possible too."
+            f"{config.name} has no weights {weights!r}",
+            kind="model.unknown_weights",
+            key="model.weights",
+            to_do=f"{did_you_mean(weights, entries)} It has {', '.join(entries)}; a path, bundled "
+            "or none are also possible",
         )
     earlier = find_source_run(weights) if is_path(weights) else None
     if earlier is not None:
@@ -136,12 +138,17 @@ def _check_continues(config: ModelConfig, earlier: SourceRun) -> None:
     before = earlier.metadata
     if before.model_name != config.name:
         raise ModelError(
-            f"model.weights: {earlier.path} is a run of {before.model_name}, not of {config.name}; "
-            f"set model.name: {before.model_name}, or give other weights"
+            f"{earlier.path} is a run of {before.model_name}, not of {config.name}",
+            kind="model.other_model",
+            key="model.weights",
+            to_do=f"set model.name to {before.model_name}, or choose other weights",
         )
     if config.aux_heads and not before.build_flags.get("aux_logits", False):
         raise ConfigError(
-            f"model.aux_heads: {earlier.path} was trained without auxiliary heads; remove the line"
+            f"{earlier.path} was trained without auxiliary heads",
+            kind="config.no_effect",
+            key="model.aux_heads",
+            to_do="remove it",
         )
 
 
@@ -161,9 +168,11 @@ def _resolve_preprocessing(
         return _BUNDLED_PREPROCESSING if weights == "bundled" else preprocessing_of(entry)
     if wanted not in entries:
         raise ConfigError(
-            f"model.preprocessing: {config.name} has no weights {wanted!r} to take it from."
-            f"{did_you_mean(wanted, entries)} It has {', '.join(entries)}; "
-            "auto, or resize, crop, mean, std and interpolation are possible too."
+            f"{config.name} has no weights {wanted!r} whose preprocessing could be used",
+            kind="config.unknown_weights",
+            key="model.preprocessing",
+            to_do=f"{did_you_mean(wanted, entries)} It has {', '.join(entries)}; auto, or resize, "
+            "crop, mean, std and interpolation are also possible",
         )
     return preprocessing_of(entries[wanted])
 
@@ -176,7 +185,10 @@ def _build_flags(
     pretrained = weights != "none"
     if config.aux_heads and not family.aux_modules:
         raise ConfigError(
-            f"model.aux_heads: {config.name} has no auxiliary heads; googlenet and inception_v3 do"
+            f"{config.name} has no auxiliary heads; only googlenet and inception_v3 have",
+            kind="config.no_effect",
+            key="model.aux_heads",
+            to_do="remove it",
         )
     if family.aux_modules:
         return {
@@ -204,8 +216,10 @@ def rebuild(name: str, num_classes: int, build_flags: dict[str, Any]) -> nn.Modu
         )
     except (ValueError, RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"model.name: {name} cannot be built with {build_flags}: {_first_line(error)} "
-            f"Sizes that work: {family_of(name).sizes}."
+            f"{name} cannot be built with {build_flags}: {_first_line(error)}",
+            kind="model.cannot_be_built",
+            key="model.name",
+            to_do=f"Sizes that work: {family_of(name).sizes}",
         ) from error
     return model
 
@@ -265,26 +279,29 @@ def check_input_size(skeleton: nn.Module, spec: ModelSpec, *, batch_size: int) -
         with torch.no_grad():
             skeleton(images)
     except (ValueError, RuntimeError, AssertionError, TypeError, IndexError) as error:
-        raise ModelError(_size_message(spec, batch_size, error)) from error
+        raise _size_error(spec, batch_size, error) from error
 
 
-def _size_message(spec: ModelSpec, batch_size: int, error: Exception) -> str:
+def _size_error(spec: ModelSpec, batch_size: int, error: Exception) -> ModelError:
     crop = spec.preprocessing.crop
     if batch_size == 1 and "more than 1 value per channel" in str(error):
-        return (
-            f"data.batch_size: {spec.name} at {crop} px cannot train its norm layers on one "
-            "image at a time; set data.batch_size to 2 or more"
+        return ModelError(
+            f"{spec.name} at {crop} px cannot train its norm layers on one image at a time",
+            kind="model.batch_of_one",
+            key="data.batch_size",
+            to_do="set it to 2 or more",
         )
     works = spec.family.sizes
     if spec.family.fixed_size:
         works = f"{spec.build_flags['image_size']} px, fixed by its position embedding"
-    return (
-        f"model.preprocessing: {spec.name} cannot take images of {crop} px "
-        f"({_first_line(error)}). What works: {works}. "
-        "Set model.preprocessing to auto, or give it another crop."
+    return ModelError(
+        f"{spec.name} cannot process images of {crop} px ({_first_line(error)})",
+        kind="model.image_size",
+        key="model.preprocessing",
+        to_do=f"Sizes that work: {works}. Set model.preprocessing to auto, or choose another crop",
     )
 
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".") + "."
+    return text.splitlines()[0].rstrip(".")

@@ -66,8 +66,10 @@ def _refuse_idle_patterns(fitted: Fitted, own: Collection[str]) -> None:
     for pattern in fitted.idle:
         near = did_you_mean(pattern, [*dict.fromkeys([*fitted.tensors, *own])])
         raise ConfigError(
-            f"model.leave_out: {pattern!r} matches no tensor of the weights or of the network."
-            f"{near} Remove it, or correct it"
+            f"{pattern!r} matches no tensor of the weights or of the network",
+            kind="config.pattern_matches_nothing",
+            key="model.leave_out",
+            to_do=f"{near} Remove or correct it" if near else "remove or correct it",
         )
 
 
@@ -97,8 +99,10 @@ def copy_head_rows(
         rows = state.get(key)
         if rows is None or rows.shape != expected or not bool(torch.isfinite(rows).all()):
             raise ModelError(
-                f"model.weights: {path}: damaged: its {key} is no tensor of {expected} finite "
-                "numbers"
+                f"damaged: its {key} is not a tensor of {expected} finite numbers",
+                kind="model.weights_damaged",
+                key="model.weights",
+                path=path,
             )
         with torch.no_grad():
             own[key][[here[name] for name in kept]] = rows[[there[name] for name in kept]]
@@ -136,25 +140,36 @@ def _read_entry(spec: ModelSpec, *, kept: bool = True) -> StateDict:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     if cached.exists() and not _hash_agrees(cached):
         raise ModelError(
-            f"{cached}: damaged or tampered with: its SHA-256 is not the one in its name; "
-            "delete it and run again"
+            "damaged or modified: its SHA-256 is not the one in its name",
+            kind="model.weights_damaged",
+            path=cached,
+            to_do="delete it and run again",
         )
     try:
         state: StateDict = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         place = f"Put the file at {cached}" if kept else "Set HOME or TORCH_HOME"
         raise ModelError(
-            f"model.weights: {spec.name} {spec.weights}: {file_name} could not be downloaded "
-            f"({_reason(error)}). {place}, or give the file's path: --set model.weights=PATH"
+            f"{spec.name} {spec.weights}: {file_name} could not be downloaded ({_reason(error)})",
+            kind="model.download_failed",
+            key="model.weights",
+            to_do=f"{place}, or give the file's path: --set model.weights=PATH",
         ) from error
     except pickle.UnpicklingError as error:
-        raise ModelError(f"{cached}: holds more than tensors; delete it and run again") from error
+        raise ModelError(
+            "contains more than tensors",
+            kind="model.weights_unsafe",
+            path=cached,
+            to_do="delete it and run again",
+        ) from error
     categories = entry.meta.get("categories")
     head = state.get(f"{spec.family.head}.weight")
     if categories and head is not None and head.shape[0] != len(categories):
         raise ModelError(
-            f"{spec.name} {spec.weights}: its layer {spec.family.head} has {head.shape[0]} "
-            f"outputs for {len(categories)} categories, so it is not the head; please report this"
+            f"{spec.name} {spec.weights}: layer {spec.family.head} has {head.shape[0]} outputs for "
+            f"{len(categories)} categories, so it is not the head",
+            kind="model.unknown_head",
+            to_do="please report this",
         )
     return state
 
@@ -200,7 +215,7 @@ def _check_fit(
             ],
         ),
         *_listed(
-            "no floating point numbers",
+            "not floating point",
             [
                 key
                 for key in both
@@ -221,14 +236,17 @@ def _check_fit(
     if problems:
         fitting = wanted - {*missing, *misshaped}
         patterns = _foreign(spec, fitting, misfits=[*missing, *misshaped], unexpected=unexpected)
-        remedy = "Give weights of this very architecture, or set model.name to theirs."
+        remedy = "Give weights of this architecture, or set model.name to theirs"
         if patterns:
             remedy = (
-                "The rest fits: if these are of a head of another tool, leave them out with "
-                f"model.leave_out: [{', '.join(json.dumps(pattern) for pattern in patterns)}]."
+                "The other tensors fit: if these belong to a head of another tool, leave them out "
+                f"with model.leave_out: [{', '.join(json.dumps(p) for p in patterns)}]"
             )
         raise ModelError(
-            f"model.weights: {source} does not fit {spec.name}: {'; '.join(problems)}. {remedy}"
+            f"{source} does not fit {spec.name}: {'; '.join(problems)}",
+            kind="model.weights_do_not_fit",
+            key="model.weights",
+            to_do=remedy,
         )
 
 

@@ -89,38 +89,49 @@ def read_states(path: Path, *, mapped: bool = False) -> tuple[StateIn, ...]:
         ModelError: The file is missing or unreadable, or contains no state dict.
     """
     if is_folder(path):
-        raise ModelError(f"model.weights: {path}: is a folder, not a file of weights")
+        raise _error("is a folder, not a file of weights", "model.weights_not_a_file", path)
     if not exists(path):
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")][:1000])
-        raise ModelError(
-            f"model.weights: {path}: no such file.{near} Paths are relative to the working "
-            "directory; DEFAULT, an entry, bundled or none are possible too."
+        raise _error(
+            "no such file",
+            "model.weights_not_found",
+            path,
+            f"{near} Paths are relative to the working directory. Other possible values: "
+            "DEFAULT, a weights entry, bundled or none",
         )
     if not is_file(path):
-        raise ModelError(f"model.weights: {path}: is not a regular file, but a pipe or a device")
+        raise _error(
+            "is not a regular file, but a pipe or a device", "model.weights_not_a_file", path
+        )
     try:
         loaded = read_tensors(path, mapped=mapped, pass_over=True)
     except UnsafeFileError as error:
-        raise ModelError(_unsafe(path, error.refused)) from error
+        raise _unsafe(path, error.refused) from error
     except DamagedFileError as error:
-        raise ModelError(
-            f"model.weights: {path}: damaged, or no file of weights ({error})"
+        raise _error(
+            f"damaged, or not a file of weights ({error})", "model.weights_damaged", path
         ) from error
     found = tuple(_states_in(loaded))
     if not found:
         values = loaded.values() if isinstance(loaded, dict) else (loaded,)
         objects = [value for value in values if isinstance(value, PassedOver)]
         if objects:
-            raise ModelError(_unsafe(path, objects[0].original))
-        raise ModelError(f"model.weights: {path}: holds no state dict")
+            raise _unsafe(path, objects[0].original)
+        raise _error("contains no state dict", "model.no_state_dict", path)
     return found
 
 
-def _unsafe(path: Path, refused: str) -> str:
-    reason = f": it needs {refused!r}" if refused else ", or no torch file"
-    return (
-        f"model.weights: {path}: cannot be read without running code from it (a pickled "
-        f"model or object{reason}); save model.state_dict() and give that file"
+def _error(what: str, kind: str, path: Path | str, to_do: str = "") -> ModelError:
+    return ModelError(what, kind=kind, key="model.weights", path=path, to_do=to_do)
+
+
+def _unsafe(path: Path, refused: str) -> ModelError:
+    reason = f": it needs {refused!r}" if refused else ", or not a torch file"
+    return _error(
+        f"cannot be read without running code from it (a pickled model or object{reason})",
+        "model.weights_unsafe",
+        path,
+        "save model.state_dict() and give that file",
     )
 
 
@@ -179,9 +190,11 @@ def best_fit(
     kept = {key: name for key, name in chosen.names.items() if not is_left_out(name, patterns)}
     strangers = [key for key in kept if not isinstance(state.tensors[key], Tensor)]
     if strangers:
-        raise ModelError(
-            f"model.weights: {source}: holds no state dict: {strangers[0]!r} is no tensor; "
-            "save model.state_dict() and give that file"
+        raise _error(
+            f"contains no state dict: {strangers[0]!r} is not a tensor",
+            "model.no_state_dict",
+            source,
+            "save model.state_dict() and give that file",
         )
     tensors = OrderedDict((name, state.tensors[key]) for key, name in kept.items())
     whole = next(whole for part, whole in wholes if part is state)

@@ -87,9 +87,9 @@ def in_words(config: Config, resolved: Config, plan: Plan, num_train: int) -> li
     lines = []
     if became:
         what = {
-            heuristics.HEAD: "no weights but the head's train",
-            heuristics.BLOCK: "some layers of the backbone train",
-            heuristics.EVERYTHING: "most layers of the backbone train",
+            heuristics.HEAD: "only the head is trained",
+            heuristics.BLOCK: "some layers of the backbone are trained",
+            heuristics.EVERYTHING: "most layers of the backbone are trained",
         }[what_trains(plan)]
         lines.append(f"auto, for {num_train:,} images where {what}: {', '.join(became)}")
     if before["augment"]["policy"] != after["augment"]["policy"]:
@@ -113,8 +113,10 @@ def _optimizer(given: OptimizerConfig, rules: heuristics.Optimizer) -> Optimizer
         return given
     if rules.name not in RATED and given.lr == AUTO:
         raise ConfigError(
-            f"optimizer.lr: auto has rules for {', '.join(sorted(RATED))}; give "
-            f"{given.name} a number"
+            f"auto supports {', '.join(sorted(RATED))}, not {given.name}",
+            kind="config.auto_has_no_rule",
+            key="optimizer.lr",
+            to_do="set it to a number",
         )
     values = {"name": rules.name, "lr": rules.lr, "weight_decay": rules.weight_decay}
     kept = {key: value for key, value in given.model_dump().items() if value not in (None, AUTO)}

@@ -114,8 +114,10 @@ def patterns_for(word: str, anatomy: Anatomy) -> tuple[str, ...]:
     if word == "norm_only":
         if not anatomy.norms:
             raise ConfigError(
-                f"recipe: norm_only: {anatomy.name} has no norm layers that could train; take "
-                "bias_only or last_block"
+                f"norm_only: {anatomy.name} has no norm layers with parameters",
+                kind="config.recipe_does_not_fit",
+                key="recipe",
+                to_do="use bias_only or last_block",
             )
         thawed = globs_for(anatomy.norms, anatomy.others)
     return ("*", *(f"!{glob}" for glob in thawed))
@@ -126,13 +128,19 @@ def _head_then_all(config: Config, num_train: int | None) -> Config:
     if epochs == AUTO:
         if num_train is None:
             raise ConfigError(
-                "recipe: head_then_all divides train.epochs, which auto chooses by the number of "
-                "images; they are absent, so give it a number"
+                "head_then_all divides train.epochs, which auto derives from the number of "
+                "images, and the images are missing",
+                kind="config.auto_needs_data",
+                key="recipe",
+                to_do="set train.epochs to a number",
             )
         epochs = epochs_for(num_train)
     if epochs < 2:
         raise ConfigError(
-            "recipe: head_then_all divides train.epochs between two stages; give it 2 or more"
+            "head_then_all divides train.epochs between two stages",
+            kind="config.recipe_does_not_fit",
+            key="recipe",
+            to_do="set train.epochs to 2 or more",
         )
     head = max(epochs // _HEAD_SHARE, 1)
     first: dict[str, Any] = {"epochs": head, "freeze": {"patterns": ["*"]}}

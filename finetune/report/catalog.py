@@ -47,5 +47,5 @@ def render_cache(result: CacheList) -> str:
         )
         for row in result.stores
     ]
-    listing = table(("last used", "size", "views", "form", "images"), rows, right=(1,))
+    listing = table(("last used", "size", "views", "compute format", "images"), rows, right=(1,))
     return f"{listing}\n\n  {what}, {total}, in {result.folder}"

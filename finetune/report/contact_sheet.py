@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from finetune.core.errors import ConfigError, OutputError
-from finetune.core.files import exists, is_folder, write_atomically
+from finetune.core.files import exists, is_folder, unwritable, write_atomically
 
 _WIDTH = 1456
 _SMALLEST, _LARGEST = 128, 256
@@ -209,12 +209,21 @@ def check_output(path: Path) -> None:
         OutputError: the folder does not exist, or the file exists and is not a contact sheet.
     """
     if path.suffix.lower() != ".png":
-        raise ConfigError(f"--output: {path}: a sheet is a PNG; give a name that ends in .png")
+        raise ConfigError(
+            "the sheet is a PNG file",
+            kind="config.plot_format",
+            key="--output",
+            path=path,
+            to_do="use a name that ends in .png",
+        )
     if not is_folder(path.parent):
-        raise OutputError(f"{path}: cannot be written: there is no folder {path.parent}")
+        raise unwritable(path, f"there is no folder {path.parent}")
     if exists(path) and not _is_ours(path):
         raise OutputError(
-            f"{path}: is there already, and is no sheet of show-batch; give --output another name"
+            "exists already and was not written by show-batch",
+            kind="output.exists",
+            path=path,
+            to_do="choose another file with --output",
         )
 
 

@@ -19,7 +19,7 @@ def render_dry_run(result: DryRun) -> str:
     facts = [
         ("Model", f"{result.model}, weights {result.weights}, on {result.device}"),
         (
-            "Trains",
+            "Trainable",
             f"{plural(result.trainable_parameters, 'parameter')} in "
             f"{plural(result.trainable_tensors, 'tensor')}, the new head {result.head} among "
             f"them{some}",
@@ -33,7 +33,7 @@ def render_dry_run(result: DryRun) -> str:
         (
             "Data",
             f"{plural(result.num_train, 'training image')} in "
-            f"{plural(result.batches_per_epoch, 'step')} an epoch, "
+            f"{plural(result.batches_per_epoch, 'step')} per epoch, "
             f"{plural(result.num_val, 'validation image')}, {len(result.class_names)} classes: "
             f"{_few(result.class_names)}",
         ),

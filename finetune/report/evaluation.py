@@ -44,8 +44,8 @@ def _facts(result: EvalResult) -> list[tuple[str, str]]:
         ),
         (
             "Balanced",
-            f"{percent(result.balanced_accuracy, between.get('balanced_accuracy'))}, every class "
-            "counting the same",
+            f"{percent(result.balanced_accuracy, between.get('balanced_accuracy'))}, mean "
+            "per-class recall",
         ),
     ]
     if result.top5 is not None:
@@ -69,7 +69,7 @@ def _facts(result: EvalResult) -> list[tuple[str, str]]:
     facts += [("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
     if not any(file.endswith(REPORT) for file in result.files):
         run = shlex.quote(run_of(Path(result.checkpoint)))
-        facts.append(("Next", f"finetune report {run}, one page to look at"))
+        facts.append(("Next", f"finetune report {run} writes an HTML report"))
     return facts
 
 
@@ -91,7 +91,7 @@ def _calibration(calibration: Calibration, interval: Interval | None) -> str:
     text = f"error {percent(calibration.error, interval)}"
     if calibration.error_before is None:
         return f"{text}; --calibrate may lower it"
-    fitted = ", fitted on these very images" * calibration.fitted
+    fitted = ", fitted on these images" * calibration.fitted
     return (
         f"{text} at temperature {calibration.temperature:.3g}{fitted}; "
         f"{calibration.error_before:.2%} without"
@@ -112,8 +112,8 @@ def _classes(classes: Sequence[ClassScore]) -> str:
         weakest = sorted(shown, key=lambda row: (1.0 if row.top1 is None else row.top1, row.name))
         shown = weakest[:_MOST_CLASSES]
         below = (
-            f"\n  … and {len(classes) - len(shown):,} more, all recognised at least as often; "
-            "metrics.json has them"
+            f"\n  … and {len(classes) - len(shown):,} more with at least the same recall; "
+            "metrics.json lists all"
         )
     rows = [
         (
@@ -130,7 +130,7 @@ def _classes(classes: Sequence[ClassScore]) -> str:
 
 def _pairs(result: EvalResult) -> str:
     rows = [
-        (f"{pair.true} taken for {pair.predicted}", f"{pair.count:,}", f"{pair.share:.1%}")
+        (f"{pair.true} predicted as {pair.predicted}", f"{pair.count:,}", f"{pair.share:.1%}")
         for pair in result.confused[:_MOST_PAIRS]
     ]
     listed = table(("most confused", "images", "of the class"), rows, right=(1, 2))

@@ -36,7 +36,7 @@ def _freezing(report: FreezeReport, *, verbose: bool) -> str:
     parts = [
         f"{report.model} for {report.num_classes} classes: {count(totals.frozen)} of "
         f"{count(totals.parameters)} parameters frozen ({totals.frozen / totals.parameters:.1%}), "
-        f"{totals.trainable + report.adapters.parameters:,} train",
+        f"{totals.trainable + report.adapters.parameters:,} trainable",
         _patterns(report),
         render_module_tree(report.parameters),
         render_groups(report.groups, verbose=verbose),
@@ -54,11 +54,11 @@ def _freezing(report: FreezeReport, *, verbose: bool) -> str:
 
 def _patterns(report: FreezeReport) -> str:
     if not report.patterns:
-        return "  no patterns: everything trains"
+        return "  no patterns: everything is trained"
     rows = [
         (
             row.pattern,
-            "freezes" if row.freezes else "thaws",
+            "freezes" if row.freezes else "unfreezes",
             f"{row.tensors:,}",
             count(row.parameters),
             f"{row.share:.1%}",
@@ -73,8 +73,8 @@ def _adapter_facts(report: FreezeReport) -> list[tuple[str, str]]:
     if not adapters.weights:
         return []
     beside = plural(adapters.weights, "frozen weight")
-    what = f"{count(adapters.parameters)} parameters train beside {beside}"
-    return [("Adapters", f"{what}, and are added to them in what is saved")]
+    what = f"{count(adapters.parameters)} parameters are trained in addition to {beside}"
+    return [("Adapters", f"{what}, and merged into them in checkpoints")]
 
 
 def _norm_facts(norms: tuple[NormRow, ...]) -> list[tuple[str, str]]:
@@ -92,16 +92,15 @@ def _norm_facts(norms: tuple[NormRow, ...]) -> list[tuple[str, str]]:
 def _saving_facts(report: FreezeReport) -> list[tuple[str, str]]:
     boundary, memory, work = report.backward_boundary, report.memory, report.operations
     if boundary.last_without_backward is None:
-        where = "none: the first layer trains"
+        where = "none: the first layer is trained"
     else:
         where = (
-            f"no backward in {boundary.last_without_backward} or before it; "
-            f"it ends at {boundary.first_with_backward}"
+            f"none up to {boundary.last_without_backward}; ends at {boundary.first_with_backward}"
         )
     saved = 1 - work.backward / work.backward_if_all_trained
     return [
         ("Backward", where),
-        ("Cut", _cut(report.cut)),
+        ("Split", _cut(report.cut)),
         (
             "Memory",
             f"gradients {mib(memory.gradient_bytes)} (saved {mib(memory.gradient_bytes_saved)}), "
@@ -110,7 +109,7 @@ def _saving_facts(report: FreezeReport) -> list[tuple[str, str]]:
         ),
         (
             "Multiply-adds",
-            f"forward {count(work.forward)} an image at {work.input_size} px, "
+            f"forward {count(work.forward)} per image at {work.input_size} px, "
             f"{work.forward_frozen / work.forward:.1%} of it frozen",
         ),
         (
@@ -123,13 +122,13 @@ def _saving_facts(report: FreezeReport) -> list[tuple[str, str]]:
 
 def _cut(cut: Cut) -> str:
     if cut.after is None:
-        return "none: nothing can be computed once; the whole network runs on every image"
+        return "none: no features can be cached; the whole network runs on every image"
     shapes = " and ".join("x".join(map(str, shape)) for shape in cut.crossing[:3])
     more = f" and {len(cut.crossing) - 3} more" if len(cut.crossing) > 3 else ""
     cache = f"; {mib(cut.cache_bytes)} for this data" if cut.cache_bytes is not None else ""
     return (
-        f"behind {cut.after}: {cut.forward_once:.1%} of the forward work is done once; "
-        f"{shapes}{more} crosses, {mib(cut.bytes_per_image)} an image in {cut.precision}{cache}"
+        f"after {cut.after}: {cut.forward_once:.1%} of forward MACs run once per image; features "
+        f"{shapes}{more}, {mib(cut.bytes_per_image)} per image in {cut.precision}{cache}"
     )
 
 
@@ -139,7 +138,7 @@ def _every_parameter(report: FreezeReport) -> str:
             row.name,
             "x".join(map(str, row.shape)) or "scalar",
             f"{row.numel:,}",
-            "frozen" if row.frozen else "trains",
+            "frozen" if row.frozen else "trainable",
             "(new head)" if row.head else row.pattern or "(no pattern)",
         )
         for row in report.parameters

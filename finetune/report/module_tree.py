@@ -25,7 +25,7 @@ class _Node:
     def state(self) -> str:
         if not self.trainable:
             return "frozen"
-        return "partly frozen" if self.frozen else "trains"
+        return "partly frozen" if self.frozen else "trainable"
 
 
 def render_module_tree(parameters: Sequence[ParameterRow]) -> str:

@@ -33,7 +33,7 @@ def render_groups(groups: Sequence[GroupRow], *, verbose: bool = False) -> str:
         left_out = len(rows) - _FIRST - _LAST
         middle = ("…", "", "", "", f"{left_out} more: `finetune freeze-report --verbose`")
         rows = [*rows[:_FIRST], middle, *rows[-_LAST:]]
-    header = ("learning rate", "weight decay", "tensors", "parameters", "moved by the optimizer")
+    header = ("learning rate", "weight decay", "tensors", "parameters", "trained parameters")
     return table(header, rows, right=(0, 1, 2, 3))
 
 

@@ -56,13 +56,20 @@ def load_matplotlib(path: Path) -> Any:
         ConfigError: the extension is not supported, or matplotlib is not installed.
     """
     if path.suffix.lower() not in _FORMATS:
-        raise ConfigError(f"{path}: a picture's name must end in {', '.join(_FORMATS)}")
+        raise ConfigError(
+            "is not the name of a picture",
+            kind="config.plot_format",
+            path=path,
+            to_do=f"use a name that ends in {', '.join(_FORMATS)}",
+        )
     _give_matplotlib_a_folder()
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError(
-            "pictures need matplotlib, which is not installed: pip install 'finetune-vision[plots]'"
+            "plots need the package matplotlib, which is not installed",
+            kind="config.missing_package",
+            to_do="install it with `python -m pip install 'finetune-vision[plots]'`",
         ) from None
     return Figure
 

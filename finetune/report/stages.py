@@ -60,9 +60,9 @@ def predicted_text(time: PredictedTime) -> str:
     """Describe the predicted time per epoch, with and without cached features."""
     without = f"about {_seconds(time.epoch_without_cache_s)} an epoch"
     if time.epoch_with_cache_s is None or time.fill_s is None:
-        return f"{without}; nothing is kept from one epoch to the next"
+        return f"{without}; no features are cached"
     return (
-        f"about {_seconds(time.epoch_with_cache_s)} an epoch, once the features are there (about "
+        f"about {_seconds(time.epoch_with_cache_s)} per epoch with cached features (about "
         f"{_seconds(time.fill_s)}, in the first run alone); {without} without them"
     )
 
@@ -82,7 +82,7 @@ def _span(stage: StageSummary) -> str:
 def _freezing(stage: StageFacts) -> str:
     update = ", norm_stats update" if stage.norm_stats == "update" else ""
     if not stage.frozen_tensors:
-        return f"everything trains: {plural(stage.trainable_parameters, 'parameter')}"
+        return f"everything is trained: {plural(stage.trainable_parameters, 'parameter')}"
     return (
         f"patterns {listed_patterns(stage.patterns)}{update}: "
         f"{plural(stage.trainable_parameters, 'parameter')} in "
@@ -93,7 +93,8 @@ def _freezing(stage: StageFacts) -> str:
 
 def _cut(stage: StageFacts) -> str:
     if stage.cut_after is None:
-        return "no cut: the whole network runs in every epoch"
+        return "no split: the whole network runs in every epoch"
     return (
-        f"cut behind {stage.cut_after}: {stage.forward_once:.1%} of the forward work is done once"
+        f"split after {stage.cut_after}: {stage.forward_once:.1%} of forward MACs run once per "
+        "image"
     )

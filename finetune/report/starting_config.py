@@ -56,9 +56,9 @@ def render_starting_config(result: StartingConfig) -> str:
         return result.config.rstrip("\n")
     file = shlex.quote(result.file)
     what = {
-        heuristics.HEAD: "a new head trains",
-        heuristics.BLOCK: "the last block and a new head train",
-        heuristics.EVERYTHING: "everything trains",
+        heuristics.HEAD: "a new head is trained",
+        heuristics.BLOCK: "the last block and a new head are trained",
+        heuristics.EVERYTHING: "everything is trained",
     }[result.trains]
     return (
         f"  {result.file}: {result.model}, {what} for {result.epochs} epochs on "

@@ -29,8 +29,8 @@ def _figures(summary: TrainSummary) -> list[tuple[str, str]]:
         return [
             (
                 "Accuracy",
-                "not measured: no image was held out (data.val_fraction 0), and no epoch is the "
-                "best; best.pt holds the last one",
+                "not measured: there are no validation images (data.val_fraction 0); best.pt "
+                "contains the last epoch",
             )
         ]
     correct = round(summary.val.top1 * summary.num_val)
@@ -44,7 +44,7 @@ def _figures(summary: TrainSummary) -> list[tuple[str, str]]:
         ),
         (
             "Balanced",
-            f"val {summary.val.balanced_accuracy:.2%}, every class counting the same; last epoch "
+            f"val {summary.val.balanced_accuracy:.2%} (mean per-class recall); last epoch "
             f"{summary.last.balanced_accuracy:.2%}",
         ),
     ]
@@ -84,15 +84,15 @@ def _trained(summary: TrainSummary) -> str:
 def _frozen(summary: TrainSummary) -> str:
     in_stages = len(summary.stages) > 1
     if not summary.frozen_parameters:
-        return f"nothing: every parameter trained{' in some stage' if in_stages else ''}"
+        return f"nothing: all parameters were trained{' in some stage' if in_stages else ''}"
     exempt = f"; {len(summary.exempt)} norm statistics updated" if summary.exempt else ""
     adapted = ""
     if summary.adapted:
-        adapted = f"; to the other {plural(summary.adapted, 'weight')} adapters were added"
+        adapted = f"; adapters were merged into the other {plural(summary.adapted, 'weight')}"
     return (
         f"{plural(summary.frozen_parameters, 'parameter')} in "
         f"{plural(summary.frozen_tensors, 'tensor')}{' in every stage' if in_stages else ''}; "
         f"verified: {summary.frozen_verified} tensors "
-        f"and buffers are bit for bit as loaded (SHA-256, in best.pt and last.pt){exempt}"
+        f"and buffers unchanged since loading (SHA-256, in best.pt and last.pt){exempt}"
         f"{adapted}"
     )

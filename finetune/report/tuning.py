@@ -55,7 +55,7 @@ def _backbones(result: TuneResult) -> str:
         )
         for row in result.backbones
     ]
-    header = ("backbone, its best head", "parameters", "input", _SHORT[share], "loss", "took")
+    header = ("backbone with its best head", "parameters", "input", _SHORT[share], "loss", "took")
     return table(header, rows, right=(1, 2, 3, 4, 5))
 
 
@@ -88,7 +88,9 @@ def _trials(result: TuneResult) -> str:
     alike = sum(trial in mine for trial in result.trials[: result.equal])
     lines = []
     if 1 < alike < len(mine):
-        lines.append(f"the first {alike:,} cannot be told apart, and stand by their loss")
+        lines.append(
+            f"the first {alike:,} are within one standard error of the best and ranked by loss"
+        )
     if left_out:
         lines.append(f"… and {left_out:,} more in tune.json")
     if diverged:
@@ -127,8 +129,8 @@ def _facts(result: TuneResult) -> list[tuple[str, str]]:
         facts.append(
             (
                 "",
-                f"the lowest loss of {result.equal:,} trials that {MONITORED[result.metric]} on so "
-                "few images cannot tell apart (one standard error)",
+                f"the lowest loss of the {result.equal:,} trials whose {MONITORED[result.metric]} "
+                "is within one standard error of the best",
             )
         )
     if result.train is not None:
@@ -165,7 +167,7 @@ def _searched(result: TuneResult) -> str:
     backbones = f" on {len(result.backbones)} backbones" if result.backbones else ""
     how = "heads, trained together" if result.searched == "head" else "trials, one after another"
     return (
-        f"{len(result.trials):,} {how}{backbones}, in {result.search_s:.1f} s; everything "
+        f"{len(result.trials):,} {how}{backbones}, in {result.search_s:.1f} s; in total "
         f"{result.elapsed_s:.1f} s"
     )
 
@@ -186,13 +188,13 @@ def render_lr_range(result: LrRange) -> str:
     curve = table(("lr", "loss, smoothed", ""), rows, right=(0, 1))
     facts = [("Suggested", _suggested(result)), ("", result.rule)]
     if result.diverged_at is not None:
-        facts.append(("Diverged", f"at lr {result.diverged_at:.2g}, where the test ended"))
+        facts.append(("Diverged", f"at lr {result.diverged_at:.2g}, which ended the test"))
     facts.append(
         (
             "Tested",
             f"{result.model}: {result.trainable_parameters:,} parameters by {result.optimizer} on "
             f"batches of {result.batch_size} from {result.num_train:,} images, "
-            f"{len(result.points)} steps in {result.elapsed_s:.1f} s; no weights were kept",
+            f"{len(result.points)} steps in {result.elapsed_s:.1f} s; weights were restored",
         )
     )
     if result.plot is not None:
@@ -202,7 +204,7 @@ def render_lr_range(result: LrRange) -> str:
 
 def _suggested(result: LrRange) -> str:
     if result.lr is None:
-        return "none: the loss never fell; try other --min-lr and --max-lr"
+        return "none: the loss never decreased; try other --min-lr and --max-lr"
     return f"--set optimizer.lr={result.lr:.2g} (the config has {result.configured_lr:g})"
 
 

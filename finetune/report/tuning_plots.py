@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from finetune.core.errors import ConfigError, OutputError
-from finetune.core.files import exists, is_folder
+from finetune.core.files import exists, is_folder, unwritable
 from finetune.report.plots import load_matplotlib, save
 from finetune.results.train import MONITORED
 from finetune.results.tuning import LrRange, Trial, TuneResult
@@ -26,13 +26,22 @@ def check_picture(path: Path) -> None:
         OutputError: the folder does not exist, or the file exists and is not a curve of lr-find.
     """
     if path.suffix.lower() != ".png":
-        raise ConfigError(f"--output: {path}: the curve is a PNG; give a name that ends in .png")
+        raise ConfigError(
+            "the plot is a PNG file",
+            kind="config.plot_format",
+            key="--output",
+            path=path,
+            to_do="use a name that ends in .png",
+        )
     load_matplotlib(path)
     if not is_folder(path.parent):
-        raise OutputError(f"{path}: cannot be written: there is no folder {path.parent}")
+        raise unwritable(path, f"there is no folder {path.parent}")
     if exists(path) and not _is_ours(path):
         raise OutputError(
-            f"{path}: is there already, and is no curve of lr-find; give --output another name"
+            "exists already and was not written by lr-find",
+            kind="output.exists",
+            path=path,
+            to_do="choose another file with --output",
         )
 
 
@@ -99,7 +108,7 @@ def draw_trials(result: TuneResult, path: Path) -> None:
             color="black",
             alpha=0.06,
             linewidth=0,
-            label=f"not told apart by {MONITORED[result.metric]}: ordered by loss",
+            label="within one standard error: ordered by loss",
         )
     ranked.set(
         title=f"{len(trials):,} trials, the best first: {where}",
@@ -107,7 +116,7 @@ def draw_trials(result: TuneResult, path: Path) -> None:
         xlim=(0.5, len(trials) + 0.5),
         ylabel=MONITORED[result.metric] + (", %" if result.metric != "loss" else ""),
     )
-    rates.set(title="the same over the learning rate", xlabel="learning rate", xscale="log")
+    rates.set(title="by learning rate", xlabel="learning rate", xscale="log")
     figure.legend(frameon=False, loc="outside lower center", ncols=3)
     _show_the_better_part(ranked, trials, result)
     save(figure, path)

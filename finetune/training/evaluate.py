@@ -59,7 +59,7 @@ def evaluate(
             if keep is not None:
                 keep.append(logits.cpu())
     if not meter.num_images:
-        raise DataError("there was no image to evaluate")
+        raise DataError("no images to evaluate", kind="data.no_images")
     return Evaluation(
         num_images=meter.num_images,
         top1=meter.top1,

@@ -107,8 +107,12 @@ def run_epochs(
     )
     if past.optimizer_state is not None:
         kept = plural(state.state_kept, "tensor")
-        does = f"keeps its state of {kept}" if state.state_kept else "begins without a state"
-        reporter.say(f"{config.optimizer.name} {does} from the stage before")
+        does = (
+            f"optimizer state of {kept} carried over from the previous stage"
+            if state.state_kept
+            else "fresh optimizer state"
+        )
+        reporter.say(f"{config.optimizer.name}: {does}")
     progress, monitor = state.loop.progress, state.monitor
     epochs = _recorded(state, folder)
     first = len(past.records)
@@ -173,7 +177,7 @@ def run_epochs(
         raise _with_files(error, training, config) from error
     except RuntimeError as error:
         if signals.asked():  # the same signal terminated the worker processes during a step
-            raise _stopped(f"in {progress}, not all of it saved", folder) from error
+            raise _stopped(f"in {progress}, partly saved", folder) from error
         raise
     assert best is not None  # train.epochs is at least 1
     here = epochs[first:]
@@ -228,7 +232,9 @@ def _recorded(state: TrainState, folder: Path) -> list[Epoch]:
     try:
         epochs = [Epoch.of(record) for record in state.records]
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / run_dir.LAST}: damaged: {error!r}") from error
+        raise CheckpointError(
+            f"damaged: {error!r}", kind="checkpoint.damaged", path=folder / run_dir.LAST
+        ) from error
     if epochs:
         lines = "".join(f"{json.dumps(record)}\n" for record in state.records)
         write_text(folder / run_dir.METRICS, lines)
@@ -262,32 +268,37 @@ def _best_on_disk(
         at = metadata.epoch - 1
         if 0 <= at < len(epochs) and (state.records[at]["val"] or {}) == metadata.metrics:
             return epochs[at]
-        problem = f"{path}: is of epoch {metadata.epoch}, not of {best.trained.epoch}"
+        problem = (
+            f"{path}: contains epoch {metadata.epoch}, not the best epoch, {best.trained.epoch}"
+        )
     if resume_point.training.record.position.batch:
-        output.reporter.warn(f"{problem}; the best epoch is chosen among those to come")
+        output.reporter.warn(f"{problem}; the best epoch is chosen among the following ones")
         return None
     last: Checkpoint = resume_point.checkpoint
     save_checkpoint(path, last.model, last.metadata)
     if epochs[-1] is not best:
-        output.reporter.warn(f"{problem}; epoch {len(epochs)} takes its place")
+        output.reporter.warn(f"{problem}; replaced by epoch {len(epochs)}")
     return epochs[-1]
 
 
 def _stopped(where: str, folder: Path) -> Interrupted:
-    return signals.interrupted(f" {where}; saved. Go on with: {resume_command(folder)}")
+    return signals.interrupted(f" {where}; saved. Resume with: {resume_command(folder)}")
 
 
-def _with_files(error: NotFiniteError, training: FeatureBatches, config: Config) -> ResultError:
+def _with_files(error: NotFiniteError, training: FeatureBatches, config: Config) -> NotFiniteError:
     files = shown_few(training.files(error.epoch, error.batch - 1)) if error.batch else "none"
-    return ResultError(
-        f"{error}; nothing of it was saved. Images of this batch: {files}. Try a lower "
-        f"optimizer.lr than {config.optimizer.lr:g}, or train.clip_norm"
+    return error.at(
+        to_do="Nothing of this step was saved. Images of this batch: "
+        f"{files}. Try a lower optimizer.lr than {config.optimizer.lr:g}, or train.clip_norm"
     )
 
 
 def _refuse_not_a_number(epoch: Epoch, config: Config) -> None:
     if epoch.val is not None and not math.isfinite(epoch.val.loss):
         raise ResultError(
-            f"epoch {epoch.trained.epoch}: the validation loss is not a finite number; nothing of "
-            f"this epoch was saved. Try a lower optimizer.lr than {config.optimizer.lr:g}."
+            "the validation loss is not a finite number",
+            kind="result.not_finite",
+            source=f"epoch {epoch.trained.epoch}",
+            to_do="Nothing of this epoch was saved. Try a lower optimizer.lr than "
+            f"{config.optimizer.lr:g}",
         )

@@ -182,14 +182,18 @@ def set_up_single_stage(config: Config, reporter: Reporter, *, what: str) -> Run
     """
     run_setup = set_up_run(config, reporter)
     if len(run_setup.stages) > 1:
-        several = f"{what} works on one stage, and"
         if config.recipe:
             raise ConfigError(
-                f"recipe: {several} {config.recipe} has {len(run_setup.stages)}; give it a "
-                "recipe of one, as in --set recipe=linear_probe"
+                f"{what} supports a single stage, but {config.recipe} has {len(run_setup.stages)}",
+                kind="config.several_stages",
+                key="recipe",
+                to_do="choose a recipe with one stage, as in --set recipe=linear_probe",
             )
         raise ConfigError(
-            f"stages: {several} this config has {len(run_setup.stages)}; give it a config without"
+            f"{what} supports a single stage, but this config has {len(run_setup.stages)}",
+            kind="config.several_stages",
+            key="stages",
+            to_do="use a config without stages",
         )
     return run_setup
 
@@ -225,7 +229,7 @@ def _begins(run_setup: RunSetup) -> str:
     num_classes = len(data.train.class_names)
     kept = ""
     if run_setup.kept:
-        kept = f"; {len(run_setup.kept)} of them keep their rows of the head"
+        kept = f"; {len(run_setup.kept)} of them keep their head rows"
     return (
         f"{spec.name}, weights {spec.weights}: {len(data.train)} training and "
         f"{len(data.val)} validation images of {num_classes} classes on "
@@ -239,7 +243,7 @@ def _stage_begins(run_setup: RunSetup, number: int) -> str:
     tensors = len(plan.freeze.decisions)
     return (
         f"stage {number + 1} of {len(run_setup.stages)}, {plural(config.train.epochs, 'epoch')}, "
-        f"patterns {patterns}: {tensors - len(plan.freeze.frozen)} of {tensors} tensors train"
+        f"patterns {patterns}: {tensors - len(plan.freeze.frozen)} of {tensors} tensors trainable"
     )
 
 
@@ -278,8 +282,8 @@ def _augmentation_and_cache(
     more = "" if seconds is None else f", about {seconds * num_train:.2g} s more each"
     if augment.mixes:
         return (
-            f"{_listed(augment, 'mixup', 'cutmix')}: images of a batch are mixed anew each time, "
-            "so that no features of training images can be kept: the frozen part runs in every "
+            f"{_listed(augment, 'mixup', 'cutmix')}: batches are mixed differently each time, so "
+            "features of training images cannot be cached: the frozen prefix runs in every "
             f"epoch{more}"
         )
     if augment.draws:
@@ -287,18 +291,19 @@ def _augmentation_and_cache(
         if views.count is not None:
             times = f"{views.count} views" if views.count > 1 else "one view"
             return (
-                f"{drawn}: {times} of each image, drawn once and kept (augment.views); "
+                f"{drawn}: {times} of each image, drawn once (augment.views); "
                 "0 draws new ones in every epoch"
             )
         return (
-            f"{drawn}: new views in every epoch, so that no features of training images can be "
-            f"kept: the frozen part runs in every epoch{more} (augment.views bounds that)"
+            f"{drawn}: new views in every epoch, so features of training images cannot be "
+            f"cached: the frozen prefix runs in every epoch{more}; augment.views limits the views"
         )
     if config.augment.policy == "auto" and augment.policy == "flip":
         other = (
-            f"crop_flip would run the frozen part in every epoch{more} (augment.views bounds that)"
+            f"crop_flip would run the frozen prefix in every epoch{more}; augment.views limits "
+            "the views"
         )
-        whole = f"data.fit {resolved.data.fit} keeps photos whole"
+        whole = f"data.fit {resolved.data.fit} does not crop photos"
         return (
             "augment.policy auto is flip: two views of each image are computed once; "
             f"{other if resolved.data.fit == 'crop' else whole}"

@@ -19,7 +19,15 @@ from finetune.config.error_messages import problems_of
 from finetune.config.schema import Config
 from finetune.config.stages import stage_configs
 from finetune.core.device import versions
-from finetune.core.errors import CheckpointError, ConfigError, DataError, ResultError
+from finetune.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FinetuneError,
+    Problem,
+    ResultError,
+    worded,
+)
 from finetune.core.files import exists
 from finetune.core.reporter import Reporter
 from finetune.core.text import first_few
@@ -87,10 +95,20 @@ class ResumePoint:
             ConfigError: they differ; the message lists the differences.
         """
         names = set(self.checkpoint.metadata.freeze_plan.names)
-        shown = _listed("frozen in the run would train now", names - plan.frozen)
-        shown += _listed("trained in the run would be frozen now", plan.frozen - names)
+        shown = _listed(
+            "config.network_changed", "frozen in the run, but trainable now", names - plan.frozen
+        )
+        shown += _listed(
+            "config.network_changed", "trainable in the run, but frozen now", plan.frozen - names
+        )
         if shown:
-            raise ConfigError(_refusal(self.path.parent, "another network", shown))
+            raise _refusal(
+                ConfigError,
+                "config.network_changed",
+                self.path.parent,
+                "the network differs",
+                shown,
+            )
 
     def refuse_other_data(self, data: TrainVal, reporter: Reporter) -> None:
         """Check that images and classes are the same; warn if the images may have changed.
@@ -99,17 +117,16 @@ class ResumePoint:
             DataError: they differ; the message lists the differences.
         """
         before, now = self.checkpoint.metadata.class_names, data.train.class_names
-        shown = _listed("class of the run is absent", {*before} - {*now})
-        shown += _listed("class is new", {*now} - {*before})
+        shown = _listed("data.changed", "classes of the run are missing", {*before} - {*now})
+        shown += _listed("data.changed", "new classes", {*now} - {*before})
         noted, found = self.training.record.data, fingerprint_of(data)
-        shown = shown or differences(noted, found)
+        shown = shown or [Problem("data.changed", one) for one in differences(noted, found)]
         if shown:
-            raise DataError(_refusal(self.path.parent, "other data", shown))
+            raise _refusal(DataError, "data.changed", self.path.parent, "the data differs", shown)
         if noted.times and noted.times != found.times:
             reporter.warn(
-                "images were written at another time than those that the run began with, though "
-                "in the same sizes: the run goes on; if they show something else, begin a new one "
-                "with another output_dir"
+                "images have other modification times than at the start of the run, but the same "
+                "sizes: resuming; if their content changed, start a new run with another output_dir"
             )
 
     def fill(self, model: nn.Module) -> None:
@@ -121,7 +138,9 @@ class ResumePoint:
         try:
             model.load_state_dict(self.checkpoint.model)
         except RuntimeError as error:
-            raise CheckpointError(f"{self.path}: damaged: its tensors do not fit") from error
+            raise CheckpointError(
+                "damaged: its tensors do not fit", kind="checkpoint.damaged", path=self.path
+            ) from error
 
     def refuse_other_frozen(self, frozen_hashes: FrozenHashes) -> None:
         """Check that the frozen tensors have the hashes recorded when the run started.
@@ -131,8 +150,10 @@ class ResumePoint:
         """
         if frozen_hashes.digest != self.training.record.frozen:
             raise ResultError(
-                f"{self.path}: frozen tensors are not those that the run began with. Do not use "
-                "this result; this must never happen, please report it."
+                "frozen tensors differ from those at the start of the run",
+                kind="result.frozen_changed",
+                path=self.path,
+                to_do="Do not use this result. This is a bug in finetune; please report it",
             )
 
 
@@ -150,8 +171,10 @@ def find_resume_point(given: Config, reporter: Reporter) -> ResumePoint:
     training = checkpoint.training
     if training is None:
         raise CheckpointError(
-            f"{path}: holds no state of the training, as an older finetune wrote it, so that the "
-            "run cannot go on; train it again with --overwrite"
+            "contains no train state (written by an older finetune), so the run cannot be resumed",
+            kind="checkpoint.no_train_state",
+            path=path,
+            to_do="start over with --overwrite",
         )
     record, saved = training.record, checkpoint.metadata.config
     changed = min((_changes(record.given, given), _changes(saved, given)), key=len)
@@ -162,15 +185,15 @@ def find_resume_point(given: Config, reporter: Reporter) -> ResumePoint:
     }
     if foreign:
         shown = [
-            f"{_dotted(key)}: {before} in the run, {now} now"
+            Problem("config.changed", f"{before} in the run, {now} now", key=_dotted(key))
             for key, (before, now) in foreign.items()
         ]
-        raise ConfigError(_refusal(folder, "another config", shown))
+        raise _refusal(ConfigError, "config.changed", folder, "the config differs", shown)
     new = {key: now for key, (_, now) in changed.items()}
     config = _with(saved, _of_stages(saved, new))
     done = _is_done(config, record)
-    more = "all its epochs are done; more come with --set train.epochs=N"
-    reporter.say(f"going on from {path}: {more if done else record.position}")
+    more = "all epochs are done; add more with --set train.epochs=N"
+    reporter.say(f"resuming from {path}: {more if done else record.position}")
     _say_what_may_differ(checkpoint, training, reporter)
     given = _with(record.given, _beside_recipe(record.given, new))
     return ResumePoint(path, checkpoint, training, config, given)
@@ -196,11 +219,13 @@ def _newest(folder: Path, reporter: Reporter) -> tuple[Path, Checkpoint]:
         if len(there) > 1
         else f"{there[0].name} cannot be read"
         if there
-        else "it was ended before it wrote its first one"
+        else "the run ended before its first checkpoint"
     )
     raise CheckpointError(
-        f"{folder}: holds no checkpoint to go on from: {why}. Begin again: the same command with "
-        "--overwrite in place of --resume"
+        f"no usable checkpoint to resume from: {why}",
+        kind="checkpoint.none_usable",
+        path=folder,
+        to_do="Start over with the same command and --overwrite instead of --resume",
     )
 
 
@@ -217,7 +242,10 @@ def _is_done(config: Config, record: TrainingRecord) -> bool:
     if epochs < begun:
         key = f"stages.{position.stage}.epochs" if config.stages else "train.epochs"
         raise ConfigError(
-            f"{key}: {epochs}, but {begun} have begun in {config.output_dir}; give at least as many"
+            f"{epochs} is less than the {begun} epochs already started in {config.output_dir}",
+            kind="config.invalid_value",
+            key=key,
+            to_do=f"set at least {begun}",
         )
     return not position.batch and epochs == begun and position.stage + 1 == len(stages)
 
@@ -232,12 +260,19 @@ def _of_stages(saved: Config, values: Mapping[_Path, Any]) -> dict[_Path, Any]:
     if not saved.stages or epochs is None:
         return dict(values)
     if epochs == AUTO:
-        raise ConfigError("train.epochs: auto chose for the run when it began; give it a number")
+        raise ConfigError(
+            "auto was resolved when the run started",
+            kind="config.invalid_value",
+            key="train.epochs",
+            to_do="set a number",
+        )
     *earlier, _ = (stage.train.epochs for stage in stage_configs(saved))
     if epochs <= sum(earlier):
         raise ConfigError(
-            f"train.epochs: {epochs}, but the stages before the last have {sum(earlier)} of them; "
-            f"give at least {sum(earlier) + 1}"
+            f"{epochs} leaves no epochs for the last stage; the earlier stages have {sum(earlier)}",
+            kind="config.invalid_value",
+            key="train.epochs",
+            to_do=f"set at least {sum(earlier) + 1}",
         )
     rest = {key: value for key, value in values.items() if key != _EPOCHS}
     return rest | {("stages", len(earlier), "epochs"): epochs - sum(earlier)}
@@ -279,8 +314,8 @@ def _say_what_may_differ(checkpoint: Checkpoint, training: Training, reporter: R
         others.append(f"{record.threads} threads, now {torch.get_num_threads()}")
     if others:
         reporter.warn(
-            f"begun with {'; '.join(others)}: the run goes on, but its last digits may be others "
-            "than without the stop"
+            f"resuming a run that started with {'; '.join(others)}: results may differ in the last "
+            "digits from an uninterrupted run"
         )
 
 
@@ -323,21 +358,32 @@ def _with(config: Config, values: Mapping[_Path, Any]) -> Config:
     try:
         return Config.model_validate(whole)
     except ValidationError as error:
-        shown = [f"{_dotted(problem.path)}: {problem.text}" for problem in problems_of(error)]
+        shown = [
+            Problem(one.kind, one.what, one.to_do or None, key=_dotted(one.path))
+            for one in problems_of(error)
+        ]
         folder = Path(config.output_dir)
-        raise ConfigError(_refusal(folder, "another config", shown)) from error
+        raise _refusal(
+            ConfigError, "config.changed", folder, "the config differs", shown
+        ) from error
 
 
-def _listed(what: str, names: Collection[str]) -> list[str]:
-    return [f"{what}: {first_few(sorted(names))}"] if names else []
+def _listed(kind: str, what: str, names: Collection[str]) -> list[Problem]:
+    return [Problem(kind, f"{what}: {first_few(sorted(names))}")] if names else []
 
 
-def _refusal(folder: Path, what: str, shown: Sequence[str]) -> str:
-    lines = [*shown[:_MOST_LISTED]]
-    if len(shown) > _MOST_LISTED:
-        lines.append(f"and {len(shown) - _MOST_LISTED} more differences")
-    listed = "".join(f"\n  {line}" for line in lines) + "\n" if len(lines) > 1 else f" {lines[0]}. "
-    return (
-        f"{folder}: was trained with {what}, and cannot go on with this:{listed}"
-        "Take that back, or begin a new run with another output_dir"
+def _refusal(
+    error: type[FinetuneError], kind: str, folder: Path, what: str, differences: Sequence[Problem]
+) -> FinetuneError:
+    """Return the error for a run that cannot be resumed because something changed."""
+    lines = [worded(one) for one in differences[:_MOST_LISTED]]
+    if len(differences) > _MOST_LISTED:
+        lines.append(f"and {len(differences) - _MOST_LISTED} more differences")
+    listed = "".join(f"\n  {line}" for line in lines) if len(lines) > 1 else f" {lines[0]}"
+    refused = error(
+        f"cannot be resumed, since {what}:{listed}",
+        kind=kind,
+        path=folder,
+        to_do="Revert the change, or start a new run with another output_dir",
     )
+    return refused.at(problems=tuple(differences))

@@ -125,8 +125,10 @@ def _refuse_without_validation(stages: Sequence[Config]) -> None:
         else:
             continue
         raise ConfigError(
-            f"{key}: goes by a validation figure, and data.val_fraction 0 leaves no image to "
-            "validate on; remove one of the two"
+            "depends on a validation metric, but data.val_fraction 0 leaves no validation images",
+            kind="config.conflict",
+            key=key,
+            to_do="remove one of them",
         )
 
 
@@ -140,8 +142,11 @@ def _refuse_writing_among_classes(config: Config, data: TrainVal) -> None:
         for parent in data.parents:
             if written is not None and written.is_relative_to(parent.resolve()):
                 raise OutputError(
-                    f"{key}: {folder}: lies in {parent}, where every folder is read as a class; "
-                    f"choose one elsewhere with --set {key}=FOLDER"
+                    f"is inside {parent}, where each folder is read as a class",
+                    kind="output.inside_data",
+                    key=key,
+                    path=folder,
+                    to_do=f"choose another folder with --set {key}=FOLDER",
                 )
 
 
@@ -178,7 +183,7 @@ def make_plans(
         except ConfigError as error:
             if len(stages) == 1:
                 raise
-            raise ConfigError(f"stage {number} of {len(stages)}: {error}") from error
+            raise error.at(source=f"stage {number} of {len(stages)}") from error
     return tuple(plans)
 
 
@@ -199,8 +204,11 @@ def _resolve_defaults(
 def _refuse_idle_accumulation(config: Config, batches: int) -> None:
     if config.train.accumulate > batches:
         raise ConfigError(
-            f"train.accumulate: {config.train.accumulate} batches make a step, but an epoch has "
-            f"only {batches}; take at most {batches}, or a smaller data.batch_size"
+            f"{config.train.accumulate} batches per step are more than the {batches} batches of "
+            "an epoch",
+            kind="config.invalid_value",
+            key="train.accumulate",
+            to_do=f"set at most {batches}, or a smaller data.batch_size",
         )
 
 
@@ -212,20 +220,27 @@ def _check_earlier(config: Config, earlier: SourceRun | None, first: Plan) -> No
     if earlier is None:
         if config.freeze.may_differ:
             raise ConfigError(
-                "freeze.may_differ: has no effect: model.weights names no run of finetune that is "
-                "there, whose freezing this one's could differ from; remove the line"
+                "has no effect, since model.weights is not an existing finetune run",
+                kind="config.no_effect",
+                key="freeze.may_differ",
+                to_do="remove it",
             )
         return
     if earlier.path.resolve().parent == Path(config.output_dir).resolve():
         raise OutputError(
-            f"output_dir: {config.output_dir}: holds {earlier.path.name}, which model.weights "
-            "begins with; choose another with --set output_dir=FOLDER"
+            f"contains {earlier.path.name}, from which model.weights initializes this run",
+            kind="output.is_the_source",
+            key="output_dir",
+            path=config.output_dir,
+            to_do="choose another folder with --set output_dir=FOLDER",
         )
     changes = freezing_differences(first, earlier)
     if changes and not config.freeze.may_differ:
         raise ConfigError(
-            f"freeze.patterns: {changes}. Set freeze.may_differ: true if that is meant, or freeze "
-            "the same"
+            changes,
+            kind="config.freezing_differs",
+            key="freeze.patterns",
+            to_do="Set freeze.may_differ: true if this is intended, or freeze the same parameters",
         )
 
 
@@ -235,8 +250,11 @@ def _refuse_frozen_at_random(first: Plan) -> None:
     if random:
         thawed = ", ".join(f'"!{pattern}"' for pattern in spec.leave_out)
         raise ConfigError(
-            f"model.leave_out: {first_few(random)} would begin at random and stay so, as "
-            f"freeze.patterns freezes it; let it train: add {thawed} to freeze.patterns"
+            f"{first_few(random)} would be initialized randomly and stay so, since "
+            "freeze.patterns freezes it",
+            kind="config.frozen_at_random",
+            key="model.leave_out",
+            to_do=f"unfreeze it: add {thawed} to freeze.patterns",
         )
 
 

@@ -74,7 +74,9 @@ class EarlierStages:
         try:
             stages = [StageSummary.of(values) for values in record.stages]
         except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{resume_point.path}: damaged: {error!r}") from error
+            raise CheckpointError(
+                f"damaged: {error!r}", kind="checkpoint.damaged", path=resume_point.path
+            ) from error
         return cls(tuple(stages), tuple(before), frozen=record.unchanged)
 
 
@@ -147,7 +149,9 @@ class TrainState:
                 self.load_state_dict(resume_point.training)
             except (KeyError, RuntimeError, ValueError, TypeError) as error:
                 raise CheckpointError(
-                    f"{resume_point.path}: damaged: what it says of the training does not fit"
+                    "damaged: its train state does not fit the network and optimizer",
+                    kind="checkpoint.damaged",
+                    path=resume_point.path,
                 ) from error
 
     def add(self, epoch: Epoch) -> None:

@@ -131,8 +131,8 @@ class Step:
             largest = progress.at_once or max(len(labels) for _, labels in batches)
             progress.at_once = _half_of(largest)
             self.warn(
-                f"out of memory: from here on {progress.at_once} images are computed at once, and "
-                "gradients of a batch added up; norm layers that train see the smaller pieces"
+                f"out of memory: continuing with micro-batches of {progress.at_once} images and "
+                "gradient accumulation; trainable norm layers now see micro-batch statistics"
             )
         self._move(progress, whole=len(batches) == 1 and not progress.at_once)
         for logits, labels, loss in self._seen:
@@ -193,8 +193,10 @@ class Step:
 def _half_of(images: int) -> int:
     if images // 2 < _FEWEST_AT_ONCE:
         raise FinetuneError(
-            f"out of memory with {images} images at a time; freeze more of the network, or take a "
-            "smaller one, or a smaller crop (model.preprocessing)"
+            f"out of memory with {images} images at a time",
+            kind="machine.out_of_memory",
+            to_do="freeze more of the network, or use a smaller network or a smaller crop "
+            "(model.preprocessing)",
         )
     return images // 2
 

@@ -93,8 +93,10 @@ def search(config: Config, options: SearchOptions, reporter: Reporter) -> Search
     train = data.train
     if not len(data.val):
         raise ConfigError(
-            "data.val_fraction: 0, but tune compares settings on images that are held out; search "
-            "with a share, then train the best settings with 0"
+            "is 0, but tune compares settings on held-out images",
+            kind="config.no_validation",
+            key="data.val_fraction",
+            to_do="search with a fraction above 0, then train the best settings with 0",
         )
     split = split_model(plan.skeleton, crop=plan.spec.preprocessing.crop, skeleton=plan.skeleton)
     only_head = lone_head(split.trainable_part) is not None
@@ -109,8 +111,12 @@ def search(config: Config, options: SearchOptions, reporter: Reporter) -> Search
         if reason and not options.allow_slow:
             epochs = max(len(folds), 1) * sum(one.epochs for one in settings)
             raise ConfigError(
-                f"tune: {reason}. {len(settings)} trials would be {epochs:,} epochs nearly as long "
-                "as training everything; --allow-slow does that, --trials and tune.epochs bound it"
+                f"{reason}. {len(settings)} trials would be {epochs:,} epochs, each nearly as slow "
+                "as full training",
+                kind="config.slow_search",
+                source="tune",
+                to_do="add --allow-slow to search nevertheless, or limit it with --trials and "
+                "tune.epochs",
             )
 
     refuse_slow(own)
@@ -159,8 +165,10 @@ def _refuse_what_trials_leave_out(config: Config, *, only_head: bool) -> None:
     left_out = [key for key, value in asked.items() if value]
     if left_out:
         raise ConfigError(
-            f"{', '.join(left_out)}: the trials of tune do without, so that what they find would "
-            "be of another training; search without, and add it to the config that tune writes"
+            "tune does not support this in its trials, so its result would not apply",
+            kind="config.unsupported_by_tune",
+            key=", ".join(left_out),
+            to_do="search without it, and add it to the config that tune writes",
         )
 
 
@@ -198,8 +206,8 @@ def _refuse_steps_of_one(
     try:
         check_input_size(plan.skeleton, plan.spec, batch_size=smallest)
     except ModelError as error:
-        text = str(error).replace("data.batch_size", "tune.batch_size")
-        raise ConfigError(text) from error
+        key = "tune.batch_size" if error.key == "data.batch_size" else error.key
+        raise ConfigError(error.what, kind=error.kind, key=key, to_do=error.to_do) from error
 
 
 def _keeps_features(stage_setup: StageSetup) -> bool:
@@ -212,28 +220,28 @@ def _why_slow(config: Config, plan: Plan, *, has_prefix: bool) -> str:
     """Return why a trial would cost nearly a full training, and what to do; else ``""``."""
     cost, freeze = plan.cost, "freeze more with freeze.patterns"
     if not has_prefix:
-        return f"the first layer trains, so that nothing can be computed once; {freeze}"
+        return f"the first layer is trained, so no features can be cached; {freeze}"
     if config.augment.policy != AUTO and training_views(config).count is None:
         return (
-            "the augmentation is new in every epoch, so that no features can be kept; take "
-            "augment.policy flip, or bound it with augment.views"
+            "the augmentation differs in every epoch, so no features can be cached; set "
+            "augment.policy: flip, or limit the number of views with augment.views"
         )
     if config.features.cache == "off":
-        return "no features are kept (features.cache off): they are too large, or you said so"
+        return "features.cache is off: it is set to off, or the features are too large"
     share = cost.forward_trainable / (cost.forward_trainable + cost.forward_frozen)
     if share > _MOST_LIVE:
-        return f"{share:.0%} of the network's work trains, or follows what does; {freeze}"
+        return f"{share:.0%} of the forward pass is in the trainable part; {freeze}"
     return ""
 
 
 def _plan(
     only_head: bool, settings: Sequence[Settings], folds: Sequence[Fold], train: int, val: int
 ) -> str:
-    how = "heads, all at once" if only_head else "trials, one after another"
+    how = "heads, trained together" if only_head else "trials, one after another"
     judge = (
         f"{len(folds)}-fold cross-validation on {train:,} training images"
         if folds
-        else f"judged on {val:,} validation images"
+        else f"evaluated on {val:,} validation images"
     )
     return f"search: {len(settings):,} {how}; {judge}"
 

@@ -68,7 +68,9 @@ def space_of(config: Config, *, only_head: bool, num_train: int) -> Space:
         epochs = tuple(n for n in usual if n >= warmup) or (config.train.epochs,)
     if min(epochs) < warmup:
         raise ConfigError(
-            f"tune.epochs: {min(epochs)} is shorter than schedule.warmup_epochs, {warmup:g}"
+            f"{min(epochs)} is shorter than schedule.warmup_epochs, {warmup:g}",
+            kind="config.invalid_value",
+            key="tune.epochs",
         )
     return Space(
         optimizers=tune.optimizer,
@@ -110,8 +112,10 @@ def settings_of(config: Config, space: Space, *, only_head: bool, in_grid: bool)
         others = list(itertools.islice(_grid(space), MOST_TRIALS + 1))
         if len(others) > MOST_TRIALS:
             raise ConfigError(
-                f"--grid: the ranges of tune: give more than {MOST_TRIALS:,} combinations; give "
-                "fewer values, or take --trials instead"
+                f"the values in section tune give more than {MOST_TRIALS:,} combinations",
+                kind="config.grid_too_large",
+                key="--grid",
+                to_do="list fewer values, or use --trials instead",
             )
     else:
         tune = config.tune or TuneConfig()
@@ -209,8 +213,10 @@ def with_backbones(config: Config, given: str) -> list[Config]:
     patterns = {one.freeze.patterns for one in stage_configs(config)}
     if config.recipe not in (None, "linear_probe") or patterns != {("*",)}:
         raise ConfigError(
-            "--backbones compares probes, in which the head alone trains: leave out recipe, "
-            "stages and freeze.patterns, whose names are those of one backbone"
+            "compares linear probes, but this config does not train only the head",
+            kind="config.conflict",
+            key="--backbones",
+            to_do="remove recipe, stages and freeze.patterns, whose patterns apply to one backbone",
         )
     found: dict[tuple[str, str], Config] = {}
     for entry in given.split(","):
@@ -218,7 +224,12 @@ def with_backbones(config: Config, given: str) -> list[Config]:
         if not weights:
             weights = config.model.weights if name == config.model.name else "DEFAULT"
         if (name, weights) in found:
-            raise ConfigError(f"--backbones: {name} is given twice with the same weights")
+            raise ConfigError(
+                f"{name} is given twice with the same weights",
+                kind="config.duplicate_backbone",
+                key="--backbones",
+                to_do="remove one of them",
+            )
         found[name, weights] = config.with_values({"model": _backbone(config.model, name, weights)})
     return list(found.values())
 
@@ -236,5 +247,6 @@ def _backbone(own: ModelConfig, name: str, weights: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(values)
     except ValidationError as error:
-        texts = "; ".join(problem.text for problem in problems_of(error))
-        raise ConfigError(f"--backbones: {name or 'an empty name'}: {texts}") from None
+        first = next(problems_of(error))
+        what = first.what if name else f"empty name: {first.what}"
+        raise ConfigError(what, kind=first.kind, key="--backbones", to_do=first.to_do) from None

@@ -139,7 +139,7 @@ def test_a_poisoned_download_cache_runs_nothing(
             said = capsys.readouterr().err
             tried.append((name, command, code, said))
     refused = [(code, said) for _, command, code, said in tried if command != ["freeze-report"]]
-    held = all(code == 4 and "damaged or tampered with" in said for code, said in refused)
+    held = all(code == 4 and "damaged or modified" in said for code, said in refused)
     held = held and not canary.exists()
     count("poisoned-cache", tried=len(tried), held=len(tried) if held else 0)
     assert held, tried

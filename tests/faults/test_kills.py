@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from helpers.counting import Count, times
+from helpers.messages import check_message
 from helpers.run_files import assert_same_run
 from helpers.run_server import KINDS, Runs
 
@@ -67,17 +68,10 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_told_what_to_do(
     (folder / ".finetune-run").touch()
     code, err = runs.server.run(*runs.arguments("part", "early", "--resume"))
     assert code == 5
-    assert err == (
-        f"finetune: {folder}: holds no checkpoint to go on from: it was ended before it wrote its "
-        "first one. Begin again: the same command with --overwrite in place of --resume\n"
-    )
+    check_message(err.replace(str(runs.folder), "RUNS"))
     code, err = runs.server.run("train", "--resume", str(folder))
     assert code == 6
-    assert err == (
-        f"finetune: output_dir: {folder}: holds no config.yaml: the run was ended before it wrote "
-        "one. Begin again with the config that it was given: finetune train --config FILE "
-        "--overwrite\n"
-    )
+    check_message(err.replace(str(runs.folder), "RUNS"))
 
 
 def test_a_folder_that_was_not_marked_yet_when_its_run_was_killed_is_taken(

@@ -96,13 +96,13 @@ def ended(program: Program, number: signal.Signals) -> str:
 
 def go_on(runs: Runs, kind: str, run: str, message: str, first: list[str]) -> None:
     """Do what the message says, literally; then it is the run that nobody stopped."""
-    _, found, command = message.rpartition("o on with: finetune ")
+    _, found, command = message.rpartition("esume with: finetune ")
     if found:
         code, err = runs.server.run(*shlex.split(command))
         assert code == 0, err
     elif not (runs.folder / run / SUMMARY).exists():
         before = "finetune: interrupted", "finetune: terminated"  # before anything was looked at
-        assert message in before or message.endswith("the same command begins again"), message
+        assert message in before or message.endswith("run the same command to start over"), message
         code, err = runs.server.run(*first)
         assert code == 0, err
     assert_same_run(runs.folder / kind, runs.folder / run)
@@ -138,12 +138,12 @@ def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(
     given = (place, str(int(signal.SIGINT)), "2", "process")
     program = runs.server.start(*given, *first, call="faults.test_signals:signalled")
     assert ended(program, signal.SIGINT) == (
-        "finetune: left at once; what was saved before is whole"
+        "finetune: aborted; checkpoints written so far are intact"
     )
     folder = runs.folder / run
     if (folder / LAST).exists():
         read_checkpoint(folder / LAST)
-        message = f"Go on with: finetune train --resume {folder}"
+        message = f"Resume with: finetune train --resume {folder}"
         go_on(runs, "everything", run, message, first)
     else:
         assert place == "save"
@@ -155,13 +155,13 @@ def test_a_signal_to_the_whole_group_reaches_no_worker(runs: Runs) -> None:
     given = ("step", str(int(signal.SIGTERM)), "1", "group")
     program = runs.server.start(*given, *first, call="faults.test_signals:signalled")
     message = ended(program, signal.SIGTERM)
-    assert "terminated in epoch 2 behind batch 2; saved." in message
+    assert "terminated in epoch 2, after batch 2; saved." in message
     go_on(runs, "everything", "group", message, first)
 
 
 @pytest.mark.parametrize(
     ("place", "where"),
-    [("step", "in epoch 1 behind batch"), ("evaluation", "in the evaluation of epoch 1;")],
+    [("step", "in epoch 1, after batch"), ("evaluation", "in the evaluation of epoch 1;")],
 )
 def test_workers_that_die_of_the_same_signal_lose_nothing(
     runs: Runs, place: str, where: str

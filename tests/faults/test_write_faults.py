@@ -17,6 +17,7 @@ from typing import TypeVar
 import pytest
 from helpers.counting import Count, times
 from helpers.faulty_disk import BROKEN, FULL, Disk, faulty
+from helpers.messages import fails
 from helpers.own_disk import run_on_own_disk
 from helpers.paths import HELPERS
 from helpers.small_checkpoint import few_tensors, save_small, small_checkpoint
@@ -26,7 +27,7 @@ from finetune.cli import app, support
 from finetune.commands.train import train
 from finetune.config.load import to_yaml
 from finetune.config.schema import Config
-from finetune.core.errors import DataError, FinetuneError, OutputError
+from finetune.core.errors import FinetuneError, OutputError
 from finetune.core.files import append_line, sha256_of
 from finetune.core.reporter import SilentReporter
 
@@ -195,7 +196,10 @@ def last_line(text: str) -> str:
 @pytest.mark.parametrize(
     ("limit", "said"),
     [
-        (1_000, "features cannot be kept: File too large; --set features.dir=FOLDER names"),
+        (
+            1_000,
+            "features cannot be cached: File too large; choose another folder with --set features",
+        ),
         (400_000, ".pt: cannot be written: File too large"),
     ],
 )
@@ -285,7 +289,7 @@ def test_photos_that_vanish_in_an_epoch_are_a_data_error_and_the_run_keeps_its_l
         "finetune.features.engine.spare_memory_bytes", lambda: 0
     )  # keep none decoded
     config = make_config(augment={"policy": "crop_flip"}, train={"epochs": 3})
-    with pytest.raises(DataError, match=r"cannot be read any more \(No such file") as caught:
+    with fails("data.became_unreadable") as caught:
         train(config, reporter=Removing(photos, "epoch 2/3"))
     assert caught.value.exit_code == 3
     lines = (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
@@ -298,7 +302,7 @@ def test_photos_that_vanish_before_their_features_are_computed_are_a_data_error(
     make_config: Make, photos: Path, known_by: str
 ) -> None:
     config = make_config(features={"known_by": known_by})
-    with pytest.raises(DataError, match=r"\.png: cannot be read any more"):
+    with fails("data.became_unreadable"):
         train(config, reporter=Removing(photos, "frozen tensors hashed"))
     assert not Path(config.output_dir).exists()
 
@@ -310,7 +314,7 @@ def test_photos_whose_features_are_kept_may_vanish(make_config: Make, photos: Pa
 
 def test_a_run_folder_that_vanishes_is_an_output_error(make_config: Make) -> None:
     config = make_config(train={"epochs": 2})
-    with pytest.raises(OutputError, match="cannot be written") as caught:
+    with fails("output.unwritable") as caught:
         train(config, reporter=Removing(Path(config.output_dir), "epoch 1/2"))
     assert caught.value.exit_code == 6
 

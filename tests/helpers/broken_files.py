@@ -96,18 +96,18 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "cut.tif": (cut, ""),
     "cut.ppm": (cut, "truncated"),
     "empty.jpg": (written(b""), "is empty: 0 bytes"),
-    "text.jpg": (written(b"hello\n"), "is text, no image: it begins with 'hello"),
+    "text.jpg": (written(b"hello\n"), "is text, not an image: it starts with 'hello"),
     "page.jpg": (written(b"<!DOCTYPE html>"), "is a web page"),
     "ghost.jpg": (written(b"%!PS-Adobe-3.0\n"), "is PostScript"),
     "phone.jpg": (written(b"\0\0\0\x18ftypheic\0\0\0\0"), "is HEIC"),
     "lfs.jpg": (written(b"version https://git-lfs.github.com/spec/v1\n"), "run `git lfs pull`"),
-    "bytes.jpg": (written(bytes(range(128, 200))), "is no image"),
+    "bytes.jpg": (written(bytes(range(128, 200))), "is not an image"),
     "head.jpg": (written(b"\xff\xd8\xff\xe0\0\x10"), "its header is broken"),
     "bomb.png": (bomb, "has 900,000,000 pixels, more than the"),
     "loop.jpg": (link("loop.jpg"), "is a link that leads in a circle"),
     "nowhere.jpg": (link("nothing.jpg"), "is a link to a file that is not there"),
-    "folder.jpg": (link("."), "is no regular file"),
-    "pipe.jpg": (fifo, "is no regular file"),
+    "folder.jpg": (link("."), "is not a regular file"),
+    "pipe.jpg": (fifo, "is not a regular file"),
 }
 
 ODD_NAMES = ("a b.jpg", 'quote".jpg', "quote'.jpg", "new\nline.jpg", "-rf.jpg", "ünï.JPG")

@@ -256,8 +256,8 @@ ODD: dict[str, Odd] = {
     "svg.png": refused(written(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "is an SVG"),
     "archive.jpg": refused(written(b"PK\3\4" + bytes(60)), "is a ZIP archive"),
     "photoshop.jpg": refused(written(b"8BPS\0\1" + bytes(60)), "is a Photoshop file"),
-    "fits.png": refused(written(b"SIMPLE  =                    T" * 9), "is text, no image"),
-    "icon.png": refused(in_mode("RGB", format="ICO"), "is no image"),
+    "fits.png": refused(written(b"SIMPLE  =                    T" * 9), "is text, not an image"),
+    "icon.png": refused(in_mode("RGB", format="ICO"), "is not an image"),
     "jpeg2000.jpg": refused(in_mode("RGB", format="JPEG2000"), ""),
     "avif.jpg": refused(written(b"\0\0\0\x20ftypavif" + bytes(40)), "is AVIF"),
     # Sizes

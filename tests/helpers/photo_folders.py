@@ -14,6 +14,7 @@ from finetune.config.schema import DataConfig
 from finetune.core.errors import DataError
 from finetune.data.images import Images, TrainVal
 from finetune.data.sources.open import find_split, find_train_val
+from helpers.messages import check_error
 
 E_ACUTE = "\N{LATIN SMALL LETTER E WITH ACUTE}"
 E_ACUTE_NFD = unicodedata.normalize("NFD", E_ACUTE)
@@ -60,11 +61,12 @@ def split_of(root: Path, split: str, *, data: Path | None = None) -> Images:
     )
 
 
-def refusal(root: Path | str, **options: Any) -> str:
-    """The message with which training is refused."""
+def refusal(root: Path | str, **options: Any) -> DataError:
+    """The error with which training is refused, worded as in the golden file."""
     with pytest.raises(DataError) as caught:
         find(root, **options)
-    return str(caught.value)
+    check_error(caught.value)
+    return caught.value
 
 
 def file_names(images: Images) -> list[str]:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.messages import fails
 from PIL import Image
 
 from finetune.commands.compare import ScoredRun, compare, differing, paired_tests
 from finetune.commands.train import train
 from finetune.config.schema import Config
-from finetune.core.errors import CheckpointError, ConfigError
 from finetune.report.evaluation import render_comparison
 from finetune.results.evaluation import RunFigures
 
@@ -127,18 +127,18 @@ def test_without_matplotlib_the_message_says_what_to_install(
     runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match=r"pip install 'finetune-vision\[plots\]'"):
+    with fails("config.missing_package"):
         compare(runs, plot=tmp_path / "curves.png")
 
 
 def test_a_picture_of_no_known_format_is_refused(runs: list[str], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
-    with pytest.raises(ConfigError, match=r"\.png, \.svg, \.pdf"):
+    with fails("config.plot_format"):
         compare(runs, plot=tmp_path / "curves.gif")
 
 
 def test_one_run_is_refused_and_a_folder_without_a_run_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="two runs or more"):
+    with fails("config.missing_argument", source="compare"):
         compare(["runs/a"])
-    with pytest.raises(CheckpointError, match=r"holds no best\.pt"):
+    with fails("checkpoint.not_found"):
         compare([str(tmp_path), str(tmp_path)])

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.builders import is_heavy, small_config
+from helpers.messages import fails
 from helpers.photos import draw_photos
 from PIL import Image
 from torch import Tensor
@@ -23,7 +24,6 @@ from finetune.commands.export import export
 from finetune.commands.train import train
 from finetune.config.model_registry import BUILDERS, FAMILIES
 from finetune.config.schema import Config, PreprocessingConfig
-from finetune.core.errors import ConfigError, DataError, OutputError, ResultError
 from finetune.data.loading.decoding import read_photo
 from finetune.data.loading.transforms import build_fit, normalise
 from finetune.inference.export import formats
@@ -157,26 +157,26 @@ def test_an_export_that_answers_otherwise_is_not_kept(
             )
 
     monkeypatch.setattr(formats, "Preprocess", Wrong)
-    with pytest.raises(ResultError, match=r"probabilities differ by .* Nothing was written"):
+    with fails("result.export_differs", source="export", worded=False):
         export(run, file_format="exported-program", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_without_photos_to_compare_on_nothing_is_kept(run: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="--data names some"):
+    with fails("data.not_found", key="--data"):
         export(run, file_format="safetensors", data=str(tmp_path / "absent"))
 
 
 def test_a_readme_of_somebody_elses_is_left_alone(run: str, tmp_path: Path) -> None:
     page = tmp_path / "README.md"
     page.write_text("mine")
-    with pytest.raises(OutputError, match="exists, and is no export's; give --output another"):
+    with fails("output.exists", source="export"):
         export(run, file_format="safetensors", output=tmp_path)
     assert page.read_text() == "mine"
 
 
 def test_an_option_without_effect_is_refused(run: str) -> None:
-    with pytest.raises(ConfigError, match="no effect on safetensors"):
+    with fails("config.no_effect", key="--no-preprocessing", source="export"):
         export(run, file_format="safetensors", preprocessing=False)
 
 
@@ -184,7 +184,7 @@ def test_without_onnx_the_message_says_what_to_install(
     run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ConfigError, match=r"pip install 'finetune-vision\[export\]'"):
+    with fails("config.missing_package", key="--format onnx", source="export"):
         export(run, file_format="onnx")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.messages import fails
 from PIL import Image
 
 from finetune.cli import app
@@ -18,7 +19,6 @@ from finetune.commands import lr_find as command
 from finetune.commands.lr_find import lr_find
 from finetune.config.load import to_yaml
 from finetune.config.schema import Config
-from finetune.core.errors import ConfigError, OutputError, ResultError
 from finetune.core.reporter import SilentReporter
 from finetune.report.tuning import render_lr_range
 from finetune.training.loop import Callbacks, EpochResult, LoopState, train_epochs
@@ -198,7 +198,7 @@ def test_a_loss_that_is_no_number_from_the_start_is_refused(
         return RangeTest((0.7, 0.7), 0.25)
 
     monkeypatch.setattr(command, "range_test", at_once)
-    with pytest.raises(ResultError, match=r"after 2 steps, at lr 0\.25; begin lower with --min-lr"):
+    with fails("result.not_finite", source="lr-find"):
         lr_find(make())
 
 
@@ -223,18 +223,18 @@ def test_a_picture_of_somebody_else_is_kept_and_an_earlier_curve_replaced(
     pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
     mine = tmp_path / "mine.png"
     Image.new("RGB", (4, 4)).save(mine)
-    with pytest.raises(OutputError, match="no curve of lr-find"):
+    with fails("output.exists"):
         lr_find(make(), plot=mine)
     for _ in range(2):
         lr_find(make(), plot=tmp_path / "lr.png", steps=20)
-    with pytest.raises(ConfigError, match=r"\.png"):
+    with fails("config.plot_format", key="--output"):
         lr_find(make(), plot=tmp_path / "lr.svg")
-    with pytest.raises(OutputError, match="no folder"):
+    with fails("output.unwritable"):
         lr_find(make(), plot=tmp_path / "absent" / "lr.png")
 
 
 def test_an_empty_range_is_refused_before_any_work(make: Make) -> None:
-    with pytest.raises(ConfigError, match="--min-lr: 1 is not below --max-lr"):
+    with fails("config.invalid_value", key="--min-lr"):
         lr_find(make(data={"root": "absent"}), lowest=1.0, highest=1.0)
 
 

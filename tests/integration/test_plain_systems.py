@@ -16,6 +16,7 @@ from typing import Any
 import platformdirs
 import pytest
 import torch
+from helpers.messages import fails
 from helpers.own_disk import run_on_own_disk
 from helpers.paths import HELPERS
 from torch.utils.data import _utils
@@ -103,7 +104,7 @@ def test_without_a_home_folder_nothing_is_remembered(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("homeless")
 def test_without_a_home_folder_the_drawn_images_are_refused_in_one_line() -> None:
-    with pytest.raises(OutputError, match="XDG_CACHE_HOME"):
+    with fails("output.unwritable"):
         data_root("demo")
 
 
@@ -127,9 +128,9 @@ def no_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_tilde")
 def test_without_a_home_folder_no_folder_named_tilde_is_made() -> None:
-    with pytest.raises(OutputError, match=r"output_dir: ~/q: .*HOME.*give the whole path"):
+    with fails("output.no_home", key="output_dir"):
         run_dir.prepare(Path(os.path.expanduser("~/q")), overwrite=False)  # noqa: PTH111
-    with pytest.raises(OutputError, match=r"features\.dir: ~/q: .*HOME"):
+    with fails("output.no_home", key="features.dir"):
         feature_store.cache_root("~/q")
     assert not Path("~").exists()
     assert feature_store.cache_root("~nobody/q") == Path("~nobody/q")
@@ -253,7 +254,7 @@ def test_features_that_cannot_be_mapped_are_an_output_error(
         raise RuntimeError("unable to mmap 64 bytes from file: No such device (19)")
 
     monkeypatch.setattr(torch, "from_file", unable)
-    with pytest.raises(OutputError, match=r"map files.*features\.dir"):
+    with fails("output.cache_unwritable"):
         train(make_config(features={"cache": "disk"}))
 
 
@@ -291,7 +292,7 @@ def test_batches_that_find_no_room_in_shared_memory_are_an_error(
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    with pytest.raises(DataError, match=r"--shm-size.*data\.workers: 0"):
+    with fails("data.shared_memory", key="data.workers"):
         list(batches.epoch())
 
 
@@ -309,7 +310,7 @@ def test_a_worker_that_is_killed_is_an_error(
     next(epoch)
     loader: Any = batches._loader
     os.kill(loader.loader._iterator._workers[0].pid, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"died.*data\.workers: 0"):
+    with fails("data.worker_died", key="data.workers"):
         list(epoch)
 
 
@@ -323,7 +324,7 @@ def test_a_batch_that_died_with_its_worker_is_an_error(
 
     loader: Any = batches._loader
     monkeypatch.setattr(type(loader.loader), "__iter__", broken)
-    with pytest.raises(DataError, match=r"died.*data\.workers: 0"):
+    with fails("data.worker_died", key="data.workers"):
         list(batches.epoch())
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.messages import check_message, fails
 
 from finetune.cli import app
 from finetune.commands.dry_run import dry_run
@@ -19,7 +20,7 @@ from finetune.config.load import load_config, to_yaml
 from finetune.config.schema import Config, ModelConfig, TuneConfig
 from finetune.config.stages import stage_configs
 from finetune.config.tune import Range
-from finetune.core.errors import ConfigError, Interrupted, OutputError, ResultError
+from finetune.core.errors import ConfigError, Interrupted
 from finetune.core.reporter import SilentReporter
 from finetune.freezing.graph_split import FrozenPrefix
 from finetune.report.json_text import to_json
@@ -35,7 +36,6 @@ from finetune.training.step import StepConfig
 from finetune.tuning import search as search_module
 from finetune.tuning.search import SearchOptions, SearchResult, metric_of, search
 from finetune.tuning.search_space import (
-    MOST_TRIALS,
     draw,
     num_folds,
     settings_of,
@@ -133,7 +133,7 @@ def test_a_grid_holds_every_combination_once(make: Make) -> None:
 def test_a_grid_without_end_is_refused(make: Make) -> None:
     config = make(tune={"lr": [0.001 * n for n in range(1, 400)]})
     space = space_of(config, only_head=True, num_train=18)
-    with pytest.raises(ConfigError, match=f"more than {MOST_TRIALS:,} combinations"):
+    with fails("config.grid_too_large", key="--grid"):
         settings_of(config, space, only_head=True, in_grid=True)
 
 
@@ -172,36 +172,35 @@ def test_small_sets_are_judged_by_folds_and_large_ones_by_the_validation_split(m
 
 def test_epochs_shorter_than_the_warmup_are_refused(make: Make) -> None:
     config = make(train={"epochs": 30}, schedule={"warmup_epochs": 12})
-    with pytest.raises(ConfigError, match=r"tune\.epochs: 2 is shorter"):
+    with fails("config.invalid_value", key="tune.epochs"):
         space_of(config, only_head=True, num_train=18)
     free = config.model_copy(update={"tune": None})
     assert space_of(free, only_head=True, num_train=18).epochs == (25, 50)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "kind", "key"),
     [
-        ("tune.lr=[0.1, 0]", "every value must be above 0"),
-        ("tune.lr={min: 0.1, max: 0.01}", r"min: must be below max"),
-        ("tune.lr={min: 0.1}", r"max: is required"),
-        ("tune.lr={low: 0.1, min: 0.01, max: 1}", "unknown key"),
-        ("tune.label_smoothing=1.0", "from 0 to below 1"),
-        ("tune.batch_size=[]", "must hold a value"),
-        ("tune.epochs=[0]", "greater than or equal to 1"),
-        ("tune.optimizer=adam", "must be one of sgd, adamw"),
-        ("tune.folds=1", "from 2 to 100"),
-        ("tune.trails=3", r"Did you mean 'tune\.trials'"),
+        ("tune.lr=[0.1, 0]", "invalid_value", "lr"),
+        ("tune.lr={min: 0.1, max: 0.01}", "invalid_value", "lr.min"),
+        ("tune.lr={min: 0.1}", "missing_key", "lr.max"),
+        ("tune.lr={low: 0.1, min: 0.01, max: 1}", "unknown_key", "lr.low"),
+        ("tune.label_smoothing=1.0", "invalid_value", "label_smoothing"),
+        ("tune.batch_size=[]", "invalid_value", "batch_size"),
+        ("tune.epochs=[0]", "invalid_value", "epochs.0"),
+        ("tune.optimizer=adam", "invalid_value", "optimizer.0"),
+        ("tune.folds=1", "invalid_value", "folds"),
+        ("tune.trails=3", "unknown_key", "trails"),
     ],
 )
 def test_a_wrong_search_is_refused_with_its_key(
-    tmp_path: Path, make: Make, text: str, message: str
+    tmp_path: Path, make: Make, text: str, kind: str, key: str
 ) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(to_yaml(make()))
-    with pytest.raises(ConfigError, match=message) as caught:
+    with fails(f"config.{kind}", key=f"tune.{key}", source=f"--set {text}") as caught:
         load_config(path, [text])
-    assert "\n" not in str(caught.value)
-    assert text in str(caught.value)
+    assert len(caught.value.problems) == 1
 
 
 def test_a_search_is_read_back_from_yaml(tmp_path: Path, make: Make) -> None:
@@ -329,7 +328,7 @@ def test_what_is_reported_took_no_part_in_the_choice(searched: TuneResult) -> No
     assert searched.chosen_on == "3-fold cross-validation on 18 training images"
     assert searched.test is not None
     assert searched.test.num_images == 8
-    assert searched.reported == "test took no part in any choice"
+    assert searched.reported == "the test split was not used for any choice"
 
 
 def test_the_text_fits_a_terminal_where_it_is_a_table(searched: TuneResult) -> None:
@@ -423,7 +422,7 @@ def test_the_validation_split_may_choose_and_is_then_no_fair_figure(make: Make) 
     assert result.chosen_on == "the 10 validation images"
     assert result.winner.spread is None
     assert [fold.num_images for fold in result.winner.folds] == [10]
-    assert "expect less on new photos" in result.reported
+    assert "expect lower metrics on new photos" in result.reported
     assert result.test is None
     # The same images in the same order by the same settings.
     assert result.train is not None
@@ -455,7 +454,7 @@ def test_a_small_live_part_is_tried_one_after_another(make: Make) -> None:
 
 def test_where_nothing_is_kept_a_search_needs_to_be_asked_for(make: Make) -> None:
     config = make(freeze={"patterns": []}, tune=BRIEF, data={"batch_size": 6})
-    with pytest.raises(ConfigError, match=r"the first layer trains.* --allow-slow"):
+    with fails("config.slow_search", source="tune"):
         tune(config)
     assert not Path(f"{config.output_dir}-tune").exists()
     result = tune(config, options=SearchOptions(allow_slow=True), final=False)
@@ -463,12 +462,12 @@ def test_where_nothing_is_kept_a_search_needs_to_be_asked_for(make: Make) -> Non
 
 
 def test_new_views_in_every_epoch_are_refused_with_the_way_out(make: Make) -> None:
-    with pytest.raises(ConfigError, match=r"augment\.policy flip, or bound it with augment\.views"):
+    with fails("config.slow_search", source="tune"):
         tune(make(augment={"policy": "crop_flip"}))
-    with pytest.raises(ConfigError, match=r"features\.cache off"):
+    with fails("config.slow_search", source="tune"):
         tune(make(features={"cache": "off"}))
     # The first convolution is a fifth of this network: 8.1 of its 41 million multiply-adds.
-    with pytest.raises(ConfigError, match=r"79% of the network's work trains"):
+    with fails("config.slow_search", source="tune"):
         tune(make(freeze={"patterns": ["*", "!stage2.*"]}))
 
 
@@ -535,22 +534,22 @@ def test_the_backbone_of_the_best_trial_is_the_best_backbone(make: Make) -> None
     ],
 )
 def test_backbones_are_compared_by_probes_alone(make: Make, given: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"leave out recipe, stages and freeze\.patterns"):
+    with fails("config.conflict", key="--backbones"):
         with_backbones(make(**given), "resnet18")
     assert len(with_backbones(make(recipe="linear_probe"), "resnet18")) == 1
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "kind"),
     [
-        ("resnet19", r"--backbones: resnet19: .*Did you mean 'resnet18'"),
-        ("resnet18,resnet18", "given twice"),
-        ("resnet18,", "an empty name"),
-        ("resnet18=bundled", "bundled are of shufflenet_v2_x0_5"),
+        ("resnet19", "unknown_model"),
+        ("resnet18,resnet18", "duplicate_backbone"),
+        ("resnet18,", "unknown_model"),
+        ("resnet18=bundled", "conflict"),
     ],
 )
-def test_wrong_backbones_are_refused(make: Make, given: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_wrong_backbones_are_refused(make: Make, given: str, kind: str) -> None:
+    with fails(f"config.{kind}", key="--backbones"):
         with_backbones(make(), given)
 
 
@@ -591,9 +590,9 @@ def test_without_training_only_the_search_is_written(make: Make) -> None:
 def test_an_earlier_search_and_an_earlier_run_are_kept(make: Make, tmp_path: Path) -> None:
     config = make()
     tune(config)
-    with pytest.raises(OutputError, match=r"already holds a search .*--overwrite"):
+    with fails("output.exists"):
         tune(config)
-    with pytest.raises(OutputError, match="already holds a run"):
+    with fails("output.exists", key="output_dir"):
         tune(config, output=tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere").exists()
     tune(config, overwrite=True)
@@ -602,7 +601,7 @@ def test_an_earlier_search_and_an_earlier_run_are_kept(make: Make, tmp_path: Pat
 def test_a_search_is_not_written_into_the_run_that_it_ends_in(make: Make) -> None:
     config = make(data={"root": "absent"})
     for inside in ("", "search"):
-        with pytest.raises(OutputError, match=r"--output: .*lies in output_dir"):
+        with fails("output.inside_run", key="--output"):
             tune(config, output=Path(config.output_dir, inside))
     beside = make(output_dir=f"{config.output_dir}/")
     assert tune(beside, final=False).best == f"{config.output_dir}-tune/best.yaml"
@@ -620,8 +619,8 @@ def test_a_search_whose_final_training_broke_off_says_how_to_go_on(
         tune(config)
     folder = Path(f"{config.output_dir}-tune")
     written = json.loads((folder / "tune.json").read_text())
-    assert written["reported"] == "no model is trained by it yet"
-    with pytest.raises(OutputError, match=rf"`finetune train --config {folder}/best\.yaml`"):
+    assert written["reported"] == "no model has been trained with these settings yet"
+    with fails("output.exists"):
         tune(config)
 
 
@@ -630,7 +629,7 @@ def test_every_trial_that_diverges_is_a_refused_result(make: Make) -> None:
         optimizer={"lr": 1e30, "weight_decay": 1.0},
         tune={**SMALL, "optimizer": "sgd", "lr": 1e30, "weight_decay": 1.0},
     )
-    with pytest.raises(ResultError, match="every trial diverged"):
+    with fails("result.all_diverged", source="tune"):
         tune(config)
     assert not Path(config.output_dir).exists()
     shutil.rmtree(f"{config.output_dir}-tune", ignore_errors=True)
@@ -670,22 +669,22 @@ def test_options_come_before_the_section(run: Run, file: str, tmp_path: Path) ->
     document = json.loads(out)
     assert (len(document["trials"]), document["num_folds"]) == (3, 2)
     assert document["best"] == str(tmp_path / "here" / "best.yaml")
-    assert "search: 3 heads, all at once; 2-fold cross-validation on 18 training images" in err
+    assert "search: 3 heads, trained together; 2-fold cross-validation on 18 training images" in err
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    "options",
     [
-        (("--grid", "--trials", "3"), "leave --trials out"),
-        (("--grid",), "leave --trials out"),  # the section has trials
-        (("--folds", "1"), "--folds: 1 fold leaves nothing to train on"),
-        (("--backbones", "resnet19"), "Did you mean 'resnet18'"),
+        ("--grid", "--trials", "3"),
+        ("--grid",),  # the section has trials
+        ("--folds", "1"),
+        ("--backbones", "resnet19"),
     ],
 )
 def test_options_that_cannot_take_effect_are_refused(
-    run: Run, file: str, options: tuple[str, ...], message: str
+    run: Run, file: str, options: tuple[str, ...]
 ) -> None:
     code, out, err = run("tune", "--config", file, *options)
     assert (code, out) == (2, "")
-    assert message in err
+    check_message(err)
     assert err.count("\n") == 1

@@ -15,8 +15,8 @@ from finetune.results.check import Finding
 
 MOST_EXAMPLES = 10_000
 _DRAWN = (
-    "of them would lie on both sides of the split that training draws, and be recognised there "
-    "rather than classified: accuracy would come out too high."
+    "of them would be on both sides of the split that training draws; the network would have "
+    "memorized them, so accuracy would be overestimated."
 )
 
 
@@ -30,7 +30,7 @@ def copies(survey: Survey, groups: Sequence[Sequence[int]]) -> Iterator[Finding]
             "error",
             f"{_number(len(conflicts), 'image')} filed under more than one class",
             "At least one of the labels is wrong, and no network can learn both.",
-            "Keep each in the class it belongs to, and remove it from the others.",
+            "Keep each in its correct class, and remove it from the others.",
             len(conflicts),
             _examples(survey, conflicts),
         )
@@ -39,7 +39,7 @@ def copies(survey: Survey, groups: Sequence[Sequence[int]]) -> Iterator[Finding]
             "leak",
             "error",
             f"{_number(len(leaks), 'image')} in more than one split",
-            "What was trained on is recognised, not classified: accuracy comes out too high.",
+            "The network has memorized its training images, so accuracy is overestimated.",
             "Remove the copies from one of the splits.",
             len(leaks),
             _examples(survey, leaks),
@@ -120,8 +120,8 @@ def near_copies(
         "warning",
         across,
         "in different splits",
-        "If they show the same thing, accuracy comes out too high.",
-        "Look at them, and keep what belongs together in one split.",
+        "If they show the same thing, accuracy is overestimated.",
+        "Compare them, and keep images of the same thing in one split.",
     )
     yield from finding(
         "near_conflict",
@@ -129,7 +129,7 @@ def near_copies(
         apart & ~across,
         "in different classes",
         "If they show the same thing, one of the labels is wrong.",
-        "Look at them, and file both under the right class.",
+        "Compare them, and move both to the correct class.",
     )
     within = ~apart & ~across
     straddling = int((within & drawn_apart).sum())
@@ -139,7 +139,7 @@ def near_copies(
         within,
         "within a class and split",
         f"{straddling:,} {_DRAWN}" if straddling else "They add less than other images do.",
-        "Look at them; data.group_pattern keeps images of one origin together."
+        "Compare them; data.group_pattern keeps images of one origin in one split."
         if straddling
         else "Nothing has to be done.",
     )

@@ -92,7 +92,7 @@ def _balance(survey: Survey, config: DataConfig) -> Iterator[Finding]:
             "warning",
             f"{len(few):,} class{'' if len(few) == 1 else 'es'} with fewer than {FEW_IMAGES} "
             "training images",
-            "What is learned of them is chance, and so is their accuracy.",
+            "The network cannot learn them reliably, and their accuracy is mostly chance.",
             "Add images, or join classes.",
             len(few),
             tuple(few[:MOST_EXAMPLES]),
@@ -214,13 +214,13 @@ def _left_out(survey: Survey) -> Iterator[Finding]:
             survey.misnamed,
             "photo{} with names of other files",
             "By their content they are photos; files without an image's ending are not read.",
-            "Rename them to .jpg, or to the ending of their format.",
+            "Rename them to .jpg, or to the suffix of their format.",
         ),
         (
             "other_photo",
             "warning",
             [path for path in survey.skipped if is_other_photo(path)],
-            "photo{} in formats that are not read",
+            "photo{} in unsupported formats",
             "They would be missing from training, and nothing else says so.",
             "Save them as JPEG.",
         ),
@@ -229,7 +229,7 @@ def _left_out(survey: Survey) -> Iterator[Finding]:
             "note",
             [path for path in survey.skipped if not is_other_photo(path)],
             "file{} skipped",
-            "By their names or places they are no images of a class.",
+            "Their names or folders indicate that they are not images of a class.",
             "Nothing has to be done, unless an image is among them.",
         ),
         (
@@ -237,7 +237,7 @@ def _left_out(survey: Survey) -> Iterator[Finding]:
             "note",
             [path for path in survey.system if path not in hidden],
             "folder{} of the system or of a tool skipped",
-            "They hold deleted files, thumbnails or copies, and no photos of a class.",
+            "They contain deleted files, thumbnails or copies, not photos of a class.",
             "Nothing has to be done.",
         ),
         (
@@ -245,7 +245,7 @@ def _left_out(survey: Survey) -> Iterator[Finding]:
             "note",
             survey.hidden,
             "hidden file{0} or folder{0} skipped",
-            "Names that begin with a dot are not read.",
+            "Names that start with a dot are skipped.",
             "Nothing has to be done.",
         ),
     ):

@@ -193,7 +193,7 @@ def _opened(path: str) -> BinaryIO:
     try:
         status = os.stat(path)  # noqa: PTH116
         if not stat.S_ISREG(status.st_mode):
-            raise _BadFileError("is no regular file", lasting=False)
+            raise _BadFileError("is not a regular file", lasting=False)
         if not status.st_size:
             raise _BadFileError("is empty: 0 bytes")
         return open(path, "rb")  # noqa: PTH123
@@ -202,7 +202,7 @@ def _opened(path: str) -> BinaryIO:
         what = "is a link to a file that is not there" if link else why_absent(path)
         raise _BadFileError(what, lasting=False) from None
     except PermissionError:
-        raise _BadFileError("there is no permission to read it", lasting=False) from None
+        raise _BadFileError("permission denied", lasting=False) from None
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _BadFileError("is a link that leads in a circle", lasting=False) from None
@@ -264,8 +264,8 @@ def _what_else(start: bytes) -> str:
     if known:
         return f"is {known}, not {kinds}"
     if set(start) <= {*range(32, 127), 9, 10, 13}:
-        return f"is text, no image: it begins with {start[:20].decode()!r}"
-    return f"is no image ({kinds})"
+        return f"is text, not an image: it starts with {start[:20].decode()!r}"
+    return f"is not an image ({kinds})"
 
 
 def _ends_whole(file: BinaryIO, image: Image.Image) -> bool:

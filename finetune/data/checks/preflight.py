@@ -77,9 +77,9 @@ def preflight_check(
         if inspection.machine_fault
     ]
     if faults:
-        raise DataError(_machine_fault(faults, dict(bad), len(paths), base))
+        raise _machine_fault(faults, dict(bad), len(paths), base)
     if bad and on_unreadable == "fail":
-        raise DataError(_refusal(bad, len(paths), base))
+        raise _refusal(bad, len(paths), base)
     kept = tuple(_without(images, {path for path, _ in bad}) for images in parts) if bad else parts
     _refuse_lost_classes(parts, kept)
     copies = _copies(parts, inspections)
@@ -130,7 +130,7 @@ def dropping_unreadable(work: Callable[[int], T], *, on_unreadable: str, reporte
             if on_unreadable == "fail" or not broken:
                 raise
             known |= broken.keys()
-            reporter.warn(f"{error.found[0][0]}: turned out to be broken; beginning without it")
+            reporter.warn(f"{error.found[0][0]}: failed to decode; restarting without it")
             attempt += 1
 
 
@@ -194,34 +194,40 @@ def _in_threads(
         pool.shutdown(cancel_futures=True)
 
 
-def _refusal(bad: Sequence[Skipped], total: int, base: Path) -> str:
+def _refusal(bad: Sequence[Skipped], total: int, base: Path) -> DataError:
+    todo = "or set data.on_unreadable: skip"
     if len(bad) == 1:
         path, reason = bad[0]
-        return (
-            f"{shown(path)}: cannot be read: {reason}. Repair or remove it, or set "
-            "data.on_unreadable: skip"
+        return DataError(
+            f"cannot be read: {reason}",
+            kind="data.undecodable",
+            path=path,
+            to_do=f"Repair or remove it, {todo}",
         )
     lines = [f"  {shown(path, base)}: {reason}" for path, reason in bad[:_MOST_LISTED]]
     if len(bad) > _MOST_LISTED:
         more = len(bad) - _MOST_LISTED
         lines.append(f"  … and {more:,} more; `finetune check-data --json` lists them all")
-    return "\n".join(
-        [
-            f"{base}: {len(bad):,} of {total:,} files cannot be read",
-            *lines,
-            "Repair or remove them, or set data.on_unreadable: skip",
-        ]
+    return DataError(
+        "\n".join([f"{len(bad):,} of {total:,} files cannot be read", *lines]),
+        kind="data.undecodable",
+        path=base,
+        to_do=f"repair or remove them, {todo}",
     )
 
 
-def _machine_fault(faults: Sequence[str], reasons: dict[Path, str], total: int, base: Path) -> str:
-    """Return the error text for files that could not be inspected; these are never skipped."""
+def _machine_fault(
+    faults: Sequence[str], reasons: dict[Path, str], total: int, base: Path
+) -> DataError:
+    """Return the error for files that could not be inspected; these are never skipped."""
     listed = "; ".join(
         f"{shown(path, base)}: {reasons[Path(path)]}" for path in faults[:_MOST_FAULTS]
     )
-    return (
-        f"{base}: {len(faults):,} of {total:,} files could not be looked at now: {listed}. The "
-        "files may be sound. Free memory, or repair what failed, and run again"
+    return DataError(
+        f"{len(faults):,} of {total:,} files could not be inspected now: {listed}",
+        kind="data.machine_fault",
+        path=base,
+        to_do="The files may be intact. Free memory, or repair what failed, and run again",
     )
 
 
@@ -235,8 +241,9 @@ def _refuse_lost_classes(before: Sequence[Images], after: Sequence[Images]) -> N
         for name, had, has in zip(old.class_names, old.counts(), new.counts(), strict=True):
             if had and not has:
                 raise DataError(
-                    f"class {name!r}: none of its {had:,} files in a split can be read; "
-                    "`finetune check-data` says why"
+                    f"class {name!r}: none of its {had:,} files in a split can be read",
+                    kind="data.class_unreadable",
+                    to_do="`finetune check-data` lists the reasons",
                 )
 
 
@@ -260,8 +267,8 @@ def _copies(parts: Sequence[Images], inspections: Sequence[FileInspection]) -> t
             if before[1] != label:
                 conflicts.add(inspection.pixels)
     if not conflicts and not leaks:
-        return "; no copy lies in two classes or two splits", False
+        return "; no copies in two classes or two splits", False
     return (
-        f"; but {len(conflicts):,} lie in two classes, and {len(leaks):,} in both splits "
+        f"; but {len(conflicts):,} are in two classes, and {len(leaks):,} in both splits "
         "(`finetune check-data` names them)"
     ), True

@@ -26,7 +26,7 @@ def unreadable(
         "unreadable",
         "warning" if skip else "error",
         f"{count:,} file{'' if count == 1 else 's'} that cannot be read",
-        "Training leaves them out." if skip else "Training stops before it begins.",
+        "Training leaves them out." if skip else "Training stops before the first step.",
         "Repair or remove them." + ("" if skip else " data.on_unreadable: skip leaves them out."),
         count,
         tuple(
@@ -93,8 +93,8 @@ def _structural(survey: Survey) -> Iterator[Finding]:
             "alike_classes",
             "error",
             f"{count:,} class{'' if count == 1 else 'es'} under several names",
-            "Their names differ only by case, spaces or Unicode form: training refuses to take "
-            "them for different classes.",
+            "Their names differ only by case, spaces or Unicode normalization, and training "
+            "requires distinct names.",
             "Join the folders, or correct the labels, so that each class has one name.",
             count,
             tuple(
@@ -186,7 +186,7 @@ def missing_classes(survey: Survey) -> Iterator[Finding]:
             "missing_class",
             "warning",
             f"{len(missing):,} class{'' if len(missing) == 1 else 'es'} missing from a split",
-            "How well they are recognised is not measured there.",
+            "The accuracy on them is not measured.",
             "Move some images of each into that split.",
             len(missing),
             tuple(missing[:MOST_EXAMPLES]),

@@ -88,7 +88,7 @@ def survey(config: DataConfig, *, seed: int, reporter: Reporter | None = None) -
     if not found.paths:
         # Training's own error is the most specific one.
         source.read("train" if "train" in source.splits else None, None)
-        raise DataError(f"{source.name}: holds no images")
+        raise DataError("contains no images", kind="data.no_images", path=source.name)
     try:
         read_train_val(source, config, seed=seed)
     except DataError as error:

@@ -55,9 +55,10 @@ def inspect_all(
                 crashes = crashes + 1 if before - len(alone) == 1 else 1
                 if crashes == _MOST_CRASHES_ON_END:
                     raise DataError(
-                        f"{crashes} processes died one after the other, each on another file, the "
-                        f"last on {paths[at]}: this system does not let them run; "
-                        "is there enough memory?"
+                        f"{crashes} processes died one after another, each on another file; the "
+                        f"last file was {paths[at]}",
+                        kind="data.worker_died",
+                        to_do="is there enough memory, and may this system start processes?",
                     )
                 reason = "the process that decoded it died; it may need more memory than there is"
                 yield [(at, FileInspection(reason=reason, decoded=True, lasting=False))]

@@ -50,7 +50,7 @@ class Unreadable:
         """Describe the exception that a decoder raised."""
         text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
         if isinstance(error, UnidentifiedImageError):  # Pillow names our buffer, and no cause
-            text = inspect_file(str(path), full=False).reason or "is no image"
+            text = inspect_file(str(path), full=False).reason or "is not an image"
         return cls(path, str(text).splitlines()[0], lasting=lasts(error))
 
 

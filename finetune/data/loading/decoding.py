@@ -46,7 +46,7 @@ def read_photo(path: str | os.PathLike[str], levels: int | None = None) -> Tenso
         OSError: The file cannot be read or decoded, or has too many pixels.
     """
     if not Path(path).is_file() and Path(path).exists():
-        raise OSError("is no regular file")  # reading a pipe could block forever
+        raise OSError("is not a regular file")  # reading a pipe could block forever
     content = Path(path).read_bytes()
     with warnings_ignored():
         return _decoded(content, levels)

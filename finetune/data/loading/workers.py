@@ -26,7 +26,7 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 _BYTES_WORTH_A_WORKER = 16 * 2**20
 _MOST_WORKERS = 8
 _WITHOUT_WORKERS = (
-    "set data.workers: 0, or to fewer; in a container, a larger --shm-size may help as well"
+    "set data.workers to 0 or to fewer; in a container, a larger --shm-size may also help"
 )
 
 
@@ -74,8 +74,10 @@ class InWorkers(Generic[_Batch]):
             batches = iter(self.loader)
         except OSError as error:  # no semaphores, or no more processes
             raise DataError(
-                f"data.workers: {workers} processes that decode cannot be started "
-                f"({error.strerror or error}); {_WITHOUT_WORKERS}"
+                f"{workers} worker processes cannot be started ({error.strerror or error})",
+                kind="data.workers_not_started",
+                key="data.workers",
+                to_do=_WITHOUT_WORKERS,
             ) from error
         without_word_of_dead_workers()
         while True:
@@ -91,14 +93,20 @@ class InWorkers(Generic[_Batch]):
                 if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
                 raise DataError(
-                    f"data.workers: one of {workers} processes that decode died; the system may "
-                    f"have run out of memory: {_WITHOUT_WORKERS}"
+                    f"one of {workers} worker processes died; the system may have run out of "
+                    "memory",
+                    kind="data.worker_died",
+                    key="data.workers",
+                    to_do=_WITHOUT_WORKERS,
                 ) from error
             if isinstance(batch, _NoRoom):
                 raise DataError(
-                    f"data.workers: {workers} processes find too little shared memory in "
-                    f"{_SHARED_MEMORY} for their batches ({batch.reason}): in a container, start "
-                    "it with a larger --shm-size, such as --shm-size=2g; or set data.workers: 0"
+                    f"too little shared memory in {_SHARED_MEMORY} for the batches of {workers} "
+                    f"worker processes ({batch.reason})",
+                    kind="data.shared_memory",
+                    key="data.workers",
+                    to_do="set data.workers: 0, or start the container with a larger --shm-size, "
+                    "such as --shm-size=2g",
                 )
             yield batch
 

@@ -53,8 +53,8 @@ def doubtful_labels(labels: Sequence[str]) -> Doubt | None:
     if kind:
         return Doubt(
             f"{len(distinct):,} different labels are {kind} ({shown_few(distinct)}) and look like "
-            "measurements, of which each is read as a class of its own",
-            "To predict a number is regression, which finetune does not train; for classification "
+            "measurements, each of which is read as a separate class",
+            "Predicting a number is regression, which finetune does not train; for classification "
             "write the name of a range, such as small and large, in place of each number.",
             certain=False,
             kind="labels",
@@ -63,7 +63,7 @@ def doubtful_labels(labels: Sequence[str]) -> Doubt | None:
     if several:
         return Doubt(
             f"labels such as {shown_few(several)} look like several labels of one image; each "
-            "combination is read as a class of its own",
+            "combination is read as a separate class",
             "Several labels for one image are multi-label classification, which finetune does not "
             "train; keep one label in each row.",
             certain=False,
@@ -101,7 +101,7 @@ def doubtful_columns(titles: Sequence[str], records: Sequence[Record]) -> str:
     if ones.keys() == {1}:
         return (
             f"The table has one column for each class ({listed}); write the name of the column "
-            "that holds 1 or True into a column label."
+            "that contains 1 or True into a column label."
         )
     return (
         f"The table has one column for each class ({listed}), and rows with several or none of "

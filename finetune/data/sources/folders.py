@@ -65,7 +65,10 @@ def _refuse_dangling_links(root: Path) -> None:
             continue
         if child.is_symlink() and not os.path.exists(child):  # noqa: PTH110
             raise DataError(
-                f"{shown(child)}: is a link to a folder that is not there; repair or remove it"
+                "is a link to a folder that does not exist",
+                kind="data.broken_link",
+                path=child,
+                to_do="repair or remove it",
             )
 
 
@@ -85,8 +88,10 @@ def split_folders(root: Path) -> dict[str, Path]:
             continue
         if split in found:
             raise DataError(
-                f"{root}: both {found[split].name}/ and {folder.name}/ could be the {split} "
-                "split; keep one"
+                f"both {found[split].name}/ and {folder.name}/ could be the {split} split",
+                kind="data.two_split_folders",
+                path=root,
+                to_do="keep one",
             )
         found[split] = folder
     return found
@@ -133,7 +138,7 @@ def _children(root: Path) -> list[Path]:
     try:
         return sorted(root.iterdir(), key=lambda child: child.name)
     except OSError as error:
-        raise DataError(f"{root}: cannot be read: {error}") from error
+        raise DataError(f"cannot be read: {error}", kind="data.unreadable", path=root) from error
 
 
 def _is_dir(path: Path | os.DirEntry[str]) -> bool:
@@ -154,8 +159,10 @@ def class_folders(folder: Path, *, but: Iterable[Path] = ()) -> dict[str, Path]:
     for name, child in named_folders(folder, but=but):
         if name in by_name:
             raise DataError(
-                f"{folder}: two folders are both named {name!r} once Unicode is normalised; join "
-                "them, or rename one"
+                f"two folders have the same name after Unicode normalization: {name!r}",
+                kind="data.similar_class_names",
+                path=folder,
+                to_do="merge them, or rename one",
             )
         by_name[name] = child
     return by_name
@@ -175,8 +182,10 @@ def named_folders(folder: Path, *, but: Iterable[Path] = ()) -> list[tuple[str, 
         name = unicodedata.normalize("NFC", child.name)
         if not name.isprintable():
             raise DataError(
-                f"{shown(child)}: this name of a class folder holds characters that cannot be "
-                "printed; rename it"
+                "the name of this class folder contains unprintable characters",
+                kind="data.unprintable_class_name",
+                path=child,
+                to_do="rename it",
             )
         found.append((name, child))
     return found
@@ -228,13 +237,20 @@ def read_classes(
         if not files.images:
             empty.append(by_name[name])
     others = other_photos(skipped)
-    hint = "".join(f"; {said}" for said in [*passed_over(links, misnamed), others] if said)
+    hint = "; ".join(said for said in [*passed_over(links, misnamed), others] if said)
     if not paths:
-        raise DataError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){hint}")
+        raise DataError(
+            f"contains no images ({', '.join(sorted(IMAGE_SUFFIXES))})",
+            kind="data.no_images",
+            path=folder,
+            to_do=hint,
+        )
     if empty:
         raise DataError(
-            f"{', '.join(map(shown, empty))}: class without images; "
-            f"add images, or remove or hide the folder{hint}"
+            "class without images",
+            kind="data.empty_class",
+            path=", ".join(map(shown, empty)),
+            to_do=f"add images, or remove or hide the folder{'; ' if hint else ''}{hint}",
         )
     return Images(
         tuple(paths),
@@ -254,15 +270,20 @@ def _check_class_folders(
         refuse_unknown_classes(found, class_names, lambda name: folder / name)
     if not found:
         raise DataError(
-            f"{folder}: holds no class folders; images must lie in one folder per class, "
-            f"as in {folder}/cats/1.jpg"
+            "contains no class folders",
+            kind="data.no_class_folders",
+            path=folder,
+            to_do=f"sort the images into one folder per class, as in {shown(folder)}/cats/1.jpg",
         )
     if class_names is None and len(found) < 2:
         ((name, only),) = found.items()
         inner = len(subfolders(only))
-        hint = f". Is data.root meant to be {only}, with its {inner} folders?" if inner > 1 else ""
+        hint = f"Did you mean {only}, with its {inner} folders?" if inner > 1 else ""
         raise DataError(
-            f"{folder}: holds one class folder ({name}); a classifier needs two or more{hint}"
+            f"contains one class folder ({name}); a classifier needs two or more",
+            kind="data.one_class",
+            path=folder,
+            to_do=hint,
         )
 
 
@@ -341,7 +362,9 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"{shown(folder)}: cannot be read: {error.strerror}") from error
+        raise DataError(
+            f"cannot be read: {error.strerror}", kind="data.unreadable", path=folder
+        ) from error
 
 
 def _size(entry: os.DirEntry[str]) -> int:

@@ -80,10 +80,13 @@ def refuse_unclear_splits(root: Path, known: Collection[str] = ()) -> None:
     free = [name for name in SPLITS["train"] if name not in taken]
     move = f", or move all class folders into {shown(root / free[0])}" if free else ""
     raise DataError(
-        f"{shown(root)}: {shown_few(f'{folder.name}/' for folder in unclear)} {what}, and may be "
-        f"a split or a class. If it is a class, rename it, as in {shown(first.name)}_class{move}. "
-        "If it is a split, sort its photos into one folder for each class, as in "
-        f"{shown(first / example)}, or move it elsewhere"
+        f"{shown_few(f'{folder.name}/' for folder in unclear)} {what}, and may be a split or a "
+        "class",
+        kind="data.split_or_class",
+        path=root,
+        to_do=f"If it is a class, rename it, for example to {shown(first.name)}_class{move}. If it "
+        "is a split, sort its photos into one folder per class, such as "
+        f"{shown(first / example)}, or move it elsewhere",
     )
 
 
@@ -123,9 +126,11 @@ def refuse_unsorted(root: Path, split: str) -> None:
     for folder in subfolders(root):
         if split_named(folder.name) == split and is_unsorted(folder):
             raise DataError(
-                f"{shown(folder)}: holds photos but no class folders; sort them into one folder "
-                f"for each class, as in {shown(folder)}/cats/1.jpg, or move {shown(folder.name)} "
-                "elsewhere"
+                "contains photos but no class folders",
+                kind="data.no_class_folders",
+                path=folder,
+                to_do="sort the photos into one folder per class, as in "
+                f"{shown(folder)}/cats/1.jpg, or move {shown(folder.name)} elsewhere",
             )
 
 
@@ -137,18 +142,19 @@ def unread_notes(root: Path) -> tuple[str, ...]:
         if not empty:
             return ()
         return (
-            f"{root}: not read, since the name is that of a split, and neither class folders nor "
-            f"photos lie within: {shown_few(empty)}",
+            f"{root}: not read, since the name is that of a split, but the folder contains neither "
+            f"class folders nor photos: {shown_few(empty)}",
         )
     beside = [folder for folder in subfolders(root) if folder not in splits.values()]
     unsorted = [f"{folder.name}/" for folder in beside if split_named(folder.name)]
     others = [f"{folder.name}/" for folder in beside if not split_named(folder.name)]
     notes = []
     if others:
-        notes.append(f"{root}: not read, since they are no split: {shown_few(others)}")
+        notes.append(f"{root}: not read, since they are not splits: {shown_few(others)}")
     if unsorted:
         notes.append(
-            f"{root}: not read, since it holds photos but no class folders: {shown_few(unsorted)}"
+            f"{root}: not read, since it contains photos but no class folders: "
+            f"{shown_few(unsorted)}"
         )
     return (*notes, *system_note(str(root), system_folders(root), root))
 
@@ -190,7 +196,7 @@ def doubtful_layout(root: Path) -> Doubt | None:
         return _with_splits(folder, classes, read, sorted(split_names))
     if len(inner[0]) > 1 and all(names == inner[0] for names in inner):
         return Doubt(
-            f"{read}, and each holds the folders {shown_few(sorted(inner[0]))}",
+            f"{read}, and each contains the folders {shown_few(sorted(inner[0]))}",
             "If those are the classes, join them in one folder, or let data.root be "
             f"{shown(next(iter(classes.values())))} or another.",
             certain=False,
@@ -199,7 +205,7 @@ def doubtful_layout(root: Path) -> Doubt | None:
 
 
 def _with_splits(folder: Path, classes: dict[str, Path], read: str, splits: list[str]) -> Doubt:
-    what = f"{read}, but each holds split folders ({', '.join(map(shown, splits))})"
+    what = f"{read}, but each contains split folders ({', '.join(map(shown, splits))})"
     first, place = next(iter(classes.items()))
     if any(subfolders(place / split) for split in splits if (place / split).is_dir()):
         todo = (

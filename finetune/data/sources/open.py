@@ -42,8 +42,8 @@ from finetune.data.splits.holdout import group_by_pattern, hold_out, refuse_shar
 Names = tuple[str, ...] | None
 
 _NOTHING_HELD_OUT = (
-    "data.val_fraction 0: every image is trained on and none is held out, so that no accuracy is "
-    "measured and no epoch is the best; best.pt holds the last one"
+    "data.val_fraction 0: all images are used for training, so no accuracy is measured; best.pt "
+    "contains the last epoch"
 )
 _VAL_IS_THERE = (
     "{name}: data.val_fraction 0 has no effect, because the data has a val {part}, whose {number} "
@@ -106,7 +106,7 @@ def read_train_val(
     except DataError as error:
         if source.doubt is None:
             raise
-        raise type(error)(f"{error}\n{source.name}: {source.doubt.text}") from None
+        raise error.at(also=f"{source.name}: {source.doubt.text}") from None
 
 
 def _read_train_val(source: Source, config: DataConfig, seed: int, class_names: Names) -> TrainVal:
@@ -180,11 +180,18 @@ def _refuse_without_train(source: Source) -> None:
     if "train" in source.splits:
         return
     if "val" in source.splits:
-        raise DataError(f"{source.name}: has a val {source.parts} but no train {source.parts}")
+        raise DataError(
+            f"has a val {source.parts} but no train {source.parts}",
+            kind="data.no_train_split",
+            path=source.name,
+            to_do=f"add a train {source.parts}",
+        )
     if source.splits and source.parts != "folder":
         raise DataError(
-            f"{source.name}: has a test split but no train split; none of it is trained on: name "
-            "train in the rows to train on, or remove the column"
+            "has a test split but no train split",
+            kind="data.no_train_split",
+            path=source.name,
+            to_do="name train in the rows to train on, or remove the split column",
         )
 
 
@@ -235,9 +242,9 @@ def find_known(
             config = elsewhere(config, root, reporter)
         source = open_source(config, reporter, known=names)
     except DataError as error:
-        if root is None:
+        if root is None or error.key != "data.root":
             raise
-        raise DataError(str(error).replace("data.root: ", "--data: ", 1)) from None
+        raise error.at(key="--data") from None
     read = _read_known if ignore_unknown else _read_all
     if root is not None and not source.splits:
         return read(source, None, names)
@@ -249,12 +256,16 @@ def find_known(
         if source.parts == "folder":
             refuse_unsorted(source.base, split)
         has = f"; it has {', '.join(sorted(source.splits))}" if source.splits else ""
-        raise DataError(f"{source.name}: has no {split} {source.parts}{has}")
+        raise DataError(
+            f"has no {split} {source.parts}{has}", kind="data.no_such_split", path=source.name
+        )
     found = read_train_val(source, config, seed=seed, class_names=names)
     if split == "val" and not len(found.val):
         raise DataError(
-            f"{source.name}: nothing was held out for validation (data.val_fraction 0): name other "
-            "images with --data, or a test split with --split test"
+            "has no validation images, since data.val_fraction is 0",
+            kind="data.no_such_split",
+            path=source.name,
+            to_do="evaluate other images with --data, or a test split with --split test",
         )
     return (found.train if split == "train" else found.val), 0
 
@@ -270,8 +281,10 @@ def _read_known(source: Source, split: str | None, names: tuple[str, ...]) -> tu
     kept = [at for at, label in enumerate(images.labels) if label < len(names)]
     if not kept:
         raise DataError(
-            f"{source.name}: holds no image of a class that training knows: "
-            f"{', '.join(names[:20])}{' …' if len(names) > 20 else ''}"
+            "contains no image of a class that the network was trained on: "
+            f"{', '.join(names[:20])}{' …' if len(names) > 20 else ''}",
+            kind="data.no_known_class",
+            path=source.name,
         )
     return replace(images.subset(kept), class_names=names), len(images) - len(kept)
 
@@ -344,18 +357,25 @@ def data_root(root: str, reporter: Reporter | None = None) -> Path:
             return demo_root(reporter)
         except OSError as error:
             raise OutputError(
-                f"the demo images could not be drawn into the user's cache folder: {error}. "
-                "Set XDG_CACHE_HOME to a folder that can be written."
+                f"the demo images cannot be drawn into the user's cache folder: {error}",
+                kind="output.unwritable",
+                to_do="set XDG_CACHE_HOME to a writable folder",
             ) from error
     folder = expand_user(root)
     if not exists(folder):
         hint = near(folder)
         if is_pattern(root):
-            hint = " Patterns are not read; give the folder that holds the class folders."
-        raise DataError(f"data.root: {folder}: no such folder.{hint}")
+            hint = "Patterns are not supported; give the folder that contains the class folders"
+        raise DataError(
+            "no such folder", kind="data.not_found", key="data.root", path=folder, to_do=hint
+        )
     if not folder.is_dir():
         raise DataError(
-            f"data.root: {folder}: is a file; it must hold class folders, or be a .csv or .tsv"
+            "is a file, but not a table",
+            kind="data.not_a_folder",
+            key="data.root",
+            path=folder,
+            to_do="give a folder of class folders, or a .csv or .tsv file",
         )
     return folder
 
@@ -368,7 +388,7 @@ def _skipped_notes(source: Source, *images: Images) -> tuple[str, ...]:
     )
     if skipped:
         notes += (
-            f"{source.name}: skipped {len(skipped):,} that are no images: "
+            f"{source.name}: skipped {len(skipped):,} that are not images: "
             f"{shown_few(skipped, source.base)}",
         )
     return notes
@@ -383,8 +403,8 @@ def _loose_warnings(images: Images) -> list[str]:
     """Return a warning for each folder of classes that directly contains photos."""
     counts = Counter(path.parent for path in images.skipped if _is_loose(path))
     return [
-        f"{shown(folder)} directly holds {count:,} photo{'' if count == 1 else 's'} of no class, "
-        "which training does not read; move photos into class folders, or elsewhere"
+        f"{shown(folder)} directly contains {count:,} photo{'' if count == 1 else 's'} without a "
+        "class, which training ignores; move them into class folders, or elsewhere"
         for folder, count in counts.items()
     ]
 

@@ -27,8 +27,11 @@ def refuse_shared_folders(train: Images, val: Images) -> None:
         other = folders.get(os.path.realpath(folder))
         if other is not None:
             raise DataError(
-                f"{shown(folder)}: is, by a link, the same folder as {shown(other)}, so that its "
-                "photos would be in both train and val; remove the link"
+                f"is a link to the folder {shown(other)}, so its photos would be in both train "
+                "and val",
+                kind="data.shared_folder",
+                path=folder,
+                to_do="remove the link",
             )
 
 

@@ -87,8 +87,10 @@ class Table:
         if len(names) < 2:
             only = next(iter(found), None)
             raise DataError(
-                f"{self.name}: {'no rows' if only is None else f'one class ({only})'}; "
-                "a classifier needs two or more"
+                f"{'no rows' if only is None else f'one class ({only})'}; a classifier needs two "
+                "or more",
+                kind="data.no_images" if only is None else "data.one_class",
+                path=self.name,
             )
         label_of = {name: label for label, name in enumerate(names)}
         grouped = any(row.group is not None for row in rows)
@@ -169,7 +171,12 @@ def open_table(config: DataConfig) -> tuple[list[str], list[Record]]:
         delimiter = delimiter_of(text, wanted, usual=usual)
     every = list(records(text, name, delimiter))
     if not every:
-        raise DataError(f"{name}: is empty; its first line must name the columns, as path,label")
+        raise DataError(
+            "is empty",
+            kind="data.no_images",
+            path=name,
+            to_do="name the columns in the first line, as in path,label",
+        )
     _refuse_other_encoding(name, 1, every[0][1])
     return every[0][1], every[1:]
 
@@ -190,7 +197,11 @@ def _refuse_other_encoding(name: str, line: int, fields: Sequence[str]) -> None:
         if any("\udc80" <= character <= "\udcff" for character in field):
             seen = ascii(field.encode("utf-8", "surrogateescape"))[1:]
             raise DataError(
-                f"{name}:{line}: is not in UTF-8 ({seen}); save the table as CSV in UTF-8"
+                f"is not in UTF-8 ({seen})",
+                kind="data.not_text",
+                path=name,
+                line=line,
+                to_do="save the table as CSV in UTF-8",
             )
 
 
@@ -202,8 +213,11 @@ def _refuse_equal_numbers(name: str, rows: Iterable[tuple[int, Row]]) -> None:
     if pair:
         first, second = sorted(pair, key=lines.__getitem__)
         raise DataError(
-            f"{name}:{lines[second]}: the label {second!r} is the same number as {first!r} in line "
-            f"{lines[first]}; write both in the same way, or as words if they are two classes"
+            f"the label {second!r} is the same number as {first!r} in line {lines[first]}",
+            kind="data.similar_class_names",
+            path=name,
+            line=lines[second],
+            to_do="write both in the same way, or as words if they are two classes",
         )
 
 
@@ -217,16 +231,19 @@ def _row(
 ) -> Row | None:
     if len(fields) != columns.count:
         problems.add(
-            line, f"has {len(fields)} fields where the first line has {columns.count} columns"
+            line,
+            "data.number_of_fields",
+            f"has {len(fields)} fields, but the first line has {columns.count} columns",
         )
         return None
     found = problems.count
     full = _file(line, fields[columns.path], place, problems, absent)
     label = unicodedata.normalize("NFC", cleaned(fields[columns.label]))
     if not label:
-        problems.add(line, "the label is empty")
+        problems.add(line, "data.empty_label", "the label is empty")
     elif not label.isprintable():
-        problems.add(line, f"the label {label!a} holds what cannot be printed")
+        what = f"the label {label!a} contains unprintable characters"
+        problems.add(line, "data.unprintable_class_name", what)
     split = columns.split_of(line, fields, problems)
     group = cleaned(fields[columns.group]) if columns.group is not None else ""
     return Row(full, label, split, group or None) if problems.count == found else None
@@ -236,15 +253,16 @@ def _file(line: int, value: str, place: Place, problems: Problems, absent: list[
     """Return the path of the file that a row names; add a problem if it is not a file."""
     path = cleaned(value)
     if not path or "\0" in path:
-        problems.add(line, "the path holds a zero byte" if path else "the path is empty")
+        what = "the path contains a NUL byte" if path else "the path is empty"
+        problems.add(line, "data.invalid_path", what)
         return ""
     full = place.find(value)
     if full is None:
         absent.append(path)
-        problems.add(line, absence(path, place))
+        problems.add(line, "data.image_not_found", absence(path, place))
         return ""
     if os.path.isdir(full):  # noqa: PTH112
-        problems.add(line, f"is a folder: {shown(path)}")
+        problems.add(line, "data.invalid_path", f"is a folder: {shown(path)}")
     return full
 
 
@@ -258,7 +276,8 @@ def _compare(line: int, row: Row, first: int, before: Row, problems: Problems) -
         if here != there:
             problems.add(
                 line,
-                f"{shown(row.path)} has the {what} {here!r} here and {there!r} in line {first}; "
+                "data.conflicting_rows",
+                f"{shown(row.path)} has the {what} {here!r} here and {there!r} in line {first}",
                 "remove one of the two rows",
             )
 

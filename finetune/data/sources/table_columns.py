@@ -72,11 +72,13 @@ class Columns:
             return None
         titles = ", ".join(column.title for column in self.split)
         if len(named) > 1:
-            problems.add(line, f"is of {' and of '.join(sorted(named))} at once ({titles})")
+            what = f"is in several splits: {' and '.join(sorted(named))} ({titles})"
+            problems.add(line, "data.unknown_split", what)
             return None
         others = [split for split in SPLITS if split not in {c.flag for c in self.split}]
         if not named and not others:
-            problems.add(line, f"is of no split: {titles} are all false")
+            what = f"is in no split: {titles} are all false"
+            problems.add(line, "data.unknown_split", what)
         return next(iter(named or others), None)
 
 
@@ -104,8 +106,11 @@ def find_columns(
     titles = titles_of(header)
     if any(os.path.splitext(title)[1].lower() in IMAGE_SUFFIXES for title in titles):  # noqa: PTH122
         raise DataError(
-            f"{name}:1: is a row, {', '.join(map(shown, titles[:20]))}; the first line must name "
-            "the columns, as path,label"
+            f"is a row of values ({', '.join(map(shown, titles[:20]))}), not of column names",
+            kind="data.table_without_header",
+            path=name,
+            line=1,
+            to_do="name the columns in the first line, as in path,label",
         )
     problems = Problems(name)
     has = ", ".join(map(shown, titles[:20]))
@@ -116,11 +121,13 @@ def find_columns(
         configured: str | None = getattr(config, key)
         wanted = configured or USUAL[key]
         if titles.count(wanted) > 1:
-            problems.add(1, f"two columns are named {wanted!r}; rename one")
+            what = f"two columns are named {wanted!r}"
+            problems.add(1, "data.table_columns", what, "rename one")
         at = None if configured and configured not in titles else column_of(titles, wanted)
         if at is None and (required or configured):
             meant = did_you_mean(wanted, titles)
-            problems.add(1, f"no column {wanted!r}, as data.{key} has it, but {has}.{meant}")
+            what = f"no column {wanted!r} (data.{key}), but {has}"
+            problems.add(1, "data.no_such_column", what, meant)
         return at
 
     path = find("path_column", required=True)
@@ -182,7 +189,11 @@ def _other_splits(
     if len(words) > 1:
         listed = " and ".join(repr(column.title) for column in words)
         raise DataError(
-            f"{name}:1: the columns {listed} all name splits; choose one with data.split_column"
+            f"the columns {listed} all name splits",
+            kind="data.table_columns",
+            path=name,
+            line=1,
+            to_do="choose one with data.split_column",
         )
     if words:
         notes.append(f"{name}: the split is read from column {words[0].title!r}")
@@ -251,10 +262,12 @@ def _split_in(column: SplitColumn, value: str, line: int, problems: Problems) ->
         return column.flag if _BOOLEANS[word.casefold()] else None
     splits = [name for names in SPLITS.values() for name in names]
     if column.flag is None:
-        what = f"{shown(word)} is no split" if word else "the split is empty"
-        problems.add(line, f"{what}; it must be train, val or test.{did_you_mean(word, splits)}")
+        what = f"{shown(word)} is not a split" if word else "the split is empty"
+        what = f"{what}; it must be train, val or test"
+        problems.add(line, "data.unknown_split", what, did_you_mean(word, splits))
     else:
         what = f"{shown(word)} in column {column.title!r}" if word else f"{column.title!r} is empty"
         meant = did_you_mean(word, ["true", "false", *splits])
-        problems.add(line, f"{what}; it must be true or false, or else train, val or test.{meant}")
+        what = f"{what}; it must be true or false, or else train, val or test"
+        problems.add(line, "data.unknown_split", what, meant)
     return None

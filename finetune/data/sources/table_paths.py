@@ -78,7 +78,13 @@ def refuse_absent(parent: Path, config: TableConfig) -> None:
     if config.folder is not None and not is_folder(base):
         hint = "" if expand_user(config.folder).is_absolute() else "; it is relative to the table"
         known = did_you_mean(base.name, [path.name for path in subfolders(parent)])
-        raise DataError(f"data.table.folder: {shown(base)}: no such folder{hint}.{known}")
+        raise DataError(
+            f"no such folder{hint}",
+            kind="data.not_found",
+            key="data.table.folder",
+            path=base,
+            to_do=known,
+        )
 
 
 def absence(value: str, place: Place) -> str:

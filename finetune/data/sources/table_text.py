@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from finetune.config.data import DELIMITERS
-from finetune.core.errors import DataError
+from finetune.core.errors import DataError, Problem, worded
 from finetune.core.files import exists, is_file
 from finetune.data.images import near
 
@@ -25,28 +25,30 @@ Record = tuple[int, list[str]]
 
 
 class Problems:
-    """Collector of the problems of a table; keeps the texts of the first few."""
+    """Collector of the problems of a table; keeps the first few."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.texts: list[str] = []
+        self.first: list[Problem] = []
         self.count = 0
 
-    def add(self, line: int, text: str) -> None:
+    def add(self, line: int, kind: str, what: str, to_do: str = "") -> None:
         self.count += 1
         if self.count <= _MOST_SHOWN:
-            self.texts.append(f"{self.name}:{line}: {text}")
+            self.first.append(Problem(kind, what, to_do, path=self.name, line=line))
 
     def refuse(self, hint: str = "") -> None:
         """Raise DataError if there is a problem, with ``hint`` as the last line."""
         if not self.count:
             return
-        lines = list(self.texts)
+        error = DataError.of(self.first, kind="data.table_rows")
         if self.count > 1:
-            more = self.count - len(self.texts)
-            lines += [f"… and {more:,} more"] if more else []
-            lines = [f"{self.name}: {self.count:,} problems", *(f"  {line}" for line in lines)]
-        raise DataError("\n".join([*lines, *([hint] if hint else [])]))
+            lines = [f"  {worded(problem)}" for problem in self.first]
+            if self.count > len(lines):
+                lines.append(f"  … and {self.count - len(lines):,} more")
+            what = "\n".join([f"{self.count:,} problems", *lines])
+            error = error.at(what=what, path=self.name)
+        raise error.at(also=hint or None)
 
 
 def cleaned(value: str) -> str:
@@ -76,15 +78,29 @@ def read_text(file: Path) -> str:
         DataError: The file is missing, cannot be read, or is not UTF-8 text.
     """
     if exists(file) and not is_file(file):
-        raise DataError(f"data.root: {file}: is not a regular file, but a pipe or a device")
+        raise DataError(
+            "is not a regular file, but a pipe or a device",
+            kind="data.not_a_file",
+            key="data.root",
+            path=file,
+        )
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"data.root: {file}: no such file.{near(file)}") from None
+        raise DataError(
+            "no such file", kind="data.not_found", key="data.root", path=file, to_do=near(file)
+        ) from None
     except OSError as error:
-        raise DataError(f"data.root: {file}: cannot be read: {error.strerror}") from error
+        raise DataError(
+            f"cannot be read: {error.strerror}", kind="data.unreadable", key="data.root", path=file
+        ) from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:1000]:
-        raise DataError(f"{file}: is not a text file in UTF-8; save it as CSV in UTF-8")
+        raise DataError(
+            "is not a text file in UTF-8",
+            kind="data.not_text",
+            path=file,
+            to_do="save it as CSV in UTF-8",
+        )
     return content.decode("utf-8-sig", errors="surrogateescape")
 
 
@@ -141,7 +157,9 @@ def records(text: str, name: str, delimiter: str) -> Iterator[Record]:
                 yield line, fields
             line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{name}:{line}: cannot be read as a table: {error}") from None
+        raise DataError(
+            f"cannot be read as a table: {error}", kind="data.table_syntax", path=name, line=line
+        ) from None
 
 
 def _refuse_open_quote(lines: Sequence[str], name: str, line: int, delimiter: str) -> None:
@@ -151,6 +169,9 @@ def _refuse_open_quote(lines: Sequence[str], name: str, line: int, delimiter: st
             pass
     except csv.Error:
         raise DataError(
-            f"{name}:{line}: a quotation mark opens a value here and does not close it before "
-            f'the delimiter; close it, or write "" for a quotation mark within a value'
+            "a quotation mark opens a value here, but none closes it before the delimiter",
+            kind="data.table_syntax",
+            path=name,
+            line=line,
+            to_do='close it, or write "" for a quotation mark within a value',
         ) from None

@@ -53,8 +53,10 @@ def read_arrays(
             _write(name, folder, target, reporter or SilentReporter())
         except OSError as error:
             raise OutputError(
-                f"the images of {TORCHVISION}{name} cannot be written to {target}: "
-                f"{error.strerror or error}. Set XDG_CACHE_HOME to a folder that can be written."
+                f"the images of {TORCHVISION}{name} cannot be written: {error.strerror or error}",
+                kind="output.unwritable",
+                path=target,
+                to_do="set XDG_CACHE_HOME to a writable folder",
             ) from error
         table = _read(target)
     return replace(table, name=f"{TORCHVISION}{name}", classes=_class_names(name, table))

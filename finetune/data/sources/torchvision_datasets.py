@@ -59,8 +59,11 @@ def read_torchvision(config: DataConfig, reporter: Reporter | None = None) -> Ta
         folder = expand_user(config.folder) if config.folder else default_folder()
     except OSError as error:
         raise DataError(
-            f"data.root: torchvision:{name} has no folder: {error.strerror}; name one with "
-            "data.folder"
+            f"no folder for the data set: {error.strerror}",
+            kind="data.not_found",
+            key="data.root",
+            path=f"{TORCHVISION}{name}",
+            to_do="set data.folder",
         ) from error
     with _as_data_error(name, folder, bool(config.download)):
         if name in ARRAYS:
@@ -77,14 +80,21 @@ def _check_name(name: str) -> None:
     known = sorted([*FILES, *ARRAYS])
     if name in _PICKLED:
         raise DataError(
-            f"data.root: torchvision:{name} is stored as pickles, which run code when they are "
-            "read and which finetune never opens. Save its images as class folders, or as files "
-            "and a table, and give that as data.root."
+            "is stored as pickles, which can run code when they are read; finetune never reads "
+            "pickles",
+            kind="data.pickled",
+            key="data.root",
+            path=f"{TORCHVISION}{name}",
+            to_do="save its images as class folders, or as files and a table, and set data.root "
+            "to that",
         )
     if name not in known:
         raise DataError(
-            f"data.root: torchvision:{name} is not known here.{did_you_mean(name, known)} "
-            f"Known: {', '.join(known)}."
+            "is not a supported torchvision data set",
+            kind="data.unknown_dataset",
+            key="data.root",
+            path=f"{TORCHVISION}{name}",
+            to_do=f"{did_you_mean(name, known)} Supported: {', '.join(known)}.",
         )
 
 
@@ -98,12 +108,18 @@ def _as_data_error(name: str, folder: Path, download: bool) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, KeyError, URLError) as error:
         if not download and ("not found" in str(error) or isinstance(error, FileNotFoundError)):
             raise DataError(
-                f"data.root: torchvision:{name} is not in {folder}; set data.download: true, or "
-                f"data.folder to the folder that torchvision keeps it in ({error})"
+                f"is not in {folder} ({error})",
+                kind="data.not_found",
+                key="data.root",
+                path=f"{TORCHVISION}{name}",
+                to_do="set data.download: true, or set data.folder to the folder that contains it",
             ) from error
         what = "downloaded to" if isinstance(error, URLError) else "read from"
         raise DataError(
-            f"data.root: torchvision:{name} cannot be {what} {folder}: {error}"
+            f"cannot be {what} {folder}: {error}",
+            kind="data.unreadable",
+            key="data.root",
+            path=f"{TORCHVISION}{name}",
         ) from error
 
 

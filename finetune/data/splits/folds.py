@@ -50,8 +50,10 @@ def make_folds(
     if possible < count:
         what = f"{len({*groups}):,} groups" if groups else f"{len(labels):,} images"
         raise DataError(
-            f"tune.folds: {what} give {possible} folds at most, not {count}; take fewer, or 0 for "
-            "the validation split"
+            f"{what} are enough for {possible} folds, not for {count}",
+            kind="data.too_few_for_folds",
+            key="tune.folds",
+            to_do="set fewer, or 0 to use the validation split",
         )
     return tuple(
         Fold(

@@ -59,8 +59,11 @@ def choose_held_out(
     for label, count in Counter(labels).items():
         if count == 1:
             raise DataError(
-                f"{where}: class {class_names[label]!r} has a single image, which "
-                "cannot be both trained on and held out; add images or a val folder"
+                f"class {class_names[label]!r} has a single image, which cannot be both trained "
+                "on and held out",
+                kind="data.too_few_images",
+                path=where,
+                to_do="add images or a val folder",
             )
     return stratified_split(labels, names, fraction, seed=seed)
 
@@ -133,8 +136,10 @@ def grouped_split(
         if number == 1:
             lone = next(name for name, inside in counts.items() if label in inside)
             raise DataError(
-                f"class {class_names[label]!r} lies in a single group, {shown(lone)}, and cannot "
-                "be both trained on and held out; add groups, or give a val split"
+                f"class {class_names[label]!r} is in a single group, {shown(lone)}, which cannot "
+                "be both trained on and held out",
+                kind="data.too_few_groups",
+                to_do="add groups, or a val split",
             )
     order = [
         _Group(name, inside)
@@ -226,16 +231,20 @@ def groups_of(names: Sequence[str], pattern: str, *, base: Path) -> tuple[tuple[
             unmatched.append(name)
             groups.append(f"\0{name}")  # paths contain no NUL: no pattern gives it
     if len(unmatched) == len(names):
-        nothing = "nothing of the paths" if any(map(expression.search, names)) else "no path"
+        nothing = (
+            "only the empty text in the paths" if any(map(expression.search, names)) else "no path"
+        )
         raise DataError(
-            f"data.group_pattern: {pattern!r} matches {nothing} below {base}. Paths look like "
-            f"{shown_few(names)}"
+            f"{pattern!r} matches {nothing} below {base}",
+            kind="data.pattern_matches_nothing",
+            key="data.group_pattern",
+            to_do=f"Paths look like {shown_few(names)}",
         )
     distinct = len(set(groups)) - len(unmatched)
     note = f"data.group_pattern: {distinct:,} groups in {len(names) - len(unmatched):,} images"
     if unmatched:
         note += (
-            f"; {len(unmatched):,} paths do not match, each is a group of its own: "
+            f"; {len(unmatched):,} paths do not match; each is a separate group: "
             f"{shown_few(unmatched)}"
         )
     return tuple(groups), note
@@ -250,7 +259,8 @@ def refuse_shared_groups(train: Images, val: Images) -> None:
     shared = sorted(set(train.groups) & set(val.groups))
     if shared:
         raise DataError(
-            f"{len(shared):,} groups lie in both train and val ({shown_few(shared)}), so that "
-            "validation would see what was trained on; keep each on one side, or remove "
-            "data.group_pattern or the group column"
+            f"{len(shared):,} groups are in both train and val ({shown_few(shared)}), so "
+            "validation would use images that are like training images",
+            kind="data.shared_groups",
+            to_do="keep each group on one side, or remove data.group_pattern or the group column",
         )

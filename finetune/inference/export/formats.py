@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from finetune.checkpoints.checkpoint import Metadata
 from finetune.checkpoints.run_dir import EXPORTED
-from finetune.core.errors import ConfigError, ModelError, OutputError
+from finetune.core.errors import ConfigError, ModelError
+from finetune.core.files import unwritable
 from finetune.inference.calibration import probabilities
 from finetune.inference.export.graph import LARGEST_SIDE, SMALLEST_SIDE, Exported, Preprocess
 from finetune.models.build import rebuild
@@ -48,8 +49,11 @@ def check_packages(file_format: str) -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise ConfigError(
-                f"export: --format onnx needs {name}, which cannot be imported ({error}): "
-                "pip install 'finetune-vision[export]'"
+                f"needs the package {name}, which cannot be imported ({error})",
+                kind="config.missing_package",
+                source="export",
+                key="--format onnx",
+                to_do="install it with `python -m pip install 'finetune-vision[export]'`",
             ) from error
 
 
@@ -105,8 +109,10 @@ def _traced(
             return torch.export.export(whole, (example,), dynamic_shapes={"pixels": open_sizes})
     except Exception as error:  # tracing may raise any exception
         raise ModelError(
-            f"export: {metadata.model_name} cannot be traced by torch.export: {_first(error)}; "
-            "--format safetensors works for every network"
+            f"{metadata.model_name} cannot be traced by torch.export: {_first(error)}",
+            kind="model.cannot_be_exported",
+            source="export",
+            to_do="use --format safetensors, which supports all networks",
         ) from error
 
 
@@ -128,8 +134,11 @@ def _save_onnx(
             )
     except Exception as error:  # the converter may raise any exception
         raise ModelError(
-            f"export: this network cannot be written as ONNX: {_first(error)}; --format "
-            "exported-program or safetensors may do"
+            f"this network cannot be converted to ONNX: {_first(error)}",
+            kind="model.cannot_be_exported",
+            source="export",
+            to_do="try --format exported-program, or use --format safetensors, which supports all "
+            "networks",
         ) from error
     graph = converted.model.graph
     # The tracer's names of dynamic sizes (such as s81) are replaced by readable ones.
@@ -206,7 +215,7 @@ def _saving(path: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
-        raise OutputError(f"export: {path.name}: cannot be written: {_first(error)}") from error
+        raise unwritable(path, _first(error)).at(source="export", path=path.name) from error
 
 
 def _first(error: Exception) -> str:

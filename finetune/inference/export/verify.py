@@ -107,7 +107,12 @@ def judge(
         shapes=tuple({(int(p.shape[1]), int(p.shape[2])): None for p in photos})[:20],
     )
     if not float(largest) <= agreement.tolerance:  # written so that NaN fails too
-        raise ResultError(f"export: {in_words(agreement)}. Nothing was written.")
+        raise ResultError(
+            in_words(agreement),
+            kind="result.export_differs",
+            source="export",
+            to_do="Nothing was written",
+        )
     return agreement
 
 
@@ -116,5 +121,5 @@ def in_words(agreement: Agreement) -> str:
     return (
         f"on {agreement.num_images:,} photos {agreement.runtime} and eval in "
         f"{agreement.precision} give the same class for {agreement.same_top1:,}; probabilities "
-        f"differ by {agreement.max_difference:.2g} at most, {agreement.tolerance:g} being allowed"
+        f"differ by at most {agreement.max_difference:.2g} (allowed: {agreement.tolerance:g})"
     )

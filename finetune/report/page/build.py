@@ -143,8 +143,8 @@ def _headline(facts: Facts) -> str:
     result, totals = facts.result, facts.freeze.totals
     return (
         f"{result.model}, {plural(len(result.per_class), 'class')}; "
-        f"{count(totals.trainable)} of {count(totals.parameters)} parameters trained, epoch "
-        f"{facts.epoch} of the checkpoint {result.checkpoint}; scored on "
+        f"{count(totals.trainable)} of {count(totals.parameters)} parameters trained; epoch "
+        f"{facts.epoch} of the checkpoint {result.checkpoint}; evaluated on "
         f"{plural(result.num_images, 'image')} of {result.data}"
         f"{f', {result.split}' if result.split else ''}"
     )
@@ -190,8 +190,8 @@ def _network_text(freeze: FreezeReport) -> str:
     totals, work = freeze.totals, freeze.operations
     saved = 1 - work.backward / work.backward_if_all_trained
     once = (
-        f"{_part(freeze.cut.forward_once)} of the forward work is done once for each image"
-        f" (up to the cut, behind {freeze.cut.after})"
+        f"{_part(freeze.cut.forward_once)} of forward MACs run once per image"
+        f" (up to the split after {freeze.cut.after})"
         if freeze.cut.after
         else "the whole network runs on every image in every epoch"
     )
@@ -199,8 +199,8 @@ def _network_text(freeze: FreezeReport) -> str:
     frozen = _part(totals.frozen / totals.parameters)
     return (
         f"Patterns: {patterns}. {count(totals.frozen)} of {count(totals.parameters)} parameters "
-        f"stayed frozen ({frozen}); {once}; the backward pass does {_part(saved)} less than if "
-        "everything trained."
+        f"stayed frozen ({frozen}); {once}; the backward pass needs {_part(saved)} fewer MACs than "
+        "training everything."
     )
 
 
@@ -242,13 +242,13 @@ def _charts(facts: Facts) -> tuple[list[Chart], str]:
     text = (
         f"The best epoch is {epochs[val.index(best)]} of {len(epochs)}: {which}. It was chosen on "
         + (
-            "these validation images, which flatters its figures a little."
+            "these validation images, so its metrics are slightly optimistic."
             if facts.chosen_on_these
             else "the run's validation images, not on those of this page."
         )
     )
     if starts:
-        text += " Where a stage begins there is a line from top to bottom."
+        text += " Vertical lines mark the starts of stages."
     return [losses, accuracies], text
 
 
@@ -256,7 +256,7 @@ def _classes(classes: Sequence[ClassScore]) -> tuple[list[dict[str, Any]], str]:
     order = sorted(classes, key=lambda row: (1.0 if row.top1 is None else row.top1, row.name))
     text = ""
     if len(order) > MOST_CLASS_ROWS:
-        text = f"The {MOST_CLASS_ROWS} weakest of {len(order):,} classes; metrics.json has all."
+        text = f"The {MOST_CLASS_ROWS} weakest of {len(order):,} classes; metrics.json lists all."
         order = order[:MOST_CLASS_ROWS]
     return [_class_row(row) for row in order], text
 
@@ -284,8 +284,8 @@ def _matrix_text(result: EvalResult, matrix: Matrix) -> str:
     if matrix.size == len(result.per_class):
         return ""
     return (
-        f"Shown are the {MOST_CLASSES} classes with the most mistakes, of "
-        f"{len(result.per_class):,}."
+        f"Only the {MOST_CLASSES} of {len(result.per_class):,} classes with the most mistakes are "
+        "shown."
     )
 
 
@@ -304,14 +304,14 @@ def _picture(picture: Picture, number: Any) -> dict[str, Any]:
 
 def _mistakes_text(facts: Facts) -> str:
     shown = len(facts.mistakes)
-    which = "all" if shown == facts.num_mistakes else f"{shown:,}, the worst and some of every pair"
+    which = "All" if shown == facts.num_mistakes else f"{shown:,} of"
     heat = any(picture.heat for picture in facts.mistakes)
     heat_note = (
-        " Beside a photo stands where the network looks: what spoke for the class that it named "
-        "(Grad-CAM, Selvaraju et al. 2017), bright where it counted most."
+        " The heat map beside each photo shows which regions support the predicted class "
+        "(Grad-CAM, Selvaraju et al. 2017)."
     )
     return (
-        f"Of {plural(facts.num_mistakes, 'mistake')} {which}; the highest loss first."
+        f"{which} {plural(facts.num_mistakes, 'mistake')}, sorted by descending loss."
         f"{heat_note if heat else ''}"
     )
 
@@ -324,7 +324,7 @@ def _calibration_text(calibration: Calibration) -> str:
     text = f"Expected calibration error {calibration.error:.2%}"
     if calibration.error_before is None:
         return f"{text}. A temperature can be fitted with `finetune eval RUN --calibrate`."
-    fitted = ", fitted on these very images" if calibration.fitted else ""
+    fitted = ", fitted on these images" if calibration.fitted else ""
     return (
         f"{text} at temperature {calibration.temperature:.3g}{fitted}; without it "
         f"{calibration.error_before:.2%}. The loss with it is {calibration.loss:.4f}."

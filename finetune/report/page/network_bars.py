@@ -22,7 +22,7 @@ class Bar:
     """A module with its submodules; the height grows with the log of its parameter count.
 
     Attributes:
-        state: One of ``frozen``, ``partly`` and ``trains``.
+        state: One of ``frozen``, ``partly`` and ``trained``.
     """
 
     name: str
@@ -71,12 +71,12 @@ def _modules(parameters: Sequence[ParameterRow], depth: int) -> dict[str, list[P
 def _bar(name: str, rows: Sequence[ParameterRow], most: int) -> Bar:
     trainable = sum(row.numel for row in rows if not row.frozen)
     total = sum(row.numel for row in rows)
-    state = "trains" if trainable == total else "partly" if trainable else "frozen"
+    state = "trained" if trainable == total else "partly" if trainable else "frozen"
     head = all(row.head for row in rows)
     said = {
         "frozen": "frozen",
-        "trains": "all of them train",
-        "partly": f"{count(trainable)} of them train",
+        "trained": "all of them trained",
+        "partly": f"{count(trainable)} of them trained",
     }
     share = math.log1p(total) / math.log1p(most)
     return Bar(
@@ -105,7 +105,7 @@ def _cut(bars: Sequence[Bar], cut_after: str | None) -> float | None:
     return float(next((at for at, bar in enumerate(bars) if bar.state != "frozen"), len(bars)))
 
 
-_SAID = "computed once for each image, up to the cut"
+_SAID = "computed once per image, up to the split"
 
 
 def strip(freeze: FreezeReport) -> dict[str, Any]:

@@ -10,7 +10,7 @@
     if (mark.dataset.t === undefined) return mark.dataset.tip;
     const [from, to] = [names[mark.dataset.t], names[mark.dataset.p]];
     const share = `${mark.dataset.n} of ${mark.dataset.of}`;
-    return from === to ? `${from}: ${share} recognised` : `${from} taken for ${to}: ${share}`;
+    return from === to ? `${from}: ${share} correct` : `${from} predicted as ${to}: ${share}`;
   };
   const show = (mark, x, y) => {
     tip.textContent = said(mark);
@@ -51,7 +51,7 @@
     if (!chosen) return;
     chosen.hidden = !cell;
     if (cell) {
-      chosenText.textContent = `${names[cell.t]} taken for ${names[cell.p]}: ` +
+      chosenText.textContent = `${names[cell.t]} predicted as ${names[cell.p]}: ` +
         `${shown} of ${cell.n} shown `;
     }
   };

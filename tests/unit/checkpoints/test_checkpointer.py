@@ -146,7 +146,7 @@ def test_a_write_that_failed_is_not_tried_again(
 
     def refuse(path: Path, *_: object, **__: object) -> None:
         tried.append(path)
-        raise OutputError("full")
+        raise OutputError("full", kind="output.unwritable")
 
     monkeypatch.setattr(checkpointer, "save_checkpoint", refuse)
     with pytest.raises(OutputError, match="full"), saver_in(tmp_path) as saver:

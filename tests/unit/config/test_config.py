@@ -8,18 +8,19 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.messages import check_error, fails
 from helpers.paths import REPOSITORY
 from pydantic import ValidationError
 
 from finetune.config import yaml_loader
 from finetune.config.load import load_config, to_yaml
 from finetune.config.schema import Config
-from finetune.core.errors import ConfigError
+from finetune.core.errors import ConfigError, Problem
 
 MINIMAL = "model: {name: resnet18}\ndata: {root: photos}\n"  # two lines: the rest starts on line 3
 
 Load = Callable[..., Config]
-Refuse = Callable[..., str]
+Refuse = Callable[..., ConfigError]
 
 
 @pytest.fixture
@@ -40,18 +41,26 @@ def load(file: Path) -> Load:
 
 
 @pytest.fixture
-def refuse(load: Load, file: Path) -> Refuse:
-    """The message with which the minimal config with further lines is refused.
+def refuse(load: Load, file: Path, monkeypatch: pytest.MonkeyPatch) -> Refuse:
+    """The error that refuses the minimal config with further lines, ``pets.yaml``.
 
-    The folder is left out of it, so that it starts with ``pets.yaml``.
+    Its wording is that of the golden file.
     """
+    monkeypatch.chdir(file.parent)
 
-    def refuse(more: str = "", *overrides: str) -> str:
+    def refuse(more: str = "", *overrides: str) -> ConfigError:
+        file.write_text(MINIMAL + more, encoding="utf-8")
         with pytest.raises(ConfigError) as caught:
-            load(more, *overrides)
-        return str(caught.value).replace(str(file), file.name)
+            load_config(file.name, overrides)
+        check_error(caught.value)
+        return caught.value
 
     return refuse
+
+
+def place(error: ConfigError | Problem) -> tuple[str, str | None, str | None]:
+    """Kind and place of an error."""
+    return error.kind, error.source, error.key
 
 
 def value_of(text: str) -> Any:
@@ -118,18 +127,20 @@ def test_set_reads_words_as_the_file_does(load: Load, word: str) -> None:
 
 @pytest.mark.parametrize("word", ["on", "yes", "True"])
 def test_a_word_is_no_boolean_and_the_message_says_what_is(refuse: Refuse, word: str) -> None:
-    expected = f"model.aux_heads={word}: must be true or false, not '{word}'; on, off"
-    assert expected in refuse("", f"model.aux_heads={word}")
+    override = f"model.aux_heads={word}"
+    error = refuse("", override)
+    assert place(error) == ("config.invalid_value", f"--set {override}", "model.aux_heads")
 
 
 def test_a_duplicate_key_is_refused_with_both_lines(refuse: Refuse) -> None:
-    message = refuse("train:\n  epochs: 3\nseed: 1\ntrain:\n  epochs: 4\n")
-    assert message == "pets.yaml:6: train: given twice, first on line 3; keep one"
+    error = refuse("train:\n  epochs: 3\nseed: 1\ntrain:\n  epochs: 4\n")
+    assert place(error) == ("config.duplicate_key", "pets.yaml:6", "train")
+    assert "line 3" in error.what
 
 
 def test_a_duplicate_key_within_a_section_is_refused(refuse: Refuse) -> None:
-    message = refuse("train:\n  epochs: 3\n  epochs: 3\n")
-    assert message == "pets.yaml:5: train.epochs: given twice, first on line 4; keep one"
+    error = refuse("train:\n  epochs: 3\n  epochs: 3\n")
+    assert place(error) == ("config.duplicate_key", "pets.yaml:5", "train.epochs")
 
 
 @pytest.mark.parametrize(
@@ -142,30 +153,29 @@ def test_a_duplicate_key_within_a_section_is_refused(refuse: Refuse) -> None:
     ],
 )
 def test_anchors_and_aliases_are_refused(refuse: Refuse, more: str) -> None:
-    message = refuse(more)
-    assert message.startswith("pets.yaml:3: anchors (&) and aliases (*) are not read")
+    assert place(refuse(more)) == ("config.yaml_feature", "pets.yaml:3", None)
 
 
 def test_an_alias_bomb_costs_nothing(refuse: Refuse) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
-    assert "anchors" in refuse("\n".join(lines))
+    assert refuse("\n".join(lines)).kind == "config.yaml_feature"
 
 
 @pytest.mark.parametrize("tag", ["!!python/name:os.system x", "!!binary eA==", "!mine x", "!x"])
 def test_tags_are_refused_in_one_message(refuse: Refuse, tag: str) -> None:
-    message = refuse(f"output_dir: {tag}\n")
-    assert message.startswith("pets.yaml:3: output_dir: the tag ")
-    assert "\n" not in message
+    error = refuse(f"output_dir: {tag}\n")
+    assert place(error) == ("config.yaml_feature", "pets.yaml:3", "output_dir")
 
 
 @pytest.mark.parametrize("brackets", ["[" * 3000 + "]" * 3000, "[" * 3000, "{a: " * 3000])
 def test_deep_nesting_is_refused(refuse: Refuse, brackets: str) -> None:
-    assert refuse(f"x: {brackets}\n") == "pets.yaml:3: nested deeper than 20 levels"
+    assert place(refuse(f"x: {brackets}\n")) == ("config.too_large", "pets.yaml:3", None)
 
 
 def test_a_file_of_two_megabytes_is_refused(refuse: Refuse) -> None:
-    assert refuse("#" * 2_000_000) == "pets.yaml: a config file may hold at most 1 MB"
+    error = refuse("#" * 2_000_000)
+    assert (error.kind, error.path) == ("config.too_large", "pets.yaml")
 
 
 UNQUOTED = [
@@ -186,19 +196,20 @@ UNQUOTED = [
 def test_an_unquoted_pattern_is_answered_with_the_quotes_it_needs(
     refuse: Refuse, patterns: str
 ) -> None:
-    message = refuse(f"freeze:\n  {patterns.replace('  - ', '    - ')}")
-    assert 'a pattern that starts with * or ! needs quotes: "*", "!layer4.*"' in message
+    error = refuse(f"freeze:\n  {patterns.replace('  - ', '    - ')}")
+    assert error.kind in ("config.yaml_syntax", "config.yaml_feature")
+    assert '"*", "!layer4.*"' in (error.to_do or "")
 
 
 @pytest.mark.parametrize("patterns", UNQUOTED)
 def test_an_unquoted_pattern_is_one_problem(refuse: Refuse, patterns: str) -> None:
-    assert "\n" not in refuse(f"freeze:\n  {patterns.replace('  - ', '    - ')}")
+    assert len(refuse(f"freeze:\n  {patterns.replace('  - ', '    - ')}").problems) == 1
 
 
 def test_an_unquoted_pattern_in_an_override_is_answered_with_quotes(refuse: Refuse) -> None:
-    message = refuse("", "freeze.patterns=[*]")
-    assert message.startswith("--set freeze.patterns=[*]: ")
-    assert "needs quotes" in message
+    error = refuse("", "freeze.patterns=[*]")
+    assert (error.source, error.key) == ("--set freeze.patterns=[*]", "freeze.patterns")
+    assert '"*", "!layer4.*"' in (error.to_do or "")
 
 
 @pytest.mark.parametrize(
@@ -211,13 +222,11 @@ def test_an_unquoted_pattern_in_an_override_is_answered_with_quotes(refuse: Refu
     ],
 )
 def test_a_syntax_error_is_one_line_with_its_place(refuse: Refuse, more: str, line: int) -> None:
-    message = refuse(more)
-    assert message.startswith(f"pets.yaml:{line}: not valid YAML: ")
-    assert "\n" not in message
+    assert place(refuse(more)) == ("config.yaml_syntax", f"pets.yaml:{line}", None)
 
 
 def test_a_number_of_thousands_of_digits_is_no_tag(refuse: Refuse) -> None:
-    assert "tag" not in refuse(f"seed: {'9' * 5000}\n")
+    assert refuse(f"seed: {'9' * 5000}\n").kind == "config.unreadable_value"
 
 
 # Keys
@@ -240,74 +249,82 @@ def test_a_number_of_thousands_of_digits_is_no_tag(refuse: Refuse) -> None:
 def test_an_unknown_key_is_refused_with_the_nearest_real_one(
     refuse: Refuse, more: str, key: str, meant: str
 ) -> None:
-    message = refuse(more)
-    assert message.startswith(f"pets.yaml:3: {key}: unknown key.")
-    assert f"Did you mean '{meant}'?" in message
+    error = refuse(more)
+    assert place(error) == ("config.unknown_key", "pets.yaml:3", key)
+    assert error.to_do == f"Did you mean '{meant}'?"
 
 
 def test_an_unknown_key_of_a_preprocessing_is_refused_with_the_nearest_real_one(
     refuse: Refuse,
 ) -> None:
     section = "{resize: 36, crop: 32, interpolaton: bilinear}"
-    assert "'model.preprocessing.interpolation'" in refuse("", f"model.preprocessing={section}")
+    error = refuse("", f"model.preprocessing={section}")
+    assert (error.kind, error.key) == ("config.unknown_key", "model.preprocessing.interpolaton")
+    assert "'model.preprocessing.interpolation'" in (error.to_do or "")
 
 
 def test_a_key_near_to_nothing_is_refused_with_the_known_ones(refuse: Refuse) -> None:
-    message = refuse("train: {zzz: 3}\n")
-    known = "Known here: epochs, label_smoothing, monitor, "
-    assert message.startswith(f"pets.yaml:3: train.zzz: unknown key. {known}")
+    error = refuse("train: {zzz: 3}\n")
+    assert place(error) == ("config.unknown_key", "pets.yaml:3", "train.zzz")
+    assert "epochs, label_smoothing, monitor, " in (error.to_do or "")
 
 
 def test_a_word_that_is_far_from_every_key_elsewhere_suggests_none(refuse: Refuse) -> None:
-    message = refuse("stages: [{recipe: last_block}]\n")
-    assert "stages.0.recipe: unknown key. Known here: epochs, freeze, " in message
+    first = next(
+        problem
+        for problem in refuse("stages: [{recipe: last_block}]\n").problems
+        if problem.key == "stages.0.recipe"
+    )
+    assert first.kind == "config.unknown_key"
+    assert "epochs, freeze, " in (first.to_do or "")
 
 
 def test_a_key_that_is_not_a_word_is_refused(refuse: Refuse) -> None:
-    assert refuse("? [a, b]\n: 1\n") == "pets.yaml:3: a key must be a word"
+    assert place(refuse("? [a, b]\n: 1\n")) == ("config.yaml_syntax", "pets.yaml:3", None)
 
 
 # Messages
 
 
 def test_all_problems_come_in_one_message_with_path_and_line(refuse: Refuse) -> None:
-    message = refuse("lr: 0.1\ntrain:\n  epochs: many\noptimizer:\n  lr: -1\nseed: 1\nseed: 2\n")
-    head, *problems = message.splitlines()
-    assert head == "pets.yaml: 4 problems"
-    assert [problem.split(": ")[:2] for problem in problems] == [
-        ["  pets.yaml:3", "lr"],
-        ["  pets.yaml:5", "train.epochs"],
-        ["  pets.yaml:7", "optimizer.lr"],
-        ["  pets.yaml:9", "seed"],
+    error = refuse("lr: 0.1\ntrain:\n  epochs: many\noptimizer:\n  lr: -1\nseed: 1\nseed: 2\n")
+    assert (error.kind, error.path) == ("config.several_problems", "pets.yaml")
+    assert [place(problem) for problem in error.problems] == [
+        ("config.unknown_key", "pets.yaml:3", "lr"),
+        ("config.invalid_value", "pets.yaml:5", "train.epochs"),
+        ("config.invalid_value", "pets.yaml:7", "optimizer.lr"),
+        ("config.duplicate_key", "pets.yaml:9", "seed"),
     ]
 
 
 def test_problems_of_file_and_overrides_come_in_one_message(refuse: Refuse) -> None:
-    message = refuse("seed: x\n", "train.epochs=0", "train.epoch=1")
-    assert message.startswith("pets.yaml: 3 problems")
-    assert "pets.yaml:3: seed: " in message
-    assert "--set train.epochs=0: " in message
-    assert "--set train.epoch=1: " in message
+    error = refuse("seed: x\n", "train.epochs=0", "train.epoch=1")
+    assert {place(problem) for problem in error.problems} == {
+        ("config.invalid_value", "pets.yaml:3", "seed"),
+        ("config.invalid_value", "--set train.epochs=0", "train.epochs"),
+        ("config.unknown_key", "--set train.epoch=1", "train.epoch"),
+    }
 
 
 def test_required_keys_are_asked_for_together(file: Path) -> None:
     file.write_text("model: {}\n", encoding="utf-8")
-    with pytest.raises(ConfigError) as caught:
+    with fails("config.several_problems", path=file) as caught:
         load_config(file)
-    assert "model.name: is required" in str(caught.value)
-    assert "data: is required" in str(caught.value)
+    missing = {(problem.kind, problem.key) for problem in caught.value.problems}
+    assert missing == {("config.missing_key", "model.name"), ("config.missing_key", "data")}
 
 
 @pytest.mark.parametrize("given", ["Adma", "3", "null"])
 def test_an_unknown_optimizer_is_one_problem(refuse: Refuse, given: str) -> None:
-    message = refuse(f"optimizer: {{name: {given}}}\n")
-    assert message.startswith("pets.yaml:3: optimizer.name: ")
-    assert "\n" not in message
+    error = refuse(f"optimizer: {{name: {given}}}\n")
+    assert (error.source, error.key) == ("pets.yaml:3", "optimizer.name")
+    assert len(error.problems) == 1
 
 
 def test_an_unknown_optimizer_is_refused_with_the_nearest(refuse: Refuse) -> None:
-    message = refuse("optimizer: {name: RMSpop}\n")
-    assert "'RMSpop' is no optimizer of torch.optim. Did you mean 'rmsprop'? Here: " in message
+    error = refuse("optimizer: {name: RMSpop}\n")
+    assert error.kind == "config.unknown_optimizer"
+    assert "Did you mean 'rmsprop'?" in (error.to_do or "")
 
 
 @pytest.mark.parametrize("given", ["AdamW", "ADAMW", "adamw"])
@@ -315,68 +332,67 @@ def test_an_optimizers_name_may_be_written_in_any_case(load: Load, given: str) -
     assert load(f"optimizer: {{name: {given}}}\n").optimizer.name == "adamw"
 
 
-@pytest.mark.parametrize(("given", "why"), [("LBFGS", "several times"), ("SparseAdam", "sparse")])
+@pytest.mark.parametrize("given", ["LBFGS", "SparseAdam"])
 def test_an_optimizer_that_cannot_train_here_is_refused_with_the_reason(
-    refuse: Refuse, given: str, why: str
+    refuse: Refuse, given: str
 ) -> None:
-    message = refuse(f"optimizer: {{name: {given}}}\n")
-    assert message.startswith(f"pets.yaml:3: optimizer.name: {given} cannot train here: ")
-    assert why in message
+    error = refuse(f"optimizer: {{name: {given}}}\n")
+    assert place(error) == ("config.unsupported_optimizer", "pets.yaml:3", "optimizer.name")
 
 
 @pytest.mark.parametrize("key", ["lr", "weight_decay", "momentum", "maximize", "params"])
 def test_an_option_that_is_a_key_of_its_own_or_would_do_harm_is_refused(
     refuse: Refuse, key: str
 ) -> None:
-    assert f"optimizer.options: {key} " in refuse(f"optimizer: {{options: {{{key}: 1}}}}\n")
+    error = refuse(f"optimizer: {{options: {{{key}: 1}}}}\n")
+    assert place(error) == ("config.invalid_value", "pets.yaml:3", "optimizer.options")
+    assert key in error.what
 
 
 def test_an_unknown_key_of_a_group_is_refused_with_the_nearest(refuse: Refuse) -> None:
-    message = refuse("optimizer:\n  groups:\n    - {match: ['fc.*'], lr_scal: 2}\n")
-    assert message.startswith("pets.yaml:5: optimizer.groups.0.lr_scal: unknown key.")
-    assert "lr_scale'?" in message
+    error = refuse("optimizer:\n  groups:\n    - {match: ['fc.*'], lr_scal: 2}\n")
+    assert place(error) == ("config.unknown_key", "pets.yaml:5", "optimizer.groups.0.lr_scal")
+    assert "lr_scale'?" in (error.to_do or "")
 
 
 def test_a_group_that_says_nothing_is_refused_with_its_place(refuse: Refuse) -> None:
-    message = refuse("optimizer:\n  groups:\n    - {match: ['fc.*'], lr: 1, lr_scale: 2}\n")
-    assert message == "pets.yaml:5: optimizer.groups.0.lr_scale: give either it or lr"
+    error = refuse("optimizer:\n  groups:\n    - {match: ['fc.*'], lr: 1, lr_scale: 2}\n")
+    assert place(error) == ("config.conflict", "pets.yaml:5", "optimizer.groups.0.lr_scale")
 
 
 def test_an_unknown_choice_is_refused_with_the_nearest(refuse: Refuse) -> None:
-    message = refuse("freeze:\n  norm_stats: keeep\n")
-    assert message == (
-        "pets.yaml:4: freeze.norm_stats: must be one of keep, update, not 'keeep'. "
-        "Did you mean 'keep'?"
-    )
+    error = refuse("freeze:\n  norm_stats: keeep\n")
+    assert place(error) == ("config.invalid_value", "pets.yaml:4", "freeze.norm_stats")
+    assert error.to_do == "Did you mean 'keep'?"
 
 
 def test_an_unknown_model_is_refused_with_the_nearest(refuse: Refuse) -> None:
-    message = refuse("", "model.name=resnet81")
-    assert "Did you mean 'resnet18'?" in message
-    assert "finetune models" in message
+    error = refuse("", "model.name=resnet81")
+    assert (error.kind, error.key) == ("config.unknown_model", "model.name")
+    assert "Did you mean 'resnet18'?" in (error.to_do or "")
 
 
 @pytest.mark.parametrize("value", ["3", "[a]", "word"])
 def test_a_section_that_is_none_is_refused_with_its_keys(refuse: Refuse, value: str) -> None:
-    expected = "pets.yaml:3: train: must be a section of keys (epochs, label_smoothing, "
-    assert refuse(f"train: {value}\n").startswith(expected)
+    error = refuse(f"train: {value}\n")
+    assert place(error) == ("config.not_a_section", "pets.yaml:3", "train")
+    assert "epochs, label_smoothing, " in error.what
 
 
 def test_an_empty_section_is_refused_with_its_keys(refuse: Refuse) -> None:
-    expected = "pets.yaml:3: train: is empty; give it keys (epochs, label_smoothing, "
-    assert refuse("train:\n").startswith(expected)
+    error = refuse("train:\n")
+    assert place(error) == ("config.empty_section", "pets.yaml:3", "train")
+    assert "epochs, label_smoothing, " in (error.to_do or "")
 
 
 def test_a_list_is_called_a_list(refuse: Refuse) -> None:
-    message = refuse('freeze: {patterns: "layer4.*"}\n')
-    assert "must be a list" in message
+    error = refuse('freeze: {patterns: "layer4.*"}\n')
+    assert place(error) == ("config.invalid_value", "pets.yaml:3", "freeze.patterns")
 
 
 def test_a_problem_between_two_sections_names_a_line(refuse: Refuse) -> None:
-    message = refuse("schedule:\n  warmup_epochs: 9\ntrain:\n  epochs: 3\n")
-    assert "schedule.warmup_epochs: 9 is longer than train.epochs, 3" in message
-    assert message.startswith("pets.yaml:")
-    assert message.split(":")[1].isdigit()
+    error = refuse("schedule:\n  warmup_epochs: 9\ntrain:\n  epochs: 3\n")
+    assert place(error) == ("config.invalid_value", "pets.yaml:4", "schedule.warmup_epochs")
 
 
 # --set
@@ -412,44 +428,44 @@ def test_set_can_give_what_the_file_lacks(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "kind"),
     [
-        ("train.epochs=three", "must be a whole number, not 'three'"),
-        ("train.epochs=0", "must be greater than or equal to 1, not 0"),
-        ("train.epochs=", "must be a whole number, not nothing"),
-        ("train.epochs=[1, 2", "not valid YAML"),
-        ("train.epoch=3", "unknown key. Did you mean 'train.epochs'?"),
-        ("epochs=3", "unknown key. Did you mean 'train.epochs'?"),
-        ("model.name.size=18", "name is no section"),
-        ("train=3", "must be a section of keys"),
-        ("format=9", "format 9 is newer"),
+        ("train.epochs=three", "invalid_value"),
+        ("train.epochs=0", "invalid_value"),
+        ("train.epochs=", "invalid_value"),
+        ("train.epochs=[1, 2", "yaml_syntax"),
+        ("train.epoch=3", "unknown_key"),
+        ("epochs=3", "unknown_key"),
+        ("model.name.size=18", "not_a_section"),
+        ("train=3", "not_a_section"),
+        ("format=9", "newer_format"),
     ],
 )
-def test_set_passes_the_validation_of_the_file(refuse: Refuse, override: str, said: str) -> None:
-    assert said in refuse("", override)
+def test_set_passes_the_validation_of_the_file(refuse: Refuse, override: str, kind: str) -> None:
+    error = refuse("", override)
+    assert (error.kind, error.key) == (f"config.{kind}", override.partition("=")[0])
 
 
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "train..epochs=3", ".=3", ""])
 def test_a_malformed_set_is_answered_with_an_example(refuse: Refuse, override: str) -> None:
-    message = refuse("", override)
-    assert message.startswith("--set")
-    assert "expected key.path=value, as in train.epochs=3" in message
+    error = refuse("", override)
+    assert (error.kind, error.source) == ("config.invalid_override", f"--set {override}")
 
 
 def test_a_problem_of_an_override_names_the_override(refuse: Refuse) -> None:
-    message = refuse("train: {epochs: 3}\n", "train.epochs=x")
-    assert message == "--set train.epochs=x: must be a whole number, not 'x'"
+    error = refuse("train: {epochs: 3}\n", "train.epochs=x")
+    assert str(error).startswith("--set train.epochs=x: must be ")
 
 
 def test_a_problem_within_an_override_of_a_section_names_its_path(refuse: Refuse) -> None:
-    message = refuse("", "optimizer={name: sgd, lr: high}")
-    assert message.startswith("--set optimizer={name: sgd, lr: high}: ")
-    assert "optimizer.lr" in message
+    error = refuse("", "optimizer={name: sgd, lr: high}")
+    override = "--set optimizer={name: sgd, lr: high}"
+    assert place(error) == ("config.invalid_value", override, "optimizer.lr")
 
 
 def test_a_problem_of_the_file_is_not_blamed_on_a_neighbouring_override(refuse: Refuse) -> None:
-    message = refuse("optimizer: {name: adamw, momentum: 0.9}\n", "optimizer.lr=0.1")
-    assert message.startswith("pets.yaml:3: ")
+    error = refuse("optimizer: {name: adamw, momentum: 0.9}\n", "optimizer.lr=0.1")
+    assert place(error) == ("config.no_effect", "pets.yaml:3", "optimizer.momentum")
 
 
 # Strictness
@@ -484,9 +500,8 @@ def test_a_problem_of_the_file_is_not_blamed_on_a_neighbouring_override(refuse: 
     ],
 )
 def test_a_value_of_another_kind_is_refused(refuse: Refuse, more: str, path: str) -> None:
-    message = refuse(more)
-    assert message.startswith(f"pets.yaml:3: {path}: ")
-    assert "\n" not in message
+    error = refuse(more)
+    assert place(error) == ("config.invalid_value", "pets.yaml:3", path)
 
 
 @pytest.mark.parametrize(
@@ -495,7 +510,8 @@ def test_a_value_of_another_kind_is_refused(refuse: Refuse, more: str, path: str
 )
 def test_a_value_out_of_range_is_refused(refuse: Refuse, data: str) -> None:
     key, _, value = data.partition(": ")
-    assert refuse("", f"data.{key}={value}").startswith(f"--set data.{key}={value}: must be ")
+    error = refuse("", f"data.{key}={value}")
+    assert (error.kind, error.key) == ("config.invalid_value", f"data.{key}")
 
 
 def test_a_whole_number_may_stand_for_a_float(load: Load) -> None:
@@ -504,48 +520,48 @@ def test_a_whole_number_may_stand_for_a_float(load: Load) -> None:
 
 @pytest.mark.parametrize("std", ["[0, 1, 1]", "[1, 1]", "[1, 1, 1, 1]", "0.5"])
 def test_a_std_that_cannot_divide_is_refused(refuse: Refuse, std: str) -> None:
-    override = f"model.preprocessing={{resize: 4, crop: 4, std: {std}}}"
-    assert refuse("", override).startswith(f"--set {override}: ")
+    error = refuse("", f"model.preprocessing={{resize: 4, crop: 4, std: {std}}}")
+    assert (error.kind, error.key) == ("config.invalid_value", "model.preprocessing.std")
 
 
 @pytest.mark.parametrize("value", ["0", "true", "1.0", "one", "null"])
 def test_a_format_that_is_not_the_number_1_is_refused(refuse: Refuse, value: str) -> None:
-    assert "format" in refuse(f"format: {value}\n")
+    assert place(refuse(f"format: {value}\n")) == ("config.invalid_value", "pets.yaml:3", "format")
 
 
 def test_a_newer_format_is_refused_by_name_before_its_unknown_keys(refuse: Refuse) -> None:
-    message = refuse("format: 2\nnew_section: {}\n")
-    assert message.startswith("pets.yaml: format 2 is newer than this finetune")
-    assert "new_section" not in message
+    error = refuse("format: 2\nnew_section: {}\n")
+    assert place(error) == ("config.newer_format", "pets.yaml", "format")
+    assert "new_section" not in str(error)
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "kind", "key"),
     [
-        ("optimizer: {name: adamw, momentum: 0.9}\n", "optimizer.momentum: has no effect on adamw"),
-        ("schedule: {name: cosine, gamma: 0.1}\n", "schedule.gamma: has no effect on cosine"),
+        ("optimizer: {name: adamw, momentum: 0.9}\n", "no_effect", "optimizer.momentum"),
+        ("schedule: {name: cosine, gamma: 0.1}\n", "no_effect", "schedule.gamma"),
         (
             "schedule: {name: one_cycle, warmup_epochs: 1}\n",
-            "schedule.warmup_epochs: one_cycle rises by itself",
+            "no_effect",
+            "schedule.warmup_epochs",
         ),
-        ("schedule: {name: plateau, gamma: 1}\n", "schedule.gamma: must be below 1"),
-        ("schedule: {name: cosine, patience: 3}\n", "schedule.patience: has no effect on cosine"),
-        ("optimizer: {name: rprop, weight_decay: 0.1}\n", "optimizer.weight_decay: has no effect"),
-        ("optimizer: {name: auto, options: {eps: 1}}\n", "optimizer.options: are of one class"),
-        (
-            "schedule: {name: constant, step_epochs: 3}\n",
-            "schedule.step_epochs: has no effect on constant",
-        ),
+        ("schedule: {name: plateau, gamma: 1}\n", "invalid_value", "schedule.gamma"),
+        ("schedule: {name: cosine, patience: 3}\n", "no_effect", "schedule.patience"),
+        ("optimizer: {name: rprop, weight_decay: 0.1}\n", "no_effect", "optimizer.weight_decay"),
+        ("optimizer: {name: auto, options: {eps: 1}}\n", "conflict", "optimizer.options"),
+        ("schedule: {name: constant, step_epochs: 3}\n", "no_effect", "schedule.step_epochs"),
     ],
 )
-def test_an_option_without_effect_is_refused(refuse: Refuse, more: str, said: str) -> None:
-    message = refuse(more)
-    assert message.startswith("pets.yaml:3: ")
-    assert said in message
+def test_an_option_without_effect_is_refused(
+    refuse: Refuse, more: str, kind: str, key: str
+) -> None:
+    assert place(refuse(more)) == (f"config.{kind}", "pets.yaml:3", key)
 
 
 def test_bundled_weights_of_another_model_are_refused(refuse: Refuse) -> None:
-    assert "set name: shufflenet_v2_x0_5" in refuse("", "model.weights=bundled")
+    error = refuse("", "model.weights=bundled")
+    assert (error.kind, error.key) == ("config.conflict", "model.weights")
+    assert "shufflenet_v2_x0_5" in (error.to_do or "")
 
 
 @pytest.mark.parametrize("weights", ["null", "none", "~"])
@@ -729,13 +745,12 @@ def test_to_yaml_keeps_every_section(load: Load, file: Path, overrides: list[str
 # Files
 
 
-def refused_file(path: Path) -> str:
-    """The message with which this path is refused."""
-    with pytest.raises(ConfigError) as caught:
+def refused_file(kind: str, path: Path) -> ConfigError:
+    """The error of this kind that refuses a file."""
+    with fails(kind, path=path) as caught:
         load_config(path)
-    message = str(caught.value)
-    assert message.startswith(str(path))
-    return message
+    assert isinstance(caught.value, ConfigError)
+    return caught.value
 
 
 def test_every_config_of_the_repository_loads() -> None:
@@ -747,26 +762,26 @@ def test_every_config_of_the_repository_loads() -> None:
 
 def test_a_missing_file_is_refused_with_the_nearest_name(file: Path) -> None:
     file.write_text(MINIMAL, encoding="utf-8")
-    message = refused_file(file.with_name("pet.yaml"))
-    assert message.endswith("no such config file. Did you mean 'pets.yaml'?")
+    error = refused_file("config.not_found", file.with_name("pet.yaml"))
+    assert error.to_do == "Did you mean 'pets.yaml'?"
 
 
 def test_a_file_in_no_folder_is_refused(tmp_path: Path) -> None:
-    assert "no such config file" in refused_file(tmp_path / "gone" / "pets.yaml")
+    refused_file("config.not_found", tmp_path / "gone" / "pets.yaml")
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
-    refused_file(tmp_path / f"{'x' * 300}.yaml")
+    refused_file("config.unreadable", tmp_path / f"{'x' * 300}.yaml")
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    assert "is a folder" in refused_file(tmp_path)
+    refused_file("config.not_a_file", tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"model: \xff", MINIMAL.encode("utf-16")])
 def test_a_file_that_is_not_utf8_is_refused(file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    assert "UTF-8" in refused_file(file)
+    refused_file("config.not_text", file)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key(file: Path) -> None:
@@ -777,9 +792,9 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(file: Path) -> None:
 @pytest.mark.parametrize("text", ["", "\n", "# a comment\n", "---\n"])
 def test_an_empty_file_is_asked_for_what_a_run_needs(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8")
-    message = refused_file(file)
-    assert "model: is required" in message
-    assert "data: is required" in message
+    error = refused_file("config.several_problems", file)
+    missing = {(problem.kind, problem.key) for problem in error.problems}
+    assert missing == {("config.missing_key", "model"), ("config.missing_key", "data")}
 
 
 @pytest.mark.parametrize("text", ["- model\n- data\n", "some text\n", "3\n"])
@@ -795,8 +810,8 @@ def test_two_documents_are_refused(file: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["auto", "none", "flip"])
 def test_views_are_refused_where_none_is_drawn(refuse: Refuse, policy: str) -> None:
-    message = refuse(f"augment: {{policy: {policy}, views: 3}}\n")
-    assert "augment.views: has no effect unless something is drawn" in message
+    error = refuse(f"augment: {{policy: {policy}, views: 3}}\n")
+    assert place(error) == ("config.no_effect", "pets.yaml:3", "augment.views")
 
 
 @pytest.mark.parametrize("drawn", ["policy: trivial", "erasing: 0.1", "color_jitter: 0.1"])
@@ -806,8 +821,8 @@ def test_views_bound_whatever_is_drawn(load: Load, drawn: str) -> None:
 
 @pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
 def test_views_are_refused_where_every_batch_is_mixed_anew(refuse: Refuse, mixing: str) -> None:
-    message = refuse(f"augment: {{policy: trivial, {mixing}: 0.2, views: 3}}\n")
-    assert f"augment.views: has no effect with {mixing}" in message
+    error = refuse(f"augment: {{policy: trivial, {mixing}: 0.2, views: 3}}\n")
+    assert place(error) == ("config.no_effect", "pets.yaml:3", "augment.views")
 
 
 @pytest.mark.parametrize("fit", ["pad", "stretch"])
@@ -815,8 +830,8 @@ def test_random_crops_of_photos_that_are_to_stay_whole_are_refused(
     refuse: Refuse, fit: str
 ) -> None:
     data = f"{{root: photos, fit: {fit}}}"
-    message = refuse("augment: {policy: crop_flip}\n", f"data={data}")
-    assert f"augment.policy: crop_flip would cut what data.fit {fit} keeps whole" in message
+    error = refuse("augment: {policy: crop_flip}\n", f"data={data}")
+    assert (error.kind, error.key) == ("config.conflict", "augment.policy")
 
 
 @pytest.mark.parametrize("word", ["off", "disk", "memory", "auto"])
@@ -836,10 +851,12 @@ def test_the_cache_is_named_by_a_word(load: Load, word: str) -> None:
 def test_a_rate_that_torch_cannot_compute_with_is_refused(
     refuse: Refuse, setting: str, most: str
 ) -> None:
-    assert f"must be less than or equal to {most}, not " in refuse(setting)
+    error = refuse(setting)
+    assert error.kind == "config.invalid_value"
+    assert most in error.what
 
 
 @pytest.mark.parametrize("key", ["mixup", "cutmix"])
 def test_an_alpha_too_small_to_draw_from_is_refused(refuse: Refuse, key: str) -> None:
-    message = refuse(f"augment: {{{key}: 1.0e-300}}")
-    assert f"augment.{key}: must be 0 or at least 1e-06" in message
+    error = refuse(f"augment: {{{key}: 1.0e-300}}")
+    assert place(error) == ("config.invalid_value", "pets.yaml:3", f"augment.{key}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from helpers.messages import fails
 
 from finetune.config.schema import Config
-from finetune.core.errors import ConfigError
 
 
 def config_of(**sections: Any) -> Config:
@@ -75,30 +75,31 @@ def test_a_recipe_stays_valid_when_its_freeze_section_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "kind", "key"),
     [
-        ({"train.epoch": 3}, r"^train\.epoch: unknown key.*'train\.epochs'"),
-        ({"trian.epochs": 3}, r"^trian: unknown key.*'train'"),
-        ({"train.epochs": 0}, r"^train\.epochs: .*greater than or equal to 1, not 0"),
-        ({"train.epochs": "many"}, r"^train\.epochs: must be a whole number, not 'many'"),
-        ({"seed.low": 1}, r"^seed: must be a whole number"),
-        ({"optimizer.groups": [{"lr": 0.1}]}, r"^optimizer\.groups\.0\.match: is required"),
-        ({"stages.0.optimizer.lr": -1.0}, r"^stages\.0\.optimizer\.lr: .*greater than 0"),
-        ({"stages.2.epochs": 1}, r"^stages\.2\.epochs: 2 is no index into a list of 2"),
-        ({"stages.last.epochs": 1}, r"^stages\.last\.epochs: last is no index"),
+        ({"train.epoch": 3}, "unknown_key", "train.epoch"),
+        ({"trian.epochs": 3}, "unknown_key", "trian"),
+        ({"train.epochs": 0}, "invalid_value", "train.epochs"),
+        ({"train.epochs": "many"}, "invalid_value", "train.epochs"),
+        ({"seed.low": 1}, "invalid_value", "seed"),
+        ({"optimizer.groups": [{"lr": 0.1}]}, "missing_key", "optimizer.groups.0.match"),
+        ({"stages.0.optimizer.lr": -1.0}, "invalid_value", "stages.0.optimizer.lr"),
+        ({"stages.2.epochs": 1}, "not_a_section", "stages.2.epochs"),
+        ({"stages.last.epochs": 1}, "not_a_section", "stages.last.epochs"),
     ],
 )
-def test_a_key_or_value_that_is_wrong_is_named(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_a_key_or_value_that_is_wrong_is_named(values: dict[str, Any], kind: str, key: str) -> None:
+    with fails(f"config.{kind}", key=key):
         config_of(stages=[{}, {}]).with_values(values)
 
 
 def test_the_result_is_validated_as_a_whole() -> None:
     config = config_of(train={"epochs": 5}, schedule={"warmup_epochs": 4.0})
-    with pytest.raises(ConfigError, match=r"warmup_epochs: 4 is longer than train\.epochs, 3"):
+    with fails("config.invalid_value", key="schedule.warmup_epochs"):
         config.with_values({"train.epochs": 3})
 
 
 def test_all_problems_are_named_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"data\.batch_size: .*; .*seed: "):
+    with fails("config.several_problems") as caught:
         config_of().with_values({"data.batch_size": 0, "seed": -1})
+    assert {problem.key for problem in caught.value.problems} == {"data.batch_size", "seed"}

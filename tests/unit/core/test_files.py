@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from helpers.messages import fails
 
 from finetune.core.errors import OutputError
 from finetune.core.files import append_line, write_atomically, write_text
@@ -127,7 +128,7 @@ def test_the_content_is_synced_before_it_takes_the_name(
 
 
 def test_writing_into_no_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"gone.*cannot be written"):
+    with fails("output.unwritable"):
         write_text(tmp_path / "gone" / "a.txt", "x")
 
 

@@ -221,8 +221,8 @@ class Said:
     [
         ({"policy": "trivial"}, "augment.policy trivial: new views in every epoch"),
         ({"policy": "flip", "erasing": 0.2}, "augment.erasing 0.2: new views in every epoch"),
-        ({"policy": "trivial", "views": 3}, "3 views of each image, drawn once and kept"),
-        ({"policy": "flip", "mixup": 0.2}, "augment.mixup 0.2: images of a batch are mixed anew"),
+        ({"policy": "trivial", "views": 3}, "3 views of each image, drawn once"),
+        ({"policy": "flip", "mixup": 0.2}, "augment.mixup 0.2: batches are mixed differently"),
         ({"policy": "auto"}, "augment.policy auto is flip: two views of each image"),
     ],
 )

@@ -267,7 +267,7 @@ def test_every_result_gives_balanced_accuracy(make_config: Make, photos: Path) -
     assert line["val"]["balanced_accuracy"] == result.balanced_accuracy
     assert summary.val.balanced_accuracy == result.balanced_accuracy
     figure = f"{result.balanced_accuracy:.2%}"
-    assert re.search(rf"Balanced +{figure}.*every class counting the same", render_eval(result))
+    assert re.search(rf"Balanced +{figure}.*mean per-class recall", render_eval(result))
     assert f"val {figure}, every class" in render_train(summary)
 
 

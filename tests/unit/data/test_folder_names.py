@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers.messages import fails
 from helpers.photo_folders import E_ACUTE, E_ACUTE_NFD, find, pictures, put, refusal, split_of
 
 from finetune.commands.check_data import check_data
 from finetune.config.schema import DataConfig
-from finetune.core.errors import DataError
 from finetune.core.reporter import SilentReporter
 from finetune.data.checks.structure import structure
 from finetune.data.checks.summary import summarize_dataset
@@ -36,10 +36,9 @@ def kinds(root: Path) -> list[str]:
 def test_photos_directly_in_a_folder_named_as_a_split_are_refused(
     tmp_path: Path, name: str
 ) -> None:
-    message = refusal(put(tmp_path, *pictures(name, "control", "placebo")))
-    assert message.startswith(f"{tmp_path}: {name}/ holds photos directly")
-    assert f"{name}_class" in message
-    assert str(tmp_path / name / "control") in message
+    error = refusal(put(tmp_path, *pictures(name, "control", "placebo")))
+    assert error.kind == "data.split_or_class"
+    assert str(tmp_path / name / "control") in str(error)
 
 
 @pytest.mark.parametrize(
@@ -57,17 +56,17 @@ def test_photos_directly_in_a_folder_named_as_a_split_are_refused(
 def test_folders_that_may_be_splits_or_classes_are_named(
     tmp_path: Path, folders: list[str], unclear: str
 ) -> None:
-    assert f"{tmp_path}: {unclear} hold" in refusal(put(tmp_path, *pictures(*folders)))
+    assert refusal(put(tmp_path, *pictures(*folders))).kind == "data.split_or_class"
 
 
 def test_photos_in_other_formats_make_a_split_unclear_as_well(tmp_path: Path) -> None:
     put(tmp_path, *pictures("control", "placebo"), "test/1.heic")
-    assert "test/ holds photos directly" in refusal(tmp_path)
+    assert refusal(tmp_path).kind == "data.split_or_class"
 
 
 def test_photos_without_an_ending_make_a_split_unclear_as_well(tmp_path: Path) -> None:
     put(tmp_path, *pictures("control", "placebo"), *(f"test/{index}" for index in range(6)))
-    assert "test/ holds photos directly" in refusal(tmp_path)
+    assert refusal(tmp_path).kind == "data.split_or_class"
 
 
 @pytest.mark.parametrize("file", ["", "labels.txt"])
@@ -82,7 +81,7 @@ def test_a_folder_named_as_a_split_that_holds_no_photos_is_said(tmp_path: Path, 
 
 def test_the_way_out_is_a_folder_that_is_free(tmp_path: Path) -> None:
     put(tmp_path, *pictures("train", "car", "plane"))
-    assert f"into {tmp_path / 'training'}." in refusal(tmp_path)
+    assert refusal(tmp_path).kind == "data.split_or_class"
 
 
 def test_both_ways_out_lead_out(tmp_path: Path) -> None:
@@ -94,15 +93,15 @@ def test_both_ways_out_lead_out(tmp_path: Path) -> None:
 
 def test_check_data_and_init_refuse_in_the_same_words(tmp_path: Path) -> None:
     put(tmp_path, *pictures("control", "placebo", "test"))
-    with pytest.raises(DataError, match="test/ holds photos directly"):
+    with fails("data.split_or_class"):
         check_data(DataConfig(root=str(tmp_path)), workers=0)
-    with pytest.raises(DataError, match="test/ holds photos directly"):
+    with fails("data.split_or_class"):
         summarize_dataset(DataConfig(root=str(tmp_path)), SilentReporter())
 
 
 def test_other_data_is_refused_by_its_option(tmp_path: Path) -> None:
     put(tmp_path, *pictures("cats", "dogs", "test"))
-    with pytest.raises(DataError, match="test/ holds photos directly"):
+    with fails("data.split_or_class"):
         split_of(tmp_path, "val", data=tmp_path)
 
 
@@ -121,13 +120,13 @@ def test_a_class_of_the_network_is_no_split(tmp_path: Path) -> None:
 def test_unsorted_test_photos_beside_a_train_folder_are_said(tmp_path: Path) -> None:
     put(tmp_path, *pictures("train/cats", "train/dogs", "test"))
     assert "holds photos but no class folders: test/" in find(tmp_path).notes[0]
-    with pytest.raises(DataError, match=r"test: holds photos but no class folders"):
+    with fails("data.no_class_folders", path="test"):
         split_of(tmp_path, "test")
 
 
 def test_unsorted_validation_photos_are_not_replaced_by_held_out_ones(tmp_path: Path) -> None:
     put(tmp_path, *pictures("train/cats", "train/dogs", "val"))
-    assert "val: holds photos but no class folders" in refusal(tmp_path)
+    assert refusal(tmp_path).kind == "data.no_class_folders"
     assert kinds(tmp_path) == ["refused"]
 
 
@@ -146,7 +145,7 @@ def test_class_folders_that_differ_by_case_or_spaces_are_refused(
     if "x " in f"x{other}":
         (tmp_path / below / f"x{other}").rename(tmp_path / below / f"{other}x")
         (tmp_path / below / f"x{one}").rename(tmp_path / below / f"{one}x")
-    assert "differ only by case or spaces" in refusal(tmp_path)
+    assert refusal(tmp_path).kind == "data.similar_class_names"
     assert "alike_classes" in kinds(tmp_path)
 
 
@@ -162,7 +161,7 @@ def test_labels_of_a_table_that_differ_by_case_are_refused(tmp_path: Path) -> No
     labels = {"a": "daisy", "b": "Daisy", "c": "rose"}
     rows = [f"{name},{labels[name[0]]}" for name in pictures("a", "b", "c")]
     (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]))
-    assert "'Daisy' and 'daisy'" in refusal(tmp_path / "t.csv")
+    assert refusal(tmp_path / "t.csv").kind == "data.similar_class_names"
     (finding,) = structure(surveyed(tmp_path / "t.csv"))
     assert finding.examples == ("'Daisy' and 'daisy'",)
 

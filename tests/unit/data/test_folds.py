@@ -6,8 +6,8 @@ import random
 from collections import Counter
 
 import pytest
+from helpers.messages import fails
 
-from finetune.core.errors import DataError
 from finetune.data.splits.folds import Fold, groups_of_copies, make_folds
 
 
@@ -103,5 +103,5 @@ def test_images_of_equal_contents_are_one_group_by_the_first_of_their_names() ->
 
 @pytest.mark.parametrize("groups", [None, ["a", "b"] * 3])
 def test_too_many_folds_are_refused_with_what_is_possible(groups: list[str] | None) -> None:
-    with pytest.raises(DataError, match=r"tune\.folds: .* folds at most, not 7"):
+    with fails("data.too_few_for_folds", key="tune.folds"):
         folds(labels_of(3, 3), groups, count=7)

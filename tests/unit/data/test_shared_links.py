@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from helpers.broken_files import save
+from helpers.messages import fails
 
 from finetune.config.data import DataConfig
-from finetune.core.errors import DataError
 from finetune.data.images import TrainVal
 from finetune.data.sources.open import find_train_val
 
@@ -37,14 +37,14 @@ def test_a_folder_linked_into_two_classes_is_warned_about(root: Path, link: str)
 
 def test_a_folder_linked_into_both_splits_is_refused(root: Path) -> None:
     (root / "val/daisy/more").symlink_to("../../train/daisy")
-    with pytest.raises(DataError, match="would be in both train and val"):
+    with fails("data.shared_folder"):
         find(root)
 
 
 def test_a_val_folder_that_is_the_train_folder_is_refused(root: Path) -> None:
     (root / "val").rename(root / "elsewhere")
     (root / "val").symlink_to("train")
-    with pytest.raises(DataError, match="would be in both train and val"):
+    with fails("data.shared_folder"):
         find(root)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.messages import fails
 from torch import nn
 
 from finetune.checkpoints.checkpoint import load_checkpoint
@@ -410,7 +411,7 @@ def test_a_place_that_cannot_be_written_is_said_and_memory_is_taken(
     config = make_config(runtime=FIXED, features={"dir": str(place)})
     told = Told()
     train(config, reporter=told)
-    assert f"{place}: features cannot be kept there: Not a directory" in "\n".join(told.lines)
+    assert f"{place}: features cannot be cached there: Not a directory" in "\n".join(told.lines)
     assert "cache: memory" in (Path(config.output_dir) / "config.yaml").read_text()
 
 
@@ -419,7 +420,7 @@ def test_disk_that_was_asked_for_is_refused_with_its_path(
 ) -> None:
     place = tmp_path / "file" / "features"
     place.parent.touch()
-    with pytest.raises(OutputError, match=f"{place}: features cannot be kept: Not a directory"):
+    with fails("output.cache_unwritable", path=place):
         train(make_config(runtime=FIXED, features={"dir": str(place), "cache": "disk"}))
 
 
@@ -430,7 +431,7 @@ def test_a_full_disk_is_one_message_with_the_ways_out(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(FeatureStore, "put", full)
-    with pytest.raises(Exception, match=r"features.dir=FOLDER names another place") as caught:
+    with fails("output.cache_unwritable") as caught:
         train(make_config(runtime=FIXED))
     assert getattr(caught.value, "exit_code", None) == 6
 

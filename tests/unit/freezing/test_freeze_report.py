@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.messages import fails
 from torchvision import models
 
 from finetune.commands.freeze_report import freeze_report
 from finetune.config.schema import Config
-from finetune.core.errors import ConfigError
 from finetune.report.freeze_report import render_freeze_report
 from finetune.results.freeze import FreezeReport
 
@@ -107,7 +107,7 @@ def test_without_data_the_number_of_classes_must_be_given(tmp_path: Path) -> Non
     config = Config.model_validate(
         {"model": {"name": "resnet18"}, "data": {"root": "absent"}, "output_dir": "x"}
     )
-    with pytest.raises(ConfigError, match="--num-classes N"):
+    with fails("config.unknown_num_classes"):
         freeze_report(config)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.messages import fails
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torchvision import models
@@ -21,7 +22,7 @@ from finetune.commands.evaluate import evaluate_checkpoint
 from finetune.commands.freeze_report import freeze_report
 from finetune.commands.train import train
 from finetune.config.schema import AdaptConfig, Config, ModelConfig
-from finetune.core.errors import ConfigError, ModelError
+from finetune.core.errors import ModelError
 from finetune.freezing.graph_split import find_split_point, split_model
 from finetune.freezing.lora import (
     adaptable,
@@ -132,27 +133,23 @@ def test_targets_are_the_frozen_weights_that_globs_match() -> None:
 
 
 def test_adapters_where_nothing_is_frozen_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no frozen weight of this network can have an adapter"):
+    with fails("config.nothing_to_adapt"):
         targets_of(small_vit().requires_grad_(True), lora())
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "kind", "key"),
     [
-        ({"targets": ["encodr.*"]}, "'encodr.*' matches no parameter. Did you mean 'encoder.*'"),
-        (
-            {"targets": ["*.out_proj.*"]},
-            "'*.out_proj.*' matches no weight that can have an adapter",
-        ),
-        ({"targets": ["heads.*"]}, "'heads.*' matches no weight that can have an adapter"),
-        ({"rank": 17}, "adapt.lora.rank: 17 is more than a weight of 48x16 can use"),
-        ({"dropout": 0.1}, "adapt.lora.dropout: peft has none for in_proj_weight"),
+        ({"targets": ["encodr.*"]}, "pattern_matches_nothing", "targets"),
+        ({"targets": ["*.out_proj.*"]}, "nothing_to_adapt", "targets"),
+        ({"targets": ["heads.*"]}, "nothing_to_adapt", "targets"),
+        ({"rank": 17}, "invalid_value", "rank"),
+        ({"dropout": 0.1}, "conflict", "dropout"),
     ],
 )
-def test_what_cannot_be_adapted_is_refused(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_what_cannot_be_adapted_is_refused(values: dict[str, Any], kind: str, key: str) -> None:
+    with fails(f"config.{kind}", key=f"adapt.lora.{key}"):
         targets_of(small_vit(), lora(**values))
-    assert said in str(caught.value)
 
 
 def test_no_targets_at_all_are_refused() -> None:
@@ -161,7 +158,7 @@ def test_no_targets_at_all_are_refused() -> None:
 
 
 def test_other_families_are_refused() -> None:
-    with pytest.raises(ValidationError, match="adapt: is for vit, swin, swin_v2, maxvit, not for"):
+    with pytest.raises(ValidationError, match="adapt: LoRA supports vit, swin, "):
         config_of("resnet18")
 
 
@@ -288,8 +285,8 @@ def test_the_freeze_report_counts_adapters_and_needs_no_peft() -> None:
     assert report.memory.gradient_bytes == 4 * (report.adapters.parameters + 768 * 3 + 3)
     assert sum(row.parameters for row in report.groups) == report.adapters.parameters + 768 * 3 + 3
     text = render_freeze_report(report)
-    assert "parameters train beside 27 frozen weights, and are added to them" in text
-    assert f"{report.adapters.parameters + 768 * 3 + 3:,} train" in text.splitlines()[0]
+    assert "parameters are trained in addition to 27 frozen weights, and merged" in text
+    assert f"{report.adapters.parameters + 768 * 3 + 3:,} trainable" in text.splitlines()[0]
 
 
 def with_group(**group: Any) -> Config:
@@ -305,7 +302,7 @@ def test_a_group_goes_by_the_names_of_adapters() -> None:
 
 def test_a_group_over_a_weight_that_only_its_adapter_moves_is_refused() -> None:
     config = with_group(match=["*.mlp.0.weight"], lr=0.5)
-    with pytest.raises(ConfigError, match=r"what moves is beside: '\*.mlp.0.weight.lora_\*'"):
+    with fails("config.no_effect"):
         freeze_report(config, num_classes=3)
 
 
@@ -321,7 +318,7 @@ def test_without_peft_a_run_is_refused_with_the_installation(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     config = make_config(model={"name": "swin_t"}, adapt={"lora": {}})
-    with pytest.raises(ConfigError, match=r"needs peft, .*finetune-vision\[adapt\]"):
+    with fails("config.missing_package", key="adapt.lora"):
         train(config)
 
 
@@ -336,7 +333,7 @@ def test_a_run_trains_adapters_and_saves_a_plain_torchvision_network(make_config
     )
     summary = train(config)
     assert (summary.adapted, summary.trainable_tensors) == (4, 10)
-    assert "; to the other 4 weights adapters were added" in render_train(summary)
+    assert "; adapters were merged into the other 4 weights" in render_train(summary)
 
     state, metadata = load_checkpoint(Path(config.output_dir) / "last.pt")
     models.swin_t(num_classes=2).load_state_dict(state)

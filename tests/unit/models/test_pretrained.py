@@ -10,12 +10,12 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from helpers.messages import fails
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
 from finetune.config.schema import ModelConfig
-from finetune.core.errors import ConfigError, ModelError
 from finetune.models.build import build_untrained, resolve_model
 from finetune.models.pretrained import load_pretrained
 from finetune.models.weight_files import read_states
@@ -83,57 +83,55 @@ def test_the_bundled_weights_are_of_the_bundled_backbone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "name"),
     [
-        (lambda s: s.pop("conv5.0.weight"), r"1 missing \(conv5.0.weight\)"),
-        (lambda s: s.update(extra=torch.zeros(1)), r"1 unexpected \(extra\)"),
-        (
-            lambda s: s.update({"conv5.0.weight": torch.zeros(2)}),
-            r"1 of another shape \(conv5.0.weight \(2,\) instead of \(1024, 192, 1, 1\)\)",
-        ),
+        (lambda s: s.pop("conv5.0.weight"), "conv5.0.weight"),
+        (lambda s: s.update(extra=torch.zeros(1)), "extra"),
+        (lambda s: s.update({"conv5.0.weight": torch.zeros(2)}), "conv5.0.weight"),
         (
             lambda s: s.update({"conv5.1.bias": torch.full((1024,), float("nan"))}),
-            r"1 not finite \(conv5.1.bias\)",
+            "conv5.1.bias",
         ),
     ],
 )
 def test_a_misfit_is_named(
-    change: Callable[[State], object], message: str, pretrained: State, tmp_path: Path
+    change: Callable[[State], object], name: str, pretrained: State, tmp_path: Path
 ) -> None:
     state = dict(pretrained)
     change(state)
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=message):
+    with fails("model.weights_do_not_fit", key="model.weights") as caught:
         loaded(tmp_path / "w.pth")
+    assert name in caught.value.what
 
 
 def test_weights_of_another_architecture_are_refused(pretrained: State, tmp_path: Path) -> None:
     torch.save(pretrained, tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=r"does not fit resnet18: \d+ missing .*more\)"):
+    with fails("model.weights_do_not_fit", key="model.weights"):
         loaded(tmp_path / "w.pth", name="resnet18")
 
 
 def test_a_pickled_model_is_refused_without_running_it(tmp_path: Path) -> None:
     torch.save(nn.Linear(1, 1), tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=r"without running code .*save model.state_dict\(\)"):
+    with fails("model.weights_unsafe", key="model.weights"):
         loaded(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", pickle.dumps([1])])
 def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(ModelError, match=r"w.pth"):
+    with fails("model.weights_damaged", key="model.weights"):
         loaded(tmp_path / "w.pth")
 
 
 def test_a_missing_file_offers_its_neighbour(tmp_path: Path) -> None:
     (tmp_path / "mobilenet.pth").touch()
-    with pytest.raises(ModelError, match=r"no such file. Did you mean 'mobilenet.pth'"):
+    with fails("model.weights_not_found", key="model.weights"):
         read_states(tmp_path / "mobilnet.pth")
 
 
 def test_an_unknown_entry_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ModelError, match=r"has no weights 'IMAGENET1K_V3'.*It has IMAGENET1K_V1"):
+    with fails("model.unknown_weights", key="model.weights"):
         resolve_model(ModelConfig(name="resnet18", weights="IMAGENET1K_V3"))
 
 
@@ -155,10 +153,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_failed_download_names_the_file_and_how_to_give_a_path(cache: Path) -> None:
-    with pytest.raises(ModelError) as caught:
+    with fails("model.download_failed", key="model.weights") as caught:
         loaded("DEFAULT", name="resnet18")
-    assert "resnet18-f37072fd.pth could not be downloaded (no network)" in str(caught.value)
-    assert "--set model.weights=PATH" in str(caught.value)
+    assert "resnet18-f37072fd.pth" in caught.value.what
     assert not list(cache.iterdir())
 
 
@@ -174,9 +171,8 @@ def test_a_failed_download_without_a_home_names_no_temporary_folder(
         folder = new
 
     monkeypatch.setattr(torch.hub, "set_dir", set_dir)
-    with pytest.raises(ModelError) as caught:
+    with fails("model.download_failed", key="model.weights") as caught:
         loaded("DEFAULT", name="resnet18")
-    assert "Set HOME or TORCH_HOME, or give the file's path" in str(caught.value)
     assert tempfile.gettempdir() not in str(caught.value)
     assert folder == "~/.cache/torch/hub"
 
@@ -187,7 +183,7 @@ def test_a_tampered_cache_file_is_refused_unread(cache: Path, tmp_path: Path) ->
             return Path.touch, (tmp_path / "canary",)
 
     torch.save(Payload(), cache / "resnet18-f37072fd.pth")
-    with pytest.raises(ModelError, match="damaged or tampered with"):
+    with fails("model.weights_damaged"):
         loaded("DEFAULT", name="resnet18")
     assert not (tmp_path / "canary").exists()
 
@@ -209,12 +205,12 @@ def test_a_cached_download_is_used_once_its_hash_agrees(
 
 
 def test_bundled_weights_are_refused_for_another_backbone() -> None:
-    with pytest.raises(ValueError, match="bundled are of shufflenet_v2_x0_5, not of resnet18"):
+    with pytest.raises(ValueError, match="belong to shufflenet_v2_x0_5, not to resnet18"):
         ModelConfig(name="resnet18", weights="bundled")
 
 
 def test_aux_heads_are_refused_where_there_are_none() -> None:
-    with pytest.raises(ConfigError, match="googlenet and inception_v3 do"):
+    with fails("config.no_effect", key="model.aux_heads"):
         resolve_model(ModelConfig(name="resnet18", aux_heads=True))
 
 

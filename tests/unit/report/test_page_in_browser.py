@@ -118,7 +118,7 @@ def test_a_cell_of_the_matrix_names_itself_under_the_pointer(open_page: Open) ->
     cell = page.locator('svg [data-t="0"][data-p="1"]')
     cell.hover()
     count, of = cell.get_attribute("data-n"), cell.get_attribute("data-of")
-    assert page.locator("#tip").inner_text() == f"ants taken for bees: {count} of {of}"
+    assert page.locator("#tip").inner_text() == f"ants predicted as bees: {count} of {of}"
     page.mouse.move(1, 1)
     assert page.locator("#tip").is_hidden()
 
@@ -137,7 +137,7 @@ def test_a_click_on_a_cell_shows_its_pictures_and_can_be_taken_back(open_page: O
     assert 0 < shown.count() < every
     words = shown.evaluate_all("all => all.map(f => f.querySelector('figcaption b').textContent)")
     assert set(words) == {"ants"}
-    assert page.locator("#chosen-text").inner_text().startswith("ants taken for bees: ")
+    assert page.locator("#chosen-text").inner_text().startswith("ants predicted as bees: ")
     assert page.locator("#tip").is_hidden()
     page.locator("#clear").click()
     assert shown.count() == every
@@ -147,7 +147,7 @@ def test_a_click_on_a_cell_shows_its_pictures_and_can_be_taken_back(open_page: O
 def test_the_keyboard_reaches_the_cells_too(open_page: Open) -> None:
     page = open_page()
     page.locator('svg [data-t="1"][data-p="2"]').focus()
-    assert "bees taken for wasps" in page.locator("#tip").inner_text()
+    assert "bees predicted as wasps" in page.locator("#tip").inner_text()
     page.keyboard.press("Enter")
     assert page.locator("#chosen").is_visible()
 
