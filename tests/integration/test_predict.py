@@ -64,7 +64,9 @@ def test_logits_are_those_of_eval_bit_for_bit(
         train={"epochs": 1},
     )
     train(config)
-    evaluated = compute(Path(config.output_dir) / "best.pt", EvalOptions(), reporter=SilentReporter())
+    evaluated = compute(
+        Path(config.output_dir) / "best.pt", EvalOptions(), reporter=SilentReporter()
+    )
     paths = list(map(str, evaluated.images.paths))
     assert torch.equal(logits_of(open_predictor(config.output_dir), paths), evaluated.logits)
 
