@@ -58,7 +58,7 @@ def predict(
     files = list(image_files(paths, reporter))
     if not files:
         raise DataError("predict: there is no image to label; give files, or folders of images")
-    predictor = open_predictor(run, batch_size=batch_size, reporter=reporter)
+    predictor = open_predictor(run, batch_size=batch_size, keeps=True, reporter=reporter)
     warn_of_levels(predictor.levels, files, reporter)
     names = predictor.class_names
     start = time.perf_counter()
@@ -72,6 +72,8 @@ def predict(
         else:
             unsure += answer.unsure
     elapsed_s = time.perf_counter() - start
+    if predictor.feature_counts is not None:
+        reporter.say(predictor.feature_counts.in_words)
     _report(run, unreadable, len(files), reporter)
     return _summary(run, predictor, len(files), unsure, unreadable, elapsed_s)
 
@@ -180,4 +182,5 @@ def _summary(
         unreadable=tuple(unreadable),
         elapsed_s=elapsed_s,
         images_per_s=(total - len(unreadable)) / elapsed_s,
+        features=predictor.feature_counts,
     )
