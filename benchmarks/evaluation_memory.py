@@ -33,7 +33,7 @@ def measure(way: str, name: str, batch_size: int, batches: int) -> dict[str, flo
     base = peak_memory_mib() or 0
     model = models.get_model(name).eval()
     data = [
-        (torch.rand(batch_size, 3, 224, 224), torch.zeros(batch_size, dtype=torch.int64))
+        ((torch.rand(batch_size, 3, 224, 224),), torch.zeros(batch_size, dtype=torch.int64))
         for _ in range(batches)
     ]
     largest_pair = 0
@@ -49,13 +49,13 @@ def measure(way: str, name: str, batch_size: int, batches: int) -> dict[str, flo
         loss = evaluate(model, data, num_classes=1000).loss
     else:
         total = 0.0
-        for images, labels in data:
+        for (images,), labels in data:
             total += float(nn.functional.cross_entropy(model(images), labels, reduction="sum"))
         loss = total / (batch_size * batches)
     for handle in handles:
         handle.remove()
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    inputs = sum(images.nbytes for images, _ in data)
+    inputs = sum(images.nbytes for (images,), _ in data)
     return {
         "peak_mib": (peak_memory_mib() or 0) - base,
         "floor_mib": (weights + inputs + largest_pair) / 2**20,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.linear_model import LogisticRegression
 
 from finetune.config.load import load_config
@@ -17,7 +18,7 @@ from finetune.data.loading.views import Views
 from finetune.data.sources.open import find_split
 from finetune.data.splits.folds import make_folds
 from finetune.data.splits.holdout import keys_of
-from finetune.features.engine import make_source
+from finetune.features.engine import Split, make_source
 from finetune.features.source import CachedFeatures, FeatureBatches
 from finetune.training.prepare_stage import StageSetup, feature_batches_of, prepare_single_stage
 
@@ -70,10 +71,10 @@ def _rows(known: Known, indices: tuple[int, ...]) -> Known:
 def _known(source: FeatureBatches, images: Images) -> Known:
     assert isinstance(source, CachedFeatures)
     part = source.part(range(len(images)), batch_size=1024, training=False)
-    rows = [features for features, _ in part.epoch()]
-    return np.concatenate([np.asarray(one).reshape(len(one), -1) for one in rows]), np.array(
-        images.labels
-    )
+    rows = [
+        torch.cat([tensor.flatten(1) for tensor in features], dim=1) for features, _ in part.epoch()
+    ]
+    return torch.cat(rows).numpy(), np.array(images.labels)
 
 
 def _of_split(stage_setup: StageSetup, split: str) -> Known:
@@ -83,11 +84,8 @@ def _of_split(stage_setup: StageSetup, split: str) -> Known:
     source = make_source(
         stage_setup.engine,
         config,
-        images,
-        views=Views.of("none"),
+        Split(images, views=Views.of("none"), shuffle=False, what=split),
         workers=config.data.workers,
-        shuffle=False,
-        what=split,
         reporter=SilentReporter(),
     )
     return _known(source, images)

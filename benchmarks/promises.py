@@ -43,6 +43,12 @@ PROMISES = (
         (("KILLS_IN_SAVE", 200),),
     ),
     Promise(
+        "A killed computation of features loses no block that was complete",
+        "kill -9 at random moments while a store is filled",
+        ("kills-in-fill",),
+        (("KILLS_IN_FILL", 200),),
+    ),
+    Promise(
         "A damaged last checkpoint is detected, and the previous one is used, with a warning",
         "files with flipped bits, truncated, empty, or swapped",
         tests=(

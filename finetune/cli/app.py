@@ -237,14 +237,23 @@ def cache_list(
 @cache.command(name="clear")
 def cache_clear(
     folder: CacheFolderOption = None,
+    unused: Annotated[
+        float | None,
+        typer.Option(
+            "--unused",
+            metavar="DAYS",
+            min=0,
+            help="Remove only features that have not been used for this many days.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
-    """Remove all cached features.
+    """Remove cached features, all of them or those that were not used lately.
 
     They are computed again when a run needs them.
     """
-    emit(_cache_command().clear_cache(folder), _cache_text(), as_json)
+    emit(_cache_command().clear_cache(folder, unused_days=unused), _cache_text(), as_json)
 
 
 def _cache_command() -> Any:

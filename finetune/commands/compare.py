@@ -116,6 +116,7 @@ def _keep(name: str, path: Path, evaluated: Evaluated) -> ScoredRun:
             macro_f1=result.macro.f1,
             calibration_error=result.calibration.error,
             intervals=result.intervals,
+            features=result.features,
         ),
         interval_method=result.interval_method,
         right={

@@ -23,7 +23,7 @@ from finetune.data.loading.views import Views
 from finetune.data.loading.workers import resolve_workers
 from finetune.data.sources.open import find_known
 from finetune.data.splits.holdout import groups_of, keys_of
-from finetune.features.engine import make_source
+from finetune.features.engine import Split, make_source
 from finetune.inference.calibration import fit_temperature
 from finetune.inference.load import LoadedNetwork, open_network
 from finetune.inference.prediction_rows import HEADER, rows
@@ -145,23 +145,22 @@ def _compute(
 ) -> Evaluated:
     split = options.split
     images, ignored = _images(metadata, options, reporter)
-    opened = open_network(path, state, metadata, images, known=True, reporter=reporter)
+    opened = open_network(path, state, metadata, images, reporter=reporter)
     start = time.perf_counter()
     source = make_source(
         opened.engine,
         metadata.config,
-        images,
-        views=Views.of("none"),
+        Split(images, views=Views.of("none"), shuffle=False, what=split),
         workers=resolve_workers(
             "auto",
             images,
             opened.engine.device,
             batch_bytes=metadata.config.data.batch_size * opened.engine.extractor.pixel_bytes,
         ),
-        shuffle=False,
-        what=split,
         reporter=reporter,
     )
+    if source.counts is not None:
+        reporter.say(source.counts.in_words)
     kept: list[Tensor] = []
     tracked = reporter.track(source.epoch(), f"evaluate {split}", total=len(source))
     classes = len(metadata.class_names)
@@ -203,7 +202,8 @@ def _compute(
         confused=scored.confused,
         confusion=scored.confusion,
         images_per_s=images_per_s,
-        features_from_earlier_run=source.from_earlier,
+        features=source.counts,
+        features_from_earlier_run=source.counts is not None and not source.counts.computed,
         ignored=ignored,
         files=(),
     )

@@ -155,7 +155,7 @@ def _expected(
     expected = {}
     for precision, config in configs.items():
         changed = metadata.model_copy(update={"config": config})
-        opened = open_network(path, state, changed, none, known=False, reporter=reporter)
+        opened = open_network(path, state, changed, none, reporter=reporter)
         logits = [logits for _, logits, _ in Predictor(opened).logits(photos)]
         expected[precision] = list(probabilities(torch.cat(logits), metadata.temperature))
     return expected

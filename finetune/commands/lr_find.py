@@ -66,6 +66,8 @@ def _test(config: Config, rates: list[float], reporter: Reporter) -> LrRange:
     stage_setup = prepare_single_stage(config, reporter, what="lr-find")
     config, train = stage_setup.config, stage_setup.data.train
     source = feature_batches_of(stage_setup, reporter, training=True)
+    if source.counts is not None:
+        reporter.say(source.counts.in_words)
     with steps_of(stage_setup.plan.cost.forward_trainable * config.data.batch_size):
         tested = range_test(stage_setup, source, rates, reporter)
     losses = tested.losses
@@ -92,5 +94,6 @@ def _test(config: Config, rates: list[float], reporter: Reporter) -> LrRange:
         diverged_at=tested.ended_at,
         configured_lr=config.optimizer.lr,
         elapsed_s=0.0,
+        features=source.counts,
         plot=None,
     )

@@ -65,7 +65,7 @@ def predict(
             source="predict",
             to_do="give image files, or folders of images",
         )
-    predictor = open_predictor(run, batch_size=batch_size, reporter=reporter)
+    predictor = open_predictor(run, batch_size=batch_size, keeps=True, reporter=reporter)
     warn_of_levels(predictor.levels, files, reporter)
     names = predictor.class_names
     start = time.perf_counter()
@@ -79,6 +79,8 @@ def predict(
         else:
             unsure += answer.unsure
     elapsed_s = time.perf_counter() - start
+    if predictor.feature_counts is not None:
+        reporter.say(predictor.feature_counts.in_words)
     _report(run, unreadable, len(files), reporter)
     return _summary(run, predictor, len(files), unsure, unreadable, elapsed_s)
 
@@ -214,4 +216,5 @@ def _summary(
         unreadable=tuple(unreadable),
         elapsed_s=elapsed_s,
         images_per_s=(total - len(unreadable)) / elapsed_s,
+        features=predictor.feature_counts,
     )

@@ -80,6 +80,7 @@ def report(
         files=tuple(map(str, files)),
         num_bytes=sum(file.stat().st_size for file in files),
         elapsed_s=time.perf_counter() - start,
+        features=evaluated.result.features,
     )
 
 

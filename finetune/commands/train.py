@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.checkpoints import run_dir
@@ -25,6 +25,7 @@ from finetune.freezing.freeze_report import make_freeze_report, staged_report
 from finetune.freezing.frozen_hashes import FrozenHashes
 from finetune.report.freeze_report import render_freeze_report
 from finetune.report.json_text import to_json
+from finetune.results.features import FeatureCounts, total
 from finetune.results.freeze import FreezeReport
 from finetune.results.train import Scores, StageSummary, TrainSummary
 from finetune.training.early_stopping import why_stopped
@@ -106,7 +107,8 @@ def _train(
     with signals.impatiently(
         f" after the last epoch; saved. Resume with: {resume_command(folder)}"
     ):
-        summary = _summary(stage, time.perf_counter() - start)
+        elapsed_s = time.perf_counter() - start
+        summary = _summary(stage, total(run.features), elapsed_s)
         write_text(folder / run_dir.SUMMARY, to_json(summary))
     return summary
 
@@ -144,12 +146,17 @@ class _TrainedStage:
 
 @dataclass(frozen=True)
 class _Run:
-    """Objects shared by all stages of a run."""
+    """Objects shared by all stages of a run.
+
+    Attributes:
+        features: Rows of features computed and reused in each stage so far.
+    """
 
     run_setup: RunSetup
     output: RunOutput
     run_lock: RunLock
     overwrite: bool
+    features: list[FeatureCounts | None] = field(default_factory=list)
 
     def prepare(
         self,
@@ -173,6 +180,10 @@ class _Run:
                 validation = None
                 if len(stage_setup.data.val):
                     validation = feature_batches_of(stage_setup, reporter, training=False)
+            counts = total([training.counts, None if validation is None else validation.counts])
+            if counts is not None:
+                reporter.say(counts.in_words)
+            self.features.append(counts)
         return _ReadyStage(stage_setup, report, StageBatches(training, validation))
 
     def train_stage(
@@ -324,7 +335,9 @@ def _verify_saved(frozen_hashes: FrozenHashes, path: Path) -> None:
     frozen_hashes.verify(state, where=str(path))
 
 
-def _summary(stage: _TrainedStage, elapsed_s: float) -> TrainSummary:
+def _summary(
+    stage: _TrainedStage, features: FeatureCounts | None, elapsed_s: float
+) -> TrainSummary:
     stage_setup, trained, past = stage.stage_setup, stage.trained, stage.past
     folder = stage_setup.config.output_dir
     checkpoint = shlex.quote(str(Path(folder) / run_dir.BEST))
@@ -348,6 +361,7 @@ def _summary(stage: _TrainedStage, elapsed_s: float) -> TrainSummary:
         resumed_at=past.resumed_at,
         stages=past.stages,
         elapsed_s=elapsed_s,
+        features=features,
         peak_memory_mib=peak_memory_mib(),
         rerun=run_dir.rerun_command(Path(folder) / run_dir.CONFIG, folder),
         next=(

@@ -21,6 +21,7 @@ from finetune.data.sources.open import find_split, find_train_val, open_source
 from finetune.report.json_text import to_json
 from finetune.report.tuning import settings_in_words, winner_in_words
 from finetune.report.tuning_plots import draw_trials
+from finetune.results.features import total
 from finetune.results.tuning import (
     BackboneRow,
     TestScore,
@@ -181,6 +182,7 @@ def result_of(
         files=(),
         search_s=sum(searched.search_s for searched in found),
         elapsed_s=0.0,
+        features=total(searched.features for searched in found),
         train=None,
         test=None,
         chosen_on=f"{folds}-fold cross-validation on {best.num_train:,} training images"

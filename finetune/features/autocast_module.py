@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,10 +35,10 @@ class AutocastModule(nn.Module):
         self.form = form
         self.device_type = device.type
 
-    def forward(self, features: Features) -> Any:
+    def forward(self, *features: Tensor) -> Any:
         """Return the module's logits ``(N, num_classes)``, then those of auxiliary heads."""
         if self.in_pieces and not self.training and not torch.is_grad_enabled():
-            return torch.cat(on_cores(self._piece, list(_pieces(features))))
+            return torch.cat(on_cores(self._piece, _pieces(features)))
         return self._compute(features)
 
     @torch.no_grad()  # grad mode is thread-local
@@ -48,13 +48,9 @@ class AutocastModule(nn.Module):
         return logits
 
     def _compute(self, features: Features) -> Any:
-        if isinstance(features, Tensor):
-            inputs: Features = self._laid_out(features)
-        else:
-            inputs = tuple(self._laid_out(tensor) for tensor in features)
         half = self.form.precision == "bfloat16"
         with torch.autocast(self.device_type, torch.bfloat16, enabled=half):
-            output = self.module(inputs)
+            output = self.module(*map(self._laid_out, features))
         if isinstance(output, Tensor):
             return output.float()
         return tuple(part.float() for part in output if part is not None)
@@ -65,10 +61,8 @@ class AutocastModule(nn.Module):
         return tensor.contiguous(memory_format=self.form.layout)
 
 
-def _pieces(features: Features) -> Iterable[Features]:
-    if isinstance(features, Tensor):
-        return torch.split(features, CPU_ROWS)
-    return zip(*(torch.split(tensor, CPU_ROWS) for tensor in features), strict=True)
+def _pieces(features: Features) -> list[Features]:
+    return list(zip(*(torch.split(tensor, CPU_ROWS) for tensor in features), strict=True))
 
 
 def training_runner(trainable_part: nn.Module, features: Features, device: torch.device) -> Runner:
@@ -83,7 +77,7 @@ def training_runner(trainable_part: nn.Module, features: Features, device: torch
 
         def step() -> Tensor:
             torch.manual_seed(0)
-            output = module(features)
+            output = module(*features)
             logits: Tensor = output if isinstance(output, Tensor) else output[0]
             logits.square().sum().backward()  # type: ignore[no-untyped-call]
             module.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Cache policy: whether and where features are cached, and in which blocks."""
+"""Cache policy: whether and where features are cached."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from pathlib import Path
 from finetune.config.schema import FeaturesConfig
 from finetune.core.memory import spare_memory_bytes
 from finetune.core.reporter import Reporter
+from finetune.features.cache_folder import cache_root, disk_limit, refused_writing
 from finetune.features.extractor import FeatureExtractor
-from finetune.features.store import Layout, cache_root, disk_limit, refused_writing
 from finetune.freezing.graph_split import WORTH_KEEPING_BYTES
-
-BLOCK_ROWS = 32
-"""Rows computed together; fixed, because the last bits of a value depend on its batch."""
 
 _READ_BYTES_PER_S = 500e6
 """Read speed of a common solid-state disk, in bytes per second."""
@@ -24,16 +21,6 @@ _MULTIPLY_ADDS_PER_S_ELSEWHERE = 5e12
 Fixed estimates, because a timing could decide differently from run to run, and cached features are
 computed in other batches than fresh ones.
 """
-
-
-def layout_of(extractor: FeatureExtractor, num_images: int, views: int) -> Layout:
-    """Return the layout in which the features of a split are stored."""
-    return Layout(
-        rows=num_images * views,
-        shapes=extractor.crossing,
-        dtype=extractor.form.precision,
-        block_rows=max(BLOCK_ROWS // views, 1) * views,
-    )
 
 
 def worth_keeping(extractor: FeatureExtractor, multiply_adds: int) -> bool:

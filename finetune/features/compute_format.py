@@ -300,10 +300,19 @@ def wait_for_device() -> None:
 
 
 def _memory(key: str, forms: list[ComputeFormat]) -> Path:
+    return machine_file(key, [str(form) for form in forms])
+
+
+def machine_file(*key: object) -> Path:
+    """Return the file for what was found out on this machine with these versions.
+
+    Raises:
+        OSError: There is no home folder.
+    """
     machine = [platform.machine(), platform.processor(), _processor(), torch.get_num_threads()]
     if torch.cuda.is_available():
         machine.append(torch.cuda.get_device_name())
-    text = json.dumps([key, machine, versions(), [str(form) for form in forms]])
+    text = json.dumps([key, machine, versions()])
     name = hashlib.sha256(text.encode()).hexdigest()[:32]
     return user_cache() / "forms" / f"{name}.json"
 

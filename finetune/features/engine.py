@@ -6,7 +6,7 @@ import copy
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,10 +22,12 @@ from finetune.data.loading.dataloader import Batches, PhotoDataset
 from finetune.data.loading.mixup_cutmix import Mixing
 from finetune.data.loading.views import Views
 from finetune.features.autocast_module import AutocastModule, training_runner
-from finetune.features.cache_policy import decide_cache, layout_of
+from finetune.features.cache_policy import decide_cache
 from finetune.features.compute_format import ComputeFormat, FormatChoice, choose_format, lacks
 from finetune.features.extractor import CPU_ROWS, FeatureExtractor, forward_runner, frozen_identity
-from finetune.features.source import CachedFeatures, FeatureBatches, FreshFeatures, filled_store
+from finetune.features.opening import layout_of
+from finetune.features.rows import Wanted, feature_rows
+from finetune.features.source import CachedFeatures, FeatureBatches, FreshFeatures
 from finetune.freezing.flops import Cost, measure_cost
 from finetune.freezing.graph_split import GraphSplit, split_model
 
@@ -72,28 +74,36 @@ class Engine:
         }
 
 
-def build_engine(
-    model: nn.Module,
-    config: Config,
-    preprocessing: PreprocessingConfig,
-    images: Images,
-    *,
-    frozen: dict[str, str],
-    device: torch.device,
-    reporter: Reporter,
-    skeleton: nn.Module | None = None,
-    cost: Cost | None = None,
-) -> Engine:
-    """Split a network whose ``requires_grad`` flags and modes are set for training.
+@dataclass(frozen=True)
+class Network:
+    """Network whose ``requires_grad`` flags and modes are set for training.
 
-    Args:
+    Attributes:
+        name: Name of the torchvision builder.
         model: Network on the device. Its trainable modules become part of the engine, and are
             trained in place.
-        images: Images of which a few are decoded if compute formats have to be timed.
         frozen: Name and SHA-256 of every frozen tensor.
         skeleton: The same network on the meta device; None creates it.
         cost: Cost of the skeleton; None measures it.
     """
+
+    name: str
+    model: nn.Module
+    preprocessing: PreprocessingConfig
+    frozen: Mapping[str, str]
+    skeleton: nn.Module | None = None
+    cost: Cost | None = None
+
+
+def build_engine(
+    network: Network, config: Config, images: Images, *, device: torch.device, reporter: Reporter
+) -> Engine:
+    """Split a network into frozen prefix and trainable part, and choose their compute formats.
+
+    Args:
+        images: Images of which a few are decoded if compute formats have to be timed.
+    """
+    model, preprocessing = network.model, network.preprocessing
     runtime = config.runtime
     for precision in sorted({runtime.precision, runtime.live_precision}):
         if lacks(device, precision):
@@ -101,16 +111,23 @@ def build_engine(
                 f"this {device.type} device does not support {precision}: using float32, so "
                 "results may differ in the last digits"
             )
-    skeleton = skeleton or copy.deepcopy(model).to("meta")
+    skeleton = network.skeleton or copy.deepcopy(model).to("meta")
     split = split_model(model, crop=preprocessing.crop, skeleton=skeleton)
-    identity = frozen_identity(split, frozen)
+    identity = frozen_identity(split, network.frozen)
     plain = FeatureExtractor(
-        split.prefix, split.crossing, ComputeFormat(), preprocessing, device, identity, split.widest
+        prefix=split.prefix,
+        crossing=split.crossing,
+        form=ComputeFormat(),
+        preprocessing=preprocessing,
+        device=device,
+        identity=identity,
+        widest=split.widest,
+        network=network.name,
+        cut=split.last or "",
     )
     cores = available_cores() if split.prefix is not None and device.type == "cpu" else 1
-    cost = cost or measure_cost(skeleton, crop=preprocessing.crop)
-
-    network = _what_is_timed(model, preprocessing)
+    cost = network.cost or measure_cost(skeleton, crop=preprocessing.crop)
+    described = preprocessing.model_dump_json()
     # A GPU is timed with whole batches; with few images kernel launches would dominate.
     rows = CPU_ROWS if device.type == "cpu" else config.data.batch_size
 
@@ -128,7 +145,8 @@ def build_engine(
                 lambda form: forward_runner(plain, pixels(rows))(form),
                 device=device,
                 images=rows * cores,  # every core processes this many at the same time
-                key=f"{network} {identity}",
+                # Without the head, so that features are the same with another one.
+                key=f"{described} {identity}",
             ),
         )
         _say(reporter, "the frozen part", prefix_choice)
@@ -150,7 +168,7 @@ def build_engine(
             device=device,
             images=rows,
             work=len(images) * config.train.epochs,
-            key=f"live {network} {identity}",
+            key=f"live {_what_is_timed(model, preprocessing)} {identity}",
         ),
     )
     _say(reporter, "trainable part", trainable_choice)
@@ -233,57 +251,57 @@ def resolve_cache(
     if engine.split.prefix is None:
         return "off"
     extractor = engine.extractor
-    rows_bytes = layout_of(extractor, num_val, 1).num_bytes
-    if views.count is not None:
-        rows_bytes += layout_of(extractor, num_train, views.count).num_bytes
+    rows = num_val + num_train * (views.count or 0)
     return decide_cache(
         config.features,
         extractor,
-        rows_bytes,
+        rows * layout_of(extractor).num_bytes,
         multiply_adds=engine.prefix_multiply_adds,
         reporter=reporter,
     )
 
 
+@dataclass(frozen=True)
+class Split:
+    """Images of one split, and how they are passed over.
+
+    Attributes:
+        what: Name of the split in messages.
+        mixing: Mixup or cutmix applied to each batch; requires an unbounded number of views.
+    """
+
+    images: Images
+    views: Views
+    shuffle: bool
+    what: str
+    mixing: Mixing | None = None
+
+
 def make_source(
-    engine: Engine,
-    config: Config,
-    images: Images,
-    *,
-    views: Views,
-    workers: int,
-    shuffle: bool,
-    what: str,
-    reporter: Reporter,
-    mixing: Mixing | None = None,
+    engine: Engine, config: Config, split: Split, *, workers: int, reporter: Reporter
 ) -> FeatureBatches:
     """Return the batches of one split, as inputs of the trainable part.
 
     Args:
         config: Resolved config, in which ``features.cache`` is not auto.
-        what: Name of the split in messages.
-        mixing: Mixup or cutmix applied to each batch; requires an unbounded number of views.
     """
-    assert mixing is None or views.count is None
+    images, views = split.images, split.views
+    assert split.mixing is None or views.count is None
     batch_size = config.data.batch_size
     if config.features.cache != "off" and views.count is not None and engine.split.prefix:
-        store = filled_store(
-            config.features,
-            config.features.cache,
+        rows = feature_rows(
             engine.extractor,
-            images,
-            views,
+            config.features,
+            Wanted(images, views, split.what, engine.prefix_seconds),
             workers=workers,
-            what=what,
-            seconds=engine.prefix_seconds,
             reporter=reporter,
         )
         return CachedFeatures(
-            store,
+            rows,
             images,
             batch_size=batch_size,
             views=views,
-            shuffle=shuffle,
+            shuffle=split.shuffle,
             device=engine.device,
         )
     # In the next epoch, another worker process may be asked for an image that one has kept.
@@ -295,6 +313,6 @@ def make_source(
         keep_bytes=spare_memory_bytes() if keeps else 0,
     )
     batches = Batches(
-        dataset, batch_size=batch_size, workers=workers, device=engine.device, shuffle=shuffle
+        dataset, batch_size=batch_size, workers=workers, device=engine.device, shuffle=split.shuffle
     )
-    return FreshFeatures(batches, engine.extractor, mixing)
+    return FreshFeatures(batches, engine.extractor, split.mixing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,9 @@ from finetune.core.threads import on_cores
 from finetune.data.loading.transforms import normalise
 from finetune.features.compute_format import ComputeFormat, Runner
 from finetune.freezing.graph_split import Features, GraphSplit
+
+BLOCK_ROWS = 32
+"""Rows of features that are computed and stored together."""
 
 CPU_ROWS = 8
 """Images that a core processes at once, so that their activations fit in its caches.
@@ -44,6 +47,9 @@ class FeatureExtractor:
         crossing: Shape of each output tensor of the prefix, for one image.
         identity: SHA-256 of the frozen weights and of the prefix's graph.
         widest: Number of elements of the prefix's largest tensor, for one image.
+        network, cut: Name of the network, and of the module after which the prefix ends.
+        pads: Whether batches of features to be kept are padded to one size, so that a row does not
+            depend on its neighbours.
     """
 
     prefix: nn.Module | None
@@ -53,14 +59,17 @@ class FeatureExtractor:
     device: torch.device
     identity: str
     widest: int = 0
+    network: str = ""
+    cut: str = ""
+    pads: bool = True
 
-    def __call__(self, pixels: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, pixels: Tensor) -> Features:
         """Compute the prefix's outputs for uint8 pixels ``(N, 3, H, W)``, on the device."""
         if self.prefix is None or self.device.type != "cpu":
             return self._compute(pixels)
         return joined(on_cores(self._compute, list(torch.split(pixels, self.rows))))
 
-    def in_this_thread(self, pixels: Tensor) -> tuple[Tensor, ...]:
+    def in_this_thread(self, pixels: Tensor) -> Features:
         """Compute the features of uint8 pixels in the calling thread.
 
         Raises:
@@ -70,17 +79,31 @@ class FeatureExtractor:
         parts = unless_asked(torch.split(pixels, self.rows))
         return joined([self._compute(part) for part in parts])
 
+    def rows_of(self, pixels: Tensor) -> Features:
+        """Compute rows to be kept for uint8 pixels, on all cores of a CPU."""
+        parts = list(torch.split(pixels, self.batch_rows))
+        if self.device.type != "cpu":
+            return joined([self.batch(part) for part in parts])
+        return joined(on_cores(self.batch, parts))
+
+    def batch(self, pixels: Tensor) -> Features:
+        """Compute rows to be kept for at most `batch_rows` images, in the calling thread."""
+        count = len(pixels)
+        if self.pads and count < self.batch_rows:
+            pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_rows - count, -1, -1, -1)])
+        return tuple(tensor[:count] for tensor in self._compute(pixels))
+
     def features(self, pixels: Tensor) -> Features:
         """Compute the input of the trainable part for uint8 pixels."""
-        return as_features(self(pixels))
+        return in_float32(self(pixels))
 
-    def _compute(self, pixels: Tensor) -> tuple[Tensor, ...]:
+    def _compute(self, pixels: Tensor) -> Features:
         images = normalise(pixels.to(self.device, non_blocking=True), self.preprocessing)
         if self.prefix is None:
             return (images,)
         images = images.to(self.form.dtype).contiguous(memory_format=self.form.layout)
-        features = self.prefix(images)
-        return (features,) if isinstance(features, Tensor) else features
+        features: Features = self.prefix(images)
+        return features
 
     @property
     def rows(self) -> int:
@@ -89,6 +112,11 @@ class FeatureExtractor:
         while rows > _FEWEST_ROWS and rows * self.widest * self.form.dtype.itemsize > _WIDE_BYTES:
             rows //= 2
         return rows
+
+    @property
+    def batch_rows(self) -> int:
+        """Number of images in each batch of rows to be kept."""
+        return self.rows if self.device.type == "cpu" else BLOCK_ROWS
 
     @property
     def pixel_bytes(self) -> int:
@@ -101,15 +129,14 @@ class FeatureExtractor:
         return sum(torch.Size(shape).numel() for shape in self.crossing) * self.form.dtype.itemsize
 
 
-def joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def joined(parts: list[Features]) -> Features:
     """Concatenate the features of several micro-batches."""
     return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
 
-def as_features(tensors: tuple[Tensor, ...]) -> Features:
-    """Convert the prefix's outputs to the trainable part's input: float32, a tuple if several."""
-    exact = tuple(tensor.float() for tensor in tensors)
-    return exact[0] if len(exact) == 1 else exact
+def in_float32(features: Features) -> Features:
+    """Convert the prefix's outputs to the inputs of the trainable part, which are float32."""
+    return tuple(tensor.float() for tensor in features)
 
 
 def forward_runner(plain: FeatureExtractor, pixels: Tensor) -> Runner:
@@ -137,8 +164,19 @@ def forward_runner(plain: FeatureExtractor, pixels: Tensor) -> Runner:
     return prepare
 
 
-def frozen_identity(split: GraphSplit, frozen: dict[str, str]) -> str:
-    """Return the SHA-256 of the frozen prefix's graph and of all frozen hashes."""
+def _parents(name: str) -> set[str]:
+    """Return a tensor's name and the paths of all modules that it is in."""
+    parts = name.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+
+
+def frozen_identity(split: GraphSplit, frozen: Mapping[str, str]) -> str:
+    """Return the SHA-256 of the frozen prefix's graph and of the hashes of its tensors.
+
+    Frozen tensors outside the prefix do not count, so that it is the same with another head.
+    """
     graph = getattr(split.prefix, "graph", None)
-    text = json.dumps([str(getattr(graph, "code", None)), sorted(frozen.items())])
+    reads = frozenset(split.reads)
+    inside = [(name, sha256) for name, sha256 in sorted(frozen.items()) if _parents(name) & reads]
+    text = json.dumps([str(getattr(graph, "code", None)), inside])
     return hashlib.sha256(text.encode()).hexdigest()

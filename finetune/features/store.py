@@ -1,304 +1,463 @@
-"""Feature store on disk or in memory: written in blocks with checksums, read by row.
+"""Feature store: one row of features for each photo and view, on disk or in memory.
 
-A store is a folder: ``meta.json`` describes its content, ``N.bin`` are plain arrays of rows, and
-``blocks.log`` has a line with the CRC-32 of each complete block. A block without a line, or with a
-wrong checksum, is computed again, so that an interrupted filling is resumed and an incomplete store
-is never used as a complete one. The files are memory-mapped, so that they use only the page cache,
-which the system can reclaim.
+A store on disk is a folder for one frozen computation. Rows are appended and never moved, and a row
+is found by a key that names a photo and a view, so that it does not depend on splits, classes, the
+order of the photos or their folder.
+
+========== =====================================================================================
+meta.json  description of the computation, for people and `finetune cache list`; its modification
+           time is the time of last use
+N.bin      the rows of the N-th feature tensor, one after the other
+keys.bin   for each row its key, and a number that is the same for all views of a photo
+blocks.bin for each block of rows that were written together: first row, number of rows, CRC-32
+index.bin  the keys in ascending order (`finetune.features.row_index`)
+lock       locked while a block is written
+========== =====================================================================================
+
+Append-only files with an index were chosen over SQLite: a block is complete once its entry in
+``blocks.bin`` is written, so that a killed process loses at most the block that it was writing and
+there is no journal to replay; the CRC-32 of a block covers its keys and its rows, which SQLite does
+not offer; the rows of a batch are gathered from one memory-mapped tensor; and millions of keys are
+looked up at once with numpy.
+
+Nothing is believed that a checksum does not cover. The entries in ``blocks.bin`` have a checksum of
+their own, a block is verified when one of its rows is first asked for, and a row counts only if its
+key is the one that was asked for. A damaged block is struck out of ``blocks.bin``, and its rows are
+appended again when they are needed.
 """
 
 from __future__ import annotations
 
 import json
 import mmap
+import os
 import re
-import shutil
+import weakref
 import zlib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any
+from typing import IO, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.core.files import exists, expand_user, refuse_without_home, user_cache, write_text
-from finetune.core.memory_mapped_files import allocated, mapped, reserve
+from finetune.core.files import write_text
+from finetune.core.locks import locked
+from finetune.core.memory_mapped_files import as_tensor, mapped
+from finetune.features.row_index import FILE as INDEX
+from finetune.features.row_index import RowIndex
 
-FORMAT = 1
-ORIGIN = "root"
-"""Key of the images' folder in a description; informative, and not compared."""
-_IN_USE: set[Path] = set()
-"""Folders opened by this process, which `make_room` must not remove."""
-
-_META = "meta.json"
-_LOG = "blocks.log"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_OWN_FILE = re.compile(rf"{re.escape(_META)}|{re.escape(_LOG)}|\d+\.bin|\.tmp-\w+")
+FORMAT = 2
+META = "meta.json"
+KEYS, BLOCKS, LOCK = "keys.bin", "blocks.bin", "lock"
+_OWN_NAME = re.compile(
+    "|".join(map(re.escape, (META, KEYS, BLOCKS, LOCK, INDEX, "blocks.log")))  # format 1 had a .log
+    + r"|\d+\.bin|\.tmp-\w+"
+)
 """Names of a store's files; other files in its folder are not touched."""
-_LOG_LINE = re.compile(r"(\d{1,18}) ([0-9a-f]{8})")
-"""Block number and its CRC-32."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Keys = NDArray[np.uint64]
+"""Keys of rows, ``(n, 2)``."""
+Places = NDArray[np.int64]
+"""Numbers of rows in a store; -1 where it has none."""
+
+ROW = np.dtype([("key", "<u8", 2), ("photo", "<u8")])
+"""A row's key, and the number of its photo."""
+_BLOCK = np.dtype([("start", "<u8"), ("rows", "<u4"), ("crc", "<u4"), ("check", "<u8")])
+_AT_ONCE = 2**16
+_COPIED_ROWS = 2**8
+_FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+"""Odd factors of the checksum of a block's entry, from xxHash (Collet)."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Layout of the rows of one or several tensors.
+class RowLayout:
+    """Layout of one row.
 
     Attributes:
-        rows: Number of rows, one per view of each image: row ``image * views + view``.
-        shapes: Shape of one row of each tensor.
+        shapes: Shape of each feature tensor, for one image.
         dtype: Name of the dtype, float32 or bfloat16.
-        block_rows: Number of rows in a block, which are always computed together.
     """
 
-    rows: int
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
-    block_rows: int
 
     @property
-    def num_blocks(self) -> int:
-        """Number of blocks; the last one may be shorter."""
-        return -(-self.rows // self.block_rows)
+    def sizes(self) -> list[int]:
+        """Bytes of a row, for each tensor."""
+        size = DTYPES[self.dtype].itemsize
+        return [torch.Size(shape).numel() * size for shape in self.shapes]
 
     @property
     def num_bytes(self) -> int:
-        """Size of all rows, in bytes."""
-        size = _DTYPES[self.dtype].itemsize
-        return self.rows * size * sum(torch.Size(shape).numel() for shape in self.shapes)
-
-    def rows_of(self, block: int) -> slice:
-        """Return the rows of a block."""
-        return slice(block * self.block_rows, min((block + 1) * self.block_rows, self.rows))
+        """Bytes of a row, with its key."""
+        return sum(self.sizes) + ROW.itemsize
 
 
-class FeatureStore:
-    """Features of one split, in ``folder``, or in memory if it is None."""
+class RowStore(Protocol):
+    """Rows of features by key."""
 
-    def __init__(self, layout: Layout, folder: Path | None, description: dict[str, str]) -> None:
-        self.layout = layout
+    damaged: int
+    """Number of blocks with a wrong checksum that were met so far."""
+
+    def find(self, keys: Keys) -> Places:
+        """Return the numbers of the rows that are there and undamaged, -1 for the others."""
+
+    def append(self, keys: Keys, photos: NDArray[np.uint64], features: Sequence[Tensor]) -> None:
+        """Add rows, without those that another process has added in the meantime."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all rows, ``(rows, *shape)`` for each feature tensor."""
+
+    def save_index(self) -> None:
+        """Note where the rows are, for faster opening."""
+
+
+class MemoryStore:
+    """Rows in memory; the key of the N-th of them is ``(N, 0)``."""
+
+    damaged = 0
+
+    def __init__(self, layout: RowLayout, rows: int) -> None:
+        self._there = np.zeros(rows, np.bool_)
+        dtype = DTYPES[layout.dtype]
+        self._tensors = tuple(torch.empty(rows, *shape, dtype=dtype) for shape in layout.shapes)
+
+    def find(self, keys: Keys) -> Places:
+        """Return the numbers of the rows that are there, -1 for the others."""
+        numbers = keys[:, 0].astype(np.int64)
+        return np.where(self._there[numbers], numbers, -1)
+
+    def append(self, keys: Keys, photos: NDArray[np.uint64], features: Sequence[Tensor]) -> None:  # noqa: ARG002
+        """Add rows."""
+        numbers = keys[:, 0].astype(np.int64)
+        for tensor, values in zip(self._tensors, features, strict=True):
+            tensor[torch.from_numpy(numbers)] = values
+        self._there[numbers] = True
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all rows."""
+        return self._tensors
+
+    def save_index(self) -> None:
+        """Do nothing."""
+
+
+class DiskStore:
+    """Rows in a folder, which several processes may read and add to at the same time.
+
+    Raises:
+        OSError: The folder cannot be written, or its file system has no locks or cannot map files.
+    """
+
+    def __init__(self, folder: Path, layout: RowLayout, description: Mapping[str, str]) -> None:
         self.folder = folder
+        self.layout = layout
         self.damaged = 0
-        """Number of written blocks with a wrong checksum."""
-        self.computed = 0
-        """Number of blocks written since the store was opened."""
-        self._whole: set[int] = set()
-        if folder is None:
-            dtype = _DTYPES[layout.dtype]
-            self.tensors = [
-                torch.empty(layout.rows, *shape, dtype=dtype) for shape in layout.shapes
-            ]
-            return
-        self._open_folder(folder, description)
-        self.tensors = [
-            mapped(folder / f"{i}.bin", (layout.rows, *shape), _DTYPES[layout.dtype])
-            for i, shape in enumerate(layout.shapes)
-        ]
-        self._check_blocks(folder)
-
-    @property
-    def missing(self) -> list[int]:
-        """Blocks that have not been computed yet."""
-        return [block for block in range(self.layout.num_blocks) if block not in self._whole]
-
-    def put(self, block: int, features: Sequence[Tensor]) -> None:
-        """Write a block's rows, then log it as complete."""
-        rows = self.layout.rows_of(block)
-        for tensor, values in zip(self.tensors, features, strict=True):
-            tensor[rows] = values
-        self._whole.add(block)
-        self.computed += 1
-        if self.folder is not None:
-            with (self.folder / _LOG).open("a", encoding="ascii") as log:
-                # The leading newline ends a line that an earlier process left incomplete.
-                log.write(f"\n{block} {self._checksum(block):08x}\n")
-
-    def take(self, rows: Tensor) -> list[Tensor]:
-        """Return copies of the given rows, in the given order."""
-        return [tensor[rows] for tensor in self.tensors]
-
-    def _open_folder(self, folder: Path, description: dict[str, str]) -> None:
         meta = {
             "format": FORMAT,
-            "rows": self.layout.rows,
-            "shapes": [list(shape) for shape in self.layout.shapes],
-            "dtype": self.layout.dtype,
-            "block_rows": self.layout.block_rows,
-            "description": description,
+            "shapes": [list(shape) for shape in layout.shapes],
+            "dtype": layout.dtype,
+            "description": dict(description),
         }
-        _remove_links(folder)
-        if folder.exists() and not _describes(_read_meta(folder), meta):
-            self.damaged = 1
-            for path in _own_files(folder):
-                path.unlink(missing_ok=True)
+        text = json.dumps(meta)
+        # Part of every checksum: rows of another computation count as damaged.
+        self._seed = zlib.crc32(text.encode())
+        self._description = description
+        remove_links(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # Written first, so that the store is listed even if the rest fails.
-        if _read_meta(folder) is None:
-            write_text(folder / _META, json.dumps(meta))
+        if _text(folder / META) != text:
+            write_text(folder / META, text)
         else:
-            (folder / _META).touch()  # its mtime is the time of last use
-        _IN_USE.add(folder)
-        size = _DTYPES[self.layout.dtype].itemsize
-        for i, shape in enumerate(self.layout.shapes):
-            path = folder / f"{i}.bin"
-            path.touch()
-            num_bytes = self.layout.rows * torch.Size(shape).numel() * size
-            if allocated(path) < num_bytes or path.stat().st_size != num_bytes:
-                try:
-                    reserve(path, num_bytes)
-                except OSError:
-                    for other in folder.glob("*.bin"):  # unusable without this one
-                        other.unlink(missing_ok=True)
-                    raise
+            os.utime(folder / META)  # the time of last use
+        self._open()
 
-    def _check_blocks(self, folder: Path) -> None:
-        log = folder / _LOG
-        expected: dict[int, str] = {}
-        if log.exists():
-            for line in log.read_text(encoding="ascii", errors="replace").splitlines():
-                found = _LOG_LINE.fullmatch(line)
-                if found and int(found[1]) < self.layout.num_blocks:
-                    expected[int(found[1])] = found[2]
-        for written, stated in expected.items():
-            if f"{self._checksum(written):08x}" == stated:
-                self._whole.add(written)
-            else:
-                self.damaged += 1
+    def _open(self) -> None:
+        folder = self.folder
+        self._lock = _opened(folder / LOCK)
+        files = [self._lock]
+        self._closing = weakref.finalize(self, _close, files)
+        with locked(self._lock):  # files are not being replaced
+            for name in (BLOCKS, KEYS, *_row_files(self.layout)):
+                files.append(_opened(folder / name))
+        _, self._log, self._keys, *self._files = files
+        self._index = RowIndex(folder)
+        self._read = 0
+        """Bytes of the log that were read."""
+        self._end = 0
+        """Number of rows with an entry in the log."""
+        self._blocks = np.empty(0, _BLOCK)
+        self._verified = np.empty(0, np.bool_)
+        self._entries = np.empty(0, np.int64)
+        """Where in the log the entry of each block is."""
+        self._new: list[tuple[NDArray[np.void], NDArray[np.int64]]] = []
+        self._others: set[int] = set()
+        """First eight bytes of the keys that other processes have added since rows were last looked
+        for. A row that is left out because only these bytes are equal is missing afterwards."""
+        self._maps: list[mmap.mmap | bytearray] = []
+        self._mapped = 0
+        self._refresh()
 
-    def _checksum(self, block: int) -> int:
-        checksum = 0
-        for tensor in self.tensors:
-            rows = tensor[self.layout.rows_of(block)].reshape(-1).view(torch.uint8)
-            checksum = zlib.crc32(rows.numpy().data, checksum)
+    @property
+    def num_rows(self) -> int:
+        """Number of rows with an entry in the log, damaged ones included."""
+        return self._end
+
+    def find(self, keys: Keys) -> Places:
+        """Return the numbers of the rows that are there and undamaged, -1 for the others."""
+        self._refresh()
+        self._others.clear()
+        rows = np.frombuffer(self._maps[0], ROW)
+        places = np.full(len(keys), -1, np.int64)
+        for start in range(0, len(keys), _AT_ONCE):
+            wanted = keys[start : start + _AT_ONCE]
+            for likely in self._index.find(np.ascontiguousarray(wanted[:, 0])):
+                some = ((likely >= 0) & (likely < len(rows))).nonzero()[0]
+                some = some[(rows["key"][likely[some]] == wanted[some]).all(axis=1)]
+                some = some[places[start + some] < 0]
+                places[start + some] = self._whole(likely[some])
+        return places
+
+    def append(self, keys: Keys, photos: NDArray[np.uint64], features: Sequence[Tensor]) -> None:
+        """Add rows, without those that another process has added in the meantime."""
+        with locked(self._lock):
+            before = self._end
+            self._read_log()
+            self._note_others(before)
+            new = np.array([key not in self._others for key in keys[:, 0].tolist()])
+            if not new.any():
+                return
+            rows = np.zeros(int(new.sum()), ROW)
+            rows["key"], rows["photo"] = keys[new], photos[new]
+            chosen = torch.from_numpy(new)
+            parts = [_bytes_of(rows)] + [
+                _bytes_of(tensor[chosen].contiguous().view(torch.uint8).numpy())
+                for tensor in features
+            ]
+            block = np.zeros(1, _BLOCK)
+            block["start"], block["rows"] = self._end, len(rows)
+            block["crc"] = self._checksum(block[0], parts)
+            block["check"] = _check(block)
+            sizes = (ROW.itemsize, *self.layout.sizes)
+            for file, part, size in zip((self._keys, *self._files), parts, sizes, strict=True):
+                _write(file, self._end * size, part)
+            _write(self._log, self._read, _bytes_of(block))
+            self._new.append((block, np.array([self._read])))
+            self._read += _BLOCK.itemsize
+            self._end += len(rows)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all rows that were there when rows were last looked for."""
+        rows, dtype = self._mapped, DTYPES[self.layout.dtype]
+        return tuple(
+            as_tensor(content, (rows, *shape), dtype)
+            for content, shape in zip(self._maps[1:], self.layout.shapes, strict=True)
+        )
+
+    def photos(self) -> int:
+        """Return the number of photos that have rows."""
+        return len(np.unique(np.frombuffer(self._maps[0], ROW)["photo"]))
+
+    def save_index(self) -> None:
+        """Note where the rows are, for faster opening."""
+        self._refresh()
+        self._index.save()
+
+    def keep_only(self, places: Places) -> None:
+        """Drop all rows but these; the numbers of the rows change.
+
+        The rows are copied to a new store, whose files then replace those of this one, one after
+        the other. If that is interrupted, the checksums tell which rows are damaged. A process that
+        has the store open keeps the old files.
+        """
+        new = self.folder.with_name(f"{self.folder.name}-new")
+        for path in own_files(new) if new.is_dir() else []:
+            path.unlink()
+        copy = DiskStore(new, self.layout, self._description)
+        rows, tensors = np.frombuffer(self._maps[0], ROW), self.tensors()
+        for start in range(0, len(places), _COPIED_ROWS):
+            some = np.sort(places)[start : start + _COPIED_ROWS]
+            features = [tensor[torch.from_numpy(some)] for tensor in tensors]
+            copy.append(rows["key"][some], rows["photo"][some], features)
+        copy._closing()
+        with locked(self._lock):
+            (self.folder / INDEX).unlink(missing_ok=True)
+            for name in (BLOCKS, KEYS, *_row_files(self.layout)):
+                (new / name).replace(self.folder / name)
+        for path in own_files(new):
+            path.unlink()
+        new.rmdir()
+        self._closing()
+        self._open()
+
+    def _refresh(self) -> None:
+        """Read what was added to the log since it was last read, and map the rows."""
+        with locked(self._lock):  # no entry is half written
+            self._read_log()
+        if self._new:
+            blocks, entries = (np.concatenate(parts) for parts in zip(*self._new, strict=True))
+            self._new.clear()
+            self._blocks = np.concatenate([self._blocks, blocks])
+            self._entries = np.concatenate([self._entries, entries])
+            verified = np.zeros(len(self._blocks), np.bool_)
+            verified[: len(self._verified)] = self._verified
+            self._verified = verified
+        if self._mapped == self._end and self._maps:
+            return
+        sizes = (ROW.itemsize, *self.layout.sizes)
+        files = (self._keys, *self._files)
+        there = min(
+            os.fstat(file.fileno()).st_size // size
+            for file, size in zip(files, sizes, strict=True)
+            if size
+        )
+        if there < self._end:  # a file has lost its end
+            ends = self._blocks["start"] + self._blocks["rows"]
+            self._strike((ends > there).nonzero()[0])
+        self._mapped = min(there, self._end)
+        self._maps = [
+            mapped(file, self._mapped * size) for file, size in zip(files, sizes, strict=True)
+        ]
+        if self._index.covered > self._mapped:
+            self._index.forget()
+        rows = np.frombuffer(self._maps[0], ROW)
+        for start in range(self._index.end, len(rows), 16 * _AT_ONCE):
+            prefixes = rows["key"][start : start + 16 * _AT_ONCE, 0]
+            self._index.add(np.ascontiguousarray(prefixes))
+
+    def _read_log(self) -> None:
+        size = os.fstat(self._log.fileno()).st_size // _BLOCK.itemsize * _BLOCK.itemsize
+        if size <= self._read:
+            return
+        self._log.seek(self._read)
+        content = self._log.read(size - self._read)
+        blocks = np.frombuffer(content[: len(content) // _BLOCK.itemsize * _BLOCK.itemsize], _BLOCK)
+        entries = self._read + np.arange(len(blocks)) * _BLOCK.itemsize
+        self._read += blocks.nbytes
+        sound = _check(blocks) == blocks["check"]
+        self.damaged += int((~sound).sum())
+        good = sound & (blocks["rows"] > 0)
+        if good.any():
+            self._new.append((blocks[good], entries[good]))
+            last = blocks[good]
+            self._end = max(self._end, int((last["start"] + last["rows"]).max()))
+
+    def _note_others(self, start: int) -> None:
+        """Remember the keys of the rows from ``start`` on, which another process has added."""
+        if start == self._end:
+            return
+        self._keys.seek(start * ROW.itemsize)
+        content = self._keys.read((self._end - start) * ROW.itemsize)
+        others = np.frombuffer(content[: len(content) // ROW.itemsize * ROW.itemsize], ROW)
+        self._others.update(others["key"][:, 0].tolist())
+
+    def _whole(self, places: Places) -> Places:
+        """Replace rows of blocks that are damaged, or struck out, by -1."""
+        numbers = self._blocks["start"].searchsorted(places.astype(np.uint64), side="right") - 1
+        inside = numbers >= 0
+        block = self._blocks[numbers[inside]]
+        inside[inside] = places[inside] < (block["start"] + block["rows"]).astype(np.int64)
+        asked = np.unique(numbers[inside])
+        broken = [number for number in asked[~self._verified[asked]] if not self._verify(number)]
+        if broken:
+            inside &= ~np.isin(numbers, broken)
+            # The numbers of blocks change, so that they are looked up anew afterwards.
+            self._strike(np.array(broken))
+        return np.where(inside, places, -1)
+
+    def _verify(self, number: int) -> bool:
+        block = self._blocks[number]
+        start, stop = int(block["start"]), int(block["start"]) + int(block["rows"])
+        sizes = (ROW.itemsize, *self.layout.sizes)
+        parts = [
+            memoryview(content)[start * size : stop * size]
+            for content, size in zip(self._maps, sizes, strict=True)
+        ]
+        self._verified[number] = self._checksum(block, parts) == block["crc"]
+        return bool(self._verified[number])
+
+    def _checksum(self, block: np.void, parts: Sequence[memoryview]) -> int:
+        checksum = zlib.crc32(f"{block['start']} {block['rows']}".encode(), self._seed)
+        for part in parts:
+            checksum = zlib.crc32(part, checksum)
         return checksum
 
+    def _strike(self, numbers: NDArray[np.int64]) -> None:
+        """Strike damaged blocks out of the log."""
+        self.damaged += len(numbers)
+        for number in numbers:
+            block = self._blocks[number : number + 1].copy()
+            block["rows"] = 0
+            block["check"] = _check(block)
+            with locked(self._lock):
+                _write(self._log, int(self._entries[number]), _bytes_of(block))
+        kept = np.ones(len(self._blocks), np.bool_)
+        kept[numbers] = False
+        self._blocks, self._entries = self._blocks[kept], self._entries[kept]
+        self._verified = self._verified[kept]
 
-def _describes(found: object, wanted: dict[str, Any]) -> bool:
-    """Return whether two descriptions agree, apart from the images' folder."""
-    if not isinstance(found, dict) or not isinstance(found.get("description"), dict):
-        return False
-    there = found | {"description": found["description"] | {ORIGIN: None}}
-    return there == wanted | {"description": wanted["description"] | {ORIGIN: None}}
+
+def _check(blocks: NDArray[np.void]) -> NDArray[np.uint64]:
+    """Return the checksum of the entries of blocks; a change of one bit always changes it."""
+    columns = (blocks["start"], blocks["rows"], blocks["crc"])
+    total = np.full(len(blocks), _FACTORS[0], np.uint64)
+    for column, factor in zip(columns, _FACTORS, strict=True):
+        total = (total ^ column.astype(np.uint64)) * np.uint64(factor)
+        total ^= total >> np.uint64(29)
+    return total
 
 
-def _read_meta(folder: Path) -> object:
-    try:
-        return json.loads((folder / _META).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+def _bytes_of(numbers: NDArray[np.generic]) -> memoryview:
+    return np.ascontiguousarray(numbers).reshape(-1).view(np.uint8).data
 
 
-def _own_files(folder: Path) -> list[Path]:
+def _write(file: IO[bytes], at: int, content: memoryview) -> None:
+    file.seek(at)
+    while len(content):  # a nearly full disk accepts a part, then raises
+        content = content[file.write(content) :]
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """Open a file for reading and writing; it is created if it does not exist, never through a
+    link."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
+
+
+def _row_files(layout: RowLayout) -> list[str]:
+    return [f"{number}.bin" for number in range(len(layout.shapes))]
+
+
+def _close(files: Sequence[IO[bytes]]) -> None:
+    """Close the files of a store that nobody uses any more; its tensors stay valid."""
+    for file in files:
+        file.close()
+
+
+def own_files(folder: Path) -> list[Path]:
     """Return the files in a folder that belong to the store."""
     return [
         path
         for path in folder.iterdir()
-        if _OWN_FILE.fullmatch(path.name) and (path.is_symlink() or not path.is_dir())
+        if _OWN_NAME.fullmatch(path.name) and (path.is_symlink() or not path.is_dir())
     ]
 
 
-def _remove_links(folder: Path) -> None:
+def remove_links(folder: Path) -> None:
     """Remove symbolic links in place of a store or its files, so that no target is overwritten."""
-    links = [folder] if folder.is_symlink() else _own_files(folder) if folder.is_dir() else []
+    links = [folder] if folder.is_symlink() else own_files(folder) if folder.is_dir() else []
     for path in links:
         if path.is_symlink():
             path.unlink()
 
 
-def cache_root(configured: str | None) -> Path:
-    """Return the folder of all stores: ``features.dir``, or one in the user's cache folder.
-
-    Raises:
-        OSError: there is no user cache folder.
-        OutputError: ``features.dir`` is in the home folder of a user who has none.
-    """
-    if configured is not None:
-        folder = expand_user(configured)
-        refuse_without_home("features.dir", folder)
-        return folder
-    return user_cache() / "features"
-
-
-@dataclass(frozen=True)
-class StoredFeatures:
-    """A store on disk."""
-
-    folder: Path
-    description: dict[str, str]
-    num_bytes: int
-    used_at: float
-    """Time of last use, in seconds since the epoch."""
-
-
-def stored(root: Path) -> list[StoredFeatures]:
-    """Return all stores in ``root``, least recently used first; links are not followed."""
-    found = []
+def _text(path: Path) -> str | None:
     try:
-        metas = [meta for meta in root.glob(f"*/{_META}") if not meta.parent.is_symlink()]
-    except OSError:  # the folder is not accessible
-        return []
-    for meta in metas:
-        content = _read_meta(meta.parent)
-        if not isinstance(content, dict) or "block_rows" not in content:
-            continue
-        if isinstance(content.get("description"), dict):
-            try:
-                num_bytes = sum(file.lstat().st_size for file in _own_files(meta.parent))
-                used_at = meta.stat().st_mtime
-            except OSError:  # removed by another process
-                continue
-            words = {key: str(value) for key, value in content["description"].items()}
-            found.append(StoredFeatures(meta.parent, words, num_bytes, used_at))
-    return sorted(found, key=lambda store: store.used_at)
-
-
-def remove(store: StoredFeatures) -> None:
-    """Delete a store's files, without following links, and its folder if nothing else is in it."""
-    with suppress(FileNotFoundError):  # removed by another process
-        for path in _own_files(store.folder):
-            path.unlink(missing_ok=True)
-        if not any(store.folder.iterdir()):
-            store.folder.rmdir()
-
-
-def make_room(root: Path, num_bytes: int, *, limit: int) -> None:
-    """Remove the least recently used stores until ``num_bytes`` more fit within ``limit``.
-
-    Stores opened by this process are kept.
-    """
-    stores = stored(root)
-    used = sum(store.num_bytes for store in stores)
-    for store in stores:
-        if used + num_bytes <= limit:
-            return
-        if store.folder in _IN_USE:
-            continue
-        remove(store)
-        used -= store.num_bytes
-
-
-def refused_writing(root: Path) -> str | None:
-    """Return why stores cannot be written in ``root``, found by trying; None if they can.
-
-    Some network and object-store mounts support files but not memory-mapping them.
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=root) as file:
-            file.truncate(1)
-            mmap.mmap(file.fileno(), 1).close()
-            return None
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def disk_limit(root: Path) -> int:
-    """Return the size limit of all stores: a tenth of the free space, their own counted as free."""
-    existing = next(place for place in (root, *root.absolute().parents) if exists(place))
-    used = sum(store.num_bytes for store in stored(root))
-    try:
-        return (shutil.disk_usage(existing).free + used) // 10
-    except OSError:  # a mount that does not report its free space
-        return 0
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None

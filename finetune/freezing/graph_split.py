@@ -31,8 +31,8 @@ from torchvision.ops import StochasticDepth
 
 from finetune.freezing.tracing import Tracer
 
-Features = Tensor | tuple[Tensor, ...]
-"""Output of the frozen prefix: one tensor, or several; the first dimension is the batch."""
+Features = tuple[Tensor, ...]
+"""Outputs of the frozen prefix, or the images themselves; the first dimension is the batch."""
 
 WORTH_KEEPING_BYTES = 2**20
 """Feature bytes per image above which reading features is slower than decoding the photo."""
@@ -45,11 +45,12 @@ class GraphSplit:
     Attributes:
         prefix: Module from images to features; None if nothing can be computed once, because the
             first layer is trainable or the graph differs between training and evaluation.
-        trainable_part: Module from features (or images, without a prefix) to logits; its modules
-            keep their train or eval modes.
+        trainable_part: Module from features (or images, without a prefix), one argument for each
+            tensor, to logits; its modules keep their train or eval modes.
         last: Path of the last module of the prefix.
         crossing: Shape of each feature tensor, for one image.
         widest: Number of elements of the largest tensor within the prefix, for one image.
+        reads: Paths of the modules and tensors of the model that the prefix consists of.
     """
 
     prefix: nn.Module | None
@@ -57,19 +58,18 @@ class GraphSplit:
     last: str | None
     crossing: tuple[tuple[int, ...], ...]
     widest: int = 0
+    reads: tuple[str, ...] = ()
 
 
 class TrainablePart(nn.Module):
-    """Trainable part of a model; takes one feature tensor or several."""
+    """Trainable part of a model; each feature tensor is one argument."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__()
         self.graph = graph
 
-    def forward(self, features: Features) -> Any:
+    def forward(self, *features: Tensor) -> Any:
         """Return logits ``(N, num_classes)``."""
-        if isinstance(features, Tensor):
-            return self.graph(features)
         return self.graph(*features)
 
 
@@ -160,6 +160,15 @@ def split_model(model: nn.Module, *, crop: int, skeleton: nn.Module | None = Non
         last=cut.after,
         crossing=cut.shapes,
         widest=cut.widest,
+        reads=tuple(
+            sorted(
+                {
+                    str(node.target)
+                    for node in _ancestors(cut.crossing)
+                    if node.op in ("call_module", "get_attr")
+                }
+            )
+        ),
     )
 
 
@@ -287,8 +296,7 @@ def _prefix_module(model: nn.Module, cut: SplitPoint) -> FrozenPrefix:
     for node in cut.graph.nodes:
         if node.op == "placeholder" or node in needed:
             copied[node] = out.node_copy(node, lambda n: copied[n])
-    results = tuple(copied[node] for node in cut.crossing)
-    out.output(results[0] if len(results) == 1 else results)
+    out.output(tuple(copied[node] for node in cut.crossing))
     # Folding requires eval mode; on a copy, so that the model's own modules keep their modes.
     frozen = copy.deepcopy(fx.GraphModule(model, out)).eval()
     return FrozenPrefix(fuse(frozen, inplace=True, no_trace=True))

@@ -14,7 +14,7 @@ from finetune.core.errors import CheckpointError, ConfigError
 from finetune.core.memory import use_one_heap
 from finetune.core.reporter import Reporter
 from finetune.data.images import Images
-from finetune.features.engine import Engine, build_engine
+from finetune.features.engine import Engine, Network, build_engine
 from finetune.freezing.frozen_hashes import hash_frozen
 from finetune.freezing.plan import apply_freeze
 from finetune.freezing.train_mode import set_train_mode
@@ -42,7 +42,6 @@ def open_network(
     metadata: Metadata,
     images: Images,
     *,
-    known: bool,
     reporter: Reporter,
 ) -> LoadedNetwork:
     """Build the network and engine of a checkpoint as training built them.
@@ -52,7 +51,6 @@ def open_network(
         state: State dict of the checkpoint.
         metadata: Metadata of the checkpoint.
         images: Images of which a few are decoded if compute formats must be timed.
-        known: Whether to hash the frozen tensors, so that cached features can be found.
 
     Raises:
         CheckpointError: tensors and metadata do not match.
@@ -63,18 +61,16 @@ def open_network(
     model = load_network(path, state, metadata)
     apply_freeze(model, frozenset(metadata.freeze_plan.names))
     updates = metadata.config.freeze.norm_stats == "update"
-    frozen = hash_frozen(model, update_norm_stats=updates).sha256 if known else {}
+    frozen = hash_frozen(model, update_norm_stats=updates).sha256
     model.to(device)
     set_train_mode(model, update_norm_stats=updates)  # gives the split point of training
-    engine = build_engine(
-        model,
-        metadata.config,
-        metadata.preprocessing,
-        images,
+    network = Network(
+        name=metadata.model_name,
+        model=model,
+        preprocessing=metadata.preprocessing,
         frozen=frozen,
-        device=device,
-        reporter=reporter,
     )
+    engine = build_engine(network, metadata.config, images, device=device, reporter=reporter)
     return LoadedNetwork(metadata, model, engine)
 
 

@@ -21,23 +21,27 @@ from torch import Tensor
 
 from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.checkpoints.run_dir import checkpoint_of
-from finetune.core.cores import available_cores
 from finetune.core.errors import DataError
 from finetune.core.locks import lock_across_forks
 from finetune.core.reporter import Reporter, SilentReporter
-from finetune.core.threads import on_cores, one_thread_a_core
+from finetune.core.threads import on_cores
 from finetune.data.checks.inspect_file import inspect_file
 from finetune.data.images import Images
 from finetune.data.levels import load_with_white
+from finetune.data.loading.dataloader import Sample
+from finetune.data.loading.dataloader import Unreadable as Broken
 from finetune.data.loading.decoding import read_photo, upright_rgb
+from finetune.data.loading.sampler import Key
 from finetune.data.loading.transforms import build_fit
 from finetune.data.quiet_decoding import warnings_ignored
-from finetune.features.cache_policy import BLOCK_ROWS
-from finetune.features.extractor import as_features
+from finetune.features.extractor import in_float32
+from finetune.features.row_reader import RowReader
+from finetune.freezing.graph_split import Features
 from finetune.inference.calibration import probabilities
 from finetune.inference.load import LoadedNetwork, open_network
 from finetune.inference.prediction_rows import best_classes
 from finetune.results.evaluation import Prediction, Unreadable
+from finetune.results.features import FeatureCounts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,10 +50,6 @@ if TYPE_CHECKING:
 
 ImageLike: TypeAlias = Union[str, os.PathLike[str], Image.Image, Tensor, "NDArray[np.uint8]"]
 """Path, Pillow image, or uint8 pixels as a tensor ``(3, H, W)`` or an array ``(H, W, 3)``."""
-
-_BLOCKS_A_CORE = 4
-_WAITING_BYTES = 2**28
-"""Maximum bytes of features or pixels that wait for the trainable part."""
 
 _loading = tuple(lock_across_forks() for _ in range(16))
 """Locks for lazily loaded Pillow images, which only one thread may load at a time.
@@ -61,17 +61,17 @@ _Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Images that one thread decodes together, and on a CPU runs through the frozen prefix.
+class PhotoFeatures:
+    """Features of some images.
 
     Attributes:
-        positions: Index among all images, for each row of ``tensors``.
-        tensors: Features, or uint8 pixels if there is no prefix or it does not run on the CPU.
+        positions: Index among all images, for each row of ``features``.
+        features: Inputs of the trainable part; uint8 pixels if it is the whole network.
         broken: Position and error of each image that could not be read.
     """
 
     positions: list[int]
-    tensors: tuple[Tensor, ...]
+    features: Features
     broken: list[tuple[int, Unreadable]]
 
 
@@ -89,12 +89,16 @@ class Predictor:
         levels: Value of white in images with more than 8 bits per channel; None means 65535.
     """
 
-    def __init__(self, opened: LoadedNetwork, *, batch_size: int | None = None) -> None:
+    def __init__(
+        self, opened: LoadedNetwork, *, batch_size: int | None = None, keeps: bool = False
+    ) -> None:
         """Create a predictor from a loaded network.
 
         Args:
             opened: Loaded network.
             batch_size: Number of images per batch; by default that of training and `eval`.
+            keeps: Whether features of image files are added to the feature cache; those that are
+                in it are used in any case.
 
         Raises:
             ValueError: ``batch_size`` is not positive.
@@ -110,10 +114,7 @@ class Predictor:
         self._batch_size = batch_size or config.data.batch_size
         self.levels = opened.metadata.preprocessing.levels
         self._transform = build_fit(opened.metadata.preprocessing)
-        # The last bits of a value depend on its batch, so blocks have the size that ``eval`` uses,
-        # which differs if features are cached.
-        kept = opened.engine.split.prefix is not None and config.features.cache != "off"
-        self._block_rows = BLOCK_ROWS if kept and batch_size is None else self._batch_size
+        self._rows = RowReader(opened.engine.extractor, config.features, keeps=keeps)
 
     def predict(
         self,
@@ -186,18 +187,36 @@ class Predictor:
         """Yield positions, logits ``(n, classes)`` on the CPU and broken images, per batch."""
         yield from self._computed(images, lambda logits: logits)
 
+    def features(self, images: Sequence[ImageLike]) -> Iterator[PhotoFeatures]:
+        """Yield the features of images, in their order, a few hundred at a time.
+
+        Rows of image files are read from the feature cache if they are there.
+        """
+        photos = _Photos(images, self._transform, self.levels)
+        for rows in self._rows.read(photos, self._batch_size):
+            broken = [
+                (position, Unreadable(_name_of(images[position], position), photo.reason))
+                for position, photo in rows.broken
+            ]
+            yield PhotoFeatures(rows.at, rows.features, broken)
+
+    @property
+    def feature_counts(self) -> FeatureCounts | None:
+        """Rows of features computed and reused so far; None if the run keeps none."""
+        return self._rows.counts
+
     def _computed(
         self, images: Sequence[ImageLike], finish: Callable[[Tensor], _Found]
     ) -> Iterator[tuple[list[int], _Found, list[tuple[int, Unreadable]]]]:
         """Same as `logits`, but apply ``finish`` to the logits of each batch."""
         size = self._batch_size
         positions: list[int] = []
-        rows: list[tuple[Tensor, ...]] = []
+        rows: list[Features] = []
         broken: list[tuple[int, Unreadable]] = []
-        for block in self._blocks(images):
+        for block in self.features(images):
             broken += block.broken
             positions += block.positions
-            rows += [block.tensors] if block.positions else []
+            rows += [block.features] if block.positions else []
             while len(positions) >= size:
                 found, rows = self._run(rows, size, finish)
                 yield positions[:size], found, broken
@@ -208,19 +227,19 @@ class Predictor:
             yield [], finish(torch.empty(0, len(self.class_names))), broken
 
     def _run(
-        self, rows: list[tuple[Tensor, ...]], size: int, finish: Callable[[Tensor], _Found]
-    ) -> tuple[_Found, list[tuple[Tensor, ...]]]:
+        self, rows: list[Features], size: int, finish: Callable[[Tensor], _Found]
+    ) -> tuple[_Found, list[Features]]:
         """Return the result of the first ``size`` rows, and the remaining rows."""
 
         @torch.no_grad()  # only here: a caller may abandon `stream` halfway
-        def compute(rows: list[tuple[Tensor, ...]]) -> tuple[_Found, list[tuple[Tensor, ...]]]:
+        def compute(rows: list[Features]) -> tuple[_Found, list[Features]]:
             tensors, rest = _cut(rows, size)
-            extractor = self._engine.extractor
-            if self._computes_in_threads:
-                features = as_features(tensors)
+            engine = self._engine
+            if self._rows.gives_pixels:
+                features = engine.extractor.features(tensors[0])
             else:
-                features = extractor.features(tensors[0])
-            logits: Tensor = self._engine.trainable_part(features)
+                features = in_float32(tuple(tensor.to(engine.device) for tensor in tensors))
+            logits: Tensor = engine.trainable_part(*features)
             return finish(logits.cpu()), rest
 
         if self._engine.device.type != "cpu":
@@ -231,54 +250,41 @@ class Predictor:
         [found] = on_cores(compute, [rows])
         return found
 
-    @property
-    def _computes_in_threads(self) -> bool:
-        """Whether each thread runs the frozen prefix on the images that it has decoded."""
-        return self._engine.device.type == "cpu" and self._engine.split.prefix is not None
 
-    @property
-    def _row_bytes(self) -> int:
-        """Bytes of one image that wait for the trainable part."""
-        extractor = self._engine.extractor
-        if self._computes_in_threads:
-            return extractor.image_bytes
-        return 3 * extractor.preprocessing.crop**2
+class _Photos:
+    """Images that a `RowReader` decodes."""
 
-    def _blocks(self, images: Sequence[ImageLike]) -> Iterator[_Block]:
-        rows = self._block_rows
-        spans = [range(at, min(at + rows, len(images))) for at in range(0, len(images), rows)]
-        prepare: Callable[[range], _Block] = lambda span: self._prepare(images, span)  # noqa: E731
-        cores = available_cores()
-        room = _WAITING_BYTES // max(rows * self._row_bytes, 1)
-        together = min(max(room, cores), _BLOCKS_A_CORE * cores)
-        for at in range(0, len(spans), together):
-            with one_thread_a_core() as pool:
-                blocks = list(pool.map(prepare, spans[at : at + together]))
-            yield from blocks
+    def __init__(
+        self, images: Sequence[ImageLike], transform: Callable[[Tensor], Tensor], levels: int | None
+    ) -> None:
+        self._images = images
+        self._transform = transform
+        self._levels = levels
 
-    def _prepare(self, images: Sequence[ImageLike], span: range) -> _Block:
-        pixels: list[Tensor] = []
-        positions: list[int] = []
-        broken: list[tuple[int, Unreadable]] = []
-        for position in span:
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitems__(self, keys: list[Key]) -> list[Sample | Broken]:
+        """Decode and transform images."""
+        found: list[Sample | Broken] = []
+        for position, _ in keys:
+            image = self._images[position]
             try:
-                pixels.append(self._transform(_decoded(images[position], self.levels)))
-                positions.append(position)
+                found.append((self._transform(_decoded(image, self._levels)), 0))
             except Exception as error:  # Pillow may raise any exception on a broken file
-                broken.append((position, _unreadable(images[position], position, error)))
-        if not pixels:
-            return _Block([], (), broken)
-        batch = torch.stack(pixels)
-        if not self._computes_in_threads:
-            return _Block(positions, (batch,), broken)
-        with torch.no_grad():  # grad mode is thread-local
-            return _Block(positions, self._engine.extractor.in_this_thread(batch), broken)
+                found.append(Broken(Path(_name_of(image, position)), _reason(image, error)))
+        return found
+
+    def path(self, position: int) -> str | None:
+        """Return the path of an image file, or None for an image in memory."""
+        return _path_of(self._images[position])
 
 
 def open_predictor(
     run: str | os.PathLike[str],
     *,
     batch_size: int | None = None,
+    keeps: bool = False,
     reporter: Reporter | None = None,
 ) -> Predictor:
     """Open a run's best checkpoint, or a checkpoint file.
@@ -286,6 +292,7 @@ def open_predictor(
     Args:
         run: Run directory or checkpoint.
         batch_size: Number of images per batch; by default that of training.
+        keeps: Whether features of image files are added to the feature cache.
         reporter: Reporter of warnings; silent by default.
 
     Raises:
@@ -294,10 +301,8 @@ def open_predictor(
     path = checkpoint_of(os.fspath(run))
     state, metadata = load_checkpoint(path)
     none = Images((), (), metadata.class_names)
-    opened = open_network(
-        path, state, metadata, none, known=False, reporter=reporter or SilentReporter()
-    )
-    return Predictor(opened, batch_size=batch_size)
+    opened = open_network(path, state, metadata, none, reporter=reporter or SilentReporter())
+    return Predictor(opened, batch_size=batch_size, keeps=keeps)
 
 
 def _decoded(image: ImageLike, levels: int | None) -> Tensor:
@@ -341,18 +346,22 @@ def _path_of(image: ImageLike) -> str | None:
     return os.fspath(image) if isinstance(image, str | os.PathLike) else None
 
 
-def _unreadable(image: ImageLike, position: int, error: Exception) -> Unreadable:
+def _name_of(image: ImageLike, position: int) -> str:
+    path = _path_of(image)
+    return f"images[{position}]" if path is None else path
+
+
+def _reason(image: ImageLike, error: Exception) -> str:
+    """Return why an image cannot be read."""
     path = _path_of(image)
     if path is None:
-        return Unreadable(f"images[{position}]", str(error) or type(error).__name__)
+        return str(error) or type(error).__name__
     # Use the wording of check-data if it finds the reason too.
     reason = inspect_file(str(Path(path)), full=False).reason
-    return Unreadable(path, reason or (str(error) or type(error).__name__).splitlines()[0])
+    return reason or (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _cut(
-    blocks: list[tuple[Tensor, ...]], rows: int
-) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, ...]]]:
+def _cut(blocks: list[Features], rows: int) -> tuple[Features, list[Features]]:
     """Split blocks into the first ``rows`` rows and the rest."""
     whole = tuple(torch.cat(parts) for parts in zip(*blocks, strict=True))
     rest = tuple(tensor[rows:] for tensor in whole)

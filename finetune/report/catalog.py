@@ -40,12 +40,17 @@ def render_cache(result: CacheList) -> str:
     rows = [
         (
             time.strftime("%Y-%m-%d %H:%M", time.localtime(row.used_at)),
+            row.network,
+            row.cut,
+            f"{row.photos:,}",
             mib(row.num_bytes),
-            row.views,
             row.form,
-            row.root,
         )
         for row in result.stores
     ]
-    listing = table(("last used", "size", "views", "compute format", "images"), rows, right=(1,))
+    listing = table(
+        ("last used", "network", "cut after", "photos", "size", "compute format"),
+        rows,
+        right=(3, 4),
+    )
     return f"{listing}\n\n  {what}, {total}, in {result.folder}"

@@ -35,12 +35,19 @@ class ModelList:
 
 @dataclass(frozen=True)
 class CacheRow:
-    """Feature store; ``used_at`` is the time of last use in seconds since the Unix epoch."""
+    """Feature store.
+
+    Attributes:
+        cut: Module after which the frozen prefix ends.
+        form: Compute format and device.
+        used_at: Time of last use, in seconds since the Unix epoch.
+    """
 
     key: str
-    root: str
-    views: str
+    network: str
+    cut: str
     form: str
+    photos: int
     num_bytes: int
     used_at: float
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.results.features import FeatureCounts
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -105,6 +107,7 @@ class EvalResult:
         confusion: Confusion matrix, true classes in rows; None above 200 classes.
         images_per_s: Speed from files to metrics; from cached features, if an earlier run
             computed them.
+        features: Rows of features computed and reused; None if the run keeps none.
         ignored: Number of images of unknown classes, left out with ``--ignore-unknown``.
         files: Paths of the files written.
     """
@@ -128,6 +131,7 @@ class EvalResult:
     confusion: tuple[tuple[int, ...], ...] | None
     images_per_s: float
     features_from_earlier_run: bool
+    features: FeatureCounts | None
     ignored: int
     files: tuple[str, ...]
 
@@ -147,6 +151,7 @@ class RunFigures:
     macro_f1: float
     calibration_error: float
     intervals: dict[str, Interval]
+    features: FeatureCounts | None
 
 
 @dataclass(frozen=True)
@@ -235,6 +240,7 @@ class PredictSummary:
     unreadable: tuple[tuple[str, str], ...]
     elapsed_s: float
     images_per_s: float
+    features: FeatureCounts | None
 
 
 @dataclass(frozen=True)
@@ -282,3 +288,4 @@ class PageResult:
     files: tuple[str, ...]
     num_bytes: int
     elapsed_s: float
+    features: FeatureCounts | None

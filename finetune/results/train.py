@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.results.features import FeatureCounts
 from finetune.results.freeze import GroupRow
 
 
@@ -146,6 +147,7 @@ class TrainSummary(RunFacts):
         adapted: Number of frozen weights with adapters.
         resumed_at: Progress at which the run was resumed, once per resume.
         elapsed_s: Time of all processes of the run together, in seconds.
+        features: Rows of features that this process computed and reused; None if none are kept.
     """
 
     epochs: int
@@ -161,6 +163,7 @@ class TrainSummary(RunFacts):
     resumed_at: tuple[str, ...]
     stages: tuple[StageSummary, ...]
     elapsed_s: float
+    features: FeatureCounts | None
     peak_memory_mib: int | None
     rerun: str
     next: tuple[str, ...]

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from finetune.results.features import FeatureCounts
 from finetune.results.train import TrainSummary
 
 
@@ -168,6 +169,7 @@ class TuneResult:
         backbones: Backbones, best first; empty if only the config's own was searched.
         best: Path of the config file of the best trial.
         files: Paths of the files written, without the run directory.
+        features: Rows of features that the search computed and reused; None if none are kept.
         train: Summary of the final model's training; None with ``--no-train``.
         test: Metrics of the final model on the test split; None if there is none.
         chosen_on: Description of the images on which the best trial was selected.
@@ -189,6 +191,7 @@ class TuneResult:
     files: tuple[str, ...]
     search_s: float
     elapsed_s: float
+    features: FeatureCounts | None
     train: TrainSummary | None
     test: TestScore | None
     chosen_on: str
@@ -234,4 +237,5 @@ class LrRange:
     diverged_at: float | None
     configured_lr: float
     elapsed_s: float
+    features: FeatureCounts | None
     plot: str | None

@@ -43,8 +43,8 @@ def evaluate(
     a `Predictor`; large models process micro-batches in parallel, one per core.
 
     Args:
-        batches: Model inputs (images ``(N, 3, H, W)`` float32, normalised, or features of the
-            frozen prefix) and labels ``(N,)`` int64.
+        batches: Model inputs, a tuple of tensors (images ``(N, 3, H, W)`` float32, normalised, or
+            features of the frozen prefix), and labels ``(N,)`` int64.
         keep: List to which the logits of each batch, ``(N, num_classes)`` on the CPU, are appended.
 
     Raises:
@@ -54,7 +54,7 @@ def evaluate(
     model.eval()
     with threads_for(0):
         for inputs, labels in batches:
-            logits = model(inputs)
+            logits = model(*inputs)
             meter.add(logits, labels)
             if keep is not None:
                 keep.append(logits.cpu())

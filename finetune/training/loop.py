@@ -87,7 +87,7 @@ def train_epochs(
     Args:
         state: Model, optimizer and schedule, and the progress to start from; updated in place.
         batches: Function from an epoch number (from 1) to its batches after the progress's
-            ``batch``. A batch contains the model's input (images, or features of the frozen
+            ``batch``. A batch contains the model's inputs (images, or features of the frozen
             prefix) and labels: ``(N,)`` int64, or ``(N, num_classes)`` class probabilities of
             mixed images, of which the largest is the label for the accuracy.
         epochs: Number of the last epoch to train.

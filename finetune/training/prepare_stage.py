@@ -21,7 +21,14 @@ from finetune.data.loading.class_weights import class_weights
 from finetune.data.loading.mixup_cutmix import Mixing
 from finetune.data.loading.views import Views
 from finetune.data.loading.workers import resolve_workers
-from finetune.features.engine import Engine, build_engine, make_source, resolve_cache
+from finetune.features.engine import (
+    Engine,
+    Network,
+    Split,
+    build_engine,
+    make_source,
+    resolve_cache,
+)
 from finetune.features.source import FeatureBatches
 from finetune.freezing.freeze_report import totals_of
 from finetune.freezing.frozen_hashes import FrozenHashes, hash_frozen
@@ -140,17 +147,15 @@ def prepare_stage(
         reporter.say(
             f"{_stage_begins(run_setup, number)}; {frozen_hashes.count} frozen tensors hashed"
         )
-    engine = build_engine(
-        model,
-        config,
-        plan.spec.preprocessing,
-        data.train,
+    network = Network(
+        name=plan.spec.name,
+        model=model,
+        preprocessing=plan.spec.preprocessing,
         frozen=frozen_hashes.sha256,
-        device=device,
-        reporter=reporter,
         skeleton=plan.skeleton,
         cost=plan.cost,
     )
+    engine = build_engine(network, config, data.train, device=device, reporter=reporter)
     resolved = _resolve(config, plan, data, engine, reporter)
     stages = run_setup.config.stages if carried is None else carried.stages
     return StageSetup(
@@ -389,14 +394,13 @@ def feature_batches_of(
     """Return the batches of the training images (in their views) or of the validation images."""
     config, data = stage_setup.config, stage_setup.data
     mixing = Mixing.of(config.augment, num_classes=stage_setup.plan.num_classes, seed=config.seed)
-    return make_source(
-        stage_setup.engine,
-        config,
+    split = Split(
         data.train if training else data.val,
         views=training_views(config) if training else Views.of("none"),
-        workers=config.data.workers,
         shuffle=training,
         what="training" if training else "validation",
-        reporter=reporter,
         mixing=mixing if training else None,
+    )
+    return make_source(
+        stage_setup.engine, config, split, workers=config.data.workers, reporter=reporter
     )

@@ -159,7 +159,7 @@ class Step:
         return True
 
     def _loss(self, inputs: Features, labels: Tensor) -> Tensor:
-        logits, *aux_logits = _outputs(self.model(inputs))
+        logits, *aux_logits = _outputs(self.model(*inputs))
         loss = self.loss(logits, labels)
         self._seen.append((logits.detach(), labels, loss.detach()))
         for aux in aux_logits:
@@ -207,12 +207,8 @@ def _cut(inputs: Features, labels: Tensor, at_once: int) -> Iterator[Batch]:
         yield inputs, labels
         return
     pieces = min(-(-len(labels) // at_once), max(len(labels) // _FEWEST_AT_ONCE, 1))
-    cut_labels = labels.tensor_split(pieces)
-    if isinstance(inputs, Tensor):
-        yield from zip(inputs.tensor_split(pieces), cut_labels, strict=True)
-    else:
-        parts = zip(*(tensor.tensor_split(pieces) for tensor in inputs), strict=True)
-        yield from zip(parts, cut_labels, strict=True)
+    parts = zip(*(tensor.tensor_split(pieces) for tensor in inputs), strict=True)
+    yield from zip(parts, labels.tensor_split(pieces), strict=True)
 
 
 def _outputs(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

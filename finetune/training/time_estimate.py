@@ -83,15 +83,13 @@ def _time_trainable_part(engine: Engine, config: Config, features: Features) -> 
 
 @torch.no_grad()
 def _evaluated(trainable_part: torch.nn.Module, inputs: Features) -> Tensor:
-    output = trainable_part(inputs)
+    output = trainable_part(*inputs)
     logits: Tensor = output if isinstance(output, Tensor) else output[0]
     return logits
 
 
 def _rows(features: Features, count: int) -> Features:
     """Return features repeated or truncated to ``count`` rows, the size of a training batch."""
-    if isinstance(features, Tensor):
-        return features[torch.arange(count) % len(features)]
     return tuple(tensor[torch.arange(count) % len(tensor)] for tensor in features)
 
 

@@ -14,6 +14,7 @@ from finetune.data.loading.class_weights import class_weights
 from finetune.data.splits.folds import Fold
 from finetune.features.engine import Engine
 from finetune.features.source import FeatureBatches
+from finetune.results.features import FeatureCounts
 
 HELD_OUT_BATCH = 256
 """Batch size for evaluation, where it affects only the speed."""
@@ -41,6 +42,7 @@ class CrossValidation:
         kept: Whether the features of the training images are cached.
         part: Function that returns the batches of some training images.
         validation: Batches of the validation images; None if there are folds.
+        features: Rows of features computed and reused; None if none are kept.
         optimizer_of: Function that returns a new optimizer over the trainable parameters.
         set_mode: Function that puts the trainable part's modules into their modes for training.
         aux_weight: Weight of each auxiliary head's loss.
@@ -54,6 +56,7 @@ class CrossValidation:
     kept: bool
     part: Part
     validation: FeatureBatches | None
+    features: FeatureCounts | None
     optimizer_of: Callable[[OptimizerConfig], Optimizer]
     set_mode: Callable[[], None]
     aux_weight: float

@@ -18,11 +18,12 @@ from finetune.data.loading.sampler import batch_sizes
 from finetune.data.loading.views import Views
 from finetune.data.splits.folds import Fold, groups_of_copies, make_folds
 from finetune.data.splits.holdout import keys_of
-from finetune.features.engine import make_source
+from finetune.features.engine import Split, make_source
 from finetune.features.source import CachedFeatures, FeatureBatches
 from finetune.freezing.graph_split import split_model
 from finetune.freezing.plan import Plan
 from finetune.models.build import check_input_size
+from finetune.results.features import FeatureCounts, total
 from finetune.results.tuning import Settings, Trial, in_order
 from finetune.training.prepare_stage import (
     StageSetup,
@@ -50,6 +51,7 @@ class SearchResult:
         trials: All trials, sorted by `in_order`.
         search_s: Seconds that the trials took.
         elapsed_s: Seconds in total, including loading the backbone and computing its features.
+        features: Rows of features computed and reused; None if none are kept.
     """
 
     config: Config
@@ -63,6 +65,7 @@ class SearchResult:
     trials: tuple[Trial, ...]
     search_s: float
     elapsed_s: float
+    features: FeatureCounts | None
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ def search(config: Config, options: SearchOptions, reporter: Reporter) -> Search
     refuse_slow(stage_setup.config)
     cv = _cross_validation(stage_setup, folds, reporter)
     reporter.say(_plan(only_head, settings, folds, len(train), len(data.val)))
+    if cv.features is not None:
+        reporter.say(cv.features.in_words)
     begun = time.perf_counter()
     scores = run_trials(cv, settings, reporter)
     metric = metric_of(config)
@@ -146,6 +151,7 @@ def search(config: Config, options: SearchOptions, reporter: Reporter) -> Search
         trials=tuple(in_order(trials, metric)),
         search_s=now - begun,
         elapsed_s=now - start,
+        features=cv.features,
     )
 
 
@@ -250,6 +256,11 @@ def _cross_validation(
     stage_setup: StageSetup, folds: tuple[Fold, ...], reporter: Reporter
 ) -> CrossValidation:
     config, kept = stage_setup.config, _keeps_features(stage_setup)
+    if kept:
+        part, counts = _kept_part(stage_setup, bool(folds), reporter)
+    else:
+        part, counts = _fresh_part(stage_setup, reporter), None
+    validation = None if folds else feature_batches_of(stage_setup, reporter, training=False)
     return CrossValidation(
         engine=stage_setup.engine,
         config=config,
@@ -257,17 +268,18 @@ def _cross_validation(
         folds=folds,
         trainable_work=stage_setup.plan.cost.forward_trainable,
         kept=kept,
-        part=_kept_part(stage_setup, bool(folds), reporter)
-        if kept
-        else _fresh_part(stage_setup, reporter),
-        validation=None if folds else feature_batches_of(stage_setup, reporter, training=False),
+        part=part,
+        validation=validation,
+        features=total([counts, None if validation is None else validation.counts]),
         optimizer_of=stage_setup.optimizer_of,
         set_mode=stage_setup.set_mode,
         aux_weight=stage_setup.plan.spec.family.aux_weight,
     )
 
 
-def _kept_part(stage_setup: StageSetup, held_out: bool, reporter: Reporter) -> Part:
+def _kept_part(
+    stage_setup: StageSetup, held_out: bool, reporter: Reporter
+) -> tuple[Part, FeatureCounts | None]:
     """Return parts of features cached for all trials and for the training after them."""
     kept = feature_batches_of(stage_setup, reporter, training=True)
     assert isinstance(kept, CachedFeatures)
@@ -283,7 +295,7 @@ def _kept_part(stage_setup: StageSetup, held_out: bool, reporter: Reporter) -> P
         source = kept if training else plain
         return source.part(positions, batch_size=batch_size, training=training)
 
-    return part
+    return part, kept.counts if plain is kept else total([kept.counts, plain.counts])
 
 
 def _fresh_part(stage_setup: StageSetup, reporter: Reporter) -> Part:
@@ -306,13 +318,8 @@ def _plain(
     stage_setup: StageSetup, config: Config, reporter: Reporter, positions: Sequence[int]
 ) -> FeatureBatches:
     """Return batches of training images without augmentation, like validation images."""
+    images = stage_setup.data.train.subset(positions)
+    split = Split(images, views=Views.of("none"), shuffle=False, what="held-out")
     return make_source(
-        stage_setup.engine,
-        config,
-        stage_setup.data.train.subset(positions),
-        views=Views.of("none"),
-        workers=config.data.workers,
-        shuffle=False,
-        what="held-out",
-        reporter=reporter,
+        stage_setup.engine, config, split, workers=config.data.workers, reporter=reporter
     )

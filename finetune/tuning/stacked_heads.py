@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from finetune.config.schema import ScheduleConfig
 from finetune.core.seeding import seed_for
 from finetune.features.source import FeatureBatch, FeatureBatches
-from finetune.freezing.graph_split import Features, TrainablePart
+from finetune.freezing.graph_split import TrainablePart
 from finetune.models.norm_layers import keeps_statistics
 from finetune.results.tuning import FoldScore
 from finetune.training.loss import mean_over_images, weights_on
@@ -89,9 +89,9 @@ class StackedHeads(nn.Module):
         self._dropouts = [m for m in self.modules() if isinstance(m, SharedDropout)]
         self._replace(lambda weight: weight.repeat(count, *[1] * (weight.dim() - 1)))
 
-    def forward(self, features: Features) -> Tensor:
+    def forward(self, *features: Tensor) -> Tensor:
         """Return logits ``(N, count, C)``."""
-        logits: Tensor = self.network(features)
+        logits: Tensor = self.network(*features)
         return logits.reshape(-1, self.count, self.num_classes)
 
     def seed(self, seed: int) -> None:
@@ -160,7 +160,7 @@ def train_heads(
     for epoch in range(1, max(one.epochs for one in settings) + 1):
         for number, (features, labels) in enumerate(batches.epoch(epoch), start=1):
             heads.seed(seed_for(seed, "step", step))
-            losses = mean_over_images(_losses(heads(features), labels, smoothing), labels, weights)
+            losses = mean_over_images(_losses(heads(*features), labels, smoothing), labels, weights)
             heads.layer.zero_grad(set_to_none=True)
             losses.sum().backward()  # type: ignore[no-untyped-call]
             updates.step(heads.layer, step)
@@ -204,7 +204,7 @@ def score_heads(heads: StackedHeads, batches: Iterable[FeatureBatch]) -> list[Fo
     loss = torch.zeros(heads.count, dtype=precise, device=device)
     heads.eval()
     for features, labels in batches:
-        logits = heads(features)
+        logits = heads(*features)
         answered = logits.argmax(dim=2)
         right = (answered == labels[:, None]).to(precise)
         hits.index_add_(0, labels, right)

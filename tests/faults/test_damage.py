@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers.broken_files import cut, picture, save
 from helpers.counting import Count, times
+from helpers.feature_rows import fill, missing_from, opened, wrong_rows
 from helpers.small_checkpoint import save_small
 
 from finetune.checkpoints.checkpoint import load_checkpoint
@@ -24,11 +25,11 @@ from finetune.data.checks.inspection_cache import (
     inspection_cache_file,
     key_of_file,
 )
-from finetune.features.store import FeatureStore, Layout
+from finetune.features import row_index
 
 Make = Callable[..., Config]
 FLIPS, CUTS = times("FLIPS", 100), times("CUTS", 20)
-CACHE_FLIPS, CACHE_CUTS = times("CACHE_FLIPS", 300), times("CACHE_CUTS", 50)
+CACHE_FLIPS, CACHE_CUTS = times("CACHE_FLIPS", 150), times("CACHE_CUTS", 25)
 
 
 def flipped(content: bytes, rng: random.Random) -> bytes:
@@ -84,60 +85,46 @@ def test_a_checkpoint_without_its_end_is_noticed(checkpoint: Path, count: Count)
 
 # Stored features
 
-LAYOUT = Layout(rows=50, shapes=((7,), (2, 3)), dtype="float32", block_rows=8)
-DESCRIPTION = {"identity": "x", "views": "flip 2", "root": "/photos"}
+ROWS = list(range(50))
 
 
-def features(block: int) -> list[torch.Tensor]:
-    """What is computed for a block."""
-    rows = LAYOUT.rows_of(block)
-    numbers = torch.arange(rows.start, rows.stop, dtype=torch.float32)
-    return [numbers[:, None] + torch.arange(7) / 7, numbers[:, None, None] - torch.ones(2, 3)]
-
-
-def fill(store: FeatureStore) -> None:
-    for block in store.missing:
-        store.put(block, features(block))
-
-
-def wrong_rows(store: FeatureStore) -> int:
-    """Blocks that the store calls whole and that are not what was computed."""
-    missing = set(store.missing)
-    return sum(
-        any(
-            not torch.equal(tensor[LAYOUT.rows_of(block)], right)
-            for tensor, right in zip(store.tensors, features(block), strict=True)
-        )
-        for block in range(LAYOUT.num_blocks)
-        if block not in missing
-    )
-
-
-@pytest.mark.parametrize("name", ["0.bin", "1.bin", "blocks.log", "meta.json"])
+@pytest.mark.parametrize(
+    "name", ["0.bin", "1.bin", "keys.bin", "blocks.bin", "index.bin", "meta.json"]
+)
 @pytest.mark.parametrize(
     ("damage", "promise", "tries"),
     [(flipped, "cache-flips", CACHE_FLIPS), (shortened, "cache-cuts", CACHE_CUTS)],
 )
 def test_damaged_features_are_computed_again_and_never_wrong(
-    tmp_path: Path, count: Count, name: str, damage: Damage, promise: str, tries: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: Count,
+    name: str,
+    damage: Damage,
+    promise: str,
+    tries: int,
 ) -> None:
+    monkeypatch.setattr(row_index, "_FEWEST_ROWS", 16)
     folder = tmp_path / "store"
-    fill(FeatureStore(LAYOUT, folder, DESCRIPTION))
-    path = folder / name
-    whole = path.read_bytes()
+    store = opened(folder)
+    fill(store, ROWS)
+    store.save_index()
+    files = {path: path.read_bytes() for path in folder.iterdir()}
     lost = []
     for number in range(tries):
-        path.write_bytes(damage(whole, random.Random(f"{name} {number}")))
-        store = FeatureStore(LAYOUT, folder, DESCRIPTION)
-        noticed = bool(store.damaged or store.missing)
-        wrong = wrong_rows(store)
-        fill(store)
-        again = FeatureStore(LAYOUT, folder, DESCRIPTION)
-        repaired = not again.missing and not wrong_rows(again)
-        # The log's blank lines, and where the photos lay, say nothing about values.
-        if wrong or not repaired or (name.endswith(".bin") and not noticed):
+        rng = random.Random(f"{name} {number}")
+        (folder / name).write_bytes(damage(files[folder / name], rng))
+        store = opened(folder)
+        wrong = wrong_rows(store, ROWS)
+        noticed = store.damaged or missing_from(store, ROWS)
+        fill(store, ROWS)
+        again = opened(folder)
+        repaired = not missing_from(again, ROWS) and not wrong_rows(again, ROWS)
+        # The index and the description say nothing about values.
+        if wrong or not repaired or (name[0].isdigit() and not noticed):
             lost.append(number)
-        path.write_bytes(whole)
+        for path, content in files.items():
+            path.write_bytes(content)
     count(promise, tried=tries, held=tries - len(lost))
     assert not lost
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from helpers.counting import Count, times
+from helpers.feature_rows import LAYOUT, fill, missing_from, opened
 from helpers.messages import fails
 from helpers.small_checkpoint import few_tensors, small_checkpoint
 
@@ -23,20 +23,18 @@ from finetune.checkpoints.checkpointer import Checkpointer
 from finetune.commands.cache import clear_cache
 from finetune.commands.train import train
 from finetune.config.schema import Config
-from finetune.features import store as feature_store
-from finetune.features.store import FeatureStore, Layout, make_room, stored
+from finetune.features import cache_folder
+from finetune.features.cache_folder import make_room, stored
+from finetune.features.store import DiskStore
 
 Make = Callable[..., Config]
-LAYOUT = Layout(rows=10, shapes=((3,), (2, 2)), dtype="float32", block_rows=4)
+ROWS = list(range(10))
 WALKS, STEPS = times("ROTATIONS", 40), 25
 
 
-def filled(folder: Path) -> FeatureStore:
-    store = FeatureStore(LAYOUT, folder, {"root": "x"})
-    for block in store.missing:
-        rows = LAYOUT.rows_of(block)
-        size = rows.stop - rows.start
-        store.put(block, [torch.ones(size, 3), torch.ones(size, 2, 2)])
+def filled(folder: Path) -> DiskStore:
+    store = opened(folder)
+    fill(store, ROWS)
     return store
 
 
@@ -52,7 +50,16 @@ def content_of(folder: Path) -> dict[str, bytes]:
 def elsewhere(tmp_path: Path) -> Path:
     """Somebody's own files, by the names that ours have."""
     folder = tmp_path / "elsewhere"
-    names = ("best.pt", "model.onnx", "README.md", "0.bin", "1.bin", "meta.json", "blocks.log")
+    names = (
+        "best.pt",
+        "model.onnx",
+        "README.md",
+        "0.bin",
+        "1.bin",
+        "keys.bin",
+        "meta.json",
+        "blocks.bin",
+    )
     for name in names:
         folder.mkdir(exist_ok=True)
         (folder / name).write_text(f"mine: {name}")
@@ -152,9 +159,9 @@ def test_a_link_to_a_folder_of_the_users_own_is_refused(
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(feature_store, "_IN_USE", set())  # as in a later process
+    monkeypatch.setattr(cache_folder, "_IN_USE", set())  # as in a later process
     filled(tmp_path / "cache" / "ours")
-    feature_store._IN_USE.clear()
+    cache_folder._IN_USE.clear()
     return tmp_path / "cache"
 
 
@@ -206,9 +213,9 @@ def test_a_foreign_store_in_the_place_of_ours_loses_only_what_stores_are_made_of
     (folder / "thesis.txt").write_text("mine")
     (folder / "inner").mkdir()
     (folder / "inner" / "0.bin").write_text("mine")
-    store = FeatureStore(LAYOUT, folder, {"root": "x"})
+    store = DiskStore(folder, LAYOUT, {"network": "of another kind"})
+    assert missing_from(store, ROWS) == ROWS
     assert store.damaged
-    assert len(store.missing) == LAYOUT.num_blocks
     assert (folder / "thesis.txt").read_text() == (folder / "inner" / "0.bin").read_text() == "mine"
 
 
@@ -217,10 +224,10 @@ def test_a_store_that_is_a_link_is_not_written_to(cache: Path, elsewhere: Path) 
     (cache / "linked").symlink_to(elsewhere, target_is_directory=True)
     filled(cache / "linked")
     assert content_of(elsewhere) == before
-    assert not FeatureStore(LAYOUT, cache / "linked", {"root": "x"}).missing
+    assert not missing_from(opened(cache / "linked"), ROWS)
 
 
-@pytest.mark.parametrize("name", ["0.bin", "1.bin", "blocks.log", "meta.json"])
+@pytest.mark.parametrize("name", ["0.bin", "1.bin", "keys.bin", "blocks.bin", "meta.json"])
 def test_a_store_with_a_link_in_it_is_not_written_through(
     cache: Path, elsewhere: Path, name: str
 ) -> None:
@@ -229,7 +236,7 @@ def test_a_store_with_a_link_in_it_is_not_written_through(
     (cache / "ours" / name).symlink_to(elsewhere / name)
     filled(cache / "ours")
     assert content_of(elsewhere) == before
-    assert not FeatureStore(LAYOUT, cache / "ours", {"root": "x"}).missing
+    assert not missing_from(opened(cache / "ours"), ROWS)
 
 
 def test_a_cache_that_is_a_link_is_the_users_own_choice(cache: Path, tmp_path: Path) -> None:
@@ -358,7 +365,7 @@ class Life:
             self.cache.mkdir(exist_ok=True)
             (self.cache / name).symlink_to(self.mine)
         filled(self.cache / name)
-        feature_store._IN_USE.clear()
+        cache_folder._IN_USE.clear()
 
     def clear(self) -> None:
         self.rng.choice((clear, make_room_for_all))(self.cache)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
 import signal
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import torch
 from helpers.counting import Count, times
+from helpers.feature_rows import append, fill, missing_from, opened, wrong_rows
 from helpers.messages import check_message
 from helpers.run_files import assert_same_run
 from helpers.run_server import KINDS, Runs
@@ -19,6 +22,7 @@ from finetune.checkpoints.checkpoint import Training, read_checkpoint, save_chec
 from finetune.checkpoints.run_dir import LAST, PREVIOUS
 
 MOST_KILLS_A_RUN = 4
+ROWS, BLOCK = list(range(2_000)), 4
 
 
 def killed_until_done(runs: Runs, number: int, most: int) -> int:
@@ -130,3 +134,46 @@ def test_a_save_that_is_killed_leaves_the_one_before_it(
         held += generation in (said, said + 1) and before in (generation - 1, generation - 2)
     count("kills-in-save", tried=total, held=held)
     assert held == total
+
+
+def fill_in_blocks(folder: Path, told: int) -> None:
+    """What a killed process does: adds block after block, and says how many are complete."""
+    store = opened(folder)
+    for start in range(0, len(ROWS), BLOCK):
+        append(store, ROWS[start : start + BLOCK])
+        os.write(told, b"x")
+    os._exit(0)
+
+
+def test_a_filling_that_is_killed_loses_no_block_that_was_complete(
+    tmp_path: Path, count: Count
+) -> None:
+    rng = random.Random(0)
+    total, held, incomplete = times("KILLS_IN_FILL", 20), 0, 0
+    fork = multiprocessing.get_context("fork")
+    for number in range(total):
+        folder = tmp_path / str(number)
+        read, write = os.pipe()
+        process = fork.Process(target=fill_in_blocks, args=(folder, write))
+        process.start()
+        os.close(write)
+        os.read(read, 1)  # from here on it is filling
+        time.sleep(rng.uniform(0.0, 0.03))
+        process.kill()
+        process.join()
+        blocks = 1
+        while content := os.read(read, 4096):
+            blocks += len(content)
+        os.close(read)
+        store = opened(folder)
+        missing = missing_from(store, ROWS)
+        whole = len(ROWS) - len(missing)
+        fill(store, ROWS)
+        again = opened(folder)
+        complete = blocks * BLOCK <= whole <= (blocks + 1) * BLOCK
+        repaired = not missing_from(again, ROWS) and not wrong_rows(again, ROWS)
+        held += complete and repaired and not again.damaged
+        incomplete += bool(missing)
+    count("kills-in-fill", tried=total, held=held)
+    assert held == total
+    assert incomplete  # else no kill came in time

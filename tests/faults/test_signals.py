@@ -30,7 +30,7 @@ PLACES = {
     # What is at work when the signal comes: module, what in it, and at which call of it.
     "check": ("finetune.training.setup", "preflight_check", 1),
     "weights": ("finetune.training.prepare_stage", "hash_frozen", 1),
-    "fill": ("finetune.features.store", "FeatureStore.put", 1),
+    "fill": ("finetune.features.store", "DiskStore.append", 1),
     "filling in workers": (
         "torch.utils.data.dataloader",
         "_MultiProcessingDataLoaderIter.__init__",

@@ -54,6 +54,7 @@ def facts_of(
         confusion=None,
         images_per_s=1.0,
         features_from_earlier_run=False,
+        features=None,
         ignored=0,
         files=(),
     )

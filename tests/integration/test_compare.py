@@ -59,7 +59,7 @@ def test_a_run_cannot_be_told_from_itself(runs: list[str]) -> None:
 
 
 def figures(name: str) -> RunFigures:
-    return RunFigures(name, "x.pt", "m", "d", 100, 0.9, 0.9, 0.1, 0.9, 0.1, {})
+    return RunFigures(name, "x.pt", "m", "d", 100, 0.9, 0.9, 0.1, 0.9, 0.1, {}, None)
 
 
 def run_that_recognises(name: str, hits: set[int], config: Config, images: int = 100) -> ScoredRun:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import shutil
 import signal
@@ -27,9 +28,10 @@ from finetune.checkpoints.run_dir import BEST, LAST, MARKER, PREVIOUS
 from finetune.commands.cache import clear_cache, list_cache
 from finetune.commands.train import train
 from finetune.config.schema import Config, ModelConfig, PreprocessingConfig, RuntimeConfig
-from finetune.core import files
+from finetune.core import files, locks
 from finetune.core.errors import DataError, OutputError
 from finetune.core.files import user_cache, write_text
+from finetune.core.reporter import SilentReporter
 from finetune.data.checks.inspection_cache import InspectionCache
 from finetune.data.images import Images
 from finetune.data.loading import workers
@@ -37,10 +39,8 @@ from finetune.data.loading.dataloader import Batches, PhotoDataset
 from finetune.data.loading.views import Views
 from finetune.data.loading.workers import resolve_workers
 from finetune.data.sources.open import data_root
-from finetune.features import compute_format
-from finetune.features import store as feature_store
+from finetune.features import cache_folder, compute_format
 from finetune.features.compute_format import ComputeFormat, choose_format
-from finetune.features.store import FeatureStore, Layout
 from finetune.models.build import resolve_model
 from finetune.models.pretrained import load_pretrained
 
@@ -131,9 +131,9 @@ def test_without_a_home_folder_no_folder_named_tilde_is_made() -> None:
     with fails("output.no_home", key="output_dir"):
         run_dir.prepare(Path(os.path.expanduser("~/q")), overwrite=False)  # noqa: PTH111
     with fails("output.no_home", key="features.dir"):
-        feature_store.cache_root("~/q")
+        cache_folder.cache_root("~/q")
     assert not Path("~").exists()
-    assert feature_store.cache_root("~nobody/q") == Path("~nobody/q")
+    assert cache_folder.cache_root("~nobody/q") == Path("~nobody/q")
 
 
 def test_without_a_home_folder_matplotlib_has_a_temporary_folder_and_says_nothing() -> None:
@@ -243,31 +243,54 @@ def test_a_run_and_its_features_are_written_where_a_mount_refuses_all_but_readin
 def test_a_place_that_maps_no_files_keeps_no_features(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feature_store.mmap, "mmap", refusing(errno.ENODEV))
-    assert feature_store.refused_writing(tmp_path) == os.strerror(errno.ENODEV)
+    monkeypatch.setattr(cache_folder.mmap, "mmap", refusing(errno.ENODEV))
+    assert cache_folder.refused_writing(tmp_path) == os.strerror(errno.ENODEV)
 
 
-def test_features_that_cannot_be_mapped_are_an_output_error(
-    make_config: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unable(*_: object, **__: object) -> Any:
-        raise RuntimeError("unable to mmap 64 bytes from file: No such device (19)")
-
-    monkeypatch.setattr(torch, "from_file", unable)
-    with fails("output.cache_unwritable"):
-        train(make_config(features={"cache": "disk"}))
-
-
-def test_a_store_keeps_its_rows_where_no_space_can_be_reserved(
+def test_a_place_without_locks_keeps_no_features(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "posix_fallocate", refusing(errno.EOPNOTSUPP))
-    monkeypatch.setattr(feature_store, "allocated", lambda _: 0)  # a mount that counts no blocks
-    layout = Layout(rows=4, shapes=((3,),), dtype="float32", block_rows=4)
-    FeatureStore(layout, tmp_path / "s", {}).put(0, [torch.ones(4, 3)])
-    again = FeatureStore(layout, tmp_path / "s", {})
-    assert not again.missing
-    assert not again.damaged
+    monkeypatch.setattr(locks.fcntl, "flock", refusing(errno.ENOLCK))
+    assert cache_folder.refused_writing(tmp_path) == os.strerror(errno.ENOLCK)
+
+
+class Warned(SilentReporter):
+    """Remembers the warnings."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize(
+    ("module", "call", "number"),
+    [(mmap, "mmap", errno.ENODEV), (locks.fcntl, "flock", errno.ENOLCK)],
+    ids=["maps no files", "has no locks"],
+)
+@pytest.mark.parametrize("cache", ["auto", "disk"])
+def test_where_no_features_can_be_stored_they_are_kept_in_memory_and_one_line_says_so(
+    make_config: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    module: Any,
+    call: str,
+    number: int,
+    cache: str,
+) -> None:
+    expected = train(make_config(features={"cache": "off"}))
+    monkeypatch.setattr(files, "_warned", set())
+    monkeypatch.setattr(module, call, refusing(number))
+    warned = Warned()
+    found = train(make_config(features={"cache": cache}), overwrite=True, reporter=warned)
+    assert found.features is not None
+    assert found.features.reused == 0
+    assert found.val is not None
+    assert expected.val is not None
+    assert found.val.top1 == expected.val.top1
+    said = [line for line in warned.lines + caplog.messages if os.strerror(number) in line]
+    assert len(said) == 1
 
 
 # --- worker processes

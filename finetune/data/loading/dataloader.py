@@ -112,7 +112,7 @@ class PhotoDataset(Dataset[Sample | Unreadable]):
         return pixels
 
     def _drawn(self, pixels: Tensor, index: int, view: int) -> Tensor:
-        with drawn_from(self.views.seed_of(index, view)):
+        with drawn_from(self.views.seed_of(self.images.paths[index], index, view)):
             drawn: Tensor = self.draw(pixels)
         return drawn
 

@@ -6,9 +6,13 @@ A finite set of views can be computed once and cached.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from finetune.config.augment import DRAWN_POLICIES, AugmentConfig
 from finetune.core.seeding import seed_for
+
+UPRIGHT = "upright"
+"""Key of the view that validation sees, the first one of policies that are not random."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,18 @@ class Views:
             return 0
         return seed_for(self.seed, "pick", epoch, index) % self.count
 
-    def seed_of(self, index: int, view: int) -> int:
-        """Return the seed of a random view."""
-        return seed_for(self.seed, "view", index, view)
+    def seed_of(self, path: Path, index: int, view: int) -> int:
+        """Return the seed of a random view of an image.
+
+        Views of a bounded number may be kept for later runs, in which the image may have another
+        index: they are drawn by the file's name.
+        """
+        if self.count is None:
+            return seed_for(self.seed, "view", index, view)
+        return seed_for(self.seed, "view", path.name, view)
+
+    def key_of(self, path: Path, view: int) -> str:
+        """Return what distinguishes a view of an image from all others, of other runs as well."""
+        if self.are_random:
+            return f"{self.name} {self.seed_of(path, 0, view)}"
+        return (UPRIGHT, "mirrored")[view]

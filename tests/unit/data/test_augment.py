@@ -339,7 +339,7 @@ def test_the_loss_of_mixed_labels_is_the_mixture_of_losses() -> None:
         inputs = torch.ones(len(labels), 4)
         epochs = train_epochs(
             LoopState(model, optimizer, schedule, num_classes=2),
-            lambda _: [(inputs, labels)],
+            lambda _: [((inputs,), labels)],
             epochs=1,
             step=StepConfig(seed=0),
             loss=LossConfig(class_weights=class_weights),

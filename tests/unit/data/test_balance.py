@@ -58,7 +58,7 @@ def one_step(labels: list[int], class_weights: list[float] | None) -> torch.Tens
     nn.init.zeros_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    batch = (torch.ones(len(labels), 4), torch.tensor(labels))
+    batch = ((torch.ones(len(labels), 4),), torch.tensor(labels))
     list(
         train_epochs(
             LoopState(model, optimizer, schedule, num_classes=2),
@@ -166,7 +166,7 @@ def test_a_frequent_class_is_recognised_under_weights(smoothing: float) -> None:
     list(
         train_epochs(
             LoopState(model, optimizer, schedule, num_classes=2),
-            lambda _: zip(features.split(41), labels.split(41), strict=True),
+            lambda _: zip(zip(features.split(41)), labels.split(41), strict=True),
             epochs=20,
             step=StepConfig(seed=0),
             loss=LossConfig(label_smoothing=smoothing, class_weights=class_weights([400, 10])),

@@ -340,13 +340,13 @@ def test_a_large_live_part_evaluates_in_pieces_to_the_same_logits() -> None:
 
 def test_several_tensors_are_split_into_pieces_together() -> None:
     class Sum(nn.Module):
-        def forward(self, tensors: tuple[Tensor, Tensor]) -> Tensor:
-            return tensors[0] + tensors[1]
+        def forward(self, one: Tensor, other: Tensor) -> Tensor:
+            return one + other
 
     both = torch.randn(10, 3), torch.randn(10, 3)
     with torch.no_grad():
         assert torch.equal(
-            AutocastModule(Sum(), ComputeFormat(), CPU, large=True).eval()(both), sum(both)
+            AutocastModule(Sum(), ComputeFormat(), CPU, large=True).eval()(*both), sum(both)
         )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,15 +27,15 @@ from finetune.core.errors import OutputError
 from finetune.core.reporter import SilentReporter
 from finetune.data.loading.views import Views
 from finetune.features import cache_policy
-from finetune.features import store as feature_store
+from finetune.features import rows as feature_rows
 from finetune.features.compute_format import ComputeFormat
 from finetune.features.extractor import FeatureExtractor
-from finetune.features.store import FeatureStore, Layout, make_room, stored
+from finetune.features.store import DiskStore
 from finetune.freezing.graph_split import FrozenPrefix
 from finetune.report.catalog import render_cache
+from finetune.results.train import TrainSummary
 
 Make = Callable[..., Config]
-LAYOUT = Layout(rows=10, shapes=((3,), (2, 2)), dtype="float32", block_rows=4)
 
 
 class Told(SilentReporter):
@@ -65,6 +67,12 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # Forms fixed, so that no timing runs the prefix.
 FIXED = {"precision": "float32", "memory_format": "contiguous"}
 OTHER = RuntimeConfig(precision="float32", memory_format="channels_last")
+
+
+def computed_by(summary: TrainSummary) -> int:
+    """Rows of features that a run computed."""
+    assert summary.features is not None
+    return summary.features.computed
 
 
 def live_weights(config: Config) -> torch.Tensor:
@@ -117,7 +125,8 @@ def test_a_wrong_view_is_noticed_by_that_comparison(
     real = Views.pick
 
     def wrong(self: Views, epoch: int, index: int) -> int:
-        return 1 - real(self, epoch, index) if index == 0 else real(self, epoch, index)
+        view = real(self, epoch, index)
+        return 1 - view if index == 0 and self.count == 2 else view
 
     for name in ("right", "wrong"):
         if name == "wrong":
@@ -157,25 +166,24 @@ def test_a_second_run_with_other_settings_computes_no_backbone_forward(
 def test_each_image_is_computed_once_for_each_view_eight_at_a_time(
     make_config: Make, forwards: list[int]
 ) -> None:
-    train(make_config(runtime=FIXED, train={"epochs": 5}))
-    assert sum(forwards) == 18 * 2 + 10  # training images in two views; validation images in one
-    assert sorted(forwards) == [2, 4, 8, 8, 8, 8, 8]
+    summary = train(make_config(runtime=FIXED, train={"epochs": 5}))
+    assert summary.features is not None
+    # Training images in two views, validation images in one.
+    assert (summary.features.computed, summary.features.reused) == (18 * 2 + 10, 0)
+    assert forwards == [8] * (2 + 5 + 2)  # the self-test first; the last batches are padded
 
 
-def test_another_image_file_is_another_key(
-    make_config: Make, photos: Path, tmp_path: Path, forwards: list[int]
-) -> None:
+def test_another_image_file_is_another_key(make_config: Make, photos: Path, tmp_path: Path) -> None:
     train(make_config(runtime=FIXED))
-    forwards.clear()
     changed = photos / "train" / "class_0" / "0.png"
     changed.write_bytes((photos / "train" / "class_0" / "1.png").read_bytes())
-    train(make_config(runtime=FIXED, output_dir=str(tmp_path / "second")))
-    assert sum(forwards) == 18 * 2  # the validation features were kept
+    again = train(make_config(runtime=FIXED, output_dir=str(tmp_path / "second")))
+    assert computed_by(again) == 2  # that image in two views
 
 
 @pytest.mark.parametrize("way", ["rewritten", "renamed"])
 def test_photos_exchanged_for_others_of_equal_size_and_time_are_computed_anew(
-    make_config: Make, photos: Path, tmp_path: Path, forwards: list[int], way: str
+    make_config: Make, photos: Path, tmp_path: Path, way: str
 ) -> None:
     one, two = (photos / "train" / f"class_{label}" / "0.png" for label in (0, 1))
     size = max(path.stat().st_size for path in (one, two))
@@ -184,7 +192,6 @@ def test_photos_exchanged_for_others_of_equal_size_and_time_are_computed_anew(
         path.write_bytes(path.read_bytes().ljust(size, b"\0"))
         os.utime(path, (1, 1))
     train(make_config(runtime=FIXED))
-    forwards.clear()
     if way == "renamed":
         two.replace(one)
         shutil.copy2(one, two)
@@ -192,8 +199,8 @@ def test_photos_exchanged_for_others_of_equal_size_and_time_are_computed_anew(
         one.write_bytes(two.read_bytes())
         os.utime(one, (1, 1))
     assert one.stat().st_mtime == two.stat().st_mtime == 1
-    train(make_config(runtime=FIXED, output_dir=str(tmp_path / "second")))
-    assert sum(forwards) == 18 * 2  # the validation features were kept
+    again = train(make_config(runtime=FIXED, output_dir=str(tmp_path / "second")))
+    assert computed_by(again) == 2 * (1 if way == "rewritten" else 2)
 
 
 def test_content_may_decide_instead_of_path_and_time(
@@ -214,10 +221,9 @@ def test_content_may_decide_instead_of_path_and_time(
     train(config)
     assert not forwards
     changed = moved / "train" / "class_0" / "0.png"
-    changed.write_bytes((moved / "train" / "class_0" / "1.png").read_bytes())
+    changed.write_bytes(changed.read_bytes() + b"\0")
     os.utime(changed, (1, 1))
-    train(config, overwrite=True)
-    assert sum(forwards) == 18 * 2
+    assert computed_by(train(config, overwrite=True)) == 2
 
 
 def test_eval_reproduces_cached_figures_and_needs_no_forward(
@@ -234,93 +240,28 @@ def test_eval_reproduces_cached_figures_and_needs_no_forward(
 def test_an_interrupted_filling_goes_on_where_it_stopped(
     make_config: Make, monkeypatch: pytest.MonkeyPatch, forwards: list[int], photos: Path
 ) -> None:
-    monkeypatch.setattr(cache_policy, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(feature_rows, "BLOCK_ROWS", 4)
     config = make_config(runtime=FIXED)
-    real = FeatureStore.put
+    train(config)  # the self-test has been done
+    clear_cache()
+    real = DiskStore.append
+    calls: list[int] = []
 
-    def interrupted(self: FeatureStore, block: int, values: list[torch.Tensor]) -> None:
-        if block == 5:
+    def interrupted(self: DiskStore, *arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 6:
             raise KeyboardInterrupt
-        real(self, block, values)
+        real(self, *arguments)
 
-    monkeypatch.setattr(FeatureStore, "put", interrupted)
+    monkeypatch.setattr(DiskStore, "append", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(config)
-    monkeypatch.setattr(FeatureStore, "put", real)
+        train(config, overwrite=True)
+    monkeypatch.setattr(DiskStore, "append", real)
     forwards.clear()
-    train(config, overwrite=True)
+    summary = train(config, overwrite=True)
     assert len(forwards) == (9 - 5) + 3  # blocks of 36 training rows that lacked, and validation
-
-
-def filled(folder: Path | None) -> FeatureStore:
-    store = FeatureStore(LAYOUT, folder, {"root": "x"})
-    for block in store.missing:
-        rows = LAYOUT.rows_of(block)
-        size = rows.stop - rows.start
-        store.put(block, [torch.full((size, 3), block + 1.0), torch.full((size, 2, 2), -1.0)])
-    return store
-
-
-@pytest.mark.parametrize("on_disk", [True, False])
-def test_a_store_gives_back_rows_in_the_order_asked_for(tmp_path: Path, on_disk: bool) -> None:
-    store = filled(tmp_path / "s" if on_disk else None)
-    first, second = store.take(torch.tensor([9, 0, 4]))
-    assert first[:, 0].tolist() == [3.0, 1.0, 2.0]
-    assert second.shape == (3, 2, 2)
-
-
-def test_rows_taken_are_copies(tmp_path: Path) -> None:
-    store = filled(tmp_path / "s")
-    store.take(torch.tensor([0]))[0].zero_()
-    assert float(store.take(torch.tensor([0]))[0][0, 0]) == 1.0
-
-
-def test_a_whole_store_is_whole_when_opened_again(tmp_path: Path) -> None:
-    filled(tmp_path / "s")
-    again = FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"})
-    assert not again.missing
-    assert not again.damaged
-
-
-def test_a_flipped_bit_is_noticed_and_costs_its_block_alone(tmp_path: Path) -> None:
-    filled(tmp_path / "s")
-    path = tmp_path / "s" / "0.bin"
-    content = bytearray(path.read_bytes())
-    content[4 * 3 * 4 + 1] ^= 1
-    path.write_bytes(content)
-    again = FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"})
-    assert again.missing == [1]
-    assert again.damaged == 1
-
-
-def test_a_truncated_file_is_noticed(tmp_path: Path) -> None:
-    filled(tmp_path / "s")
-    path = tmp_path / "s" / "1.bin"
-    path.write_bytes(path.read_bytes()[:-30])
-    again = FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"})
-    assert 2 in again.missing
-
-
-def test_a_half_filled_store_is_not_taken_for_whole(tmp_path: Path) -> None:
-    store = FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"})
-    store.put(1, [torch.ones(4, 3), torch.ones(4, 2, 2)])
-    assert FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"}).missing == [0, 2]
-
-
-@pytest.mark.parametrize("content", ["", "{", '{"format": 0}', "[]"])
-def test_a_foreign_store_is_replaced(tmp_path: Path, content: str) -> None:
-    filled(tmp_path / "s")
-    (tmp_path / "s" / "meta.json").write_text(content)
-    again = FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"})
-    assert again.missing == [0, 1, 2]
-    assert again.damaged
-
-
-def test_a_log_with_nonsense_counts_for_nothing(tmp_path: Path) -> None:
-    filled(tmp_path / "s")
-    with (tmp_path / "s" / "blocks.log").open("a") as log:
-        log.write("999 00000000\nx y\n\n7\n")
-    assert not FeatureStore(LAYOUT, tmp_path / "s", {"root": "x"}).missing
+    assert summary.features is not None
+    assert (summary.features.computed, summary.features.reused) == (16 + 10, 20)
 
 
 def test_damage_is_said_and_repaired_in_training(make_config: Make, own_cache: Path) -> None:
@@ -334,60 +275,6 @@ def test_damage_is_said_and_repaired_in_training(make_config: Make, own_cache: P
     again = train(config, overwrite=True, reporter=told)
     assert any("damaged features found" in line for line in told.lines)
     assert again.val == expected.val
-
-
-def test_the_least_recently_used_stores_go_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for age, name in enumerate(["new", "middle", "old"]):
-        filled(tmp_path / name)
-        meta = tmp_path / name / "meta.json"
-        os.utime(meta, (1000 - age, 1000 - age))
-    size = stored(tmp_path)[0].num_bytes
-    monkeypatch.setattr(feature_store, "_IN_USE", set())  # as in a later process
-    make_room(tmp_path, size, limit=2 * size + 5)
-    assert [store.folder.name for store in stored(tmp_path)] == ["new"]
-
-
-def test_a_store_that_is_open_stays(tmp_path: Path) -> None:
-    filled(tmp_path / "mine")
-    make_room(tmp_path, 10**9, limit=1)
-    assert [store.folder.name for store in stored(tmp_path)] == ["mine"]
-
-
-def test_a_store_that_another_process_removes_meanwhile_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    filled(tmp_path / "gone")
-    real = feature_store._read_meta
-
-    def removed(folder: Path) -> object:
-        found = real(folder)
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
-        return found
-
-    monkeypatch.setattr(feature_store, "_read_meta", removed)
-    assert stored(tmp_path) == []
-
-
-def test_a_log_line_cut_short_costs_one_block(tmp_path: Path) -> None:
-    filled(tmp_path / "s")
-    log = tmp_path / "s" / "blocks.log"
-    lines = [line for line in log.read_text().splitlines() if line]
-    log.write_text("\n".join(lines[:2]) + "\n" + lines[2][:3])
-    store = FeatureStore(LAYOUT, tmp_path / "s", {})
-    (missing,) = store.missing
-    store.put(missing, [tensor[LAYOUT.rows_of(missing)].clone() for tensor in store.tensors])
-    assert FeatureStore(LAYOUT, tmp_path / "s", {}).missing == []
-
-
-def test_removal_leaves_files_that_are_not_ours(tmp_path: Path) -> None:
-    filled(tmp_path / "s")
-    (tmp_path / "s" / "notes.txt").write_text("mine")
-    feature_store.remove(stored(tmp_path)[0])
-    assert [path.name for path in (tmp_path / "s").iterdir()] == ["notes.txt"]
 
 
 def test_features_too_large_to_keep_are_computed_anew(
@@ -430,30 +317,10 @@ def test_a_full_disk_is_one_message_with_the_ways_out(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(FeatureStore, "put", full)
+    monkeypatch.setattr(DiskStore, "append", full)
     with fails("output.cache_unwritable") as caught:
         train(make_config(runtime=FIXED))
     assert getattr(caught.value, "exit_code", None) == 6
-
-
-def test_a_store_has_its_place_on_the_disk_before_it_is_filled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Writing to a mapped file on a full disk ends the process with SIGBUS."""
-    layout = Layout(rows=1000, shapes=((100,),), dtype="float32", block_rows=10)
-    FeatureStore(layout, tmp_path / "whole", {})
-    file = tmp_path / "whole" / "0.bin"
-    assert file.stat().st_blocks * 512 >= file.stat().st_size == layout.num_bytes
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"):
-        FeatureStore(layout, tmp_path / "full", {})
-    assert not list((tmp_path / "full").glob("*.bin"))
-    listed = {store.folder.name: store.num_bytes for store in stored(tmp_path)}
-    assert listed["full"] < 1000 < listed["whole"]  # eviction and `clear` know of both
 
 
 def test_a_run_whose_features_find_no_room_leaves_the_old_run_alone(
@@ -466,7 +333,7 @@ def test_a_run_whose_features_find_no_room_leaves_the_old_run_alone(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(FeatureStore, "put", full)
+    monkeypatch.setattr(DiskStore, "append", full)
     with pytest.raises(OutputError):
         train(config.model_copy(update={"seed": 1, "runtime": OTHER}), overwrite=True)
     assert (Path(config.output_dir) / "best.pt").read_bytes() == before
@@ -474,20 +341,35 @@ def test_a_run_whose_features_find_no_room_leaves_the_old_run_alone(
 
 def test_the_store_says_what_it_holds(make_config: Make, own_cache: Path) -> None:
     train(make_config(runtime=FIXED))
-    metas = list(own_cache.glob("finetune/features/*/meta.json"))
-    assert len(metas) == 2
-    description = json.loads(metas[0].read_text())["description"]
-    assert {"identity", "preprocessing", "views", "form", "files", "versions"} <= description.keys()
+    (meta,) = own_cache.glob("finetune/features/*/meta.json")
+    description = json.loads(meta.read_text())["description"]
+    assert description["network"] == "shufflenet_v2_x0_5"
+    assert {"cut", "identity", "preprocessing", "form", "versions"} <= description.keys()
 
 
 def test_the_cache_command_lists_and_clears(make_config: Make) -> None:
     train(make_config(runtime=FIXED))
-    listed = list_cache()
-    assert sorted(row.views for row in listed.stores) == ["flip 2", "none 1"]
-    assert all(row.num_bytes > 0 for row in listed.stores)
-    assert "2 stores" in render_cache(listed)
+    (row,) = list_cache().stores
+    assert (row.network, row.photos) == ("shufflenet_v2_x0_5", 18 + 10)
+    assert row.num_bytes > 0
+    shown = render_cache(list_cache())
+    assert "1 store" in shown
+    assert "shufflenet_v2_x0_5" in shown
     assert clear_cache().removed
     assert list_cache().stores == ()
+
+
+def test_clearing_what_is_unused_leaves_what_was_used_lately(
+    make_config: Make, own_cache: Path
+) -> None:
+    train(make_config(runtime=FIXED))
+    train(make_config(runtime=OTHER), overwrite=True)
+    old, new = own_cache.glob("finetune/features/*/meta.json")
+    week_ago = time.time() - 7 * 86_400
+    os.utime(old, (week_ago, week_ago))
+    assert len(clear_cache(unused_days=8).stores) == 0
+    assert [row.key for row in clear_cache(unused_days=6).stores] == [old.parent.name]
+    assert [row.key for row in list_cache().stores] == [new.parent.name]
 
 
 def test_predicted_cache_size_is_what_is_stored(make_config: Make) -> None:

@@ -92,13 +92,13 @@ def test_the_optimizer_never_sees_a_frozen_parameter() -> None:
 
 def test_evaluation_records_no_graph() -> None:
     model = small_net(lambda _: True)
-    assert saved_for_backward(lambda: evaluate(model, [(IMAGES, LABELS)], num_classes=2)) == 0
+    assert saved_for_backward(lambda: evaluate(model, [((IMAGES,), LABELS)], num_classes=2)) == 0
 
 
 def test_evaluation_leaves_every_module_in_eval_mode() -> None:
     model = small_net(lambda name: name.startswith(("stage4.", "fc.")))
     assert any(module.training for module in model.modules())
-    evaluate(model, [(IMAGES, LABELS)], num_classes=2)
+    evaluate(model, [((IMAGES,), LABELS)], num_classes=2)
     assert not any(module.training for module in model.modules())
 
 
@@ -110,7 +110,7 @@ def run_epochs(model: nn.Module, *, epochs: int = 2, label_smoothing: float = 0.
     return list(
         train_epochs(
             LoopState(model, optimizer, schedule, num_classes=2),
-            lambda _: [(IMAGES, LABELS), (IMAGES[:2], LABELS[:2])],
+            lambda _: [((IMAGES,), LABELS), ((IMAGES[:2],), LABELS[:2])],
             epochs=epochs,
             step=StepConfig(seed=0),
             loss=LossConfig(label_smoothing=label_smoothing),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.builders import small_config
 from helpers.counting import Count
-from torch import Tensor, nn
+from torch import nn
 from torchvision import models
 
 from finetune.checkpoints.checkpoint import load_checkpoint
@@ -29,7 +29,7 @@ from finetune.training.evaluate import evaluate
 from finetune.training.loop import Callbacks, LoopState, train_epochs
 from finetune.training.lr_schedulers import build_schedule
 from finetune.training.optimizers import build_optimizer
-from finetune.training.step import StepConfig
+from finetune.training.step import Batch, StepConfig
 
 Make = Callable[..., Config]
 _SLOW_FROM = 26_000_000
@@ -56,7 +56,7 @@ def smallest_with_norms() -> list[str]:
 FAMILIES = smallest_with_norms()
 
 
-def train_on(model: nn.Module, config: Config, batch: tuple[Tensor, Tensor], epochs: int) -> None:
+def train_on(model: nn.Module, config: Config, batch: Batch, epochs: int) -> None:
     optimizer = build_optimizer(model.named_parameters(), config.optimizer)
     schedule = build_schedule(optimizer, config.schedule, epochs=epochs, steps_per_epoch=1)
     for _ in train_epochs(
@@ -89,7 +89,7 @@ def test_frozen_bits_stay_where_the_last_block_trains(name: str, count: Count) -
     apply_freeze(model, plan.freeze.frozen)
     frozen_hashes = hash_frozen(model)
     crop = plan.spec.preprocessing.crop
-    batch = (torch.rand(3, 3, crop, crop), torch.tensor([0, 1, 2]))
+    batch = ((torch.rand(3, 3, crop, crop),), torch.tensor([0, 1, 2]))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     train_on(model, config, batch, 2)
     after = model.state_dict()

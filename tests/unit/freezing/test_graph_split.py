@@ -73,7 +73,7 @@ def assert_equal_in_eval_mode(model: nn.Module, split: GraphSplit, crop: int) ->
     assert split.prefix is not None
     with torch.no_grad():
         expected = model(images_of(crop))
-        first, again = (split.trainable_part(split.prefix(images_of(crop))) for _ in range(2))
+        first, again = (split.trainable_part(*split.prefix(images_of(crop))) for _ in range(2))
     assert torch.equal(first, again)
     assert relative(first, expected) < TOLERANCE
 
@@ -126,7 +126,7 @@ def test_gradients_and_statistics_of_the_live_part_agree(name: str) -> None:
         split = split_model(model, crop=crop)
         assert split.prefix is not None
         torch.manual_seed(3)
-        logits = split.trainable_part(split.prefix(images)) if split_it else model(images)
+        logits = split.trainable_part(*split.prefix(images)) if split_it else model(images)
         nn.functional.cross_entropy(logits, labels).backward()
         grads = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
         results.append((grads, dict(model.named_buffers())))
@@ -168,8 +168,7 @@ def test_the_prefix_stays_in_eval_mode_and_records_no_graph() -> None:
     assert split.prefix is not None
     split.prefix.train()
     assert not any(module.training for module in split.prefix.modules())
-    features = split.prefix(images_of(crop))
-    assert isinstance(features, Tensor)
+    (features,) = split.prefix(images_of(crop))
     assert features.grad_fn is None
 
 

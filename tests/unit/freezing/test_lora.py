@@ -262,7 +262,7 @@ def test_the_split_is_made_before_the_first_adapter_and_computes_the_same() -> N
     split = split_model(model, crop=32, skeleton=skeleton)
     assert split.prefix is not None
     with torch.no_grad():
-        assert torch.allclose(split.trainable_part(split.prefix(IMAGES)), model(IMAGES), atol=1e-5)
+        assert torch.allclose(split.trainable_part(*split.prefix(IMAGES)), model(IMAGES), atol=1e-5)
 
 
 # In a run

@@ -296,7 +296,7 @@ def test_evaluation_gives_the_same_bits_whatever_the_number_of_threads() -> None
     try:
         for threads in (1, 4):
             torch.set_num_threads(threads)
-            evaluate(network, [(features, labels)], num_classes=100, keep=found)
+            evaluate(network, [((features,), labels)], num_classes=100, keep=found)
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -306,7 +306,7 @@ def test_evaluation_gives_the_same_bits_whatever_the_number_of_threads() -> None
 def test_scoring_heads_leaves_the_dropout_of_the_others_on() -> None:
     network = nn.Sequential(SharedDropout(0.5), nn.Linear(64, 2)).train()
     heads = StackedHeads(network, "1", 2)
-    score_heads(heads.only(torch.tensor([0])), [(torch.ones(4, 64), torch.tensor([0, 1, 0, 1]))])
+    score_heads(heads.only(torch.tensor([0])), [((torch.ones(4, 64),), torch.tensor([0, 1, 0, 1]))])
     heads.seed(1)
     assert heads.network[0].training
     assert bool((heads.network[0](torch.ones(4, 64)) == 0).any())

@@ -79,7 +79,7 @@ def test_freeze_step_save_load_evaluate(name: str, tmp_path: Path) -> None:
     apply_freeze(model, plan.freeze.frozen)
     frozen_hashes = hash_frozen(model)
     crop = plan.spec.preprocessing.crop
-    batch = (torch.rand(3, 3, crop, crop), torch.tensor([0, 1, 2]))
+    batch = ((torch.rand(3, 3, crop, crop),), torch.tensor([0, 1, 2]))
     head = {f"{plan.spec.family.head}.{key}" for key in ("weight", "bias")}
     before = {key: value.clone() for key, value in model.state_dict().items() if key in head}
     optimizer = build_optimizer(model.named_parameters(), config.optimizer)
@@ -183,7 +183,7 @@ def test_auxiliary_heads_train_when_asked_for(name: str, crop: int) -> None:
     list(
         train_epochs(
             LoopState(model, optimizer, schedule, num_classes=3),
-            lambda _: [(torch.rand(3, 3, crop, crop), torch.tensor([0, 1, 2]))],
+            lambda _: [((torch.rand(3, 3, crop, crop),), torch.tensor([0, 1, 2]))],
             epochs=1,
             step=StepConfig(seed=0),
             loss=LossConfig(aux_weight=plan.spec.family.aux_weight),

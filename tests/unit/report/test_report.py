@@ -178,7 +178,7 @@ def test_only_the_images_that_chose_the_epoch_flatter_it(freeze: FreezeReport) -
 
 @pytest.mark.parametrize(("file", "browser"), [("report.html", True), ("report-curves.png", False)])
 def test_only_a_page_opens_in_a_browser(file: str, browser: bool) -> None:
-    text = render_page_result(PageResult("runs/x", (f"runs/x/{file}",), 5000, 1.0))
+    text = render_page_result(PageResult("runs/x", (f"runs/x/{file}",), 5000, 1.0, None))
     assert ("opens in any browser" in text) is browser
 
 

@@ -41,11 +41,14 @@ def network(*, norm: bool = False) -> nn.Module:
 def images(count: int) -> Batch:
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(count, 6, generator=generator)
-    return inputs, torch.randint(0, 3, (count,), generator=generator)
+    return (inputs,), torch.randint(0, 3, (count,), generator=generator)
 
 
 def in_batches(size: int, batch: Batch) -> list[Batch]:
-    return list(zip(batch[0].split(size), batch[1].split(size), strict=True))
+    (inputs,), labels = batch
+    return [
+        ((one,), other) for one, other in zip(inputs.split(size), labels.split(size), strict=True)
+    ]
 
 
 def trained(
@@ -261,7 +264,7 @@ def test_any_other_error_passes() -> None:
 
 def poisoned(at: int, value: float) -> list[Batch]:
     batches = in_batches(4, images(20))
-    batches[at][0][1, 2] = value
+    batches[at][0][0][1, 2] = value
     return batches
 
 

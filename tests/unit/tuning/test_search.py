@@ -23,7 +23,7 @@ from finetune.data.checks.inspection_cache import InspectionCache, key_of_file
 from finetune.data.images import TrainVal
 from finetune.data.loading.class_weights import class_weights
 from finetune.data.loading.views import Views
-from finetune.features.engine import make_source
+from finetune.features.engine import Split, make_source
 from finetune.training.loop import EpochResult, LoopState
 from finetune.training.prepare_stage import prepare_single_stage, set_up_single_stage
 from finetune.tuning import parallel_trials
@@ -193,21 +193,19 @@ def test_held_out_images_are_judged_without_augmentation(make: Make) -> None:
     cv = search_module._cross_validation(stage_setup, folds, SilentReporter())
 
     def features(views: Views, positions: tuple[int, ...]) -> torch.Tensor:
+        images = stage_setup.data.train.subset(positions)
         source = make_source(
             stage_setup.engine,
             stage_setup.config,
-            stage_setup.data.train.subset(positions),
-            views=views,
+            Split(images, views=views, shuffle=False, what="test"),
             workers=0,
-            shuffle=False,
-            what="test",
             reporter=SilentReporter(),
         )
-        return torch.cat([batch for batch, _ in source.epoch()])  # type: ignore[misc]
+        return torch.cat([batch for (batch,), _ in source.epoch()])
 
     drawn = Views.of("crop_flip", bound=3)
     for fold, judged in zip(folds, cv.fold_data(), strict=True):
-        seen = torch.cat([batch for batch, _ in judged.held_out.epoch()])  # type: ignore[misc]
+        seen = torch.cat([batch for (batch,), _ in judged.held_out.epoch()])
         # Batches of other sizes round otherwise.
         alike = partial(torch.allclose, seen, rtol=1e-3, atol=1e-10)
         assert alike(features(Views.of("none"), fold.held_out))

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from finetune.config.schema import ModelConfig, OptimizerConfig, PreprocessingConfig, ScheduleConfig
+from finetune.features.source import FeatureBatch
 from finetune.freezing.graph_split import split_model
 from finetune.freezing.train_mode import set_train_mode
 from finetune.models.build import build_untrained, resolve_model
+from finetune.results.features import FeatureCounts
 from finetune.training.evaluate import evaluate
 from finetune.training.loop import Callbacks, LoopState, train_epochs
 from finetune.training.loss import LossConfig
@@ -32,7 +34,7 @@ SEED = 5
 class Batches:
     """Three batches of random features, the last one shorter; others in each epoch."""
 
-    from_earlier = False
+    counts: FeatureCounts | None = None
 
     def __init__(self, *shape: int) -> None:
         self.shape = shape
@@ -40,13 +42,13 @@ class Batches:
     def __len__(self) -> int:
         return 3
 
-    def epoch(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int = 0) -> Iterator[FeatureBatch]:
         draws = torch.Generator().manual_seed(epoch)
         for size in (8, 8, 5):
             labels = torch.randint(CLASSES, (size,), generator=draws)
             features = torch.randn(size, *self.shape, generator=draws)
             features[:, 0] += labels.float().reshape(-1, *[1] * (len(self.shape) - 1))
-            yield features, labels
+            yield (features,), labels
 
 
 class Dense(nn.Module):

@@ -1,0 +1,338 @@
+"""Rows of features: photos are decoded, transformed and passed through the frozen prefix.
+
+This is the one place that computes features to be kept, for training, evaluation and prediction
+alike. A row's value depends on the photo and the view alone: rows are computed in batches of one
+size, the last of which is padded, so that neighbours and their number do not matter
+(`finetune.features.self_test` verifies that on each device).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from finetune.config.schema import FeaturesConfig
+from finetune.core.cores import available_cores
+from finetune.core.errors import OutputError
+from finetune.core.files import warn_once
+from finetune.core.memory import release_memory
+from finetune.core.reporter import Reporter
+from finetune.core.signals import unless_asked
+from finetune.core.text import mib
+from finetune.core.threads import one_thread_a_core
+from finetune.data.images import Images
+from finetune.data.loading.dataloader import (
+    PhotoDataset,
+    Sample,
+    Unreadable,
+    photo_loader,
+    unreadable,
+)
+from finetune.data.loading.sampler import Key
+from finetune.data.loading.views import Views
+from finetune.features.extractor import BLOCK_ROWS, FeatureExtractor, joined
+from finetune.features.opening import lacks_support, layout_of, make_room_for, open_store
+from finetune.features.photo_keys import keys_of_rows, numbered
+from finetune.features.self_test import rows_are_independent
+from finetune.features.store import DiskStore, Keys, MemoryStore, RowStore
+from finetune.freezing.graph_split import Features
+from finetune.results.features import FeatureCounts
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_MOST_ROUNDS = 3
+"""How often rows that were just written may turn out to be damaged."""
+
+
+class Decoder(Protocol):
+    """Photos that can be decoded, such as a `PhotoDataset`."""
+
+    def __getitems__(self, keys: list[Key]) -> list[Sample | Unreadable]:
+        """Decode and transform views of photos; may be called from several threads."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows that were computed together.
+
+    Attributes:
+        at: Position of each row of ``features`` in the keys that were asked for.
+        broken: Position and error of each row whose photo cannot be decoded.
+    """
+
+    at: list[int]
+    features: Features
+    broken: list[tuple[int, Unreadable]]
+
+
+def compute_blocks(
+    decoder: Decoder,
+    blocks: Sequence[list[Key]],
+    extractor: FeatureExtractor | None,
+    *,
+    workers: int = 0,
+) -> Iterator[Block]:
+    """Decode photos and compute their rows; yield the blocks in order.
+
+    On a CPU each core decodes and computes another block. With worker processes, these decode
+    ahead.
+
+    Args:
+        decoder: Photos; a `PhotoDataset` where there are workers.
+        extractor: None only decodes: the feature is the pixels.
+    """
+    if extractor is None:
+        yield from _in_threads(lambda keys: _decoded(decoder, keys), blocks)
+    elif workers:
+        assert isinstance(decoder, PhotoDataset)
+        loaded = photo_loader(decoder, blocks, min(workers, len(blocks)), extractor.device)
+        for block, batch in zip(blocks, loaded, strict=True):
+            if isinstance(batch, list):  # some are broken: the others are decoded again
+                yield _computed(decoder, block, extractor)
+            else:
+                yield Block(list(range(len(block))), extractor.rows_of(batch[0]), [])
+    elif extractor.device.type == "cpu":
+        yield from _in_threads(lambda keys: _computed(decoder, keys, extractor), blocks)
+    else:
+        for pixels in _in_threads(lambda keys: _decoded(decoder, keys), blocks):
+            features = extractor.rows_of(pixels.features[0]) if pixels.at else ()
+            yield replace(pixels, features=features)
+
+
+def _computed(decoder: Decoder, keys: list[Key], extractor: FeatureExtractor) -> Block:
+    """Decode and compute a block in the calling thread, few images at a time to save memory."""
+    at: list[int] = []
+    parts: list[Features] = []
+    broken: list[tuple[int, Unreadable]] = []
+    size = extractor.batch_rows
+    for start in unless_asked(range(0, len(keys), size)):
+        decoded = _decoded(decoder, keys[start : start + size])
+        at += [start + number for number in decoded.at]
+        broken += [(start + number, photo) for number, photo in decoded.broken]
+        if decoded.at:
+            parts.append(extractor.batch(decoded.features[0]))
+    return Block(at, joined(parts) if parts else (), broken)
+
+
+def _decoded(decoder: Decoder, keys: list[Key]) -> Block:
+    """Decode a block; its only feature are the pixels."""
+    samples = list(enumerate(decoder.__getitems__(keys)))
+    broken = [(number, photo) for number, photo in samples if isinstance(photo, Unreadable)]
+    whole = [(number, sample[0]) for number, sample in samples if isinstance(sample, tuple)]
+    pixels = (torch.stack([image for _, image in whole]),) if whole else ()
+    return Block([number for number, _ in whole], pixels, broken)
+
+
+def _in_threads(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
+    """Yield the results of ``work`` in order, a few of them computed ahead."""
+    with one_thread_a_core(len(items)) as pool:
+        waiting: deque[Future[_Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 2 * available_cores():
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Features that are wanted.
+
+    Attributes:
+        views: A bounded number of views of each image.
+        what: Name of the images in messages.
+        seconds: Measured time per row; None if unknown.
+    """
+
+    images: Images
+    views: Views
+    what: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Features of images in some views, all of them there.
+
+    Attributes:
+        tensors: Rows of each feature tensor, in any order, and possibly of other photos too.
+        places: Number of the row of each image and view, ``(images, views)`` int64.
+    """
+
+    tensors: Features
+    places: Tensor
+    counts: FeatureCounts
+
+    def take(self, images: Tensor, views: Tensor) -> Features:
+        """Return copies of the rows of images in views, by their indices."""
+        places = self.places[images, views]
+        return tuple(tensor[places] for tensor in self.tensors)
+
+    def part(self, images: Sequence[int]) -> FeatureRows:
+        """Return the features of some of the images, by their indices."""
+        return replace(self, places=self.places[torch.tensor(images, dtype=torch.int64)])
+
+
+def feature_rows(
+    extractor: FeatureExtractor,
+    config: FeaturesConfig,
+    wanted: Wanted,
+    *,
+    workers: int,
+    reporter: Reporter,
+) -> FeatureRows:
+    """Return features from the store; those that it lacks are computed and added to it.
+
+    Args:
+        config: Config in which ``cache`` is disk or memory.
+
+    Raises:
+        OutputError: The disk is full or not writable.
+        UnreadableError: Images cannot be decoded; the message names all of them.
+    """
+    views = wanted.views.count
+    assert views is not None
+    start = time.perf_counter()
+    count = len(wanted.images) * views
+    store: RowStore
+    try:
+        if config.cache == "disk":
+            try:
+                store, keys, photos, extractor = _on_disk(extractor, config, wanted, reporter)
+            except OSError as error:
+                if not lacks_support(error):
+                    raise
+                warn_once(
+                    f"{config.dir or 'features.cache disk'}: its file system has no locks or "
+                    f"cannot map files ({error.strerror}): features are kept in memory"
+                )
+                config = config.model_copy(update={"cache": "memory"})
+        if config.cache == "memory":
+            store = MemoryStore(layout_of(extractor), count)
+            keys, photos = numbered(count), np.zeros(len(wanted.images), np.uint64)
+        computed = _Filling(store, keys, photos, extractor, wanted, reporter).run(workers)
+    except OSError as error:
+        where = config.dir or error.filename or "features.cache"
+        raise OutputError(
+            f"features cannot be cached: {error.strerror or error}",
+            kind="output.cache_unwritable",
+            path=where,
+            to_do="choose another folder with --set features.dir=FOLDER, or disable the cache "
+            "with --set features.cache=off",
+        ) from error
+    places = torch.from_numpy(store.find(keys)).reshape(-1, views)
+    seconds = time.perf_counter() - start
+    counts = FeatureCounts(computed, count - computed, seconds)
+    return FeatureRows(store.tensors(), places, counts)
+
+
+def _on_disk(
+    extractor: FeatureExtractor, config: FeaturesConfig, wanted: Wanted, reporter: Reporter
+) -> tuple[DiskStore, Keys, NDArray[np.uint64], FeatureExtractor]:
+    """Return the store, the keys of the rows, the photos' numbers, and the extractor to use."""
+    keys, photos = keys_of_rows(wanted.images, wanted.views, config.known_by)
+    if rows_are_independent(extractor):
+        return open_store(extractor, config, reporter), keys, photos, extractor
+    warn_once(
+        f"{extractor.form} on {extractor.device.type}: features depend on the photos that they are "
+        "computed with; they are kept for the same list of photos alone"
+    )
+    only_of = hashlib.sha256(keys.tobytes()).hexdigest()
+    store = open_store(extractor, config, reporter, only_of=only_of)
+    return store, numbered(len(keys)), photos, replace(extractor, pads=False)
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """Computation of the rows that a store lacks."""
+
+    store: RowStore
+    keys: Keys
+    photos: NDArray[np.uint64]
+    extractor: FeatureExtractor
+    wanted: Wanted
+    reporter: Reporter
+
+    def run(self, workers: int) -> int:
+        """Compute what is missing, and return the number of rows computed."""
+        computed = 0
+        for _ in range(_MOST_ROUNDS):
+            places = self.store.find(self.keys)
+            missing = (places < 0).nonzero()[0]
+            if self.store.damaged and not computed:
+                folder = getattr(self.store, "folder", "")
+                self.reporter.warn(f"{folder}: damaged features found; they are computed again")
+            if not len(missing):
+                self.store.save_index()
+                return computed
+            missing = _first_of_each(self.keys, missing)
+            if isinstance(self.store, DiskStore):
+                make_room_for(self.store, len(missing), places)
+            computed += self._round(missing, workers)
+        raise OSError(errno.EIO, "what was written was damaged when it was read")
+
+    def _round(self, missing: NDArray[np.int64], workers: int) -> int:
+        views = self.wanted.views.count or 1
+        size = max(BLOCK_ROWS // views, 1) * views
+        if self.extractor.pads:
+            blocks = [missing[at : at + size] for at in range(0, len(missing), size)]
+        else:  # whole blocks of the list, as their rows depend on each other
+            numbers = np.unique(missing // size)
+            end = len(self.keys)
+            blocks = [np.arange(n * size, min((n + 1) * size, end)) for n in numbers.tolist()]
+        self._announce(len(missing))
+        release_memory()  # filling the store is the peak of a run's memory use
+        dataset = PhotoDataset(self.wanted.images, self.extractor.preprocessing, self.wanted.views)
+        asked = [[divmod(row, views) for row in block.tolist()] for block in blocks]
+        computing = unless_asked(compute_blocks(dataset, asked, self.extractor, workers=workers))
+        what = f"{self.wanted.what} features"
+        broken: list[Unreadable] = []
+        tracked = self.reporter.track(computing, what, total=len(blocks))
+        for rows_of_block, block in zip(blocks, tracked, strict=True):
+            broken += [photo for _, photo in block.broken]
+            if block.at and (self.extractor.pads or not block.broken):
+                rows = rows_of_block[block.at]
+                features = [tensor.cpu() for tensor in block.features]
+                self.store.append(self.keys[rows], self.photos[rows // views], features)
+        if broken:
+            raise unreadable(broken)
+        return len(missing)
+
+    def _announce(self, missing: int) -> None:
+        num_bytes = missing * layout_of(self.extractor).num_bytes
+        known = ""
+        if self.wanted.seconds is not None:
+            expected = self.wanted.seconds * missing
+            known = f", about {expected:,.0f} s" if expected >= 1 else ", under a second"
+        views = self.wanted.views.count
+        self.reporter.say(
+            f"{self.wanted.what}: {missing:,} of {len(self.keys):,} rows of features (one for each "
+            f"image{'' if views == 1 else f' in each of {views} views'}) are computed: "
+            f"{mib(num_bytes)}{known}"
+        )
+
+
+def _first_of_each(keys: Keys, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rows without those whose key an earlier one has, in ascending order."""
+    own = keys[rows]
+    order = np.lexsort((own[:, 1], own[:, 0]))
+    first = np.ones(len(rows), np.bool_)
+    first[1:] = (own[order][1:] != own[order][:-1]).any(axis=1)
+    return np.sort(rows[order[first]])
