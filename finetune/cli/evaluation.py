@@ -1,4 +1,5 @@
-"""Commands on trained checkpoints: ``eval``, ``compare``, ``predict``, ``export``, ``report``."""
+"""Commands on trained checkpoints: ``eval``, ``compare``, ``predict``, ``embed``, ``export``,
+``report``."""
 
 from __future__ import annotations
 
@@ -38,6 +39,7 @@ def register(app: typer.Typer) -> None:
     app.command(name="eval")(evaluate)
     app.command()(compare)
     app.command()(predict)
+    app.command()(embed)
     app.command()(export)
     app.command()(report)
 
@@ -211,17 +213,10 @@ def predict(
         writer = writers.AsJsonLines(write_bytes)
     else:
         writer = writers.AsTable(write_bytes)
-    given = [
-        path
-        for argument in paths
-        for path in (
-            command.paths_of_list(sys.stdin.buffer.read()) if argument == "-" else [argument]
-        )
-    ]
     reporter = TerminalReporter()
     summary = command.predict(
         run,
-        given,
+        _with_lists(paths),
         show=writer.show,
         top=None if every_class else top,
         threshold=threshold,
@@ -230,6 +225,75 @@ def predict(
     )
     writer.end(summary)
     reporter.say(writers.render_predict(summary))
+
+
+def _with_lists(paths: list[str]) -> list[str]:
+    """Replace ``-`` by the paths that stdin lists."""
+    from finetune.commands.predict import paths_of_list
+
+    return [
+        path
+        for argument in paths
+        for path in (paths_of_list(sys.stdin.buffer.read()) if argument == "-" else [argument])
+    ]
+
+
+def embed(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] PATH",
+            help="Run directory or checkpoint file, unless --config is given; then images or "
+            "folders; - reads paths from stdin.",
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option("--output", metavar="FILE", help="File to write: .npz, .csv or .parquet."),
+    ],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing output file.")
+    ] = False,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="Use the pretrained network of this config instead of a run.",
+        ),
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Write the embeddings of images: the inputs of the head.
+
+    The file also has the path, class and split of each image where they are known, and with a RUN
+    the predicted class.
+    """
+    from finetune.report.embeddings import open_writer, render_embed
+
+    if overrides and config is None:
+        raise no_effect("embed", "--set", "without --config", "add --config FILE, or remove it")
+    if config is None and len(paths) < 2:
+        raise ConfigError(
+            "needs RUN and images, or --config FILE and images",
+            kind="config.missing_argument",
+            source="embed",
+        )
+    source: Any = paths[0]
+    if config is not None:
+        from finetune.config.load import load_config
+
+        source = load_config(config, overrides or [])
+    writer = open_writer(Path(output), overwrite=overwrite)
+    with torch_imports():
+        from finetune.commands import embed as command
+
+    given = _with_lists(paths if config is not None else paths[1:])
+    result = command.embed(source, given, writer=writer, reporter=TerminalReporter())
+    emit(result, render_embed, as_json)
 
 
 class ExportFormat(str, Enum):

@@ -81,7 +81,7 @@ def predict(
     elapsed_s = time.perf_counter() - start
     if predictor.feature_counts is not None:
         reporter.say(predictor.feature_counts.in_words)
-    _report(run, unreadable, len(files), reporter)
+    report_unreadable(unreadable, len(files), reporter, command=f"finetune predict {run}")
     return _summary(run, predictor, len(files), unsure, unreadable, elapsed_s)
 
 
@@ -136,7 +136,6 @@ def paths_of_list(content: bytes) -> list[str]:
         raise DataError(
             "the list contains NUL bytes",
             kind="data.not_text",
-            source="predict",
             key="-",
             to_do="save it as UTF-8, with one path per line",
         )
@@ -154,7 +153,6 @@ def _as_utf8(content: bytes, mark: bytes, encoding: str) -> bytes:
         raise DataError(
             f"the list has a byte-order mark of {encoding.upper()}, but is not: {error}",
             kind="data.not_text",
-            source="predict",
             key="-",
             to_do="save it as UTF-8, with one path per line",
         ) from error
@@ -172,9 +170,18 @@ def _meant(path: str) -> str:
     return next(filter(os.path.lexists, possible), path)
 
 
-def _report(
-    run: str, unreadable: Sequence[tuple[str, str]], total: int, reporter: Reporter
+def report_unreadable(
+    unreadable: Sequence[tuple[str, str]], total: int, reporter: Reporter, *, command: str
 ) -> None:
+    """Warn of images that cannot be read, with their reasons.
+
+    Args:
+        total: Number of all images.
+        command: Command line that takes a list of images on stdin.
+
+    Raises:
+        DataError: none of the images can be read.
+    """
     if not unreadable:
         return
     if len(unreadable) == total:
@@ -184,20 +191,20 @@ def _report(
             f"cannot be read: {reason}{more}",
             kind="data.undecodable",
             path=path,
-            to_do=_list_hint(run, path),
+            to_do=_list_hint(command, path),
         )
     for path, reason in unreadable[:_MOST_NAMED]:
-        hint = _list_hint(run, path)
+        hint = _list_hint(command, path)
         reporter.warn(f"{shown(path)}: cannot be read: {reason}{'; ' if hint else ''}{hint}")
     if len(unreadable) > _MOST_NAMED:
         reporter.warn(f"… and {len(unreadable) - _MOST_NAMED:,} more cannot be read")
 
 
-def _list_hint(run: str, path: str) -> str:
-    """Return how to label the images that a text file lists, or "" if it is another file."""
+def _list_hint(command: str, path: str) -> str:
+    """Return how to give the images that a text file lists, or "" if it is another file."""
     if Path(path).suffix.lower() not in _LISTS or not os.path.isfile(path):  # noqa: PTH113
         return ""
-    return f"to classify the images that it lists: finetune predict {run} - < {shown(path)}"
+    return f"to read the images that it lists: {command} - < {shown(path)}"
 
 
 def _summary(

@@ -29,7 +29,7 @@ from finetune.features.opening import layout_of
 from finetune.features.rows import Wanted, feature_rows
 from finetune.features.source import CachedFeatures, FeatureBatches, FreshFeatures
 from finetune.freezing.flops import Cost, measure_cost
-from finetune.freezing.graph_split import GraphSplit, split_model
+from finetune.freezing.graph_split import GraphSplit, split_model, with_head_input
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Engine:
     """
 
     split: GraphSplit
-    trainable_part: nn.Module
+    trainable_part: AutocastModule
     extractor: FeatureExtractor
     prefix_choice: FormatChoice
     trainable_choice: FormatChoice
@@ -60,6 +60,16 @@ class Engine:
     def prefix_seconds(self) -> float | None:
         """Seconds that the prefix takes for one image; None if it was not timed."""
         return self.prefix_choice.seconds.get(str(self.prefix_choice.form))
+
+    def with_head_input(self, head: str) -> nn.Module:
+        """Return the trainable part in eval mode, whose output ends with the input of the head.
+
+        Its output for each image is that of `finetune.freezing.graph_split.with_head_input`, and
+        its logits are those of the trainable part, bit for bit.
+        """
+        part = with_head_input(self.split.trainable_part.eval(), head)
+        form, large = self.trainable_choice.form, self.trainable_part.in_pieces
+        return AutocastModule(part, form, self.device, large=large).eval()
 
     @property
     def runtime(self) -> dict[str, str]:

@@ -172,6 +172,43 @@ def split_model(model: nn.Module, *, crop: int, skeleton: nn.Module | None = Non
     )
 
 
+class _WithHeadInput(nn.Module):
+    """Trainable part that returns its logits and the input of its head in one tensor."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """Return ``(N, num_classes + d)``."""
+        logits, inputs = (tensor.float() for tensor in self.graph(*features))
+        # A convolutional head, as in squeezenet, takes a map and pools behind it.
+        return torch.cat([logits, inputs.flatten(2).mean(2) if inputs.dim() > 2 else inputs], dim=1)
+
+
+def with_head_input(trainable_part: nn.Module, head: str) -> nn.Module:
+    """Return a module that computes the logits of a trainable part, and the input of its head.
+
+    Its modules are those of the trainable part. For each image it returns the logits, followed by
+    the input of the head; of a map the mean over all positions.
+
+    Args:
+        trainable_part: Trainable part in eval mode; the whole model if there is no prefix.
+        head: Path of the head.
+    """
+    if isinstance(trainable_part, TrainablePart):
+        root: nn.Module = trainable_part.graph
+        graph = trainable_part.graph.graph
+    else:
+        root, graph = trainable_part, Tracer().trace(trainable_part)
+    out = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    logits = out.graph_copy(graph, copied)
+    [call] = [node for node in graph.nodes if node.op == "call_module" and node.target == head]
+    out.output((logits, copied[call.all_input_nodes[0]]))
+    return _WithHeadInput(fx.GraphModule(root, out)).eval()
+
+
 def _first_users(graph: fx.Graph) -> list[fx.Node]:
     """Nodes that read the image; if one of them is trainable, there is no frozen prefix."""
     return [user for node in graph.nodes if node.op == "placeholder" for user in node.users]

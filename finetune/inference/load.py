@@ -8,17 +8,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from finetune.checkpoints.checkpoint import Metadata
-from finetune.core.device import make_deterministic, select_device
+from finetune.checkpoints.checkpoint import Frozen, Metadata
+from finetune.config.schema import Config
+from finetune.core.device import make_deterministic, select_device, versions
 from finetune.core.errors import CheckpointError, ConfigError
 from finetune.core.memory import use_one_heap
 from finetune.core.reporter import Reporter
+from finetune.core.text import first_few
 from finetune.data.images import Images
+from finetune.features.cache_policy import decide_cache
 from finetune.features.engine import Engine, Network, build_engine
+from finetune.features.opening import layout_of
 from finetune.freezing.frozen_hashes import hash_frozen
 from finetune.freezing.plan import apply_freeze
 from finetune.freezing.train_mode import set_train_mode
-from finetune.models.build import rebuild, rebuild_skeleton
+from finetune.models.build import build_untrained, rebuild, rebuild_skeleton, resolve_model
+from finetune.models.pretrained import load_pretrained
+from finetune.models.weight_files import is_left_out
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,70 @@ def open_network(
         frozen=frozen,
     )
     engine = build_engine(network, metadata.config, images, device=device, reporter=reporter)
+    return LoadedNetwork(metadata, model, engine)
+
+
+def open_pretrained(
+    config: Config, images: Images, *, levels: int | None, num_photos: int, reporter: Reporter
+) -> LoadedNetwork:
+    """Build a network with its pretrained weights, and with a new head that was not trained.
+
+    All but the head is frozen, whatever the config trains. Features are therefore those of a run
+    that trains the head alone.
+
+    Args:
+        images: Training images, of which a few are decoded if compute formats must be timed.
+        levels: White level of images with more than 8 bits per channel.
+        num_photos: Number of photos whose features may be kept.
+
+    Raises:
+        ConfigError: a part of the network has no weights.
+        ModelError: the weights cannot be read, or do not fit.
+    """
+    use_one_heap()
+    device = select_device(config.runtime.device)
+    make_deterministic(device)
+    config = config.with_values({"model.aux_heads": False, "train.epochs": 1})
+    spec = resolve_model(config.model, fit=config.data.fit).with_levels(levels)
+    model = build_untrained(spec, len(images.class_names), seed=config.seed)
+    if spec.weights == "none":
+        reporter.warn("model.weights none: embeddings are those of a network of random weights")
+    for note in filter(None, (spec.note, *load_pretrained(model, spec))):
+        reporter.say(note)
+    heads = tuple(f"{path}." for path in spec.heads)
+    frozen = [name for name, _ in model.named_parameters() if not name.startswith(heads)]
+    random = [name for name in frozen if is_left_out(name, spec.leave_out)]
+    if random:
+        raise ConfigError(
+            f"{first_few(random)} would be random, and so would the embeddings",
+            kind="config.conflict",
+            key="model.leave_out",
+            to_do="train a run, and use its embeddings",
+        )
+    apply_freeze(model, frozen)
+    sha256 = hash_frozen(model).sha256
+    model.to(device)
+    set_train_mode(model)  # gives the split point of a run that trains the head
+    network = Network(name=spec.name, model=model, preprocessing=spec.preprocessing, frozen=sha256)
+    engine = build_engine(network, config, images, device=device, reporter=reporter)
+    cache = decide_cache(
+        config.features,
+        engine.extractor,
+        num_photos * layout_of(engine.extractor).num_bytes,
+        multiply_adds=engine.prefix_multiply_adds,
+        reporter=reporter,
+    )
+    metadata = Metadata(
+        model_name=spec.name,
+        build_flags=spec.build_flags,
+        class_names=images.class_names,
+        preprocessing=spec.preprocessing,
+        config=config.with_values({"features.cache": cache}),
+        freeze_plan=Frozen(patterns=("*",), names=tuple(frozen)),
+        epoch=0,
+        metrics={},
+        versions=versions(),
+    )
     return LoadedNetwork(metadata, model, engine)
 
 

@@ -12,15 +12,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.checkpoints.run_dir import checkpoint_of
+from finetune.config.model_registry import family_of
 from finetune.core.errors import DataError
 from finetune.core.locks import lock_across_forks
 from finetune.core.reporter import Reporter, SilentReporter
@@ -75,6 +77,23 @@ class PhotoFeatures:
     broken: list[tuple[int, Unreadable]]
 
 
+@dataclass(frozen=True)
+class PhotoEmbeddings:
+    """Embeddings of some images.
+
+    Attributes:
+        positions: Index among all images, for each row.
+        vectors: Inputs of the head, ``(n, d)`` float32 on the CPU.
+        logits: ``(n, classes)`` float32 on the CPU.
+        broken: Position and error of each image that could not be read.
+    """
+
+    positions: list[int]
+    vectors: Tensor
+    logits: Tensor
+    broken: list[tuple[int, Unreadable]]
+
+
 class Predictor:
     """A trained network that labels images; created by `finetune.load`.
 
@@ -87,6 +106,7 @@ class Predictor:
             fitted one.
         model_name: Name of the torchvision builder.
         levels: Value of white in images with more than 8 bits per channel; None means 65535.
+        dimensions: Number of values of an embedding.
     """
 
     def __init__(
@@ -109,6 +129,8 @@ class Predictor:
         self.class_names = opened.metadata.class_names
         self.temperature = opened.metadata.temperature
         self.model_name = opened.metadata.model_name
+        head = opened.model.get_submodule(family_of(self.model_name).head)
+        self.dimensions = int(head.get_parameter("weight").shape[1])
         self._engine = opened.engine
         self._engine.trainable_part.eval()  # set once: other threads may use it at any time
         self._batch_size = batch_size or config.data.batch_size
@@ -143,20 +165,33 @@ class Predictor:
             raise ValueError(f"top must be at least 1, not {top}")
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be from 0 to 1, not {threshold}")
-        alone = isinstance(images, str | os.PathLike | Image.Image) or (
-            (isinstance(images, Tensor) or _is_array(images)) and images.ndim < 4  # type: ignore[union-attr]
-        )
-        several: list[ImageLike] = [images] if alone else list(images)  # type: ignore[list-item, arg-type]
         found = []
-        for prediction in self.stream(several, top=top, threshold=threshold):
+        for prediction in self.stream(_several(images), top=top, threshold=threshold):
             if isinstance(prediction, Unreadable):
-                raise DataError(
-                    f"cannot be read: {prediction.reason}",
-                    kind="data.undecodable",
-                    path=prediction.path,
-                )
+                raise _error_of(prediction)
             found.append(prediction)
         return found
+
+    def embed(self, images: ImageLike | Iterable[ImageLike]) -> NDArray[np.float32]:
+        """Return the embeddings of one or several images: the inputs of the head.
+
+        Args:
+            images: As in `predict`.
+
+        Returns:
+            Array ``(n, d)`` float32, in the order of the images; a single image gives one row.
+            Where the head takes a map, its mean over all positions.
+
+        Raises:
+            DataError: an image cannot be decoded; the message has its path or index.
+        """
+        parts = [torch.empty(0, self.dimensions)]
+        for block in self.embeddings(_several(images)):
+            if block.broken:
+                raise _error_of(block.broken[0][1])
+            parts.append(block.vectors)
+        vectors: NDArray[np.float32] = torch.cat(parts).numpy()
+        return vectors
 
     def stream(
         self, images: Sequence[ImageLike], *, top: int = 5, threshold: float = 0.0
@@ -167,7 +202,7 @@ class Predictor:
             return best_classes(logits, probabilities(logits, self.temperature), top)
 
         waiting: list[tuple[int, Unreadable]] = []
-        for positions, best, broken in self._computed(images, best_of):
+        for positions, best, broken in self._computed(images, self._logits, best_of):
             waiting += broken
             for position, at, values in zip(positions, *best, strict=True):
                 while waiting and waiting[0][0] < position:
@@ -185,7 +220,14 @@ class Predictor:
         self, images: Sequence[ImageLike]
     ) -> Iterator[tuple[list[int], Tensor, list[tuple[int, Unreadable]]]]:
         """Yield positions, logits ``(n, classes)`` on the CPU and broken images, per batch."""
-        yield from self._computed(images, lambda logits: logits)
+        yield from self._computed(images, self._logits, lambda logits: logits)
+
+    def embeddings(self, images: Sequence[ImageLike]) -> Iterator[PhotoEmbeddings]:
+        """Yield the embeddings and logits of images, in their order, per batch."""
+        classes = len(self.class_names)
+        of_batches = self._computed(images, self._logits_and_embedding, lambda output: output)
+        for positions, output, broken in of_batches:
+            yield PhotoEmbeddings(positions, output[:, classes:], output[:, :classes], broken)
 
     def features(self, images: Sequence[ImageLike]) -> Iterator[PhotoFeatures]:
         """Yield the features of images, in their order, a few hundred at a time.
@@ -205,10 +247,19 @@ class Predictor:
         """Rows of features computed and reused so far; None if the run keeps none."""
         return self._rows.counts
 
+    @property
+    def _logits(self) -> _Part:
+        return _Part(self._engine.trainable_part, len(self.class_names))
+
+    @cached_property
+    def _logits_and_embedding(self) -> _Part:
+        module = self._engine.with_head_input(family_of(self.model_name).head)
+        return _Part(module, len(self.class_names) + self.dimensions)
+
     def _computed(
-        self, images: Sequence[ImageLike], finish: Callable[[Tensor], _Found]
+        self, images: Sequence[ImageLike], part: _Part, finish: Callable[[Tensor], _Found]
     ) -> Iterator[tuple[list[int], _Found, list[tuple[int, Unreadable]]]]:
-        """Same as `logits`, but apply ``finish`` to the logits of each batch."""
+        """Same as `logits`, but apply ``finish`` to the outputs of ``part`` for each batch."""
         size = self._batch_size
         positions: list[int] = []
         rows: list[Features] = []
@@ -218,16 +269,20 @@ class Predictor:
             positions += block.positions
             rows += [block.features] if block.positions else []
             while len(positions) >= size:
-                found, rows = self._run(rows, size, finish)
+                found, rows = self._run(rows, size, part.module, finish)
                 yield positions[:size], found, broken
                 positions, broken = positions[size:], []
         if positions:
-            yield positions, self._run(rows, len(positions), finish)[0], broken
+            yield positions, self._run(rows, len(positions), part.module, finish)[0], broken
         elif broken:
-            yield [], finish(torch.empty(0, len(self.class_names))), broken
+            yield [], finish(torch.empty(0, part.outputs)), broken
 
     def _run(
-        self, rows: list[Features], size: int, finish: Callable[[Tensor], _Found]
+        self,
+        rows: list[Features],
+        size: int,
+        module: nn.Module,
+        finish: Callable[[Tensor], _Found],
     ) -> tuple[_Found, list[Features]]:
         """Return the result of the first ``size`` rows, and the remaining rows."""
 
@@ -239,8 +294,8 @@ class Predictor:
                 features = engine.extractor.features(tensors[0])
             else:
                 features = in_float32(tuple(tensor.to(engine.device) for tensor in tensors))
-            logits: Tensor = engine.trainable_part(*features)
-            return finish(logits.cpu()), rest
+            output: Tensor = module(*features)
+            return finish(output.cpu()), rest
 
         if self._engine.device.type != "cpu":
             return compute(rows)
@@ -249,6 +304,14 @@ class Predictor:
         # threads that exist only in the parent.
         [found] = on_cores(compute, [rows])
         return found
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Module that features are the inputs of, and the number of its outputs for each image."""
+
+    module: nn.Module
+    outputs: int
 
 
 class _Photos:
@@ -303,6 +366,17 @@ def open_predictor(
     none = Images((), (), metadata.class_names)
     opened = open_network(path, state, metadata, none, reporter=reporter or SilentReporter())
     return Predictor(opened, batch_size=batch_size, keeps=keeps)
+
+
+def _several(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
+    alone = isinstance(images, str | os.PathLike | Image.Image) or (
+        (isinstance(images, Tensor) or _is_array(images)) and images.ndim < 4  # type: ignore[union-attr]
+    )
+    return [images] if alone else list(images)  # type: ignore[list-item, arg-type]
+
+
+def _error_of(image: Unreadable) -> DataError:
+    return DataError(f"cannot be read: {image.reason}", kind="data.undecodable", path=image.path)
 
 
 def _decoded(image: ImageLike, levels: int | None) -> Tensor:

@@ -244,6 +244,30 @@ class PredictSummary:
 
 
 @dataclass(frozen=True)
+class EmbedResult:
+    """Embeddings written by ``embed``.
+
+    Attributes:
+        checkpoint: Run or checkpoint; None if the network has its pretrained weights.
+        num_labelled: Number of images whose class is known.
+        dimensions: Number of values of an embedding.
+        unreadable: Path and reason of each image that cannot be read; the files do not hold it.
+    """
+
+    checkpoint: str | None
+    model: str
+    num_images: int
+    num_labelled: int
+    dimensions: int
+    unreadable: tuple[tuple[str, str], ...]
+    files: tuple[str, ...]
+    num_bytes: int
+    elapsed_s: float
+    images_per_s: float
+    features: FeatureCounts | None
+
+
+@dataclass(frozen=True)
 class Agreement:
     """Comparison of an export with ``eval`` on the same real images; ``precision`` is that of
     ``eval``."""
