@@ -22,6 +22,7 @@ from finetune.checkpoints.safe_load import (
     read_tensors,
 )
 from finetune.checkpoints.train_progress import TrainProgress
+from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config, PreprocessingConfig
 from finetune.core.errors import CheckpointError
 from finetune.core.files import exists, is_file, is_folder, write_atomically
@@ -54,7 +55,8 @@ class Metadata(BaseModel):
     build_flags: Annotated[dict[str, Any], AfterValidator(known_flags)]
     class_names: Annotated[tuple[str, ...], AfterValidator(plain_names)]
     preprocessing: PreprocessingConfig
-    config: Config
+    config: PlannedConfig
+    """Config of the stage, and of all stages; those that had not begun are planned alone."""
     freeze_plan: Frozen
     epoch: int
     """Last evaluated epoch."""

@@ -45,7 +45,7 @@ def dry_run(config: Config, *, overwrite: bool = False, reporter: Reporter | Non
         hashed.append(stage_setup.frozen_hashes.count)
         reports.append(report)
         stages.append(stage)
-        carried = CarriedState(plain_state(stage_setup.model), stage_setup.config.stages)
+        carried = CarriedState(plain_state(stage_setup.model), stage_setup.run_config)
     plan, data, resolved = stage_setup.plan, stage_setup.data, stage_setup.config
     sizes = batch_sizes(len(data.train), resolved.data.batch_size, join_last_of_one=True)
     return DryRun(
@@ -62,7 +62,7 @@ def dry_run(config: Config, *, overwrite: bool = False, reporter: Reporter | Non
         if resolved.data.balance == "weights"
         else None,
         groups=reports[-1].groups,
-        config=resolved.plain(),
+        config=stage_setup.run_config.saved_at(len(stages) - 1).plain(),
         notes=(
             *data.notes,
             *filter(None, [plan.spec.note]),
@@ -73,7 +73,7 @@ def dry_run(config: Config, *, overwrite: bool = False, reporter: Reporter | Non
 
 def _planned(stage_setup: StageSetup, number: int) -> tuple[FreezeReport, PlannedStage]:
     plan, config = stage_setup.plan, stage_setup.config
-    report = make_freeze_report(plan, config, split=stage_setup.engine.split)
+    report = make_freeze_report(plan, config, config.optimizer, split=stage_setup.engine.split)
     work = plan.cost.forward_trainable * config.data.batch_size
     with steps_of(work):
         predicted = predict_time(

@@ -12,7 +12,7 @@ from finetune.data.images import TrainVal
 from finetune.data.sources.open import find_train_val
 from finetune.freezing.freeze_report import make_freeze_report, staged_report
 from finetune.freezing.plan import Plan
-from finetune.recipes.auto import resolve_defaults
+from finetune.recipes.auto import plan_config, resolve_optimizer
 from finetune.recipes.named import expand_recipe
 from finetune.results.freeze import FreezeReport, StagedFreezeReport
 from finetune.training.setup import freezing_differences, make_plans
@@ -49,14 +49,16 @@ def freeze_report(
             key="--stage",
         )
     plans = make_plans(stages, classes)
-    stages = tuple(
-        resolve_defaults(part, plan, num_train=number, class_names=names)
-        for part, plan in zip(stages, plans, strict=True)
-    )
+    if found is not None:
+        stages = tuple(
+            plan_config(part, plan, num_train=len(found.train), class_names=names)
+            for part, plan in zip(stages, plans, strict=True)
+        )
     reports = [
         make_freeze_report(
             plan,
             part,
+            resolve_optimizer(part, plan, number),
             num_train=number,
             num_val=len(found.val) if found else None,
         )
@@ -65,7 +67,7 @@ def freeze_report(
     reports[0] = _with_changes(reports[0], config, plans[0])
     if stage is not None:
         return reports[stage - 1]
-    return staged_report(reports, stages)
+    return staged_report(reports, [part.train.epochs for part in stages])
 
 
 def _with_changes(report: FreezeReport, config: Config, plan: Plan) -> FreezeReport:

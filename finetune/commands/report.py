@@ -13,6 +13,7 @@ from torch import Tensor
 from finetune.checkpoints import run_dir
 from finetune.commands.evaluate import EvalOptions, Evaluated, compute, write_files
 from finetune.config.load import to_yaml
+from finetune.config.stages import stage_configs
 from finetune.core.device import versions
 from finetune.core.errors import FinetuneError
 from finetune.core.files import exists, is_folder, write_text
@@ -130,7 +131,7 @@ def _page(evaluated: Evaluated, run: str, path: Path, target: Path, reporter: Re
         metadata.model_name, config.model.weights, metadata.build_flags, metadata.preprocessing
     )
     plan = make_plan(config, len(metadata.class_names), spec=spec)
-    freeze = make_freeze_report(plan, config, split=evaluated.opened.engine.split)
+    freeze = make_freeze_report(plan, config, config.optimizer, split=evaluated.opened.engine.split)
     wrong = _mistakes(evaluated)
     verdict, notes = _verdict(evaluated, reporter)
     facts = Facts(
@@ -149,7 +150,7 @@ def _page(evaluated: Evaluated, run: str, path: Path, target: Path, reporter: Re
         rerun=_rerun(path.parent / run_dir.CONFIG, config.output_dir),
         chosen_on_these=result.split == "val" and result.data == config.data.root,
         versions=metadata.versions | {"page": versions()["finetune"]},
-        stages=config.stages,
+        stages=stage_configs(config) if config.stages else (),
     )
     write_text(target, render_page(facts))
     return target

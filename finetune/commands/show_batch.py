@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.config.base import AUTO
 from finetune.config.schema import AugmentConfig, Config, PreprocessingConfig
-from finetune.config.stages import epochs_of, stage_at, stage_configs
+from finetune.config.stages import stage_at, stage_configs
 from finetune.core.errors import ConfigError
 from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.images import Images, TrainVal
@@ -19,7 +19,7 @@ from finetune.data.loading.dataloader import Batches, PhotoDataset
 from finetune.data.loading.mixup_cutmix import Mixing
 from finetune.data.loading.views import Views
 from finetune.freezing.plan import Plan, resolve_policy
-from finetune.recipes.auto import resolve_defaults
+from finetune.recipes.auto import plan_config
 from finetune.recipes.named import expand_recipe
 from finetune.report.contact_sheet import (
     Cell,
@@ -108,19 +108,21 @@ def _stage_of(epoch: int, config: Config, data: TrainVal) -> tuple[Config, Plan]
     number, names = len(data.train), data.train.class_names
     stages = stage_configs(expand_recipe(config, num_train=number))
     plans = make_plans(stages, len(names))
-    stages = tuple(
-        resolve_defaults(stage, plan, num_train=number, class_names=names)
+    planned = [
+        plan_config(stage, plan, num_train=number, class_names=names)
         for stage, plan in zip(stages, plans, strict=True)
-    )
-    _refuse_untrained(epoch, stages)
-    at = stage_at(stages, epoch)
-    return stages[at], plans[at]
+    ]
+    _refuse_untrained(epoch, planned)
+    at = stage_at(planned, epoch)
+    return planned[at], plans[at]
 
 
 def _refuse_untrained(epoch: int, stages: Sequence[Config]) -> None:
-    if any(stage.train.epochs == AUTO for stage in stages):
-        return
-    total = epochs_of(stages)
+    total = 0
+    for stage in stages:
+        if stage.train.epochs == AUTO:
+            return
+        total += stage.train.epochs
     if epoch > total:
         where = "train.epochs" if len(stages) == 1 else f"the sum of {len(stages)} stages"
         raise ConfigError(

@@ -13,8 +13,9 @@ from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.checkpoints.checkpointer import Checkpointer
 from finetune.checkpoints.run_lock import RunLock
 from finetune.config.load import to_yaml
+from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config
-from finetune.config.stages import epochs_of, stage_configs
+from finetune.config.stages import epochs_of
 from finetune.core import signals
 from finetune.core.files import write_csv, write_text
 from finetune.core.memory import peak_memory_mib, steps_of
@@ -88,9 +89,7 @@ def _train(
     if resume_point is None:
         run_dir.check_usable(folder, overwrite=overwrite)
     with signals.impatiently(_BEFORE):
-        run_setup = set_up_run(
-            config if resume_point is None else resume_point.config, reporter, resume_point
-        )
+        run_setup = set_up_run(config, reporter, resume_point)
     output = RunOutput(folder, start, epochs=epochs_of(run_setup.stages), reporter=reporter)
     run = _Run(run_setup, output, run_lock, overwrite)
     past = EarlierStages() if resume_point is None else EarlierStages.of(resume_point)
@@ -240,25 +239,27 @@ class _Run:
         Returns:
             Freeze reports of all stages in the first and in the last stage, otherwise empty.
         """
-        folder, stages = self.output.folder, stage_configs(stage_setup.config)
+        folder, stages = self.output.folder, stage_setup.run_config.stages
         reports: list[FreezeReport] = []
         if number in (0, len(stages) - 1):
             reports = [
                 report if at == number else self._planned(at, config)
                 for at, config in enumerate(stages)
             ]
-            shown = staged_report(reports, stages)
+            shown = staged_report(reports, [config.train.epochs for config in stages])
             write_text(folder / run_dir.FREEZE_JSON, to_json(shown))
             text = render_freeze_report(shown, verbose=True)
             write_text(folder / run_dir.FREEZE_TEXT, f"{text}\n")
-        write_text(folder / run_dir.CONFIG, to_yaml(stage_setup.config))
+        write_text(folder / run_dir.CONFIG, to_yaml(stage_setup.run_config.saved_at(number)))
         _write_tables(stage_setup, folder)
         return reports
 
-    def _planned(self, number: int, config: Config) -> FreezeReport:
+    def _planned(self, number: int, config: PlannedConfig) -> FreezeReport:
         plan, data = self.run_setup.plans[number], self.run_setup.data
         sizes = len(data.train), len(data.val)
-        return make_freeze_report(plan, config, num_train=sizes[0], num_val=sizes[1])
+        return make_freeze_report(
+            plan, config, config.optimizer, num_train=sizes[0], num_val=sizes[1]
+        )
 
     def _verify(
         self, stage_setup: StageSetup, past: EarlierStages, trained: Trained
@@ -303,6 +304,7 @@ def _report(stage_setup: StageSetup) -> FreezeReport:
     return make_freeze_report(
         stage_setup.plan,
         stage_setup.config,
+        stage_setup.config.optimizer,
         split=stage_setup.engine.split,
         num_train=len(stage_setup.data.train),
         num_val=len(stage_setup.data.val),

@@ -16,12 +16,14 @@ _SMALLEST_ALPHA = 1e-6
 """Smallest mixup or cutmix alpha; far smaller ones make sampling from Beta(alpha, alpha) fail."""
 
 
+Policy = Literal["none", "flip", "crop_flip", "trivial", "randaugment", "autoaugment"]
+"""Augmentation policies."""
+
+
 class AugmentConfig(Section):
     """Random augmentation of training images; validation images are never augmented."""
 
-    policy: Literal[
-        "auto", "none", "flip", "crop_flip", "trivial", "randaugment", "autoaugment"
-    ] = "auto"
+    policy: Literal["auto", Policy] = "auto"
     """Augmentation policy; auto is flip if features are cached, else crop_flip.
 
     trivial, randaugment and autoaugment change colours and shapes in addition to crop_flip, as

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -19,7 +19,7 @@ from finetune.core.errors import ConfigError, Problem, address_problem, worded
 
 _Section = TypeVar("_Section", bound="Section")
 
-AUTO = "auto"
+AUTO: Final = "auto"
 MOST = 1_000_000
 """Upper bound of counts (epochs, steps, images), to catch typos."""
 LARGEST_RATE, LARGEST_SHARE = 1e30, 1e6
@@ -173,20 +173,17 @@ def local(text: str) -> str:
 Text = Annotated[str, AfterValidator(one_line)]
 LocalPath = Annotated[Text, AfterValidator(local)]
 
-if TYPE_CHECKING:
-    # `finetune.recipes.auto` replaces "auto" by a number before the value is used.
-    CountOrAuto = Any
-    RateOrAuto = Any
-    ShareOrAuto = Any
-else:
+Count = Annotated[int, Field(ge=1, le=MOST)]
+"""A whole number from 1."""
+Rate = Annotated[float, Field(gt=0, le=LARGEST_RATE)]
+"""A number above 0."""
+Share = Annotated[float, Field(ge=0, le=LARGEST_SHARE)]
+"""A number from 0."""
 
-    def _or_auto(kind: Any) -> Any:
-        tagged = Annotated[Literal["auto"], Tag("auto")] | Annotated[kind, Tag("number")]
-        return Annotated[tagged, Discriminator(lambda v: "auto" if v == AUTO else "number")]
+_AUTO = Annotated[Literal["auto"], Tag("auto")]
+_BY_TAG = Discriminator(lambda value: "auto" if value == AUTO else "number")
+"""Chooses between the two before validation, so that only one of them reports a problem."""
 
-    CountOrAuto = _or_auto(Annotated[int, Field(ge=1, le=MOST)])
-    """A whole number from 1, or auto."""
-    RateOrAuto = _or_auto(Annotated[float, Field(gt=0, le=LARGEST_RATE)])
-    """A number above 0, or auto."""
-    ShareOrAuto = _or_auto(Annotated[float, Field(ge=0, le=LARGEST_SHARE)])
-    """A number from 0, or auto."""
+CountOrAuto = Annotated[_AUTO | Annotated[Count, Tag("number")], _BY_TAG]
+RateOrAuto = Annotated[_AUTO | Annotated[Rate, Tag("number")], _BY_TAG]
+ShareOrAuto = Annotated[_AUTO | Annotated[Share, Tag("number")], _BY_TAG]

@@ -29,7 +29,12 @@ def is_table(root: str) -> bool:
     return root.lower().endswith(TABLE_SUFFIXES)
 
 
-def _workers(value: Any) -> Any:
+def worker_count(value: Any) -> Any:
+    """Return ``value`` if it is a number of workers, or auto.
+
+    Raises:
+        InvalidError: It is neither.
+    """
     if value == "auto" or (type(value) is int and 0 <= value <= 64):
         return value
     raise InvalidError(f"must be auto or a whole number from 0 to 64, not {value!r}")
@@ -57,7 +62,12 @@ class TableConfig(Section):
     """Suffix added to paths without it, such as .jpg if the column contains ids."""
 
 
-def _levels(value: Any) -> Any:
+def white_level(value: Any) -> Any:
+    """Return ``value`` if it is one of `WHITE_LEVELS`, or auto.
+
+    Raises:
+        InvalidError: It is neither.
+    """
     if value == "auto" or (type(value) is int and value in WHITE_LEVELS):
         return value
     listed = ", ".join(map(str, WHITE_LEVELS))
@@ -105,12 +115,12 @@ class DataConfig(Section):
     fit: Fit = "crop"
     """Method to fit a photo into a square: crop takes the center, pad adds bars around the whole
     photo, stretch distorts it. Random crops are drawn only with crop."""
-    levels: Annotated[Any, BeforeValidator(_levels)] = "auto"
+    levels: Annotated[int | Literal["auto"], BeforeValidator(white_level)] = "auto"
     """Maximum pixel value (white) of images with more than 8 bits per channel, such as 4095 for 12
     bits in 16-bit files. auto: 65535, or less if sampled images stay below an eighth of that."""
     batch_size: int = Field(default=32, ge=1, le=MOST)
     """Number of images per batch, in training and in evaluation."""
-    workers: Annotated[Any, BeforeValidator(_workers)] = "auto"
+    workers: Annotated[int | Literal["auto"], BeforeValidator(worker_count)] = "auto"
     """Number of processes that decode images; auto depends on the amount of data."""
 
     @field_validator("group_pattern")

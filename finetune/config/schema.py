@@ -111,31 +111,38 @@ def _is_this_format(given: int) -> int:
     return given
 
 
+Precision = Literal["float32", "bfloat16"]
+MemoryFormat = Literal["contiguous", "channels_last"]
+Switch = Literal["on", "off"]
+Device = Literal["cpu", "cuda", "mps"]
+Cache = Literal["memory", "disk", "off"]
+
+
 class StageRuntime(Section):
     """Compute formats of a run or a stage."""
 
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", Precision] = "auto"
     """Precision of the frozen prefix; auto times both and uses the faster."""
-    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    memory_format: Literal["auto", MemoryFormat] = "auto"
     """Memory format of the frozen prefix; auto times both and uses the faster."""
-    live_precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    live_precision: Literal["auto", Precision] = "auto"
     """Precision of the trainable part (weights stay float32); auto: like precision, or timed."""
-    live_memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    live_memory_format: Literal["auto", MemoryFormat] = "auto"
     """Memory format of the trainable part; auto: like memory_format, or timed."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", Switch] = "auto"
     """Whether the trainable part uses torch.compile; auto: on CUDA, if the run is long enough."""
 
 
 class RuntimeConfig(StageRuntime):
     """Device and compute formats of a run."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", Device] = "auto"
 
 
 class StageFeatures(Section):
     """Caching of the frozen prefix's outputs in a run or a stage."""
 
-    cache: Literal["auto", "memory", "disk", "off"] = "auto"
+    cache: Literal["auto", Cache] = "auto"
     """Feature cache; auto: on disk if the features fit and caching saves time."""
 
 
@@ -152,7 +159,7 @@ class FeaturesConfig(StageFeatures):
 class StageConfig(Section):
     """Stage of a run, with its own freezing; missing keys are taken from the base config."""
 
-    epochs: CountOrAuto = TrainConfig.model_fields["epochs"].default
+    epochs: CountOrAuto = AUTO
     """Number of epochs; default: train.epochs."""
     freeze: StageFreeze = Field(default_factory=StageFreeze)
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig.model_validate({}))
@@ -279,7 +286,7 @@ class Config(Section):
                 )
         return self
 
-    def _parts(self) -> Iterator[tuple[str, Any, Config | StageConfig]]:
+    def _parts(self) -> Iterator[tuple[str, int | Literal["auto"], Config | StageConfig]]:
         """Yield the key prefix, the number of epochs and the sections of each stage, or of the
         run."""
         if not self.stages:

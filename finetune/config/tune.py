@@ -72,7 +72,7 @@ class TuneConfig(Section):
     trials: int | None = Field(default=None, ge=1, le=10_000)
     """Number of random trials, including the config's own values; default: 64 if only the head is
     trained, else 12."""
-    folds: Annotated[Any, BeforeValidator(_folds)] = "auto"
+    folds: Annotated[int | Literal["auto"], BeforeValidator(_folds)] = "auto"
     """Number of cross-validation folds on the training images; 0 selects on the validation split.
     auto: 5 for small sets, else 0."""
     metric: Literal["top1", "balanced_accuracy", "macro_f1", "loss"] | None = None

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from finetune.config.schema import Config, PreprocessingConfig, RuntimeConfig
+from finetune.config.resolved import PlannedConfig
+from finetune.config.schema import PreprocessingConfig, RuntimeConfig
 from finetune.core.cores import available_cores
 from finetune.core.memory import is_out_of_memory, spare_memory_bytes
 from finetune.core.reporter import Reporter
@@ -106,7 +107,12 @@ class Network:
 
 
 def build_engine(
-    network: Network, config: Config, images: Images, *, device: torch.device, reporter: Reporter
+    network: Network,
+    config: PlannedConfig,
+    images: Images,
+    *,
+    device: torch.device,
+    reporter: Reporter,
 ) -> Engine:
     """Split a network into frozen prefix and trainable part, and choose their compute formats.
 
@@ -255,7 +261,12 @@ def _some_pixels(images: Images, preprocessing: PreprocessingConfig, number: int
 
 
 def resolve_cache(
-    config: Config, engine: Engine, num_train: int, num_val: int, views: Views, reporter: Reporter
+    config: PlannedConfig,
+    engine: Engine,
+    num_train: int,
+    num_val: int,
+    views: Views,
+    reporter: Reporter,
 ) -> str:
     """Resolve ``features.cache`` for a run."""
     if engine.split.prefix is None:
@@ -288,7 +299,7 @@ class Split:
 
 
 def make_source(
-    engine: Engine, config: Config, split: Split, *, workers: int, reporter: Reporter
+    engine: Engine, config: PlannedConfig, split: Split, *, workers: int, reporter: Reporter
 ) -> FeatureBatches:
     """Return the batches of one split, as inputs of the trainable part.
 

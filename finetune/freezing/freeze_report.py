@@ -8,10 +8,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from finetune.config.schema import (
-    Config,
-    OptimizerConfig,
-)
+from finetune.config.resolved import ResolvedOptimizer
+from finetune.config.schema import Config, OptimizerConfig
 from finetune.data.loading.views import Views
 from finetune.freezing.flops import Cost
 from finetune.freezing.graph_split import GraphSplit, find_split_point
@@ -44,6 +42,7 @@ from finetune.results.freeze import (
 def make_freeze_report(
     plan: Plan,
     config: Config,
+    optimizer: ResolvedOptimizer,
     *,
     split: GraphSplit | None = None,
     num_train: int | None = None,
@@ -69,9 +68,9 @@ def make_freeze_report(
         norm_layers=_norm_rows(plan.skeleton),
         backward_boundary=Boundary(cost.last_without_backward, cost.first_with_backward),
         cut=_cut(plan, config, cost, split, num_train, num_val),
-        memory=_memory(totals, sum(plan.adapters.values()), config.optimizer),
+        memory=_memory(totals, sum(plan.adapters.values()), optimizer),
         adapters=AdapterFacts(len(plan.adapters), sum(plan.adapters.values())),
-        groups=_group_rows(plan, config.optimizer),
+        groups=_group_rows(plan, optimizer),
         operations=Operations(
             input_size=plan.spec.preprocessing.crop,
             forward=cost.forward_frozen + cost.forward_trainable,
@@ -193,7 +192,7 @@ def _norm_rows(skeleton: nn.Module) -> tuple[NormRow, ...]:
     return tuple(rows)
 
 
-def _group_rows(plan: Plan, optimizer: OptimizerConfig) -> tuple[GroupRow, ...]:
+def _group_rows(plan: Plan, optimizer: ResolvedOptimizer) -> tuple[GroupRow, ...]:
     return tuple(
         GroupRow(
             lr=group.lr,
@@ -219,9 +218,13 @@ def _memory(totals: Totals, adapters: int, optimizer: OptimizerConfig) -> Memory
 
 
 def staged_report(
-    reports: Sequence[FreezeReport], stages: Sequence[Config]
+    reports: Sequence[FreezeReport], epochs: Sequence[int | str]
 ) -> FreezeReport | StagedFreezeReport:
-    """Combine the reports of all stages; return the only report of a run without stages."""
+    """Combine the reports of all stages; return the only report of a run without stages.
+
+    Args:
+        epochs: Number of epochs of each stage; auto if it depends on data that is missing.
+    """
     if len(reports) == 1:
         return reports[0]
-    return StagedFreezeReport(tuple(reports), tuple(config.train.epochs for config in stages))
+    return StagedFreezeReport(tuple(reports), tuple(epochs))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fnmatch import translate
 
 from finetune.config.optimizer import GroupConfig
+from finetune.config.resolved import ResolvedOptimizer
 from finetune.config.schema import OptimizerConfig
 from finetune.core.errors import ConfigError, Problem
 from finetune.freezing.patterns import idle_problem
@@ -47,7 +48,7 @@ def decays(name: str, shape: Sequence[int]) -> bool:
 
 
 def plan_groups(
-    config: OptimizerConfig,
+    config: ResolvedOptimizer,
     shapes: Mapping[str, Sequence[int]],
     *,
     depths: Mapping[str, int] | None = None,
@@ -55,7 +56,6 @@ def plan_groups(
     """Sort the trainable parameters into groups; the first is the head's, whose rate is displayed.
 
     Args:
-        config: Optimizer section without ``auto`` values.
         shapes: Shape of each trainable parameter, in the network's order.
         depths: Number of layers between each parameter and the head; required by ``layer_decay``.
     """

@@ -9,8 +9,7 @@ from functools import cached_property
 
 from torch import nn
 
-from finetune.config.base import AUTO
-from finetune.config.data import FULL_RANGE
+from finetune.config.augment import Policy
 from finetune.config.schema import Config
 from finetune.freezing.flops import Cost, measure_cost
 from finetune.freezing.graph_split import WORTH_KEEPING_BYTES, find_split_point
@@ -107,7 +106,7 @@ def apply_freeze(model: nn.Module, frozen: Collection[str]) -> None:
 
 def resolve_policy(
     config: Config, plan: Plan, crossing: tuple[tuple[int, ...], ...] | None = None
-) -> str:
+) -> Policy:
     """Resolve ``augment.policy``: auto to ``flip`` if features can be cached, else ``crop_flip``.
 
     New random crops in every epoch would run the frozen prefix in every epoch; if another
@@ -142,19 +141,3 @@ def precision_before_timing(config: Config) -> str:
 def feature_bytes(crossing: tuple[tuple[int, ...], ...], precision: str) -> int:
     numbers = sum(math.prod(shape) for shape in crossing)
     return numbers * (FLOAT32_BYTES if precision == "float32" else FLOAT32_BYTES // 2)
-
-
-def resolve_config(config: Config, plan: Plan, *, device: str, workers: int, policy: str) -> Config:
-    """Return the config with each ``auto`` replaced by what plan, data and machine determine."""
-    # Images of 8 bits alone leave the default.
-    levels = FULL_RANGE if config.data.levels == AUTO else config.data.levels
-    return config.with_values(
-        {
-            "model.weights": plan.spec.weights,
-            "model.preprocessing": plan.spec.preprocessing.given(),
-            "data.workers": workers,
-            "data.levels": levels,
-            "augment.policy": policy,
-            "runtime.device": device,
-        }
-    )

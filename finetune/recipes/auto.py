@@ -2,58 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from finetune.config.base import AUTO
 from finetune.config.optimizer import RATED
-from finetune.config.schema import Config, OptimizerConfig
+from finetune.config.resolved import PlannedConfig, ResolvedOptimizer
+from finetune.config.schema import Config
 from finetune.core.errors import ConfigError
 from finetune.freezing.param_groups import decays
 from finetune.freezing.plan import Plan
 from finetune.recipes import heuristics
 
 
-def resolve_defaults(
-    config: Config,
-    plan: Plan,
-    *,
-    num_train: int | None,
-    class_names: tuple[str, ...] = (),
-) -> Config:
-    """Resolve each ``auto`` of epochs, optimizer, warm-up and augmentation; given values are kept.
+def plan_config(
+    config: Config, plan: Plan, *, num_train: int, class_names: tuple[str, ...]
+) -> PlannedConfig:
+    """Resolve each ``auto`` of epochs, optimizer and warm-up; given values are kept.
+
+    An ``augment.policy`` of ``auto`` becomes ``none`` if class names exclude mirrored images.
 
     Args:
-        num_train: Number of training images; None without data, which leaves ``train.epochs`` auto.
-        class_names: Class names, which may exclude mirrored images; empty without data.
+        num_train: Number of training images.
 
     Raises:
         ConfigError: There is no rule for this optimizer, or the warm-up is longer than training.
     """
-    given, trains = config.optimizer, what_trains(plan)
-    step = config.data.batch_size * config.train.accumulate
-    rules = heuristics.optimizer_for(
-        config.model.name,
-        config.model.weights,
-        trains,
-        name=given.name,
-        batch_size=step if num_train is None else min(step, num_train),
-    )
-    epochs = config.train.epochs
-    if epochs == AUTO and num_train is not None:
+    epochs, warmup = config.train.epochs, config.schedule.warmup_epochs
+    if epochs == AUTO:
         epochs = heuristics.epochs_for(num_train)
-    warmup = config.schedule.warmup_epochs
+    if warmup == AUTO and config.schedule.name == "one_cycle":
+        warmup = 0.0  # one_cycle includes a warm-up
     if warmup == AUTO:
-        warmup = _warmup(config, rules, epochs)
+        warmup = float(min(_rules(config, plan, num_train).warmup_epochs, epochs / 5))
     policy = config.augment.policy
-    if policy == AUTO and class_names and heuristics.policy_for(class_names, trains)[0] == "none":
+    if policy == AUTO and heuristics.policy_for(class_names, what_trains(plan))[0] == "none":
         policy = "none"
-    return config.with_values(
+    return config.resolved_as(
+        PlannedConfig,
         {
-            "optimizer": _optimizer(given, rules),
             "train.epochs": epochs,
+            "optimizer": dict(resolve_optimizer(config, plan, num_train)),
             "schedule.warmup_epochs": warmup,
             "augment.policy": policy,
-        }
+        },
+    )
+
+
+def resolve_optimizer(config: Config, plan: Plan, num_train: int | None) -> ResolvedOptimizer:
+    """Resolve each ``auto`` of the section ``optimizer``; given values are kept.
+
+    Args:
+        num_train: Number of training images; None without data.
+
+    Raises:
+        ConfigError: There is no rule for this optimizer.
+    """
+    given = config.optimizer
+    if AUTO not in (given.name, given.lr, given.weight_decay):
+        return given.resolved_as(ResolvedOptimizer, {})
+    rules = _rules(config, plan, num_train)
+    if rules.name not in RATED and given.lr == AUTO:
+        raise ConfigError(
+            f"auto supports {', '.join(sorted(RATED))}, not {given.name}",
+            kind="config.auto_has_no_rule",
+            key="optimizer.lr",
+            to_do="set it to a number",
+        )
+    values = {"name": rules.name, "lr": rules.lr, "weight_decay": rules.weight_decay}
+    kept = {key: value for key, value in given.model_dump().items() if value not in (None, AUTO)}
+    return ResolvedOptimizer.model_validate(values | kept)
+
+
+def _rules(config: Config, plan: Plan, num_train: int | None) -> heuristics.Optimizer:
+    step = config.data.batch_size * config.train.accumulate
+    return heuristics.optimizer_for(
+        config.model.name,
+        config.model.weights,
+        what_trains(plan),
+        name=config.optimizer.name,
+        batch_size=step if num_train is None else min(step, num_train),
     )
 
 
@@ -98,26 +123,3 @@ def in_words(config: Config, resolved: Config, plan: Plan, num_train: int) -> li
             "digits, which no mirror keeps"
         )
     return lines
-
-
-def _warmup(config: Config, rules: heuristics.Optimizer, epochs: Any) -> float:
-    if config.schedule.name == "one_cycle":
-        return 0.0  # one_cycle includes a warm-up
-    if epochs == AUTO:
-        return rules.warmup_epochs
-    return float(min(rules.warmup_epochs, epochs / 5))
-
-
-def _optimizer(given: OptimizerConfig, rules: heuristics.Optimizer) -> OptimizerConfig:
-    if AUTO not in (given.name, given.lr, given.weight_decay):
-        return given
-    if rules.name not in RATED and given.lr == AUTO:
-        raise ConfigError(
-            f"auto supports {', '.join(sorted(RATED))}, not {given.name}",
-            kind="config.auto_has_no_rule",
-            key="optimizer.lr",
-            to_do="set it to a number",
-        )
-    values = {"name": rules.name, "lr": rules.lr, "weight_decay": rules.weight_decay}
-    kept = {key: value for key, value in given.model_dump().items() if value not in (None, AUTO)}
-    return OptimizerConfig.model_validate(values | kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune.config.resolved import ResolvedTrain
 from finetune.config.schema import TrainConfig
 from finetune.results.train import MONITORED
 from finetune.training.evaluate import Evaluation
@@ -52,7 +53,7 @@ class EarlyStopping:
         return self.stopping is not None and self._waited >= self.stopping.patience
 
 
-def why_stopped(config: TrainConfig, last_epoch: int) -> str | None:
+def why_stopped(config: ResolvedTrain, last_epoch: int) -> str | None:
     """Describe why training stopped before its last epoch; None if it did not."""
     stopping = config.early_stopping
     if stopping is None or last_epoch >= config.epochs:

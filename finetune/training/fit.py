@@ -13,7 +13,7 @@ from finetune.checkpoints import run_dir
 from finetune.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from finetune.checkpoints.checkpointer import Checkpointer
 from finetune.config.schema import Config
-from finetune.config.stages import epochs_of, stage_configs
+from finetune.config.stages import epochs_of, planned_stages
 from finetune.core import signals
 from finetune.core.errors import CheckpointError, Interrupted, NotFiniteError, ResultError
 from finetune.core.files import append_line, write_text
@@ -261,7 +261,7 @@ def _best_on_disk(
     except CheckpointError as error:
         problem = str(error)
     else:
-        lengths = {epochs_of(stage_configs(it)) for it in (metadata.config, resume_point.config)}
+        lengths = {epochs_of(planned_stages(it)) for it in (metadata.config, resume_point.config)}
         grows = len(lengths) > 1
         if metadata.epoch == best.trained.epoch or (metadata.epoch > len(epochs) and not grows):
             return best

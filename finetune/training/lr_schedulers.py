@@ -17,21 +17,18 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from finetune.config.schema import ScheduleConfig
+from finetune.config.resolved import ResolvedSchedule
 
 _WARMUP_START = 0.01
 
 
 def build_schedule(
-    optimizer: Optimizer, config: ScheduleConfig, *, epochs: int, steps_per_epoch: int
+    optimizer: Optimizer, config: ResolvedSchedule, *, epochs: int, steps_per_epoch: int
 ) -> LRScheduler:
     """Build a schedule that is stepped once per optimizer step, and by `end_epoch` per epoch.
 
     All schedules but plateau depend on the number of steps alone. The ratios of the parameter
     groups' learning rates stay constant.
-
-    Args:
-        config: Schedule config with every ``auto`` resolved.
     """
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if config.name == "plateau":
@@ -53,7 +50,7 @@ def end_epoch(schedule: LRScheduler, figure: float) -> None:
 
 
 def _main_schedule(
-    optimizer: Optimizer, config: ScheduleConfig, *, steps: int, steps_per_epoch: int
+    optimizer: Optimizer, config: ResolvedSchedule, *, steps: int, steps_per_epoch: int
 ) -> LRScheduler:
     if config.name == "cosine":
         return CosineAnnealingLR(optimizer, T_max=steps)
@@ -83,7 +80,9 @@ class Plateau(ReduceLROnPlateau):
     warm-up steps is ignored.
     """
 
-    def __init__(self, optimizer: Optimizer, config: ScheduleConfig, *, warmup_steps: int) -> None:
+    def __init__(
+        self, optimizer: Optimizer, config: ResolvedSchedule, *, warmup_steps: int
+    ) -> None:
         assert config.gamma is not None
         assert config.patience is not None
         self.warmup: LinearLR | None = None

@@ -8,7 +8,7 @@ from typing import cast
 from torch import nn
 from torch.optim import Optimizer
 
-from finetune.config.schema import OptimizerConfig
+from finetune.config.resolved import ResolvedOptimizer
 from finetune.freezing.optimizer_options import arguments_of, optimizer_class
 from finetune.freezing.param_groups import plan_groups
 
@@ -17,7 +17,7 @@ _FUSED = frozenset({"sgd", "adam", "adamw"})
 
 def build_optimizer(
     parameters: Iterable[tuple[str, nn.Parameter]],
-    config: OptimizerConfig,
+    config: ResolvedOptimizer,
     *,
     depths: Mapping[str, int] | None = None,
 ) -> Optimizer:
@@ -29,7 +29,6 @@ def build_optimizer(
     Args:
         parameters: Parameters with their names, which select those without weight decay; the
             names must be those in the whole model if the config has groups or a ``layer_decay``.
-        config: Optimizer config with every ``auto`` resolved.
         depths: Depths from `finetune.models.layer_depths`, for ``layer_decay``.
     """
     named = {name: parameter for name, parameter in parameters if parameter.requires_grad}

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from finetune.config.augment import DRAWN_POLICIES
-from finetune.config.schema import AugmentConfig, Config, OptimizerConfig, StageConfig
-from finetune.config.stages import with_stages
+from finetune.config.base import AUTO
+from finetune.config.data import FULL_RANGE
+from finetune.config.resolved import PlannedConfig, ResolvedConfig, ResolvedOptimizer
+from finetune.config.schema import AugmentConfig, Config
+from finetune.config.stages import RunConfig
 from finetune.core.errors import ConfigError
 from finetune.core.reporter import Reporter
 from finetune.core.text import listed_patterns, plural
@@ -33,7 +36,7 @@ from finetune.features.source import FeatureBatches
 from finetune.freezing.freeze_report import totals_of
 from finetune.freezing.frozen_hashes import FrozenHashes, hash_frozen
 from finetune.freezing.lora import attach, named_trainable
-from finetune.freezing.plan import Plan, apply_freeze, resolve_config, resolve_policy
+from finetune.freezing.plan import Plan, apply_freeze, resolve_policy
 from finetune.freezing.train_mode import set_train_mode
 from finetune.models.build import build_untrained, rebuild
 from finetune.models.pretrained import copy_head_rows, load_pretrained
@@ -53,27 +56,27 @@ class CarriedState:
     Attributes:
         state: State dict of the plain network, with the weights of the stage's last epoch as they
             were evaluated and saved.
-        stages: All stages of the config, those trained so far resolved.
+        run_config: Config of the run, in which the stages trained so far are resolved.
     """
 
     state: Mapping[str, Tensor]
-    stages: tuple[StageConfig, ...]
+    run_config: RunConfig
 
 
 @dataclass(frozen=True)
 class StageSetup:
     """Setup of a stage, complete before its first optimizer step."""
 
-    config: Config
-    """Resolved config, including all stages."""
+    config: ResolvedConfig
+    """Config of the stage."""
+    run_config: RunConfig
+    """Config of the run, in which this stage and those before are resolved."""
     data: TrainVal
     plan: Plan
     model: nn.Module
     """Whole network; its trainable modules are shared with the engine."""
     engine: Engine
     frozen_hashes: FrozenHashes
-    given: Config
-    """Config before anything in it was resolved."""
     threads: int
     """``torch.get_num_threads()`` when the stage was set up."""
     skipped: tuple[Skipped, ...] = ()
@@ -97,7 +100,7 @@ class StageSetup:
             seed=self.config.seed, accumulate=train.accumulate, clip_norm=train.clip_norm
         )
 
-    def optimizer_of(self, config: OptimizerConfig) -> Optimizer:
+    def optimizer_of(self, config: ResolvedOptimizer) -> Optimizer:
         """Return a new optimizer over the trainable parameters."""
         return build_optimizer(named_trainable(self.model), config, depths=self.plan.depths)
 
@@ -125,7 +128,8 @@ def prepare_stage(
     Raises:
         FinetuneError: any subclass of it.
     """
-    config, plan, data = run_setup.stages[number], run_setup.plans[number], run_setup.data
+    run_config = run_setup.run_config if carried is None else carried.run_config
+    config, plan, data = run_config.stages[number], run_setup.plans[number], run_setup.data
     device = run_setup.device
     model = _network(run_setup, carried, resume_point, reporter)
     apply_freeze(model, plan.frozen)
@@ -156,16 +160,15 @@ def prepare_stage(
         cost=plan.cost,
     )
     engine = build_engine(network, config, data.train, device=device, reporter=reporter)
-    resolved = _resolve(config, plan, data, engine, reporter)
-    stages = run_setup.config.stages if carried is None else carried.stages
+    resolved = resolve(config, plan, data, engine, reporter)
     return StageSetup(
-        with_stages(resolved, stages, number),
-        data,
-        plan,
-        model,
-        engine,
-        frozen_hashes,
-        given=run_setup.given,
+        config=resolved,
+        run_config=run_config.with_stage(number, resolved),
+        data=data,
+        plan=plan,
+        model=model,
+        engine=engine,
+        frozen_hashes=frozen_hashes,
         threads=torch.get_num_threads(),
         skipped=run_setup.checked.skipped,
     )
@@ -218,7 +221,7 @@ def _network(
         model = rebuild(spec.name, len(names), spec.build_flags)
         model.load_state_dict(carried.state)
         return model
-    model = build_untrained(spec, len(names), seed=run_setup.config.seed)
+    model = build_untrained(spec, len(names), seed=run_setup.stages[0].seed)
     if resume_point is not None:
         resume_point.fill(model)
         return model
@@ -252,34 +255,43 @@ def _stage_begins(run_setup: RunSetup, number: int) -> str:
     )
 
 
-def _resolve(
-    config: Config, plan: Plan, data: TrainVal, engine: Engine, reporter: Reporter
-) -> Config:
-    resolved = resolve_config(
-        config,
-        plan,
-        device=engine.device.type,
-        workers=resolve_workers(
-            config.data.workers,
-            data.train,
-            engine.device,
-            batch_bytes=config.data.batch_size * engine.extractor.pixel_bytes,
-        ),
-        policy=resolve_policy(config, plan, engine.split.crossing),
+def resolve(
+    config: PlannedConfig, plan: Plan, data: TrainVal, engine: Engine, reporter: Reporter
+) -> ResolvedConfig:
+    """Resolve each ``auto`` that depends on the data, the machine and the engine's timings."""
+    # Images of 8 bits alone leave the levels auto.
+    levels = FULL_RANGE if config.data.levels == AUTO else config.data.levels
+    workers = resolve_workers(
+        config.data.workers,
+        data.train,
+        engine.device,
+        batch_bytes=config.data.batch_size * engine.extractor.pixel_bytes,
     )
-    cache = resolve_cache(
-        resolved, engine, len(data.train), len(data.val), training_views(resolved), reporter
+    policy = resolve_policy(config, plan, engine.split.crossing)
+    views = Views.of_training(config.augment.with_values({"policy": policy}), seed=config.seed)
+    cache = resolve_cache(config, engine, len(data.train), len(data.val), views, reporter)
+    resolved = config.resolved_as(
+        ResolvedConfig,
+        {
+            "model.weights": plan.spec.weights,
+            "model.preprocessing": plan.spec.preprocessing.given(),
+            "data.levels": levels,
+            "data.workers": workers,
+            "augment.policy": policy,
+            "features.cache": cache,
+            "runtime.device": engine.device.type,
+            **{f"runtime.{key}": value for key, value in engine.runtime.items()},
+        },
     )
     if cache != "off":
         said = _augmentation_and_cache(config, resolved, engine, len(data.train))
         if said:
             reporter.say(said)
-    runtime = {f"runtime.{key}": value for key, value in engine.runtime.items()}
-    return resolved.with_values({"features.cache": cache, **runtime})
+    return resolved
 
 
 def _augmentation_and_cache(
-    config: Config, resolved: Config, engine: Engine, num_train: int
+    config: PlannedConfig, resolved: ResolvedConfig, engine: Engine, num_train: int
 ) -> str:
     """Describe how the augmentation affects caching the features of training images."""
     augment, views = resolved.augment, training_views(resolved)
@@ -327,20 +339,20 @@ def _listed(augment: AugmentConfig, *keys: str) -> str:
     return " and ".join(on)
 
 
-def training_views(config: Config) -> Views:
+def training_views(config: PlannedConfig) -> Views:
     """Return the views of the training images."""
     return Views.of_training(config.augment, seed=config.seed)
 
 
-def updates_norm_stats(config: Config) -> bool:
+def updates_norm_stats(config: PlannedConfig) -> bool:
     return config.freeze.norm_stats == "update"
 
 
-def stage_facts(config: Config, report: FreezeReport, *, number: int) -> StageFacts:
+def stage_facts(config: ResolvedConfig, report: FreezeReport, *, number: int) -> StageFacts:
     """Return the facts about a stage for a summary.
 
     Args:
-        config: Resolved config of the stage.
+        config: Config of the stage.
         number: Number of the stage, from 1.
     """
     return StageFacts(

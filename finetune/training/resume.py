@@ -16,8 +16,9 @@ from finetune.checkpoints import run_dir
 from finetune.checkpoints.checkpoint import Checkpoint, Training, TrainingRecord, read_checkpoint
 from finetune.config.base import AUTO
 from finetune.config.error_messages import problems_of
+from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config
-from finetune.config.stages import stage_configs
+from finetune.config.stages import planned_stages, stage_configs
 from finetune.core.device import versions
 from finetune.core.errors import (
     CheckpointError,
@@ -235,7 +236,7 @@ def _is_done(config: Config, record: TrainingRecord) -> bool:
     Raises:
         ConfigError: the config has fewer epochs than have already started.
     """
-    position, stages = record.position, stage_configs(config)
+    position, stages = record.position, planned_stages(config)
     before = sum(past.get("stage", 1) <= position.stage for past in record.records)
     begun = position.epoch - before - (0 if position.batch else 1)
     epochs = stages[position.stage].train.epochs
@@ -250,15 +251,13 @@ def _is_done(config: Config, record: TrainingRecord) -> bool:
     return not position.batch and epochs == begun and position.stage + 1 == len(stages)
 
 
-def _of_stages(saved: Config, values: Mapping[_Path, Any]) -> dict[_Path, Any]:
+def _of_stages(saved: PlannedConfig, values: Mapping[_Path, Any]) -> dict[_Path, Any]:
     """Replace a change of ``train.epochs`` by one of the last stage, if the run has stages.
 
     Raises:
         ConfigError: no epochs are left for the last stage.
     """
     epochs = values.get(_EPOCHS)
-    if not saved.stages or epochs is None:
-        return dict(values)
     if epochs == AUTO:
         raise ConfigError(
             "auto was resolved when the run started",
@@ -266,6 +265,8 @@ def _of_stages(saved: Config, values: Mapping[_Path, Any]) -> dict[_Path, Any]:
             key="train.epochs",
             to_do="set a number",
         )
+    if not saved.stages or epochs is None:
+        return dict(values)
     *earlier, _ = (stage.train.epochs for stage in stage_configs(saved))
     if epochs <= sum(earlier):
         raise ConfigError(

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from finetune.checkpoints.finetuned_source import SourceRun, freezing_changes, kept_classes
+from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config, DataConfig
-from finetune.config.stages import stage_configs, with_stages
+from finetune.config.stages import RunConfig, stage_configs
 from finetune.core.device import make_deterministic, select_device
 from finetune.core.errors import ConfigError, OutputError
 from finetune.core.files import expand_user
@@ -26,7 +27,7 @@ from finetune.freezing.lora import require_peft
 from finetune.freezing.plan import Plan, make_plan
 from finetune.models.build import ModelSpec, check_input_size
 from finetune.models.weight_files import is_left_out
-from finetune.recipes.auto import in_words, resolve_defaults
+from finetune.recipes.auto import in_words, plan_config
 from finetune.recipes.named import expand_recipe
 from finetune.training.resume import ResumePoint
 
@@ -36,18 +37,14 @@ class RunSetup:
     """Setup shared by all stages of a run.
 
     Attributes:
-        given: Config before anything in it was resolved.
-        config: Config with stages instead of a recipe.
-        stages: Config of each stage; a run without stages has one.
+        run_config: Config as given, and the planned config of each stage.
         plans: Plan of each stage.
         checked: Result of the preflight check.
         kept: Classes whose head rows are kept from an earlier run.
         chosen: Description of the value chosen for each ``auto``.
     """
 
-    given: Config
-    config: Config
-    stages: tuple[Config, ...]
+    run_config: RunConfig
     plans: tuple[Plan, ...]
     data: TrainVal
     checked: PreflightResult
@@ -55,19 +52,27 @@ class RunSetup:
     kept: tuple[str, ...]
     chosen: tuple[str, ...]
 
+    @property
+    def stages(self) -> tuple[PlannedConfig, ...]:
+        """Planned config of each stage; a run without stages has one."""
+        return self.run_config.stages
+
 
 def set_up_run(
-    config: Config, reporter: Reporter, resume_point: ResumePoint | None = None
+    given: Config, reporter: Reporter, resume_point: ResumePoint | None = None
 ) -> RunSetup:
     """Set up a run; wrong folders, patterns and sizes raise before any weights are read.
 
     Args:
-        config: Config of the run; when resuming, that of ``resume_point``.
+        given: Config of the run.
+        resume_point: Checkpoint to resume from, with the configs to use instead of ``given``.
 
     Raises:
         FinetuneError: any subclass of it.
     """
-    given = config if resume_point is None else resume_point.given
+    config = given
+    if resume_point is not None:
+        config, given = resume_point.config, resume_point.given
     if config.adapt is not None:
         require_peft()
     use_one_heap()
@@ -98,21 +103,18 @@ def set_up_run(
         resume_point.refuse_other_data(data, reporter)
     if resume_point is None:
         levels = levels_of(data, config.data, reporter)
-        config, stages = (
-            _with_levels(config, levels),
-            tuple(_with_levels(s, levels) for s in stages),
-        )
+        if levels is not None:
+            stages = tuple(stage.with_values({"data.levels": levels}) for stage in stages)
         if levels != plans[0].spec.preprocessing.levels:
             spec = plans[0].spec.with_levels(levels)
             plans = tuple(replace(plan, spec=spec) for plan in plans)
-    stages, chosen = _resolve_defaults(stages, plans, data)
-    for number, stage in enumerate(stages):
-        config = with_stages(stage, config.stages, number)
+    planned, chosen = _plan_configs(stages, plans, data)
     sizes = batch_sizes(len(data.train), config.data.batch_size, join_last_of_one=True)
     _refuse_idle_accumulation(config, len(sizes))
     for plan in plans:
         check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
-    return RunSetup(given, config, stages, plans, data, checked, device, kept, chosen)
+    run_config = RunConfig(given, planned)
+    return RunSetup(run_config, plans, data, checked, device, kept, chosen)
 
 
 def _refuse_without_validation(stages: Sequence[Config]) -> None:
@@ -187,18 +189,18 @@ def make_plans(
     return tuple(plans)
 
 
-def _resolve_defaults(
+def _plan_configs(
     stages: Sequence[Config], plans: Sequence[Plan], data: TrainVal
-) -> tuple[tuple[Config, ...], tuple[str, ...]]:
-    """Return the stages with each ``auto`` resolved, and descriptions of the chosen values."""
+) -> tuple[tuple[PlannedConfig, ...], tuple[str, ...]]:
+    """Return the planned config of each stage, and descriptions of the chosen values."""
     number, names = len(data.train), data.train.class_names
-    all_resolved, chosen = [], []
+    all_planned, chosen = [], []
     for at, (config, plan) in enumerate(zip(stages, plans, strict=True), start=1):
-        resolved = resolve_defaults(config, plan, num_train=number, class_names=names)
-        for line in in_words(config, resolved, plan, number):
+        planned = plan_config(config, plan, num_train=number, class_names=names)
+        for line in in_words(config, planned, plan, number):
             chosen.append(f"stage {at}: {line}" if len(stages) > 1 else line)
-        all_resolved.append(resolved)
-    return tuple(all_resolved), tuple(chosen)
+        all_planned.append(planned)
+    return tuple(all_planned), tuple(chosen)
 
 
 def _refuse_idle_accumulation(config: Config, batches: int) -> None:
@@ -271,12 +273,6 @@ def find_data(config: Config, reporter: Reporter) -> tuple[TrainVal, PreflightRe
 def levels_of(data: TrainVal, config: DataConfig, reporter: Reporter) -> int | None:
     """Return the white level of images with more than 8 bits per channel (`settled_levels`)."""
     return settled_levels(config.levels, (*data.train.paths, *data.val.paths), reporter)
-
-
-def _with_levels(config: Config, levels: int | None) -> Config:
-    if levels is None:
-        return config
-    return config.with_values({"data.levels": levels})
 
 
 def _found(config: Config, reporter: Reporter) -> TrainVal:

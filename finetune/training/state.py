@@ -185,7 +185,7 @@ class TrainState:
             tensors |= _under(_WEIGHTS, self._changing)
         # model_construct skips validation, which takes as long as a short epoch for many records.
         record = TrainingRecord.model_construct(
-            given=self.stage_setup.given,
+            given=self.stage_setup.run_config.given,
             position=loop.progress.after_epoch() if evaluated else replace(loop.progress),
             records=tuple(self.records),
             data=self._data,
@@ -246,6 +246,7 @@ class TrainState:
         self._refuse_not_finite({**changing, **training.tensors})
         metadata = metadata_of(
             self.stage_setup,
+            stage=self.loop.progress.stage,
             epoch=len(self.records),
             metrics=(self.records[-1]["val"] or {}) if evaluated else {},
         )
@@ -257,7 +258,7 @@ class TrainState:
             state = plain_state(self.stage_setup.model)
             kept = OrderedDict((name, tensor.detach().clone()) for name, tensor in state.items())
         copy_module_versions(state, kept)
-        return CarriedState(kept, self.stage_setup.config.stages)
+        return CarriedState(kept, self.stage_setup.run_config)
 
     def optimizer_state(self) -> OptimizerState:
         """Return the optimizer state, for the next stage."""
@@ -278,11 +279,16 @@ class TrainState:
 
 
 def metadata_of(
-    stage_setup: StageSetup, *, epoch: int, metrics: dict[str, float | int | None]
+    stage_setup: StageSetup,
+    *,
+    stage: int,
+    epoch: int,
+    metrics: dict[str, float | int | None],
 ) -> Metadata:
     """Return the metadata of a checkpoint.
 
     Args:
+        stage: Index of the stage, from 0.
         epoch: Number of the last evaluated epoch.
         metrics: Validation metrics of the checkpoint's weights.
     """
@@ -292,7 +298,7 @@ def metadata_of(
         build_flags=spec.build_flags,
         class_names=stage_setup.data.train.class_names,
         preprocessing=spec.preprocessing,
-        config=stage_setup.config,
+        config=stage_setup.run_config.saved_at(stage),
         freeze_plan=Frozen(
             patterns=stage_setup.config.freeze.patterns,
             names=tuple(d.name for d in freeze.decisions if d.name in stage_setup.plan.frozen),

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from finetune.config.schema import Config
+from finetune.config.resolved import ResolvedConfig
 from finetune.core.cores import available_cores
 from finetune.data.images import TrainVal
 from finetune.data.loading.dataloader import PhotoDataset
@@ -31,12 +31,10 @@ _STEPS = 3
 T = TypeVar("T")
 
 
-def predict_time(engine: Engine, config: Config, data: TrainVal, views: Views) -> PredictedTime:
-    """Predict the training time from one timed batch of decoding, frozen prefix and trainable part.
-
-    Args:
-        config: Resolved config.
-    """
+def predict_time(
+    engine: Engine, config: ResolvedConfig, data: TrainVal, views: Views
+) -> PredictedTime:
+    """Predict the training time from one timed batch of each part of the work."""
     count = min(_MOST_IMAGES, len(data.train))
     dataset = PhotoDataset(data.train, engine.extractor.preprocessing, views)
     decode_s, samples = _timed(lambda: dataset.__getitems__([(i, 0) for i in range(count)]))
@@ -60,7 +58,9 @@ def predict_time(engine: Engine, config: Config, data: TrainVal, views: Views) -
     return PredictedTime(fill, trainable_part + again, without)
 
 
-def _time_trainable_part(engine: Engine, config: Config, features: Features) -> tuple[float, float]:
+def _time_trainable_part(
+    engine: Engine, config: ResolvedConfig, features: Features
+) -> tuple[float, float]:
     """Return seconds per image in training and evaluation, from a few steps of a copy."""
     trainable_part = copy.deepcopy(engine.trainable_part)
     inputs = _rows(features, config.data.batch_size)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch.optim import Optimizer
 
-from finetune.config.schema import Config, OptimizerConfig
+from finetune.config.resolved import ResolvedConfig, ResolvedOptimizer
 from finetune.data.images import Images
 from finetune.data.loading.class_weights import class_weights
 from finetune.data.splits.folds import Fold
@@ -35,7 +35,7 @@ class CrossValidation:
 
     Attributes:
         engine: Engine with the network to train.
-        config: Resolved config.
+        config: Config of the stage.
         train: Training images.
         folds: Folds of the training images; empty if the validation split is used instead.
         trainable_work: Multiply-adds of the trainable part's forward pass for one image.
@@ -49,7 +49,7 @@ class CrossValidation:
     """
 
     engine: Engine
-    config: Config
+    config: ResolvedConfig
     train: Images
     folds: tuple[Fold, ...]
     trainable_work: int
@@ -57,7 +57,7 @@ class CrossValidation:
     part: Part
     validation: FeatureBatches | None
     features: FeatureCounts | None
-    optimizer_of: Callable[[OptimizerConfig], Optimizer]
+    optimizer_of: Callable[[ResolvedOptimizer], Optimizer]
     set_mode: Callable[[], None]
     aux_weight: float
 

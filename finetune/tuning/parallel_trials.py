@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
-from finetune.config.schema import Config
+from finetune.config.resolved import ResolvedConfig
 from finetune.core.reporter import Reporter
 from finetune.core.threads import WORTH_SHARING, one_thread_a_core
 from finetune.features.autocast_module import AutocastModule
@@ -112,7 +112,7 @@ def _steps_per_epoch(cv: CrossValidation, piece: _Piece) -> int:
     return max(len(fold.batches(piece.batch_size)) for fold in cv.fold_data())
 
 
-def _head_settings(config: Config, settings: Settings) -> HeadSettings:
+def _head_settings(config: ResolvedConfig, settings: Settings) -> HeadSettings:
     optimizer = with_settings(config, settings).optimizer
     return HeadSettings(optimizer, settings.epochs, settings.label_smoothing)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from finetune.config.base import AUTO
+from finetune.config.resolved import PlannedConfig, ResolvedConfig
 from finetune.config.schema import Config
 from finetune.core.errors import ConfigError, DataError, ModelError
 from finetune.core.reporter import Reporter
@@ -54,7 +55,7 @@ class SearchResult:
         features: Rows of features computed and reused; None if none are kept.
     """
 
-    config: Config
+    config: ResolvedConfig
     parameters: int
     input_size: int
     only_head: bool
@@ -109,7 +110,7 @@ def search(config: Config, options: SearchOptions, reporter: Reporter) -> Search
     folds = folds_of(own, data)
     _refuse_steps_of_one(settings, folds, plan, len(train))
 
-    def refuse_slow(config: Config) -> None:
+    def refuse_slow(config: PlannedConfig) -> None:
         reason = _why_slow(config, plan, has_prefix=split.prefix is not None)
         if reason and not options.allow_slow:
             epochs = max(len(folds), 1) * sum(one.epochs for one in settings)
@@ -222,7 +223,7 @@ def _keeps_features(stage_setup: StageSetup) -> bool:
     return config.features.cache != "off" and training_views(config).count is not None
 
 
-def _why_slow(config: Config, plan: Plan, *, has_prefix: bool) -> str:
+def _why_slow(config: PlannedConfig, plan: Plan, *, has_prefix: bool) -> str:
     """Return why a trial would cost nearly a full training, and what to do; else ``""``."""
     cost, freeze = plan.cost, "freeze more with freeze.patterns"
     if not has_prefix:
@@ -315,7 +316,7 @@ def _fresh_part(stage_setup: StageSetup, reporter: Reporter) -> Part:
 
 
 def _plain(
-    stage_setup: StageSetup, config: Config, reporter: Reporter, positions: Sequence[int]
+    stage_setup: StageSetup, config: ResolvedConfig, reporter: Reporter, positions: Sequence[int]
 ) -> FeatureBatches:
     """Return batches of training images without augmentation, like validation images."""
     images = stage_setup.data.train.subset(positions)

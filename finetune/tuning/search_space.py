@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from finetune.config.error_messages import problems_of
 from finetune.config.model_registry import BUILDERS, family_of
+from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config, ModelConfig
 from finetune.config.stages import stage_configs
 from finetune.config.tune import Range, TuneConfig, Values
@@ -37,6 +38,7 @@ _OF_ANY_OPTIMIZER = ("layer_decay", "groups", "decay_norms_and_biases")
 """Keys of the section ``optimizer`` that apply to every optimizer class."""
 
 T = TypeVar("T")
+C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Space:
     epochs: tuple[int, ...]
 
 
-def space_of(config: Config, *, only_head: bool, num_train: int) -> Space:
+def space_of(config: PlannedConfig, *, only_head: bool, num_train: int) -> Space:
     """Return the search space of the config's ``tune`` section, with defaults filled in.
 
     Raises:
@@ -91,10 +93,12 @@ def num_folds(config: Config, num_train: int) -> int:
     folds = (config.tune or TuneConfig()).folds
     if folds == "auto":
         return _FOLDS if num_train < FEW_PHOTOS else 0
-    return int(folds)
+    return folds
 
 
-def settings_of(config: Config, space: Space, *, only_head: bool, in_grid: bool) -> list[Settings]:
+def settings_of(
+    config: PlannedConfig, space: Space, *, only_head: bool, in_grid: bool
+) -> list[Settings]:
     """Return the settings of all trials: the config's own, then random ones or the whole grid.
 
     Raises:
@@ -181,7 +185,7 @@ def _points(values: Values) -> tuple[float, ...]:
     return tuple(_at(values, point / (GRID_POINTS - 1)) for point in range(GRID_POINTS))
 
 
-def with_settings(config: Config, settings: Settings) -> Config:
+def with_settings(config: C, settings: Settings) -> C:
     """Return the config of a trial: one stage, with the settings of the trial.
 
     Keys that are specific to another optimizer are dropped.

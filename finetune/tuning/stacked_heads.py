@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from finetune.config.schema import ScheduleConfig
+from finetune.config.resolved import ResolvedSchedule
 from finetune.core.seeding import seed_for
 from finetune.features.source import FeatureBatch, FeatureBatches
 from finetune.freezing.graph_split import TrainablePart
@@ -130,7 +130,7 @@ def train_heads(
     settings: Sequence[HeadSettings],
     *,
     batches: FeatureBatches,
-    schedule: ScheduleConfig,
+    schedule: ResolvedSchedule,
     seed: int,
     class_weights: Sequence[float] | None = None,
 ) -> Iterator[tuple[list[int], StackedHeads]]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.config.schema import OptimizerConfig, ScheduleConfig
+from finetune.config.resolved import ResolvedOptimizer, ResolvedSchedule
 from finetune.training.lr_schedulers import build_schedule
 from finetune.training.optimizers import build_optimizer
 
@@ -23,7 +23,7 @@ from finetune.training.optimizers import build_optimizer
 class HeadSettings:
     """Training settings of one head; batches and schedule are shared by all heads."""
 
-    optimizer: OptimizerConfig
+    optimizer: ResolvedOptimizer
     epochs: int
     label_smoothing: float
 
@@ -47,7 +47,7 @@ class StackedOptimizer:
         layer: nn.Module,
         settings: Sequence[HeadSettings],
         *,
-        schedule: ScheduleConfig,
+        schedule: ResolvedSchedule,
         steps_per_epoch: int,
     ) -> None:
         self._rules: list[_Rule] = []
@@ -86,13 +86,13 @@ class StackedOptimizer:
         self._rules = [rule for rule in self._rules if rule.count]
 
 
-def _plain(optimizer: OptimizerConfig) -> OptimizerConfig:
+def _plain(optimizer: ResolvedOptimizer) -> ResolvedOptimizer:
     return optimizer.with_values({"lr": 1.0, "weight_decay": 0.0})
 
 
 @functools.lru_cache(maxsize=64)
 def factors(
-    schedule: ScheduleConfig, optimizer: OptimizerConfig, epochs: int, steps_per_epoch: int
+    schedule: ResolvedSchedule, optimizer: ResolvedOptimizer, epochs: int, steps_per_epoch: int
 ) -> Tensor:
     """Return the learning rate of each step for a base of 1, ``(steps,)`` float64.
 
@@ -128,7 +128,7 @@ class _Rule:
         layer: nn.Module,
         heads: range,
         total: int,
-        optimizers: Sequence[OptimizerConfig],
+        optimizers: Sequence[ResolvedOptimizer],
         rates: Sequence[Tensor],
     ) -> None:
         self.count = len(heads)

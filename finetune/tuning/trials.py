@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from finetune.config.schema import Config
+from finetune.config.resolved import ResolvedConfig
 from finetune.core.errors import NotFiniteError
 from finetune.core.memory import steps_of
 from finetune.core.reporter import Reporter
@@ -60,7 +60,7 @@ def _one_by_one(
         trainable_part.load_state_dict(first)
 
 
-def _trial(fold: FoldData, trainable_part: nn.Module, config: Config) -> FoldScore:
+def _trial(fold: FoldData, trainable_part: nn.Module, config: ResolvedConfig) -> FoldScore:
     cv = fold.cv
     batches = fold.batches(config.data.batch_size)
     optimizer = cv.optimizer_of(config.optimizer)

@@ -23,7 +23,7 @@ def freeze_report(patterns: list[str], name: str = "shufflenet_v2_x0_5") -> Free
             "output_dir": "unwritten",
         }
     )
-    return make_freeze_report(make_plan(config, 3), config)
+    return make_freeze_report(make_plan(config, 3), config, config.optimizer)
 
 
 def facts_of(

@@ -23,6 +23,7 @@ from finetune.checkpoints.checkpoint import Frozen, Metadata, load_checkpoint, s
 from finetune.commands.export import export
 from finetune.commands.train import train
 from finetune.config.model_registry import BUILDERS, FAMILIES
+from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config, PreprocessingConfig
 from finetune.data.loading.decoding import read_photo
 from finetune.data.loading.transforms import build_fit, normalise
@@ -230,7 +231,9 @@ def untrained(name: str) -> tuple[torch.nn.Module, Metadata]:
         build_flags=spec.build_flags,
         class_names=("a", "b", "c"),
         preprocessing=spec.preprocessing,
-        config=config,
+        config=config.resolved_as(
+            PlannedConfig, {"train.epochs": 1, "schedule.warmup_epochs": 0.0, "optimizer.lr": 0.01}
+        ),
         freeze_plan=Frozen(patterns=(), names=()),
         epoch=1,
         metrics={},

@@ -22,6 +22,7 @@ from finetune.commands.report import report
 from finetune.commands.train import train
 from finetune.config.data import DataConfig
 from finetune.config.load import load_config
+from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config, GivenPreprocessing, ModelConfig, PreprocessingConfig
 from finetune.core.reporter import SilentReporter
 from finetune.data.checks.summary import summarize_dataset
@@ -154,8 +155,15 @@ def save(path: Path, spec: ModelSpec, model: torch.nn.Module, class_names: tuple
         build_flags=spec.build_flags,
         class_names=class_names,
         preprocessing=spec.preprocessing,
-        config=Config.model_validate(
-            {"model": {"name": spec.name}, "data": {"root": "x"}, "output_dir": "x"}
+        config=PlannedConfig.model_validate(
+            {
+                "model": {"name": spec.name},
+                "data": {"root": "x"},
+                "train": {"epochs": 1},
+                "optimizer": {"lr": 0.01},
+                "schedule": {"warmup_epochs": 0.0},
+                "output_dir": "x",
+            }
         ),
         freeze_plan=Frozen(patterns=(), names=()),
         epoch=1,

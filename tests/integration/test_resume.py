@@ -414,14 +414,20 @@ def test_a_change_that_does_not_fit_the_rest_is_refused_in_words(
     config: Make, stop_in: StopIn
 ) -> None:
     """A warm-up that was chosen for as many epochs as there were is longer than those now."""
-    given = config(train={"epochs": 3}, schedule={"warmup_epochs": 2.0})
+    given = config(freeze=EVERYTHING, train={"epochs": 10})
     stop_in("step", 2)
     stopped(given)
     stop_in(None)
-    shorter = load_config(Path(given.output_dir) / "config.yaml")
-    shorter = shorter.with_values({"train.epochs": 1})
+    shorter = given.with_values({"train.epochs": 1})
     with fails("config.changed"):
         train(shorter, resume=True)
+
+
+def test_epochs_that_would_be_chosen_anew_are_refused(config: Make, run: Path) -> None:
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with fails("config.invalid_value", key="train.epochs"):
+        train(config(train={"epochs": "auto"}), resume=True)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
 def test_patterns_take_the_place_of_a_recipe_that_froze_the_same(

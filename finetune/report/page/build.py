@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.config.schema import StageConfig
+from finetune.config.resolved import PlannedConfig
 from finetune.core.text import count, plural
 from finetune.report.page.charts import Chart, Column, line_chart, reliability
 from finetune.report.page.confusion import MOST_CLASSES, Matrix, matrix_of, shown_classes
@@ -66,7 +66,7 @@ class Facts:
     rerun: str
     versions: Mapping[str, str]
     monitor: str = "top1"
-    stages: Sequence[StageConfig] = ()
+    stages: Sequence[PlannedConfig] = ()
     chosen_on_these: bool = True
 
 

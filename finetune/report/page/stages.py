@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from finetune.config.schema import StageConfig
+from finetune.config.resolved import PlannedConfig
 from finetune.core.text import listed_patterns
 
 
@@ -24,7 +24,7 @@ class StageRow:
 
 
 def stage_rows(
-    stages: Sequence[StageConfig],
+    stages: Sequence[PlannedConfig],
     records: Sequence[Mapping[str, Any]],
     epoch: int,
     *,
@@ -42,12 +42,12 @@ def stage_rows(
 
 
 def _rows(
-    stages: Sequence[StageConfig], records: Sequence[Mapping[str, Any]], epoch: int, monitor: str
+    stages: Sequence[PlannedConfig], records: Sequence[Mapping[str, Any]], epoch: int, monitor: str
 ) -> Iterator[StageRow]:
     last = 0
     for number, stage in enumerate(stages, start=1):
         mine = [record for record in records if record.get("stage") == number]
-        first, last = last + 1, int(mine[-1]["epoch"]) if mine else last + stage.epochs
+        first, last = last + 1, int(mine[-1]["epoch"]) if mine else last + stage.train.epochs
         best = max(mine, key=lambda record: _rank(record["val"], monitor), default=None)
         yield StageRow(
             number=number,

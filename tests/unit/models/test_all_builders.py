@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import torch
 from helpers.builders import is_heavy, small_config
+from helpers.small_checkpoint import resolved_for_tests
 from torch import nn
 from torchvision import models
 
 from finetune.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from finetune.config.model_registry import BUILDERS
 from finetune.config.schema import Config
+from finetune.config.stages import RunConfig
 from finetune.data.images import Images, TrainVal
 from finetune.freezing.frozen_hashes import hash_frozen
-from finetune.freezing.plan import apply_freeze, make_plan, resolve_config
+from finetune.freezing.plan import apply_freeze, make_plan
 from finetune.freezing.train_mode import set_train_mode
 from finetune.inference.load import load_network
 from finetune.models.build import build_skeleton, build_untrained, check_input_size, resolve_model
@@ -93,20 +95,22 @@ def test_freeze_step_save_load_evaluate(name: str, tmp_path: Path) -> None:
     )
     evaluation = evaluate(model, [batch], num_classes=3)
     images = Images((), (), ("a", "b", "c"))
-    resolved = resolve_config(config, plan, device="cpu", workers=0, policy="flip")
+    resolved = resolved_for_tests(config, plan)
     engine: Any = None  # the checkpoint does not depend on it
     stage_setup = StageSetup(
         config=resolved,
+        run_config=RunConfig(config, (resolved,)),
         data=TrainVal(images, images, ()),
         plan=plan,
         model=model,
         engine=engine,
         frozen_hashes=frozen_hashes,
-        given=config,
         threads=1,
     )
     path = tmp_path / "best.pt"
-    save_checkpoint(path, model.state_dict(), metadata_of(stage_setup, epoch=1, metrics={}))
+    save_checkpoint(
+        path, model.state_dict(), metadata_of(stage_setup, stage=0, epoch=1, metrics={})
+    )
 
     state, metadata = load_checkpoint(path)
     path.unlink()
