@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.checkpoints.checkpoint import Frozen, Metadata
+from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config
 from finetune.core.device import make_deterministic, select_device, versions
 from finetune.core.errors import CheckpointError, ConfigError
@@ -100,7 +101,16 @@ def open_pretrained(
     use_one_heap()
     device = select_device(config.runtime.device)
     make_deterministic(device)
-    config = config.with_values({"model.aux_heads": False, "train.epochs": 1})
+    # Nothing is trained: any values will do for the sections that training alone reads.
+    planned = config.resolved_as(
+        PlannedConfig,
+        {
+            "model.aux_heads": False,
+            "train.epochs": 1,
+            "optimizer": {"name": "sgd", "lr": 0.01, "weight_decay": 0.0},
+            "schedule.warmup_epochs": 0.0,
+        },
+    )
     spec = resolve_model(config.model, fit=config.data.fit).with_levels(levels)
     model = build_untrained(spec, len(images.class_names), seed=config.seed)
     if spec.weights == "none":
@@ -122,7 +132,7 @@ def open_pretrained(
     model.to(device)
     set_train_mode(model)  # gives the split point of a run that trains the head
     network = Network(name=spec.name, model=model, preprocessing=spec.preprocessing, frozen=sha256)
-    engine = build_engine(network, config, images, device=device, reporter=reporter)
+    engine = build_engine(network, planned, images, device=device, reporter=reporter)
     cache = decide_cache(
         config.features,
         engine.extractor,
@@ -135,7 +145,7 @@ def open_pretrained(
         build_flags=spec.build_flags,
         class_names=images.class_names,
         preprocessing=spec.preprocessing,
-        config=config.with_values({"features.cache": cache}),
+        config=planned.with_values({"features.cache": cache}),
         freeze_plan=Frozen(patterns=("*",), names=tuple(frozen)),
         epoch=0,
         metrics={},
