@@ -14,7 +14,7 @@ from helpers.photos import draw_photos
 import finetune
 from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.commands.cache import clear_cache
-from finetune.commands.evaluate import evaluate_checkpoint
+from finetune.commands.evaluate import EvalOptions, evaluate_checkpoint
 from finetune.commands.lr_find import lr_find
 from finetune.commands.predict import predict
 from finetune.commands.train import train
@@ -117,7 +117,7 @@ def test_the_other_commands_compute_nothing_after_training(make: Make, photos: P
     other_head = make("other", optimizer={"lr": 0.3}, seed=1, **settings)
     assert counts(train(other_head).features) == (0, 40)
     assert counts(evaluate_checkpoint(Path(other_head.output_dir) / "best.pt").features)[0] == 0
-    everything = evaluate_checkpoint(run / "best.pt", data=str(photos), split="train")
+    everything = evaluate_checkpoint(run / "best.pt", EvalOptions(data=str(photos), split="train"))
     assert counts(everything.features)[0] == 0
     predicted = predict(str(run), [str(photos)], show=lambda *_: None)
     assert counts(predicted.features) == (0, 40)
