@@ -195,7 +195,8 @@ class DiskStore:
         self._verified = np.empty(0, np.bool_)
         self._entries = np.empty(0, np.int64)
         """Where in the log the entry of each block is."""
-        self._new: list[tuple[NDArray[np.void], NDArray[np.int64]]] = []
+        self._new, self._new_entries = bytearray(), bytearray()
+        """Blocks, and where in the log their entries are, since the log was last gone through."""
         self._others: set[int] = set()
         """First eight bytes of the keys that other processes have added since rows were last looked
         for. A row that is left out because only these bytes are equal is missing afterwards."""
@@ -241,13 +242,14 @@ class DiskStore:
             ]
             block = np.zeros(1, _BLOCK)
             block["start"], block["rows"] = self._end, len(rows)
-            block["crc"] = self._checksum(block[0], parts)
+            block["crc"] = self._checksum(self._end, len(rows), parts)
             block["check"] = _check(block)
             sizes = (ROW.itemsize, *self.layout.sizes)
             for file, part, size in zip((self._keys, *self._files), parts, sizes, strict=True):
                 _write(file, self._end * size, part)
             _write(self._log, self._read, _bytes_of(block))
-            self._new.append((block, np.array([self._read])))
+            self._new += block.tobytes()
+            self._new_entries += np.array([self._read], np.int64).tobytes()
             self._read += _BLOCK.itemsize
             self._end += len(rows)
 
@@ -300,10 +302,11 @@ class DiskStore:
         with locked(self._lock):  # no entry is half written
             self._read_log()
         if self._new:
-            blocks, entries = (np.concatenate(parts) for parts in zip(*self._new, strict=True))
+            blocks, entries = bytes(self._new), bytes(self._new_entries)
             self._new.clear()
-            self._blocks = np.concatenate([self._blocks, blocks])
-            self._entries = np.concatenate([self._entries, entries])
+            self._new_entries.clear()
+            self._blocks = np.concatenate([self._blocks, np.frombuffer(blocks, _BLOCK)])
+            self._entries = np.concatenate([self._entries, np.frombuffer(entries, np.int64)])
             verified = np.zeros(len(self._blocks), np.bool_)
             verified[: len(self._verified)] = self._verified
             self._verified = verified
@@ -343,8 +346,9 @@ class DiskStore:
         self.damaged += int((~sound).sum())
         good = sound & (blocks["rows"] > 0)
         if good.any():
-            self._new.append((blocks[good], entries[good]))
             last = blocks[good]
+            self._new += last.tobytes()
+            self._new_entries += entries[good].astype(np.int64).tobytes()
             self._end = max(self._end, int((last["start"] + last["rows"]).max()))
 
     def _note_others(self, start: int) -> None:
@@ -363,26 +367,29 @@ class DiskStore:
         block = self._blocks[numbers[inside]]
         inside[inside] = places[inside] < (block["start"] + block["rows"]).astype(np.int64)
         asked = np.unique(numbers[inside])
-        broken = [number for number in asked[~self._verified[asked]] if not self._verify(number)]
-        if broken:
+        broken = self._broken(asked[~self._verified[asked]])
+        if len(broken):
             inside &= ~np.isin(numbers, broken)
-            # The numbers of blocks change, so that they are looked up anew afterwards.
-            self._strike(np.array(broken))
+            self._strike(broken)
         return np.where(inside, places, -1)
 
-    def _verify(self, number: int) -> bool:
-        block = self._blocks[number]
-        start, stop = int(block["start"]), int(block["start"]) + int(block["rows"])
+    def _broken(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Verify the checksums of blocks, and return the numbers of those that are damaged."""
         sizes = (ROW.itemsize, *self.layout.sizes)
-        parts = [
-            memoryview(content)[start * size : stop * size]
-            for content, size in zip(self._maps, sizes, strict=True)
-        ]
-        self._verified[number] = self._checksum(block, parts) == block["crc"]
-        return bool(self._verified[number])
+        views = [memoryview(content) for content in self._maps]
+        blocks, sound = self._blocks[numbers], np.zeros(len(numbers), np.bool_)
+        columns = (blocks[name].tolist() for name in ("start", "rows", "crc"))
+        for at, (start, rows, crc) in enumerate(zip(*columns, strict=True)):
+            parts = [
+                view[start * size : (start + rows) * size]
+                for view, size in zip(views, sizes, strict=True)
+            ]
+            sound[at] = self._checksum(start, rows, parts) == crc
+        self._verified[numbers[sound]] = True
+        return numbers[~sound]
 
-    def _checksum(self, block: np.void, parts: Sequence[memoryview]) -> int:
-        checksum = zlib.crc32(f"{block['start']} {block['rows']}".encode(), self._seed)
+    def _checksum(self, start: int, rows: int, parts: Sequence[memoryview]) -> int:
+        checksum = zlib.crc32(b"%d %d" % (start, rows), self._seed)
         for part in parts:
             checksum = zlib.crc32(part, checksum)
         return checksum
