@@ -51,9 +51,11 @@ _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 class _UnreadError(Exception):
     """A scalar that cannot be read as a value."""
 
-    def __init__(self, what: str, to_do: str = "") -> None:
+    def __init__(
+        self, what: str, to_do: str = "", *, kind: str = "config.unreadable_value"
+    ) -> None:
         super().__init__(what)
-        self.what, self.to_do = what, to_do
+        self.kind, self.what, self.to_do = kind, what, to_do
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def _construct(node: yaml.Node, path: Path, document: Document) -> Any:
         return _scalar(node)
     except _UnreadError as error:
         document.problems.append(
-            Problem(line, path, "config.unreadable_value", error.what, error.to_do, unread=True)
+            Problem(line, path, error.kind, error.what, error.to_do, unread=True)
         )
         return None
 
@@ -218,7 +220,8 @@ def _scalar(node: yaml.Node) -> Any:
         return text == "true"
     if kind == "null":
         return None
-    raise _UnreadError(f"the YAML tag {node.tag} is not supported", _QUOTE_HINT)
+    what = f"the YAML tag {node.tag} is not supported"
+    raise _UnreadError(what, _QUOTE_HINT, kind="config.yaml_feature")
 
 
 def _construct_mapping(node: yaml.MappingNode, path: Path, document: Document) -> dict[str, Any]:

@@ -258,7 +258,7 @@ TRAPS: dict[str, tuple[str | bytes, str]] = {
     "merge key": ("x: &x {seed: 1}\n<<: *x\n", "yaml_feature"),
     "merge key alone": (f"{BASE}<<: {{seed: 1}}\n", "unknown_key <<"),
     "python object": (f"{BASE}x: !!python/object/apply:os.system [id]\n", "yaml_feature x"),
-    "binary": (BASE.replace("resnet18", "!!binary cmVzbmV0MTg="), "unreadable_value model.name"),
+    "binary": (BASE.replace("resnet18", "!!binary cmVzbmV0MTg="), "yaml_feature model.name"),
     "tag directive": (f"%TAG ! tag:evil,2026:\n---\n{BASE}", ""),
     "newer YAML": (f"%YAML 2.0\n---\n{BASE}", "yaml_syntax"),
     "two documents": (f"{BASE}---\n{BASE}", "yaml_syntax"),
