@@ -140,6 +140,7 @@ class FinetuneError(Exception):
         """Return a copy of the error with other fields, such as ``key`` or ``to_do``."""
         other: _Error = type(self).__new__(type(self), *self.args)
         other.__dict__.update(self.__dict__, **fields)
+        other.to_do = (other.to_do or "").strip() or None
         return other
 
 

@@ -518,10 +518,15 @@ def test_a_whole_number_may_stand_for_a_float(load: Load) -> None:
     assert load("optimizer: {lr: 1}\n").optimizer.lr == 1.0
 
 
-@pytest.mark.parametrize("std", ["[0, 1, 1]", "[1, 1]", "[1, 1, 1, 1]", "0.5"])
+@pytest.mark.parametrize("std", ["[0, 1, 1]", "[1, 1, 1, 1]", "0.5"])
 def test_a_std_that_cannot_divide_is_refused(refuse: Refuse, std: str) -> None:
     error = refuse("", f"model.preprocessing={{resize: 4, crop: 4, std: {std}}}")
     assert (error.kind, error.key) == ("config.invalid_value", "model.preprocessing.std")
+
+
+def test_a_std_of_two_channels_lacks_the_third(refuse: Refuse) -> None:
+    error = refuse("", "model.preprocessing={resize: 4, crop: 4, std: [1, 1]}")
+    assert (error.kind, error.key) == ("config.missing_key", "model.preprocessing.std.2")
 
 
 @pytest.mark.parametrize("value", ["0", "true", "1.0", "one", "null"])
@@ -800,12 +805,15 @@ def test_an_empty_file_is_asked_for_what_a_run_needs(file: Path, text: str) -> N
 @pytest.mark.parametrize("text", ["- model\n- data\n", "some text\n", "3\n"])
 def test_a_file_without_keys_is_refused(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8")
-    assert refused_file(file).endswith(":1: expected sections such as model: and data:")
+    with fails("config.not_a_section", source=f"{file}:1"):
+        load_config(file)
 
 
 def test_two_documents_are_refused(file: Path) -> None:
     file.write_text(f"{MINIMAL}---\n{MINIMAL}", encoding="utf-8")
-    assert "two documents" in refused_file(file)
+    with fails("config.yaml_syntax", source=f"{file}:3") as caught:
+        load_config(file)
+    assert "two documents" in caught.value.what
 
 
 @pytest.mark.parametrize("policy", ["auto", "none", "flip"])
