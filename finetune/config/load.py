@@ -52,15 +52,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     origins = _apply_overrides(data, overrides, problems)
     _refuse_newer_format(path, data)
     data.setdefault("output_dir", str(Path("runs") / path.stem))
-    unread = {problem.path for problem in document.problems if problem.unread}
-    more = 0
     found = [*stage_problems(data)]
+    reported = {one.path for one in found}
+    reported |= {problem.path for problem in document.problems if problem.unread}
+    more = 0
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
         more = max(error.error_count() - _MOST_WORDED, 0)
         worded = [*itertools.islice(problems_of(error), _MOST_WORDED)]
-        found += _only_once(worded, data, unread)
+        found += _only_once(worded, data, reported)
     else:
         if not problems and not found:
             return config
@@ -149,14 +150,14 @@ def _siblings(path: Path) -> Iterable[Path]:
 
 
 def _only_once(
-    problems: list[Problem], data: dict[str, Any], unread: set[yaml_loader.Path]
+    problems: list[Problem], data: dict[str, Any], reported: set[yaml_loader.Path]
 ) -> list[Problem]:
-    """Remove problems that the YAML parser reported, or that a stage inherited from the base."""
-    known = {problem.path for problem in problems} | unread
+    """Remove problems that were reported already, or that a stage inherited from the base."""
+    known = {problem.path for problem in problems} | reported
     return [
         problem
         for problem in problems
-        if problem.path not in unread and taken_over(data, problem.path) not in known
+        if problem.path not in reported and taken_over(data, problem.path) not in known
     ]
 
 

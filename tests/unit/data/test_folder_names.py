@@ -119,7 +119,7 @@ def test_a_class_of_the_network_is_no_split(tmp_path: Path) -> None:
 
 def test_unsorted_test_photos_beside_a_train_folder_are_said(tmp_path: Path) -> None:
     put(tmp_path, *pictures("train/cats", "train/dogs", "test"))
-    assert "holds photos but no class folders: test/" in find(tmp_path).notes[0]
+    assert "contains photos but no class folders: test/" in find(tmp_path).notes[0]
     with fails("data.no_class_folders", path="test"):
         split_of(tmp_path, "test")
 
