@@ -111,9 +111,13 @@ def test_json_holds_the_config(photos: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("--model", "resnet5O"), 2, "--model: 'resnet5O' is no torchvision"),
+        (("--model", "resnet5O"), 2, "--model: 'resnet5O' is not a torchvision"),
         (("--model", "mobilnet_v2"), 2, "Did you mean 'mobilenet_v2'?"),
-        (("--model", "resnet18", "--weights", "bundled"), 2, "take --model shufflenet_v2_x0_5"),
+        (
+            ("--model", "resnet18", "--weights", "bundled"),
+            2,
+            "the bundled weights belong to shufflenet_v2_x0_5",
+        ),
         (("--weights", "absent.pth"), 4, "absent.pth: no such file"),
         (("--model", "resnet18", "--weights", "IMAGENET1K_V9"), 4, "has no weights"),
     ],
