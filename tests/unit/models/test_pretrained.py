@@ -117,10 +117,18 @@ def test_a_pickled_model_is_refused_without_running_it(tmp_path: Path) -> None:
         loaded(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", pickle.dumps([1])])
-def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "model.weights_damaged"),
+        (b"<html>", "model.weights_unsafe"),
+        (pickle.dumps([1]), "model.weights_unsafe"),
+    ],
+    ids=["empty", "page", "pickle"],
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes, kind: str) -> None:
     (tmp_path / "w.pth").write_bytes(content)
-    with fails("model.weights_damaged", key="model.weights"):
+    with fails(kind, key="model.weights"):
         loaded(tmp_path / "w.pth")
 
 
