@@ -268,7 +268,7 @@ def test_bytes_of_a_list_that_are_not_utf_8_are_kept() -> None:
     ids=["UTF-16 without a mark", "NUL between paths", "half a character", "half a pair"],
 )
 def test_a_list_that_is_no_text_is_refused(content: bytes) -> None:
-    with fails("data.not_text", source="predict"):
+    with fails("data.not_text", key="-"):
         paths_of_list(content)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -255,25 +254,20 @@ def test_auto_does_not_crop_what_is_to_stay_whole(make_config: Make) -> None:
     assert dry_run(config).config["augment"]["policy"] == "flip"
 
 
-def test_other_draws_are_other_features(make_config: Make, own_cache: Path) -> None:
+def test_other_draws_are_other_features(make_config: Make, tmp_path: Path) -> None:
     """One and the same key for two kinds of views would train on the wrong pictures."""
     crops = {"policy": "crop_flip", "crop_scale": 0.5}
+    reused = []
     for number, augment in enumerate(
         ({"erasing": 0.5}, {"erasing": 0.6}, {"color_jitter": 0.5}, crops)
     ):
         bounded = {"policy": "flip", "views": 2} | augment
-        train(make_config(augment=bounded, runtime=FIXED, output_dir=f"{own_cache}/run{number}"))
-    training = {
-        json.loads(meta.read_text())["description"]["views"]
-        for meta in own_cache.glob("finetune/features/*/meta.json")
-    }
-    assert training == {
-        "flip, erasing 0.5 2",
-        "flip, erasing 0.6 2",
-        "flip, color jitter 0.5 2",
-        "crop_flip, crop scale 0.5 2",
-        "none 1",
-    }
+        config = make_config(augment=bounded, runtime=FIXED, output_dir=str(tmp_path / f"{number}"))
+        counts = train(config).features
+        assert counts is not None
+        assert counts.computed + counts.reused == 18 * 2 + 10
+        reused.append(counts.reused)
+    assert reused == [0, 10, 10, 10]  # the upright views of the validation images
 
 
 # Mixed in batches
@@ -390,13 +384,13 @@ def test_mixing_changes_what_is_learnt(make_config: Make, tmp_path: Path) -> Non
     assert not torch.equal(*saved)
 
 
-def test_validation_images_are_left_alone(make_config: Make, own_cache: Path) -> None:
-    train(make_config(augment={"policy": "trivial", "erasing": 1.0, "mixup": 0.5}, runtime=FIXED))
-    views = [
-        json.loads(meta.read_text())["description"]["views"]
-        for meta in own_cache.glob("finetune/features/*/meta.json")
+def test_validation_images_are_left_alone(make_config: Make, tmp_path: Path) -> None:
+    changed = {"policy": "trivial", "erasing": 1.0, "mixup": 0.5}
+    counts = [
+        train(make_config(augment=augment, runtime=FIXED, output_dir=str(tmp_path / name))).features
+        for name, augment in (("changed", changed), ("upright", {"policy": "none"}))
     ]
-    assert views == ["none 1"]
+    assert [(one.computed, one.reused) for one in counts if one] == [(10, 0), (18, 10)]
 
 
 def test_the_mean_colour_is_one_of_levels() -> None:
