@@ -215,7 +215,8 @@ def feature_rows(
     try:
         if config.cache == "disk":
             try:
-                store, keys, photos, extractor = _on_disk(extractor, config, wanted, reporter)
+                store, keys, photos, using = _on_disk(extractor, config, wanted, reporter)
+                computed = _Filling(store, keys, photos, using, wanted, reporter).run(workers)
             except OSError as error:
                 if not lacks_support(error):
                     raise
@@ -227,7 +228,7 @@ def feature_rows(
         if config.cache == "memory":
             store = MemoryStore(layout_of(extractor), count)
             keys, photos = numbered(count), np.zeros(len(wanted.images), np.uint64)
-        computed = _Filling(store, keys, photos, extractor, wanted, reporter).run(workers)
+            computed = _Filling(store, keys, photos, extractor, wanted, reporter).run(workers)
     except OSError as error:
         where = config.dir or error.filename or "features.cache"
         raise OutputError(

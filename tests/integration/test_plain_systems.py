@@ -356,7 +356,7 @@ def test_workers_that_cannot_be_started_are_an_error(
 ) -> None:
     loader: Any = batches._loader
     monkeypatch.setattr(type(loader.loader), "__iter__", refusing(errno.ENOSYS))
-    with pytest.raises(DataError, match=r"data\.workers: 0"):
+    with pytest.raises(DataError, match=r"set data\.workers to 0"):
         list(batches.epoch())
 
 
