@@ -506,7 +506,7 @@ def made_up(config: Config, model: str, *figures: tuple[float, float]) -> Search
         trials.append(Trial.of(number, model, "none", settings, folds, metric="top1"))
     own = config.model_copy(update={"model": ModelConfig(name=model, weights="none")})
     ordered = tuple(in_order(trials, "top1"))
-    return SearchResult(own, 1, 32, True, 5, 245, 10, 2, ordered, 1.0, 1.0)
+    return SearchResult(own, 1, 32, True, 5, 245, 10, 2, ordered, 1.0, 1.0, None)
 
 
 def test_the_backbone_of_the_best_trial_is_the_best_backbone(make: Make) -> None:
