@@ -34,9 +34,8 @@ def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
 def test_every_import_is_declared() -> None:
     text = (REPOSITORY / "pyproject.toml").read_text()
     declared = text.split("dependencies = [")[1].split("]")[0].lower()
-    extras = "".join(
-        line for line in text.splitlines() if line.startswith(("plots", "export", "adapt"))
-    )
+    names_of_extras = ("plots", "export", "adapt", "embed")
+    extras = "".join(line for line in text.splitlines() if line.startswith(names_of_extras))
     names = {"yaml": "pyyaml", "PIL": "pillow"}
     for path in modules():
         at_the_top = imported(path, top_level_only=True)
