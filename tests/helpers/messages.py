@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune import __version__
 from finetune.core.errors import FinetuneError
 from helpers.paths import REPOSITORY
 
@@ -91,9 +92,10 @@ def _place() -> tuple[Path, str]:
 
 
 def _neutral(text: str) -> str:
-    """The text without temporary folders and the path of the repository."""
+    """The text without temporary folders, the path of the repository and the version."""
     own = re.compile(re.escape(os.environ[TEMPORARY]) + r"/[^/\s:'\",;)]+")
     text = own.sub("TMP", text).replace(str(REPOSITORY), "REPOSITORY")
+    text = text.replace(f"finetune ({__version__})", "finetune (VERSION)")
     return text.encode("utf-8", "backslashreplace").decode()
 
 

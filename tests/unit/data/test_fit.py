@@ -118,7 +118,7 @@ def test_a_checkpoint_from_before_fit_was_there_is_cropped(make_config: Make) ->
 def test_another_fit_is_another_key_of_the_cache(make_config: Make, own_cache: Path) -> None:
     for fit in ("crop", "pad", "stretch"):
         train(make_config(data={"fit": fit}, runtime=FIXED, output_dir=f"{own_cache}/{fit}"))
-    assert len(list(own_cache.glob("finetune/features/*/meta.json"))) == 6
+    assert len(list(own_cache.glob("finetune/features/*/meta.json"))) == 3
 
 
 def test_a_resolved_config_takes_another_fit(make_config: Make, tmp_path: Path) -> None:

@@ -336,7 +336,7 @@ def test_a_file_that_is_completed_during_its_inspection_is_not_remembered_as_bro
         path.write_bytes(whole)
         return look
 
-    def work() -> None:
+    def work(attempt: int) -> None:
         raise UnreadableError([(path, "broken")])
 
     monkeypatch.setattr(module, "inspect_file", completed_afterwards)

@@ -106,7 +106,7 @@ def test_every_part_is_on_the_page(run: str) -> None:
     policy = next(v for tag, name, v in page.attributes if tag == "meta" and "default-src" in v)
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    assert "the cut" in text
+    assert "up to the split" in text
     assert f"finetune train --config {run}/config.yaml --set output_dir={run}-rerun" in text
     assert "18 training and 10 validation images of 2 classes" in text
     assert "name: shufflenet_v2_x0_5" in text
