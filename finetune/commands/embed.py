@@ -7,17 +7,14 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from finetune.checkpoints.checkpoint import load_checkpoint
-from finetune.checkpoints.run_dir import checkpoint_of
-from finetune.commands.predict import image_files, report_unreadable
+from finetune.commands.predict import list_images, report_unreadable
 from finetune.config.schema import Config
 from finetune.core.errors import DataError, OutputError
 from finetune.core.reporter import Reporter, SilentReporter
-from finetune.data.images import Images
 from finetune.data.levels import settled_levels, warn_of_levels
 from finetune.data.sources.known_photos import UNKNOWN, KnownPhotos, find_splits
-from finetune.inference.load import LoadedNetwork, open_network, open_pretrained
-from finetune.inference.predictor import Predictor
+from finetune.inference.load import LoadedNetwork, open_pretrained
+from finetune.inference.predictor import Predictor, open_run
 from finetune.report.embeddings import Embeddings, Writer
 from finetune.results.evaluation import EmbedResult
 
@@ -45,14 +42,7 @@ def embed(
         OutputError: the file cannot be written.
     """
     reporter = reporter or SilentReporter()
-    files = list(image_files(paths, reporter))
-    if not files:
-        raise DataError(
-            "no images to embed",
-            kind="data.no_images",
-            source="embed",
-            to_do="give image files, or folders of images",
-        )
+    files = list_images(paths, reporter, command="embed", purpose="embed")
     opened, known = (
         _open_run(source, reporter)
         if isinstance(source, str)
@@ -110,10 +100,8 @@ def embed(
 
 
 def _open_run(run: str, reporter: Reporter) -> tuple[LoadedNetwork, KnownPhotos]:
-    path = checkpoint_of(run)
-    state, metadata = load_checkpoint(path)
-    names, config = metadata.class_names, metadata.config
-    opened = open_network(path, state, metadata, Images((), (), names), reporter=reporter)
+    opened = open_run(run, reporter)
+    names, config = opened.metadata.class_names, opened.metadata.config
     try:
         splits = find_splits(config.data, seed=config.seed, class_names=names)
     except (DataError, OutputError) as error:  # the run may come from another machine

@@ -41,7 +41,7 @@ _NOT_ON = {
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What a checkpoint is evaluated on.
+    """Options of an evaluation.
 
     Attributes:
         data: Folder of splits or of classes to use instead of the training data.

@@ -57,14 +57,7 @@ def predict(
     """
     reporter = reporter or SilentReporter()
     _refuse_swapped(run)
-    files = list(image_files(paths, reporter))
-    if not files:
-        raise DataError(
-            "no images to classify",
-            kind="data.no_images",
-            source="predict",
-            to_do="give image files, or folders of images",
-        )
+    files = list_images(paths, reporter, command="predict", purpose="classify")
     predictor = open_predictor(run, batch_size=batch_size, keeps=True, reporter=reporter)
     warn_of_levels(predictor.levels, files, reporter)
     names = predictor.class_names
@@ -97,6 +90,29 @@ def _refuse_swapped(run: str) -> None:
         if error.kind != "checkpoint.not_found":
             raise
         raise error.at(to_do="The run comes first: finetune predict RUN IMAGES") from None
+
+
+def list_images(
+    paths: Iterable[str], reporter: Reporter, *, command: str, purpose: str
+) -> list[str]:
+    """Return the images at the paths, as `image_files` yields them.
+
+    Args:
+        command: Name of the command in the error.
+        purpose: What the command does to images, for the error.
+
+    Raises:
+        DataError: there are none.
+    """
+    files = list(image_files(paths, reporter))
+    if not files:
+        raise DataError(
+            f"no images to {purpose}",
+            kind="data.no_images",
+            source=command,
+            to_do="give image files, or folders of images",
+        )
+    return files
 
 
 def image_files(paths: Iterable[str], reporter: Reporter) -> Iterator[str]:

@@ -60,8 +60,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         config = Config.model_validate(data)
     except ValidationError as error:
         more = max(error.error_count() - _MOST_WORDED, 0)
-        worded = [*itertools.islice(problems_of(error), _MOST_WORDED)]
-        found += _only_once(worded, data, reported)
+        invalid = [*itertools.islice(problems_of(error), _MOST_WORDED)]
+        found += _only_once(invalid, data, reported)
     else:
         if not problems and not found:
             return config

@@ -221,14 +221,11 @@ class NotFiniteError(ResultError):
         lr: Learning rate of the step.
     """
 
-    def __init__(
-        self, name: str, *, epoch: int, batch: int, lr: float, to_do: str | None = None
-    ) -> None:
+    def __init__(self, name: str, *, epoch: int, batch: int, lr: float) -> None:
         super().__init__(
             f"{name} is not a finite number, at a learning rate of {lr:.3g}",
             kind="result.not_finite",
             source=f"epoch {epoch}, batch {batch}",
-            to_do=to_do,
         )
         self.epoch, self.batch, self.lr = epoch, batch, lr
 

@@ -106,6 +106,11 @@ class FeatureExtractor:
         return features
 
     @property
+    def row_format(self) -> str:
+        """Description of how rows to be kept are computed: format, device and batch size."""
+        return f"{self.form} on {self.device.type} by {self.batch_rows}"
+
+    @property
     def rows(self) -> int:
         """Number of images that a core processes at once."""
         rows = CPU_ROWS

@@ -99,7 +99,7 @@ def _description(extractor: FeatureExtractor, only_of: str) -> dict[str, str]:
         "cut": extractor.cut,
         "identity": extractor.identity,
         "preprocessing": extractor.preprocessing.model_dump_json(),
-        "form": f"{extractor.form} on {extractor.device.type} by {extractor.batch_rows}",
+        "form": extractor.row_format,
         "versions": json.dumps(versions()),
         "only of": only_of,
     }

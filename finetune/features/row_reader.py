@@ -94,8 +94,9 @@ class RowReader:
         for start in range(0, len(photos), window):
             began = time.perf_counter()
             span = range(start, min(start + window, len(photos)))
-            yield self._window(photos, span, extractor, block_rows)
-            self._seconds += time.perf_counter() - began
+            block = self._window(photos, span, extractor, block_rows)
+            self._seconds += time.perf_counter() - began  # before the caller's time
+            yield block
 
     @property
     def _row_bytes(self) -> int:

@@ -25,10 +25,11 @@ def rows_are_independent(extractor: FeatureExtractor) -> bool:
     Two batches of random pixels are computed; the answer is remembered for this machine, the
     versions, the network and the compute format.
     """
-    form = f"{extractor.form} on {extractor.device.type} by {extractor.batch_rows}"
     path: Path | None
     try:
-        path = machine_file("rows", extractor.identity, extractor.preprocessing.crop, form)
+        path = machine_file(
+            "rows", extractor.identity, extractor.preprocessing.crop, extractor.row_format
+        )
     except OSError:  # no home folder
         path = None
     with suppress(OSError, ValueError):

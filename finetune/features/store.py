@@ -261,10 +261,6 @@ class DiskStore:
             for content, shape in zip(self._maps[1:], self.layout.shapes, strict=True)
         )
 
-    def photos(self) -> int:
-        """Return the number of photos that have rows."""
-        return len(np.unique(np.frombuffer(self._maps[0], ROW)["photo"]))
-
     def save_index(self) -> None:
         """Note where the rows are, for faster opening."""
         self._refresh()
@@ -282,8 +278,9 @@ class DiskStore:
             path.unlink()
         copy = DiskStore(new, self.layout, self._description)
         rows, tensors = np.frombuffer(self._maps[0], ROW), self.tensors()
-        for start in range(0, len(places), _COPIED_ROWS):
-            some = np.sort(places)[start : start + _COPIED_ROWS]
+        kept = np.sort(places)
+        for start in range(0, len(kept), _COPIED_ROWS):
+            some = kept[start : start + _COPIED_ROWS]
             features = [tensor[torch.from_numpy(some)] for tensor in tensors]
             copy.append(rows["key"][some], rows["photo"][some], features)
         copy._closing()

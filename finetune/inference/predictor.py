@@ -361,11 +361,21 @@ def open_predictor(
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or not written by finetune.
     """
-    path = checkpoint_of(os.fspath(run))
-    state, metadata = load_checkpoint(path)
-    none = Images((), (), metadata.class_names)
-    opened = open_network(path, state, metadata, none, reporter=reporter or SilentReporter())
+    opened = open_run(os.fspath(run), reporter or SilentReporter())
     return Predictor(opened, batch_size=batch_size, keeps=keeps)
+
+
+def open_run(run: str, reporter: Reporter) -> LoadedNetwork:
+    """Load the network of a run's best checkpoint, or of a checkpoint file.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or not written by finetune.
+    """
+    path = checkpoint_of(run)
+    state, metadata = load_checkpoint(path)
+    return open_network(
+        path, state, metadata, Images((), (), metadata.class_names), reporter=reporter
+    )
 
 
 def _several(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:

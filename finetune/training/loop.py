@@ -33,7 +33,7 @@ class EpochResult:
 
 @dataclass
 class LoopState:
-    """What a training loop updates in every step.
+    """State that a training loop updates in every step.
 
     Attributes:
         model: Module to train; its input is that of the batches.

@@ -24,6 +24,7 @@ from finetune.core import files
 from finetune.core.files import sha256_of
 from finetune.core.reporter import SilentReporter
 from finetune.features import rows as feature_rows
+from finetune.inference.predictor import open_predictor
 from finetune.results.features import FeatureCounts
 
 Make = Callable[..., Config]
@@ -150,6 +151,14 @@ def test_a_predictor_uses_known_features_and_adds_none(make: Make, tmp_path: Pat
     predict(config.output_dir, paths, show=lambda *_: None)
     assert model.predict(paths) == first
     assert counts(model.feature_counts) == (6, 6)
+
+
+def test_the_time_of_features_counts_as_soon_as_a_caller_has_them(make: Make, photos: Path) -> None:
+    train(make())
+    model = open_predictor(str(photos.parent / "run"))
+    next(model.stream([str(path) for path in sorted(photos.rglob("*.png"))]))
+    assert model.feature_counts is not None
+    assert model.feature_counts.seconds > 0
 
 
 def test_predictions_are_the_same_bits_from_known_features_as_anew(
