@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.checkpoints import run_dir
@@ -28,7 +28,7 @@ from finetune.report.freeze_report import render_freeze_report
 from finetune.report.json_text import to_json
 from finetune.results.features import FeatureCounts, total
 from finetune.results.freeze import FreezeReport
-from finetune.results.train import Scores, StageSummary, TrainSummary
+from finetune.results.train import FoundRates, Scores, StageSummary, TrainSummary
 from finetune.training.early_stopping import why_stopped
 from finetune.training.evaluate import Evaluation
 from finetune.training.fit import RunOutput, StageBatches, Trained, run_epochs
@@ -43,6 +43,7 @@ from finetune.training.prepare_stage import (
 from finetune.training.resume import ResumePoint, find_resume_point, resume_command
 from finetune.training.setup import RunSetup, set_up_run
 from finetune.training.state import EarlierStages
+from finetune.tuning.head_rates import find_rates
 
 
 def train(
@@ -95,9 +96,13 @@ def _train(
     past = EarlierStages() if resume_point is None else EarlierStages.of(resume_point)
     stage: _TrainedStage | None = None
     carried: CarriedState | None = None
+    counts: list[FeatureCounts | None] = []
+    found: list[FoundRates | None] = []
     for _ in run_setup.stages[len(past.stages) :]:
         stage = None  # frees the previous stage's network before the next one is built
         ready = run.prepare(past, carried, resume_point)
+        counts.append(ready.batches.counts)
+        found.append(ready.found_rates)
         carried = None  # the new network has copies
         stage = run.train_stage(ready, past, resume_point)
         del ready
@@ -107,7 +112,7 @@ def _train(
         f" after the last epoch; saved. Resume with: {resume_command(folder)}"
     ):
         elapsed_s = time.perf_counter() - start
-        summary = _summary(stage, total(run.features), elapsed_s)
+        summary = replace(_summary(stage, elapsed_s), features=total(counts), found_rates=found[0])
         write_text(folder / run_dir.SUMMARY, to_json(summary))
     return summary
 
@@ -122,6 +127,7 @@ class _ReadyStage:
     stage_setup: StageSetup
     report: FreezeReport
     batches: StageBatches
+    found_rates: FoundRates | None
 
 
 @dataclass(frozen=True)
@@ -145,17 +151,12 @@ class _TrainedStage:
 
 @dataclass(frozen=True)
 class _Run:
-    """Objects shared by all stages of a run.
-
-    Attributes:
-        features: Rows of features computed and reused in each stage so far.
-    """
+    """Objects shared by all stages of a run."""
 
     run_setup: RunSetup
     output: RunOutput
     run_lock: RunLock
     overwrite: bool
-    features: list[FeatureCounts | None] = field(default_factory=list)
 
     def prepare(
         self,
@@ -173,17 +174,20 @@ class _Run:
             stage_setup = prepare_stage(
                 self.run_setup, reporter, number=number, carried=carried, resume_point=resume_point
             )
-            report = _report(stage_setup)
             with signals.patiently():
                 training = feature_batches_of(stage_setup, reporter, training=True)
                 validation = None
                 if len(stage_setup.data.val):
                     validation = feature_batches_of(stage_setup, reporter, training=False)
-            counts = total([training.counts, None if validation is None else validation.counts])
-            if counts is not None:
-                reporter.say(counts.in_words)
-            self.features.append(counts)
-        return _ReadyStage(stage_setup, report, StageBatches(training, validation))
+            batches = StageBatches(training, validation)
+            if batches.counts is not None:
+                reporter.say(batches.counts.in_words)
+            # A later stage's rates would be lost by a resume, which starts from planned configs.
+            keys = () if number else self.run_setup.auto_rates
+            found = find_rates(stage_setup, training, keys, reporter)
+            if found is not None:
+                stage_setup = stage_setup.with_rates(number, found)
+        return _ReadyStage(stage_setup, _report(stage_setup), batches, found)
 
     def train_stage(
         self, ready: _ReadyStage, past: EarlierStages, resume_point: ResumePoint | None
@@ -337,9 +341,8 @@ def _verify_saved(frozen_hashes: FrozenHashes, path: Path) -> None:
     frozen_hashes.verify(state, where=str(path))
 
 
-def _summary(
-    stage: _TrainedStage, features: FeatureCounts | None, elapsed_s: float
-) -> TrainSummary:
+def _summary(stage: _TrainedStage, elapsed_s: float) -> TrainSummary:
+    """Return the summary, without what is known of the preparation of the stages."""
     stage_setup, trained, past = stage.stage_setup, stage.trained, stage.past
     folder = stage_setup.config.output_dir
     checkpoint = shlex.quote(str(Path(folder) / run_dir.BEST))
@@ -363,7 +366,8 @@ def _summary(
         resumed_at=past.resumed_at,
         stages=past.stages,
         elapsed_s=elapsed_s,
-        features=features,
+        features=None,
+        found_rates=None,
         peak_memory_mib=peak_memory_mib(),
         rerun=run_dir.rerun_command(Path(folder) / run_dir.CONFIG, folder),
         next=(

@@ -163,9 +163,11 @@ class OptimizerConfig(Section):
     """Class of torch.optim, case-insensitive; auto: sgd, or adamw for families trained with it."""
     lr: RateOrAuto
     """Peak learning rate. auto, the default of optimizers that have a rule, depends on what is
-    trained and on the images per step; the default of others is torch's."""
+    trained and on the images per step, or is found by cross-validation where only a head trains on
+    cached features; the default of others is torch's."""
     weight_decay: ShareOrAuto
-    """Weight decay; default: 0 for sgd, 0.01 for adamw, else torch's."""
+    """Weight decay. auto, the default beside lr: auto, is 0.01 for adamw and 0 for others unless it
+    is found together with the rate; the default beside a given rate is torch's."""
     momentum: float | None = Field(default=None, ge=0, lt=1)
     """Momentum; only for sgd (default 0.9), rmsprop (0) and muon (0.95)."""
     layer_decay: float | None = Field(default=None, gt=0, lt=1)
@@ -184,7 +186,11 @@ class OptimizerConfig(Section):
         if isinstance(value, dict) and isinstance(value.get("name"), str):
             lower = value["name"].lower()
             value = value | {"name": lower if lower in OPTIMIZERS else value["name"]}
-        return with_defaults_of(_DEFAULTS, "sgd", value)
+        filled = with_defaults_of(_DEFAULTS, "sgd", value)
+        if not isinstance(value, dict) or "weight_decay" in value or filled["lr"] != AUTO:
+            return filled
+        is_rated = isinstance(filled["name"], str) and filled["name"] in RATED
+        return filled | ({"weight_decay": AUTO} if is_rated else {})  # both are found together
 
     @field_validator("name")
     @classmethod

@@ -229,13 +229,16 @@ def _training(start: Start) -> list[str]:
     optimizer = start.optimizer
     momentum = ", momentum: 0.9" if optimizer.name == "sgd" else ""
     warmup = f", warmup_epochs: {optimizer.warmup_epochs}" if optimizer.warmup_epochs else ""
+    rates = f"about {optimizer.lr:g}; every run states it"
+    if start.trains == heuristics.HEAD:
+        rates = "lr and weight_decay: found by cross-validation on the training images"
     return [
         *_comment(
             "Number of epochs by the BiT-HyperRule (Kolesnikov et al. 2020): 500 steps of 512 "
             "images, or 10,000 steps for 20,000 images or more; limited to 10 to 30 epochs."
         ),
         f"train: {{epochs: {start.epochs}}}",
-        f"optimizer: {{name: {optimizer.name}, lr: {optimizer.lr:g}{momentum}}}",
+        *_reasoned(f"optimizer: {{name: {optimizer.name}, lr: auto{momentum}}}", rates),
         f"schedule: {{name: cosine{warmup}}}",
         "seed: 0",
     ]

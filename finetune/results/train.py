@@ -35,6 +35,23 @@ class PredictedTime:
 
 
 @dataclass(frozen=True)
+class FoundRates:
+    """Learning rate and weight decay of a head, found by cross-validation.
+
+    Attributes:
+        heads: Number of heads trained on each fold, each with other rates.
+        folds: Number of folds; a single one holds out part of the training images once.
+        seconds: Time that the search took.
+    """
+
+    lr: float
+    weight_decay: float
+    heads: int
+    folds: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class ParameterCounts:
     """Numbers of parameters and of tensors, those of adapters included.
 
@@ -146,6 +163,7 @@ class TrainSummary(RunFacts):
         exempt: Buffers that ``freeze.norm_stats: update`` allowed to change.
         adapted: Number of frozen weights with adapters.
         resumed_at: Progress at which the run was resumed, once per resume.
+        found_rates: Rates that this process found for ``auto``; None if it did not search.
         elapsed_s: Time of all processes of the run together, in seconds.
         features: Rows of features that this process computed and reused; None if none are kept.
     """
@@ -162,6 +180,7 @@ class TrainSummary(RunFacts):
     adapted: int
     resumed_at: tuple[str, ...]
     stages: tuple[StageSummary, ...]
+    found_rates: FoundRates | None
     elapsed_s: float
     features: FeatureCounts | None
     peak_memory_mib: int | None

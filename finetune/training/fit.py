@@ -23,6 +23,7 @@ from finetune.core.text import plural
 from finetune.data.images import shown_few
 from finetune.features.source import FeatureBatch, FeatureBatches
 from finetune.freezing.lora import merged
+from finetune.results.features import FeatureCounts, total
 from finetune.training.early_stopping import EarlyStopping
 from finetune.training.epoch_record import Epoch
 from finetune.training.evaluate import evaluate
@@ -57,6 +58,12 @@ class StageBatches:
 
     training: FeatureBatches
     validation: FeatureBatches | None
+
+    @property
+    def counts(self) -> FeatureCounts | None:
+        """Rows of features computed and reused; None if none are kept."""
+        validation = None if self.validation is None else self.validation.counts
+        return total([self.training.counts, validation])
 
 
 @dataclass(frozen=True)

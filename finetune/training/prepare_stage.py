@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ from finetune.freezing.train_mode import set_train_mode
 from finetune.models.build import build_untrained, rebuild
 from finetune.models.pretrained import copy_head_rows, load_pretrained
 from finetune.results.freeze import FreezeReport
-from finetune.results.train import ParameterCounts, RunFacts, StageFacts
+from finetune.results.train import FoundRates, ParameterCounts, RunFacts, StageFacts
 from finetune.training.loss import LossConfig
 from finetune.training.optimizers import build_optimizer
 from finetune.training.resume import ResumePoint
@@ -99,6 +99,13 @@ class StageSetup:
         return StepConfig(
             seed=self.config.seed, accumulate=train.accumulate, clip_norm=train.clip_norm
         )
+
+    def with_rates(self, number: int, found: FoundRates) -> StageSetup:
+        """Return the setup of the stage at index ``number`` with rates that were found for it."""
+        config = self.config.with_values(
+            {"optimizer.lr": found.lr, "optimizer.weight_decay": found.weight_decay}
+        )
+        return replace(self, config=config, run_config=self.run_config.with_stage(number, config))
 
     def optimizer_of(self, config: ResolvedOptimizer) -> Optimizer:
         """Return a new optimizer over the trainable parameters."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from finetune.checkpoints.finetuned_source import SourceRun, freezing_changes, kept_classes
+from finetune.config.base import AUTO
 from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config, DataConfig
 from finetune.config.stages import RunConfig, stage_configs
@@ -42,6 +43,8 @@ class RunSetup:
         checked: Result of the preflight check.
         kept: Classes whose head rows are kept from an earlier run.
         chosen: Description of the value chosen for each ``auto``.
+        auto_rates: Keys among ``lr`` and ``weight_decay`` of the section ``optimizer`` that are
+            auto in the first stage.
     """
 
     run_config: RunConfig
@@ -51,6 +54,7 @@ class RunSetup:
     device: torch.device
     kept: tuple[str, ...]
     chosen: tuple[str, ...]
+    auto_rates: frozenset[str]
 
     @property
     def stages(self) -> tuple[PlannedConfig, ...]:
@@ -114,7 +118,10 @@ def set_up_run(
     for plan in plans:
         check_input_size(plan.skeleton, plan.spec, batch_size=min(sizes))
     run_config = RunConfig(given, planned)
-    return RunSetup(run_config, plans, data, checked, device, kept, chosen)
+    auto_rates = frozenset(
+        key for key in ("lr", "weight_decay") if getattr(stages[0].optimizer, key) == AUTO
+    )
+    return RunSetup(run_config, plans, data, checked, device, kept, chosen, auto_rates)
 
 
 def _refuse_without_validation(stages: Sequence[Config]) -> None:

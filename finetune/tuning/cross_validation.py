@@ -15,6 +15,7 @@ from finetune.data.splits.folds import Fold
 from finetune.features.engine import Engine
 from finetune.features.source import FeatureBatches
 from finetune.results.features import FeatureCounts
+from finetune.training.prepare_stage import StageSetup
 
 HELD_OUT_BATCH = 256
 """Batch size for evaluation, where it affects only the speed."""
@@ -60,6 +61,33 @@ class CrossValidation:
     optimizer_of: Callable[[ResolvedOptimizer], Optimizer]
     set_mode: Callable[[], None]
     aux_weight: float
+
+    @classmethod
+    def of(
+        cls,
+        stage_setup: StageSetup,
+        folds: tuple[Fold, ...],
+        part: Part,
+        *,
+        kept: bool,
+        validation: FeatureBatches | None = None,
+        features: FeatureCounts | None = None,
+    ) -> CrossValidation:
+        """Construct the cross-validation of a stage that is set up."""
+        return cls(
+            engine=stage_setup.engine,
+            config=stage_setup.config,
+            train=stage_setup.data.train,
+            folds=folds,
+            trainable_work=stage_setup.plan.cost.forward_trainable,
+            kept=kept,
+            part=part,
+            validation=validation,
+            features=features,
+            optimizer_of=stage_setup.optimizer_of,
+            set_mode=stage_setup.set_mode,
+            aux_weight=stage_setup.plan.spec.family.aux_weight,
+        )
 
     @property
     def num_classes(self) -> int:

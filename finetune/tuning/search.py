@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -157,6 +157,18 @@ def search(config: Config, options: SearchOptions, reporter: Reporter) -> Search
 
 
 def _refuse_what_trials_leave_out(config: Config, *, only_head: bool) -> None:
+    left_out = left_out_of_trials(config, only_head=only_head)
+    if left_out:
+        raise ConfigError(
+            "tune does not support this in its trials, so its result would not apply",
+            kind="config.unsupported_by_tune",
+            key=", ".join(left_out),
+            to_do="search without it, and add it to the config that tune writes",
+        )
+
+
+def left_out_of_trials(config: Config, *, only_head: bool) -> list[str]:
+    """Return the keys whose values trials do not support."""
     train, optimizer = config.train, config.optimizer
     asked = {
         "adapt": config.adapt,
@@ -169,14 +181,7 @@ def _refuse_what_trials_leave_out(config: Config, *, only_head: bool) -> None:
         "train.ema": train.ema,
         "train.early_stopping": train.early_stopping,
     }
-    left_out = [key for key, value in asked.items() if value]
-    if left_out:
-        raise ConfigError(
-            "tune does not support this in its trials, so its result would not apply",
-            kind="config.unsupported_by_tune",
-            key=", ".join(left_out),
-            to_do="search without it, and add it to the config that tune writes",
-        )
+    return [key for key, value in asked.items() if value]
 
 
 def metric_of(config: Config) -> str:
@@ -187,17 +192,27 @@ def metric_of(config: Config) -> str:
 
 def folds_of(config: Config, data: TrainVal) -> tuple[Fold, ...]:
     """Return the folds that the config asks for; for auto as many as the data allows, or none."""
-    train = data.train
-    names = keys_of(train.paths, data.base)
-    groups = train.groups or groups_of_copies(names, known_contents(train.paths))
-    make = partial(make_folds, train.labels, names, groups, seed=config.seed)
-    count = num_folds(config, len(train))
+    count = num_folds(config, len(data.train))
     if config.tune is not None and config.tune.folds != AUTO:
-        return make(count) if count else ()
+        return _folds(config, data)(count) if count else ()
+    return folds_at_most(count, config, data)
+
+
+def folds_at_most(count: int, config: Config, data: TrainVal) -> tuple[Fold, ...]:
+    """Return as many folds of the training images as the data allows; none if it allows no two."""
+    make = _folds(config, data)
     for fewer in range(count, 1, -1):
         with suppress(DataError):
             return make(fewer)
     return ()
+
+
+def _folds(config: Config, data: TrainVal) -> Callable[[int], tuple[Fold, ...]]:
+    """Return a function of the number of folds that assigns the training images to them."""
+    train = data.train
+    names = keys_of(train.paths, data.base)
+    groups = train.groups or groups_of_copies(names, known_contents(train.paths))
+    return partial(make_folds, train.labels, names, groups, seed=config.seed)
 
 
 def _refuse_steps_of_one(
@@ -256,25 +271,15 @@ def _plan(
 def _cross_validation(
     stage_setup: StageSetup, folds: tuple[Fold, ...], reporter: Reporter
 ) -> CrossValidation:
-    config, kept = stage_setup.config, _keeps_features(stage_setup)
+    kept = _keeps_features(stage_setup)
     if kept:
         part, counts = _kept_part(stage_setup, bool(folds), reporter)
     else:
         part, counts = _fresh_part(stage_setup, reporter), None
     validation = None if folds else feature_batches_of(stage_setup, reporter, training=False)
-    return CrossValidation(
-        engine=stage_setup.engine,
-        config=config,
-        train=stage_setup.data.train,
-        folds=folds,
-        trainable_work=stage_setup.plan.cost.forward_trainable,
-        kept=kept,
-        part=part,
-        validation=validation,
-        features=total([counts, None if validation is None else validation.counts]),
-        optimizer_of=stage_setup.optimizer_of,
-        set_mode=stage_setup.set_mode,
-        aux_weight=stage_setup.plan.spec.family.aux_weight,
+    features = total([counts, None if validation is None else validation.counts])
+    return CrossValidation.of(
+        stage_setup, folds, part, kept=kept, validation=validation, features=features
     )
 
 

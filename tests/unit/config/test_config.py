@@ -623,7 +623,7 @@ def test_model_and_root_alone_make_a_run(load: Load) -> None:
         "optimizer": {
             "name": "sgd",
             "lr": "auto",
-            "weight_decay": 0.0,
+            "weight_decay": "auto",
             "momentum": 0.9,
             "decay_norms_and_biases": False,
             "groups": [],
@@ -656,7 +656,9 @@ def test_the_run_folder_is_named_after_the_file(tmp_path: Path) -> None:
 
 def test_each_optimizer_has_its_own_defaults(load: Load) -> None:
     adamw = load("optimizer: {name: adamw}\n").optimizer
-    assert (adamw.lr, adamw.weight_decay, adamw.momentum) == ("auto", 0.01, None)
+    assert (adamw.lr, adamw.weight_decay, adamw.momentum) == ("auto", "auto", None)
+    with_rate = load("optimizer: {name: adamw, lr: 0.1}\n").optimizer
+    assert (with_rate.lr, with_rate.weight_decay) == (0.1, 0.01)
     rmsprop = load("optimizer: {name: rmsprop}\n").optimizer
     assert (rmsprop.lr, rmsprop.momentum) == (0.01, 0.0)
 

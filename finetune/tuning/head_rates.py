@@ -1,0 +1,123 @@
+"""Learning rate and weight decay of a head, found by cross-validation on its cached features.
+
+Where a linear head is all that trains and its features are cached, several heads are trained for
+little more than the cost of one. ``auto`` then stands for the rates of the best of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import replace
+
+from finetune.core.reporter import Reporter
+from finetune.features.source import CachedFeatures, FeatureBatches
+from finetune.results.train import FoundRates
+from finetune.results.tuning import Settings, Trial, in_order
+from finetune.training.prepare_stage import StageSetup
+from finetune.tuning.cross_validation import CrossValidation
+from finetune.tuning.search import folds_at_most, left_out_of_trials
+from finetune.tuning.stacked_heads import lone_head
+from finetune.tuning.trials import run_trials
+
+RATES: dict[str, tuple[tuple[float, float], ...]] = {
+    "sgd": (
+        *((0.01, 0.0), (0.03, 0.0), (0.1, 0.0), (0.1, 0.001)),
+        *((0.1, 0.01), (0.3, 0.001), (0.3, 0.01), (1.0, 0.001)),
+    ),
+    "adamw": (
+        *((0.0003, 0.01), (0.001, 0.01), (0.003, 0.01), (0.003, 0.1)),
+        *((0.01, 0.01), (0.01, 0.1), (0.03, 0.01), (0.03, 0.1)),
+    ),
+}
+"""Learning rate and weight decay of the heads that are trained, for each optimizer."""
+
+_MOST_FOLDS = 5
+_SHORTEST_S, _SHARE = 2.0, 0.1
+"""The search may take two seconds, or a tenth of the time of computing the features."""
+_STEP_S, _HEAD_MACS_PER_S, _PREFIX_MACS_PER_S = 6e-4, 1e10, 1e11
+"""Measured on two cores: seconds of a step without its products, and multiply-adds per second.
+
+Constants instead of timings, so that the choice does not depend on what else the machine does.
+"""
+
+
+def find_rates(
+    stage_setup: StageSetup,
+    training: FeatureBatches,
+    keys: Collection[str],
+    reporter: Reporter,
+) -> FoundRates | None:
+    """Find the rates of a head by cross-validation on the training images.
+
+    Args:
+        training: Batches of the training images.
+        keys: Keys of the section ``optimizer`` that are ``auto``.
+
+    Returns:
+        The best rates; None if ``lr`` is given, if anything but a linear head trains, if no
+        features are cached, or if training several heads would take too long.
+    """
+    config = stage_setup.config
+    path = lone_head(stage_setup.engine.split.trainable_part)
+    rates = RATES.get(config.optimizer.name, ())
+    if "weight_decay" not in keys:
+        given = config.optimizer.weight_decay
+        rates = tuple(dict.fromkeys((lr, given) for lr, _ in rates))
+    if (
+        "lr" not in keys
+        or path is None
+        or not rates
+        or not isinstance(training, CachedFeatures)
+        or left_out_of_trials(config, only_head=True)
+    ):
+        return None
+    folds = folds_at_most(_MOST_FOLDS, config, stage_setup.data)
+    number = _affordable_folds(stage_setup, training, len(rates), len(folds))
+    if not number:
+        return None
+    start = time.perf_counter()
+    cv = CrossValidation.of(stage_setup, folds[:number], training.part, kept=True)
+    own = Settings(
+        optimizer=config.optimizer.name,
+        lr=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        label_smoothing=config.train.label_smoothing,
+        batch_size=config.data.batch_size,
+        epochs=config.train.epochs,
+    )
+    settings = [replace(own, lr=lr, weight_decay=decay) for lr, decay in rates]
+    spec, metric = stage_setup.plan.spec, config.train.monitor
+    trials = [
+        Trial.of(at, spec.name, spec.weights, one, scores, metric=metric)
+        for at, (one, scores) in enumerate(
+            zip(settings, run_trials(cv, settings, reporter), strict=True)
+        )
+    ]
+    best = in_order(trials, metric)[0]
+    if best.loss is None:  # all diverged
+        return None
+    seconds = time.perf_counter() - start
+    found = best.settings
+    how = f"{number}-fold cross-validation" if number > 1 else "a fifth of them held out"
+    reporter.say(
+        f"optimizer.lr {found.lr:g}, optimizer.weight_decay {found.weight_decay:g}: the best of "
+        f"{len(settings)} heads on the training images, by {how} ({seconds:.1f} s)"
+    )
+    return FoundRates(found.lr, found.weight_decay, len(settings), number, seconds)
+
+
+def _affordable_folds(
+    stage_setup: StageSetup, training: CachedFeatures, heads: int, folds: int
+) -> int:
+    """Return the number of folds on which this many heads can be trained in time."""
+    if not folds:
+        return 0
+    cost, config = stage_setup.plan.cost, stage_setup.config
+    views = training.views.count or 1
+    rows = len(training.images) * views
+    budget = max(_SHORTEST_S, _SHARE * rows * cost.forward_frozen / _PREFIX_MACS_PER_S)
+    steps = config.train.epochs * len(training) * (folds - 1) / folds
+    # Forward pass, and the gradient of the weights.
+    products = 2 * heads * config.data.batch_size * cost.forward_trainable / _HEAD_MACS_PER_S
+    return min(int(budget / (steps * (_STEP_S + products))), folds)
