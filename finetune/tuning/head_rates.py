@@ -17,20 +17,9 @@ from finetune.results.tuning import Settings, Trial, in_order
 from finetune.training.prepare_stage import StageSetup
 from finetune.tuning.cross_validation import CrossValidation
 from finetune.tuning.search import folds_at_most, left_out_of_trials
+from finetune.tuning.search_space import HEAD_RATES
 from finetune.tuning.stacked_heads import lone_head
 from finetune.tuning.trials import run_trials
-
-RATES: dict[str, tuple[tuple[float, float], ...]] = {
-    "sgd": (
-        *((0.01, 0.0), (0.03, 0.0), (0.1, 0.0), (0.1, 0.001)),
-        *((0.1, 0.01), (0.3, 0.001), (0.3, 0.01), (1.0, 0.001)),
-    ),
-    "adamw": (
-        *((0.0003, 0.01), (0.001, 0.01), (0.003, 0.01), (0.003, 0.1)),
-        *((0.01, 0.01), (0.01, 0.1), (0.03, 0.01), (0.03, 0.1)),
-    ),
-}
-"""Learning rate and weight decay of the heads that are trained, for each optimizer."""
 
 _MOST_FOLDS = 5
 _SHORTEST_S, _SHARE = 2.0, 0.1
@@ -60,7 +49,7 @@ def find_rates(
     """
     config = stage_setup.config
     path = lone_head(stage_setup.engine.split.trainable_part)
-    rates = RATES.get(config.optimizer.name, ())
+    rates = HEAD_RATES.get(config.optimizer.name, ())
     if "weight_decay" not in keys:
         given = config.optimizer.weight_decay
         rates = tuple(dict.fromkeys((lr, given) for lr, _ in rates))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -34,6 +34,17 @@ _LR = {"sgd": Range(min=0.003, max=1.0), "adamw": Range(min=0.0003, max=0.1)}
 _LR_CAUTIOUS = {"sgd": Range(min=0.0005, max=0.05), "adamw": Range(min=3e-5, max=3e-3)}
 _WEIGHT_DECAY = {"sgd": Range(min=1e-6, max=1e-1), "adamw": Range(min=1e-4, max=1.0)}
 _LABEL_SMOOTHING = (0.0, 0.05, 0.1)
+HEAD_RATES: dict[str, tuple[tuple[float, float], ...]] = {
+    "sgd": (
+        *((0.01, 0.0), (0.03, 0.0), (0.1, 0.0), (0.1, 0.001)),
+        *((0.1, 0.01), (0.3, 0.001), (0.3, 0.01), (1.0, 0.001)),
+    ),
+    "adamw": (
+        *((0.0003, 0.01), (0.001, 0.01), (0.003, 0.01), (0.003, 0.1)),
+        *((0.01, 0.01), (0.01, 0.1), (0.03, 0.01), (0.03, 0.1)),
+    ),
+}
+"""Learning rates and weight decays of heads that ``lr: auto`` chooses from, for each optimizer."""
 _OF_ANY_OPTIMIZER = ("layer_decay", "groups", "decay_norms_and_biases")
 """Keys of the section ``optimizer`` that apply to every optimizer class."""
 
@@ -101,6 +112,8 @@ def settings_of(
 ) -> list[Settings]:
     """Return the settings of all trials: the config's own, then random ones or the whole grid.
 
+    Without a section ``tune``, a search of heads also tries the rates of `HEAD_RATES`.
+
     Raises:
         ConfigError: the grid is too large.
     """
@@ -124,7 +137,11 @@ def settings_of(
     else:
         tune = config.tune or TuneConfig()
         count = tune.trials or (_HEADS if only_head else _OTHERS)
-        others = draw(space, count - 1, seed=config.seed)
+        first = [own]
+        if only_head and tune == TuneConfig():  # the search never ends below `lr: auto`
+            rates = HEAD_RATES.get(own.optimizer, ())
+            first += [replace(own, lr=lr, weight_decay=decay) for lr, decay in rates]
+        others = [*first[1:], *draw(space, count - len(first), seed=config.seed)]
     return list(dict.fromkeys([own, *others]))
 
 

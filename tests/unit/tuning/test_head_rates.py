@@ -22,9 +22,9 @@ from finetune.training.lr_schedulers import build_schedule
 from finetune.training.prepare_stage import feature_batches_of, prepare_stage, set_up_single_stage
 from finetune.training.step import StepConfig
 from finetune.tuning import head_rates
-from finetune.tuning.head_rates import RATES, find_rates
+from finetune.tuning.head_rates import find_rates
 from finetune.tuning.search import folds_at_most
-from finetune.tuning.search_space import with_settings
+from finetune.tuning.search_space import HEAD_RATES, settings_of, space_of, with_settings
 
 Make = Callable[..., Config]
 FIXED = {"precision": "float32", "memory_format": "contiguous"}
@@ -54,7 +54,7 @@ def test_the_best_rates_are_those_that_separate_training_loops_find(make: Make) 
     part = setup.engine.trainable_part
     first = {name: tensor.clone() for name, tensor in part.state_dict().items()}
     losses = {}
-    for lr, weight_decay in RATES["sgd"]:
+    for lr, weight_decay in HEAD_RATES["sgd"]:
         settings = Settings("sgd", lr, weight_decay, 0.0, 8, 3)
         each = []
         for fold in folds_at_most(5, setup.config, setup.data):
@@ -115,7 +115,7 @@ def test_a_given_weight_decay_is_kept(make: Make) -> None:
     best = found(make(optimizer={"weight_decay": 0.02}))
     assert best is not None
     assert best.weight_decay == 0.02
-    assert best.heads == len({lr for lr, _ in RATES["sgd"]})
+    assert best.heads == len({lr for lr, _ in HEAD_RATES["sgd"]})
 
 
 @pytest.mark.parametrize(
@@ -157,3 +157,15 @@ def test_a_search_changes_no_weight(make: Make) -> None:
     assert find_rates(setup, training, run_setup.auto_rates, SilentReporter()) is not None
     assert all(torch.equal(t, before[name]) for name, t in setup.model.state_dict().items())
     assert [module.training for module in setup.model.modules()] == modes
+
+
+def test_a_search_by_default_tries_these_rates_too(make: Make) -> None:
+    config = prepare_stage(
+        set_up_single_stage(make(), SilentReporter(), what="the test"), SilentReporter()
+    ).config
+    space = space_of(config, only_head=True, num_train=18)
+    settings = settings_of(config, space, only_head=True, in_grid=False)
+    assert {(one.lr, one.weight_decay) for one in settings} > set(HEAD_RATES["sgd"])
+    narrow = config.with_values({"tune": {"lr": [0.05]}})
+    settings = settings_of(narrow, space, only_head=True, in_grid=False)
+    assert not {(one.lr, one.weight_decay) for one in settings[1:]} & set(HEAD_RATES["sgd"])
