@@ -81,10 +81,12 @@ class RowLayout:
     Attributes:
         shapes: Shape of each feature tensor, for one image.
         dtype: Name of the dtype, float32 or bfloat16.
+        names: Name of each feature tensor in the network's graph; empty if it is not known.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
+    names: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> list[int]:
@@ -158,7 +160,7 @@ class DiskStore:
         self.folder = folder
         self.layout = layout
         self.damaged = 0
-        meta = {
+        meta: dict[str, object] = {
             "format": FORMAT,
             "shapes": [list(shape) for shape in layout.shapes],
             "dtype": layout.dtype,
@@ -168,6 +170,8 @@ class DiskStore:
         # Part of every checksum: rows of another computation count as damaged.
         self._seed = zlib.crc32(text.encode())
         self._description = description
+        if layout.names:  # in no checksum: the rows are the same where the names are not known
+            text = json.dumps(meta | {"names": layout.names})
         remove_links(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # Written first, so that the store is listed even if the rest fails.
