@@ -3,7 +3,8 @@
 This is the one place that computes features to be kept, for training, evaluation and prediction
 alike. A row's value depends on the photo and the view alone: rows are computed in batches of one
 size, the last of which is padded, so that neighbours and their number do not matter
-(`finetune.features.self_test` verifies that on each device).
+(`finetune.features.self_test` verifies that on each device). Where there are stored rows at an
+earlier split point, rows are computed from these (`finetune.features.earlier_cut`).
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ is found by a key that names a photo and a view, so that it does not depend on s
 order of the photos or their folder.
 
 ========== =====================================================================================
-meta.json  description of the computation, for people and `finetune cache list`; its modification
-           time is the time of last use
+meta.json  description of the computation, for people, `finetune cache list` and
+           `finetune.features.earlier_cut`; its modification time is the time of last use
 N.bin      the rows of the N-th feature tensor, one after the other
 keys.bin   for each row its key, and a number that is the same for all views of a photo
 blocks.bin for each block of rows that were written together: first row, number of rows, CRC-32

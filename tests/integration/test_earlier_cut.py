@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from finetune.config.schema import Config
 from finetune.core.reporter import SilentReporter
 from finetune.data.loading import dataloader
 from finetune.features import earlier_cut
+from finetune.inference.predictor import open_predictor
 from finetune.results.train import TrainSummary
 
 Make = Callable[..., Config]
@@ -142,6 +144,27 @@ def test_a_head_is_trained_on_the_rows_before_the_last_block(
     assert len(told.continued) == 2  # of training and of validation
     assert not decoded
     assert_like_without_a_cache(make, config, **sections)
+
+
+def test_a_stage_that_trains_less_continues_from_the_rows_of_the_one_before(
+    make: Make, decoded: Decoded
+) -> None:
+    """Its prefix ends with layers that the stage before has trained."""
+    stages = [
+        {"epochs": 1, "freeze": {"patterns": ["*", "!conv5*", "!fc*"]}},
+        {"epochs": 1, "freeze": {"patterns": ["*", "!fc*"]}},
+    ]
+    config = make("stages", stages=stages)
+    summary, told = ran(config)
+    assert len(decoded) == 40
+    assert summary.features is not None
+    assert (summary.features.computed, summary.features.reused) == (80, 0)
+    assert len(told.continued) == 2
+    anew = make("anew", stages=stages, features={"cache": "memory"})
+    ran(anew)
+    assert len(decoded) == 120
+    one, other = weights(config), weights(anew)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_only_new_photos_are_decoded(make: Make, photos: Path, decoded: Decoded) -> None:
@@ -306,3 +329,13 @@ def test_a_cut_between_a_convolution_and_its_norm_is_noticed(
     assert not told.continued
     assert len(decoded) == 40
     assert_like_without_a_cache(make, config)
+
+
+def test_a_predictor_does_not_keep_the_frozen_tensors_of_the_network(make: Make) -> None:
+    config = make("head", **HEAD)
+    ran(config)
+    model = open_predictor(config.output_dir)
+    gc.collect()
+    origin = model._engine.extractor.origin
+    assert origin is not None
+    assert origin.model() is None
