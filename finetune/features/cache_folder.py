@@ -157,7 +157,7 @@ def _layout(meta: dict[str, Any]) -> RowLayout | None:
     try:
         shapes = tuple(tuple(int(size) for size in shape) for shape in meta["shapes"])
         return RowLayout(shapes, str(meta["dtype"]), tuple(map(str, meta.get("names", ()))))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -166,7 +166,7 @@ def _cut_of(store: StoredFeatures, extractor: FeatureExtractor) -> EarlierCut | 
         prefix=extractor.form.arrange(parts.first, cast=True),
         crossing=layout.shapes,
         identity=frozen_identity(parts.first, parts.reads, origin.frozen),
-        cut=store.description["cut"],
+        cut=store.description.get("cut", ""),
         names=layout.names,
         origin=None,
     )
