@@ -9,12 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 
 from finetune.core.files import exists, expand_user, refuse_without_home, user_cache
 from finetune.core.locks import locked
-from finetune.features.store import FORMAT, KEYS, META, ROW, own_files
+from finetune.features.store import FORMAT, KEYS, META, ROW, RowLayout, own_files
 
 _IN_USE: set[Path] = set()
 """Folders opened by this process, which `make_room` must not remove."""
@@ -45,6 +46,8 @@ class StoredFeatures:
     """Time of last use, in seconds since the epoch."""
     is_readable: bool = True
     """Whether this version of finetune can read it."""
+    layout: RowLayout | None = None
+    """Layout of its rows; None if the description is damaged."""
 
     @property
     def num_photos(self) -> int:
@@ -76,7 +79,8 @@ def stored(root: Path) -> list[StoredFeatures]:
                 continue
             words = {key: str(value) for key, value in content["description"].items()}
             readable = content["format"] == FORMAT
-            found.append(StoredFeatures(meta.parent, words, num_bytes, used_at, readable))
+            layout = _layout(content)
+            found.append(StoredFeatures(meta.parent, words, num_bytes, used_at, readable, layout))
     return sorted(found, key=lambda store: store.used_at)
 
 
@@ -147,6 +151,14 @@ def disk_limit(root: Path) -> int:
         return (shutil.disk_usage(existing).free + used) // 10
     except OSError:  # a mount that does not report its free space
         return 0
+
+
+def _layout(meta: dict[str, Any]) -> RowLayout | None:
+    try:
+        shapes = tuple(tuple(int(size) for size in shape) for shape in meta["shapes"])
+        return RowLayout(shapes, str(meta["dtype"]), tuple(map(str, meta.get("names", ()))))
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _read_meta(folder: Path) -> object:

@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import json
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,13 @@ from finetune.data.loading.views import Views
 from finetune.features.autocast_module import AutocastModule, training_runner
 from finetune.features.cache_policy import decide_cache
 from finetune.features.compute_format import ComputeFormat, FormatChoice, choose_format, lacks
-from finetune.features.extractor import CPU_ROWS, FeatureExtractor, forward_runner, frozen_identity
+from finetune.features.extractor import (
+    CPU_ROWS,
+    FeatureExtractor,
+    Origin,
+    forward_runner,
+    frozen_identity,
+)
 from finetune.features.opening import layout_of
 from finetune.features.rows import Wanted, feature_rows
 from finetune.features.source import CachedFeatures, FeatureBatches, FreshFeatures
@@ -129,7 +136,7 @@ def build_engine(
             )
     skeleton = network.skeleton or copy.deepcopy(model).to("meta")
     split = split_model(model, crop=preprocessing.crop, skeleton=skeleton)
-    identity = frozen_identity(split, network.frozen)
+    identity = frozen_identity(split.prefix, split.reads, network.frozen)
     plain = FeatureExtractor(
         prefix=split.prefix,
         crossing=split.crossing,
@@ -140,6 +147,8 @@ def build_engine(
         widest=split.widest,
         network=network.name,
         cut=split.last or "",
+        names=split.point.names if split.point else (),
+        origin=Origin(weakref.ref(model), split.point, network.frozen) if split.point else None,
     )
     cores = available_cores() if split.prefix is not None and device.type == "cpu" else 1
     cost = network.cost or measure_cost(skeleton, crop=preprocessing.crop)

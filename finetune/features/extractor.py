@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from finetune.core.signals import unless_asked
 from finetune.core.threads import on_cores
 from finetune.data.loading.transforms import normalise
 from finetune.features.compute_format import ComputeFormat, Runner
-from finetune.freezing.graph_split import Features, GraphSplit
+from finetune.freezing.graph_split import Features, SplitPoint
 
 BLOCK_ROWS = 32
 """Rows of features that are computed and stored together."""
@@ -39,6 +40,22 @@ In bfloat16 MobileNetV2's ran at 465 with 4 and 477 with 8, EfficientNet-B4's at
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a frozen prefix was built from, so that it can be divided at an earlier split point.
+
+    Attributes:
+        model: Network. A weak reference: a predictor needs the prefix alone, and frees the
+            network's own frozen tensors.
+        point: Split point of the network.
+        frozen: Name and SHA-256 of every frozen tensor.
+    """
+
+    model: weakref.ref[nn.Module]
+    point: SplitPoint
+    frozen: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class FeatureExtractor:
     """Feature extractor; its fields determine a feature's value for a given image.
 
@@ -50,6 +67,8 @@ class FeatureExtractor:
         network, cut: Name of the network, and of the module after which the prefix ends.
         pads: Whether batches of features to be kept are padded to one size, so that a row does not
             depend on its neighbours.
+        names: Names of the nodes of the network's graph whose values are the features.
+        origin: What the prefix was built from; None if it cannot be divided.
     """
 
     prefix: nn.Module | None
@@ -62,6 +81,8 @@ class FeatureExtractor:
     network: str = ""
     cut: str = ""
     pads: bool = True
+    names: tuple[str, ...] = ()
+    origin: Origin | None = field(default=None, compare=False, repr=False)
 
     def __call__(self, pixels: Tensor) -> Features:
         """Compute the prefix's outputs for uint8 pixels ``(N, 3, H, W)``, on the device."""
@@ -89,8 +110,8 @@ class FeatureExtractor:
     def batch(self, pixels: Tensor) -> Features:
         """Compute rows to be kept for at most `batch_rows` images, in the calling thread."""
         count = len(pixels)
-        if self.pads and count < self.batch_rows:
-            pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_rows - count, -1, -1, -1)])
+        if self.pads:
+            pixels = padded(pixels, self.batch_rows)
         return tuple(tensor[:count] for tensor in self._compute(pixels))
 
     def features(self, pixels: Tensor) -> Features:
@@ -134,6 +155,14 @@ class FeatureExtractor:
         return sum(torch.Size(shape).numel() for shape in self.crossing) * self.form.dtype.itemsize
 
 
+def padded(tensor: Tensor, rows: int) -> Tensor:
+    """Return a tensor with at least this many rows, of which the last is repeated."""
+    lacking = rows - len(tensor)
+    if lacking <= 0:
+        return tensor
+    return torch.cat([tensor, tensor[-1:].expand(lacking, *tensor.shape[1:])])
+
+
 def joined(parts: list[Features]) -> Features:
     """Concatenate the features of several micro-batches."""
     return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -175,13 +204,19 @@ def _parents(name: str) -> set[str]:
     return {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
 
 
-def frozen_identity(split: GraphSplit, frozen: Mapping[str, str]) -> str:
+def frozen_identity(
+    prefix: nn.Module | None, reads: Iterable[str], frozen: Mapping[str, str]
+) -> str:
     """Return the SHA-256 of the frozen prefix's graph and of the hashes of its tensors.
 
     Frozen tensors outside the prefix do not count, so that it is the same with another head.
+
+    Args:
+        reads: Paths of the modules and tensors that the prefix consists of.
+        frozen: Name and SHA-256 of every frozen tensor of the network.
     """
-    graph = getattr(split.prefix, "graph", None)
-    reads = frozenset(split.reads)
-    inside = [(name, sha256) for name, sha256 in sorted(frozen.items()) if _parents(name) & reads]
+    graph = getattr(prefix, "graph", None)
+    own = frozenset(reads)
+    inside = [(name, sha256) for name, sha256 in sorted(frozen.items()) if _parents(name) & own]
     text = json.dumps([str(getattr(graph, "code", None)), inside])
     return hashlib.sha256(text.encode()).hexdigest()

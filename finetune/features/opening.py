@@ -35,7 +35,7 @@ def lacks_support(error: OSError) -> bool:
 
 def layout_of(extractor: FeatureExtractor) -> RowLayout:
     """Return the layout of the rows that an extractor computes."""
-    return RowLayout(extractor.crossing, extractor.form.precision)
+    return RowLayout(extractor.crossing, extractor.form.precision, extractor.names)
 
 
 def store_folder(extractor: FeatureExtractor, config: FeaturesConfig, only_of: str = "") -> Path:
@@ -44,10 +44,15 @@ def store_folder(extractor: FeatureExtractor, config: FeaturesConfig, only_of: s
     Raises:
         OSError: There is no user cache folder.
     """
+    return cache_root(config.dir) / folder_name(extractor, only_of)
+
+
+def folder_name(extractor: FeatureExtractor, only_of: str = "") -> str:
+    """Return the name of the folder of an extractor's store, a hash of all that rows depend on."""
     layout = layout_of(extractor)
-    described = _description(extractor, only_of)
+    described = description_of(extractor, only_of)
     text = json.dumps([FORMAT, described, layout.shapes, layout.dtype])
-    return cache_root(config.dir) / hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def open_store(
@@ -70,7 +75,7 @@ def open_store(
             f"finetune wrote, {size}, removed"
         )
     use(folder)
-    return DiskStore(folder, layout_of(extractor), _description(extractor, only_of))
+    return DiskStore(folder, layout_of(extractor), description_of(extractor, only_of))
 
 
 def make_room_for(store: DiskStore, rows: int, used: Places | None = None) -> None:
@@ -93,7 +98,8 @@ def make_room_for(store: DiskStore, rows: int, used: Places | None = None) -> No
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _description(extractor: FeatureExtractor, only_of: str) -> dict[str, str]:
+def description_of(extractor: FeatureExtractor, only_of: str = "") -> dict[str, str]:
+    """Return the description of the computation of an extractor's rows."""
     return {
         "network": extractor.network,
         "cut": extractor.cut,

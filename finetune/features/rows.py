@@ -3,7 +3,8 @@
 This is the one place that computes features to be kept, for training, evaluation and prediction
 alike. A row's value depends on the photo and the view alone: rows are computed in batches of one
 size, the last of which is padded, so that neighbours and their number do not matter
-(`finetune.features.self_test` verifies that on each device).
+(`finetune.features.self_test` verifies that on each device). Where there are stored rows at an
+earlier split point, rows are computed from these (`finetune.features.earlier_cut`).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from finetune.data.loading.dataloader import (
 )
 from finetune.data.loading.sampler import Key
 from finetune.data.loading.views import Views
+from finetune.features.earlier_cut import EarlierRows, earlier_rows
 from finetune.features.extractor import BLOCK_ROWS, FeatureExtractor, joined
 from finetune.features.opening import lacks_support, layout_of, make_room_for, open_store
 from finetune.features.photo_keys import keys_of_rows, numbered
@@ -286,8 +288,45 @@ class _Filling:
             missing = _first_of_each(self.keys, missing)
             if isinstance(self.store, DiskStore):
                 make_room_for(self.store, len(missing), places)
-            computed += self._round(missing, workers)
+                if self.extractor.pads:
+                    continued = self._from_earlier_cuts(self.store, missing)
+                    computed += len(continued)
+                    missing = np.setdiff1d(missing, continued)
+            if len(missing):
+                computed += self._round(missing, workers)
         raise OSError(errno.EIO, "what was written was damaged when it was read")
+
+    def _from_earlier_cuts(self, store: DiskStore, missing: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Compute rows from stored rows at earlier cuts, and return which these were."""
+        done = [np.empty(0, np.int64)]
+        for known in earlier_rows(self.extractor, store.folder.parent, self.keys[missing]):
+            if known.damaged:
+                self.reporter.warn(f"{known.folder}: damaged features found; they are not used")
+            rows = missing[known.at]
+            if len(rows):
+                self._continue_from(known, rows)
+                done.append(rows)
+        return np.concatenate(done)
+
+    def _continue_from(self, known: EarlierRows, rows: NDArray[np.int64]) -> None:
+        self.reporter.say(
+            f"{self.wanted.what}: {len(rows):,} of {len(self.keys):,} rows of features are "
+            f"computed from stored features of an earlier split point ({known.cut.first.cut}), "
+            "without decoding photos"
+        )
+        blocks = [slice(at, at + BLOCK_ROWS) for at in range(0, len(rows), BLOCK_ROWS)]
+        if self.extractor.device.type == "cpu":
+            computing = _in_threads(known.compute, blocks)
+        else:
+            computing = map(known.compute, blocks)
+        what = f"{self.wanted.what} features"
+        tracked = self.reporter.track(unless_asked(computing), what, total=len(blocks))
+        for block, features in zip(blocks, tracked, strict=True):
+            self._append(rows[block], features)
+
+    def _append(self, rows: NDArray[np.int64], features: Features) -> None:
+        photos = self.photos[rows // (self.wanted.views.count or 1)]
+        self.store.append(self.keys[rows], photos, [tensor.cpu() for tensor in features])
 
     def _round(self, missing: NDArray[np.int64], workers: int) -> int:
         views = self.wanted.views.count or 1
@@ -309,9 +348,7 @@ class _Filling:
         for rows_of_block, block in zip(blocks, tracked, strict=True):
             broken += [photo for _, photo in block.broken]
             if block.at and (self.extractor.pads or not block.broken):
-                rows = rows_of_block[block.at]
-                features = [tensor.cpu() for tensor in block.features]
-                self.store.append(self.keys[rows], self.photos[rows // views], features)
+                self._append(rows_of_block[block.at], block.features)
         if broken:
             raise unreadable(broken)
         return len(missing)

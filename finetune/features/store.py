@@ -5,8 +5,8 @@ is found by a key that names a photo and a view, so that it does not depend on s
 order of the photos or their folder.
 
 ========== =====================================================================================
-meta.json  description of the computation, for people and `finetune cache list`; its modification
-           time is the time of last use
+meta.json  description of the computation, for people, `finetune cache list` and
+           `finetune.features.earlier_cut`; its modification time is the time of last use
 N.bin      the rows of the N-th feature tensor, one after the other
 keys.bin   for each row its key, and a number that is the same for all views of a photo
 blocks.bin for each block of rows that were written together: first row, number of rows, CRC-32
@@ -81,10 +81,12 @@ class RowLayout:
     Attributes:
         shapes: Shape of each feature tensor, for one image.
         dtype: Name of the dtype, float32 or bfloat16.
+        names: Name of each feature tensor in the network's graph; empty if it is not known.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
+    names: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> list[int]:
@@ -158,7 +160,7 @@ class DiskStore:
         self.folder = folder
         self.layout = layout
         self.damaged = 0
-        meta = {
+        meta: dict[str, object] = {
             "format": FORMAT,
             "shapes": [list(shape) for shape in layout.shapes],
             "dtype": layout.dtype,
@@ -168,6 +170,8 @@ class DiskStore:
         # Part of every checksum: rows of another computation count as damaged.
         self._seed = zlib.crc32(text.encode())
         self._description = description
+        if layout.names:  # in no checksum: the rows are the same where the names are not known
+            text = json.dumps(meta | {"names": layout.names})
         remove_links(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # Written first, so that the store is listed even if the rest fails.

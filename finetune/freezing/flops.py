@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +67,21 @@ def measure_cost(skeleton: nn.Module, *, crop: int) -> Cost:
         last_without_backward=before[-1] if before else None,
         first_with_backward=first,
     )
+
+
+def forward_multiply_adds(module: nn.Module, crop: int, dtype: torch.dtype) -> int:
+    """Return the forward multiply-adds of a module for one image.
+
+    Args:
+        crop: Side of the input, in pixels.
+        dtype: Dtype of its weights.
+    """
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        copy.deepcopy(module).to("meta")(
+            torch.empty(_BATCH, 3, crop, crop, dtype=dtype, device="meta")
+        )
+    return _macs(counter.get_total_flops())
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,7 @@ class GraphSplit:
         crossing: Shape of each feature tensor, for one image.
         widest: Number of elements of the largest tensor within the prefix, for one image.
         reads: Paths of the modules and tensors of the model that the prefix consists of.
+        point: Split point from which the parts were built; None without a prefix.
     """
 
     prefix: nn.Module | None
@@ -59,6 +60,7 @@ class GraphSplit:
     crossing: tuple[tuple[int, ...], ...]
     widest: int = 0
     reads: tuple[str, ...] = ()
+    point: SplitPoint | None = None
 
 
 class TrainablePart(nn.Module):
@@ -74,7 +76,7 @@ class TrainablePart(nn.Module):
 
 
 class FrozenPrefix(nn.Module):
-    """Frozen prefix of a model: always in eval mode and without gradients."""
+    """Frozen prefix of a model, or a part of it: always in eval mode and without gradients."""
 
     def __init__(self, graph: nn.Module) -> None:
         super().__init__()
@@ -86,9 +88,9 @@ class FrozenPrefix(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Features:
-        """Return the features of images ``(N, 3, H, W)``."""
-        features: Features = self.graph(images)
+    def forward(self, *inputs: Tensor) -> Features:
+        """Return the features of images ``(N, 3, H, W)``, or of the outputs of an earlier part."""
+        features: Features = self.graph(*inputs)
         return features
 
 
@@ -114,6 +116,11 @@ class SplitPoint:
     def after(self) -> str | None:
         """Path of the module in or after which the prefix ends; None without a prefix."""
         return _path_of(self.crossing[-1]) if self.crossing else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the nodes whose values are the features."""
+        return tuple(node.name for node in self.crossing)
 
 
 def find_split_point(
@@ -155,20 +162,62 @@ def split_model(model: nn.Module, *, crop: int, skeleton: nn.Module | None = Non
     if not cut.crossing:
         return GraphSplit(None, model, None, ())
     return GraphSplit(
-        prefix=_prefix_module(model, cut),
+        prefix=_frozen_module(model, cut.graph, _images(cut.graph), cut.crossing),
         trainable_part=TrainablePart(_trainable_module(model, cut)),
         last=cut.after,
         crossing=cut.shapes,
         widest=cut.widest,
-        reads=tuple(
-            sorted(
-                {
-                    str(node.target)
-                    for node in _ancestors(cut.crossing)
-                    if node.op in ("call_module", "get_attr")
-                }
-            )
-        ),
+        reads=_read_by(cut.crossing),
+        point=cut,
+    )
+
+
+@dataclass(frozen=True)
+class DividedPrefix:
+    """Frozen prefix in two parts, of which the second continues from the outputs of the first.
+
+    Attributes:
+        first: Module from images to the tensors between the parts; equal to the prefix of a model
+            that is split there.
+        rest: Module from these tensors to the features, one argument for each tensor.
+        reads: Paths of the modules and tensors of the model that the first part consists of.
+        end: Index of the last node of the first part in the graph.
+    """
+
+    first: FrozenPrefix
+    rest: FrozenPrefix
+    reads: tuple[str, ...]
+    end: int
+
+
+def divide_prefix(model: nn.Module, cut: SplitPoint, names: Sequence[str]) -> DividedPrefix | None:
+    """Divide a model's frozen prefix at an earlier split point.
+
+    Both parts are built from the model's own graph, in which no batch norm is folded into a
+    convolution yet: the value of a node there does not depend on where the prefix ends.
+
+    Args:
+        model: Model whose frozen tensors are those that the prefix was built from.
+        names: Names of the nodes whose values cross the earlier split point.
+
+    Returns:
+        None if there are no such nodes in the prefix, or if they do not determine the features.
+    """
+    nodes = {node.name: (index, node) for index, node in enumerate(cut.graph.nodes)}
+    found = [nodes[name] for name in names if name in nodes]
+    inner = tuple(node for _, node in found)
+    if not inner or len(inner) < len(names) or inner == cut.crossing:
+        return None
+    if not _ancestors(cut.crossing).issuperset(inner):
+        return None
+    images = _images(cut.graph)
+    if not _ancestors(cut.crossing, inner).isdisjoint(images):
+        return None
+    return DividedPrefix(
+        first=_frozen_module(model, cut.graph, images, inner),
+        rest=_frozen_module(model, cut.graph, inner, cut.crossing),
+        reads=_read_by(inner),
+        end=max(index for index, _ in found),
     )
 
 
@@ -326,27 +375,46 @@ def _needed_by_live(
     return wanted
 
 
-def _prefix_module(model: nn.Module, cut: SplitPoint) -> FrozenPrefix:
-    needed = _ancestors(cut.crossing)
+def _images(graph: fx.Graph) -> tuple[fx.Node, ...]:
+    return tuple(node for node in graph.nodes if node.op == "placeholder")
+
+
+def _read_by(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
+    """Paths of the modules and tensors that nodes are computed with."""
+    reading = [node for node in _ancestors(nodes) if node.op in ("call_module", "get_attr")]
+    return tuple(sorted({str(node.target) for node in reading}))
+
+
+def _frozen_module(
+    model: nn.Module, graph: fx.Graph, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]
+) -> FrozenPrefix:
+    """Return a copy of the part of a graph that computes some nodes from others."""
+    needed = _ancestors(outputs, inputs)
     out = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
-    for node in cut.graph.nodes:
-        if node.op == "placeholder" or node in needed:
+    for node in inputs:
+        is_image = node.op == "placeholder"
+        copied[node] = out.node_copy(node) if is_image else out.placeholder(node.name)
+    for node in graph.nodes:
+        if node in needed and node not in copied:
             copied[node] = out.node_copy(node, lambda n: copied[n])
-    out.output(tuple(copied[node] for node in cut.crossing))
+    out.output(tuple(copied[node] for node in outputs))
     # Folding requires eval mode; on a copy, so that the model's own modules keep their modes.
     frozen = copy.deepcopy(fx.GraphModule(model, out)).eval()
     return FrozenPrefix(fuse(frozen, inplace=True, no_trace=True))
 
 
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+def _ancestors(nodes: Iterable[fx.Node], known: Iterable[fx.Node] = ()) -> set[fx.Node]:
+    """Return nodes and all that they are computed from; what is known is not gone beyond."""
     found: set[fx.Node] = set()
+    ends = frozenset(known)
     stack = list(nodes)
     while stack:
         node = stack.pop()
         if node not in found:
             found.add(node)
-            stack += node.all_input_nodes
+            if node not in ends:
+                stack += node.all_input_nodes
     return found
 
 

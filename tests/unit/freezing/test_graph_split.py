@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,8 @@ from torchvision import models
 
 from finetune.config.model_registry import BUILDERS, family_of
 from finetune.config.schema import ModelConfig, PreprocessingConfig
-from finetune.freezing.graph_split import GraphSplit, split_model
+from finetune.freezing.flops import forward_multiply_adds, measure_cost
+from finetune.freezing.graph_split import FrozenPrefix, GraphSplit, divide_prefix, split_model
 from finetune.freezing.train_mode import set_train_mode
 from finetune.models.build import build_untrained, resolve_model
 
@@ -110,6 +112,50 @@ FAMILIES = [
 def test_the_parts_of_a_partial_thaw_equal_the_whole(name: str, live: Names) -> None:
     model, crop = network(name, live)
     assert_equal_in_eval_mode(model, split_model(model, crop=crop), crop)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_prefix_is_divided_where_another_one_ends(name: str) -> None:
+    model, crop = network(name, second_half)
+    shorter = split_model(model, crop=crop)
+    assert shorter.point is not None
+    assert isinstance(shorter.prefix, FrozenPrefix)
+    model, crop = network(name, head_only)
+    longer = split_model(model, crop=crop)
+    assert longer.point is not None
+    assert longer.prefix is not None
+    parts = divide_prefix(model, longer.point, shorter.point.names)
+    assert parts is not None
+    assert parts.first.graph.code == shorter.prefix.graph.code
+    assert parts.reads == shorter.reads
+    between, features = parts.first(images_of(crop)), longer.prefix(images_of(crop))
+    for one, other in zip(between, shorter.prefix(images_of(crop)), strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(parts.rest(*between), features, strict=True):
+        assert relative(one, other) < TOLERANCE
+
+
+def test_a_prefix_is_divided_within_it_alone() -> None:
+    model, crop = network("resnet18", head_only)
+    longer = split_model(model, crop=crop).point
+    model, crop = network("resnet18", second_half)
+    shorter = split_model(model, crop=crop).point
+    assert longer is not None
+    assert shorter is not None
+    assert divide_prefix(model, shorter, longer.names) is None
+    assert divide_prefix(model, shorter, shorter.names) is None
+    assert divide_prefix(model, shorter, ["of_another_network"]) is None
+    assert divide_prefix(model, shorter, []) is None
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "swin_t"])
+def test_the_multiply_adds_of_a_prefix_are_those_of_the_frozen_layers(name: str) -> None:
+    model, crop = network(name, head_only)
+    prefix = split_model(model, crop=crop).prefix
+    assert prefix is not None
+    cost = measure_cost(copy.deepcopy(model).to("meta"), crop=crop)
+    counted = forward_multiply_adds(prefix.bfloat16(), crop, torch.bfloat16)
+    assert counted == cost.forward_frozen
 
 
 @pytest.mark.parametrize("name", FAMILIES)
