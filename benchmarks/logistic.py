@@ -37,8 +37,8 @@ def logistic_regression(config_file: Path, num_folds: int, scored: str) -> dict[
     config = load_config(config_file)
     stage_setup = prepare_single_stage(config, SilentReporter(), what="the comparison")
     images = stage_setup.data.train
-    train = _known(feature_batches_of(stage_setup, SilentReporter(), training=True), images)
-    val = _known(
+    train = features_of(feature_batches_of(stage_setup, SilentReporter(), training=True), images)
+    val = features_of(
         feature_batches_of(stage_setup, SilentReporter(), training=False), stage_setup.data.val
     )
     judge = val if scored == "val" else _of_split(stage_setup, scored)
@@ -68,7 +68,8 @@ def _rows(known: Known, indices: tuple[int, ...]) -> Known:
     return known[0][list(indices)], known[1][list(indices)]
 
 
-def _known(source: FeatureBatches, images: Images) -> Known:
+def features_of(source: FeatureBatches, images: Images) -> Known:
+    """Return the features of images without augmentation, and their labels."""
     assert isinstance(source, CachedFeatures)
     part = source.part(range(len(images)), batch_size=1024, training=False)
     rows = [
@@ -88,4 +89,4 @@ def _of_split(stage_setup: StageSetup, split: str) -> Known:
         workers=config.data.workers,
         reporter=SilentReporter(),
     )
-    return _known(source, images)
+    return features_of(source, images)
