@@ -7,10 +7,11 @@
   const REACH = { mouse: 14, touch: 28 }; // pixels
   const card = one("#card");
   const names = [...document.querySelectorAll("#names li")].map((item) => item.textContent);
-  const points = [...map.querySelectorAll("[data-photo]")].reverse().map((mark) => {
+  const mistakesFirst = [".wrong", ".fine"].flatMap((kind) => [...map.querySelectorAll(kind)]);
+  const points = mistakesFirst.map((mark) => {
     const box = mark.getBBox();
     return { mark, x: box.x + box.width / 2, y: box.y + box.height / 2 };
-  }); // mistakes first
+  });
   const scale = (drawn) => drawn.width / map.viewBox.baseVal.width;
   let shown = null;
   const hide = () => {
@@ -70,7 +71,8 @@
     else hide();
   });
 
-  // One stop of the tab key, from which the arrow keys step.
+  // One stop of the tab key, from which the arrow keys step. Chromium gives the focus to an svg
+  // element that listens for it, so its parent does.
   let reached = 0;
   const reach = (next) => {
     points[reached].mark.tabIndex = -1;
@@ -83,14 +85,14 @@
     mark.setAttribute("aria-label", from === to ? `${from}, correct` : `${from} predicted as ${to}`);
   }
   reach(0);
-  map.addEventListener("focusin", (event) => {
+  map.parentElement.addEventListener("focusin", (event) => {
     const next = points.findIndex(({ mark }) => mark === event.target);
     if (next < 0) return;
     reach(next);
     show(points[next]);
   });
-  map.addEventListener("focusout", hide);
-  map.addEventListener("keydown", (event) => {
+  map.parentElement.addEventListener("focusout", hide);
+  map.parentElement.addEventListener("keydown", (event) => {
     const last = points.length - 1;
     const free = (from, step) => {
       for (let next = from; next >= 0 && next <= last; next += step) {

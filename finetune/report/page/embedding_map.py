@@ -118,13 +118,14 @@ def lay_out(
         "problem": drawn.problem,
         "method_text": _method_text(drawn),
         "points_text": _points_text(drawn, result),
-        "classes_text": f"The {MOST_COLOURS} classes with the most mistakes are coloured. "
+        "classes_text": f"The {MOST_COLOURS} classes with the most mistakes are coloured."
         if others
         else "",
         "width": _WIDTH,
         "height": height,
         "size": 3 if len(points) >= _MANY else 4.5,
-        "points": sorted(points, key=lambda point: bool(point["wrong"])),  # mistakes on top
+        # What is drawn last is on top.
+        "points": sorted(points, key=lambda point: (point["kind"] != "other", point["wrong"])),
         "legend": legend,
     }
 
