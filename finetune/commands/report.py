@@ -39,7 +39,7 @@ overlay, and uncertain images. Each picture is five to ten kilobytes."""
 MAPPED, MAPPED_LARGE = 2000, 400
 """Maximum number of points on a map, and up to how many their thumbnails are larger. A thumbnail is
 one to three kilobytes."""
-_MAP_SIDE, _MAP_SIDE_LARGE, _MAP_QUALITY = 48, 96, 60
+MAP_SIDE, MAP_SIDE_LARGE, MAP_QUALITY = 48, 96, 60
 _AT_ONCE = 64
 _IF_UNKNOWN = "`finetune eval --report --ignore-unknown` writes the page without their images."
 _SLASHES = tuple(filter(None, (os.sep, os.altsep)))
@@ -265,7 +265,7 @@ def _map(evaluated: Evaluated, method: str, reporter: Reporter) -> EmbeddingMap:
     rows = _evenly(wrong.nonzero()[:, 0].tolist(), MAPPED)
     rows += _evenly((~wrong).nonzero()[:, 0].tolist(), MAPPED - len(rows))
     kept = found.kept.tolist()
-    side = _MAP_SIDE_LARGE if len(rows) <= MAPPED_LARGE else _MAP_SIDE
+    side = MAP_SIDE_LARGE if len(rows) <= MAPPED_LARGE else MAP_SIDE
 
     def drawn(row: int) -> MapPoint:
         at = kept[row]
@@ -276,7 +276,7 @@ def _map(evaluated: Evaluated, method: str, reporter: Reporter) -> EmbeddingMap:
             path=_shown(below(images.paths[at], evaluated.base)),
             true=images.class_names[images.labels[at]],
             predicted=images.class_names[int(predicted[at])],
-            photo=data_url(_photo(evaluated, at), side=side, quality=_MAP_QUALITY),
+            photo=data_url(_photo(evaluated, at), side=side, quality=MAP_QUALITY),
         )
 
     batches = [sorted(rows)[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]

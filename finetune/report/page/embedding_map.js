@@ -108,9 +108,9 @@
     if (event.key === "Escape") hide();
     if (!next) return;
     event.preventDefault();
-    const point = points[next()];
-    point.mark.focus();
-    show(point);
+    reach(next());
+    points[reached].mark.focus();
+    show(points[reached]); // also after Escape, when the focus stays
   });
 
   // Which images are highlighted: those of a name of the legend, and of the filter.
