@@ -174,7 +174,8 @@ def _table(runs: list[dict[str, Any]]) -> str:
         spread = 1.96 * math.sqrt((ours * (1 - ours) + theirs * (1 - theirs)) / number)
         lines.append(
             f"| {title} | {own[0]['num_train']:,} | {len(own)} times {own[0]['num_judged']:,} | "
-            f"{100 * ours:.1f} | {100 * theirs:.1f} | {100 * (ours - theirs):+.1f} ± {100 * spread:.1f} |"
+            f"{100 * ours:.1f} | {100 * theirs:.1f} | "
+            f"{100 * (ours - theirs):+.1f} ± {100 * spread:.1f} |"
         )
     lines.append(f"| all sets | | | | | {100 * _mean(differences):+.2f} |")
     return "\n".join(lines)

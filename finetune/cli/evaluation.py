@@ -356,6 +356,14 @@ class PageFormat(str, Enum):
     png = "png"
 
 
+class MapMethod(str, Enum):
+    """Methods of a map of embeddings."""
+
+    pca = "pca"
+    umap = "umap"
+    auto = "auto"
+
+
 def report(
     run: RunArgument,
     data: DataOption = None,
@@ -372,6 +380,14 @@ def report(
         PageFormat,
         typer.Option("--format", help="HTML page, or curves and confusion matrix as PNG files."),
     ] = PageFormat.html,
+    map_method: Annotated[
+        MapMethod | None,
+        typer.Option(
+            "--map",
+            help="Add a two-dimensional map of the embeddings; auto is UMAP if umap-learn is "
+            "installed, else PCA.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -379,6 +395,11 @@ def report(
 
     Contains metrics, learning curves, the confusion matrix, misclassified images and Grad-CAM maps.
     """
+    from finetune.report.page.embedding_map import choose_method
+
+    if map_method is not None and form is PageFormat.png:
+        raise no_effect("report", "--map", "with --format png", "remove one of them")
+    method = None if map_method is None else choose_method(map_method.value)
     with torch_imports():
         from finetune.commands import report as command
     from finetune.report.prediction import render_page_result
@@ -389,6 +410,7 @@ def report(
         split=split.value,
         output=output,
         as_pictures=form is PageFormat.png,
+        map_method=method,
         reporter=TerminalReporter(),
     )
     emit(result, render_page_result, as_json)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.checkpoints import run_dir
 from finetune.checkpoints.checkpoint import Metadata, load_checkpoint, replace_metadata
 from finetune.config.data import DataConfig
+from finetune.config.model_registry import family_of
 from finetune.core.errors import ConfigError, DataError, OutputError, UnknownClassError
 from finetune.core.files import write_csv, write_text
 from finetune.core.reporter import Reporter, SilentReporter
@@ -23,7 +24,7 @@ from finetune.data.loading.views import Views
 from finetune.data.loading.workers import resolve_workers
 from finetune.data.sources.open import find_known
 from finetune.data.splits.holdout import groups_of, keys_of
-from finetune.features.engine import Split, make_source
+from finetune.features.engine import Engine, Split, make_source
 from finetune.inference.calibration import fit_temperature
 from finetune.inference.load import LoadedNetwork, open_network
 from finetune.inference.prediction_rows import HEADER, rows
@@ -48,12 +49,14 @@ class EvalOptions:
         split: Name of the split: train, val or test.
         calibrate: Whether to fit a temperature on these images and store it in the checkpoint.
         ignore_unknown: Whether to skip images of classes that the checkpoint does not know.
+        embeddings: Whether to keep the inputs of the head, from the same forward pass.
     """
 
     data: str | None = None
     split: str = "val"
     calibrate: bool = False
     ignore_unknown: bool = False
+    embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Evaluated:
     Attributes:
         base: Folder that paths are shown relative to.
         logits: ``(N, classes)`` float32 on the CPU, not scaled by a temperature.
+        embeddings: Inputs of the head, ``(N, d)`` float32 on the CPU; None unless asked for.
     """
 
     opened: LoadedNetwork
@@ -71,6 +75,7 @@ class Evaluated:
     logits: Tensor
     scored: Scored
     result: EvalResult
+    embeddings: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -164,7 +169,9 @@ def _compute(
     kept: list[Tensor] = []
     tracked = reporter.track(source.epoch(), f"evaluate {split}", total=len(source))
     classes = len(metadata.class_names)
-    evaluation = evaluate(opened.engine.trainable_part, tracked, num_classes=classes, keep=kept)
+    embedder = _Embedder(opened.engine, metadata) if options.embeddings else None
+    model = embedder or opened.engine.trainable_part
+    evaluation = evaluate(model, tracked, num_classes=classes, keep=kept)
     # End to end: includes decoding and feature computation.
     images_per_s = evaluation.num_images / (time.perf_counter() - start)
     logits, labels = torch.cat(kept), torch.tensor(images.labels, dtype=torch.int64)
@@ -208,7 +215,25 @@ def _compute(
         files=(),
     )
     opened = replace(opened, metadata=metadata)
-    return Evaluated(opened, images, Path(base), logits, scored, result)
+    embeddings = None if embedder is None else torch.cat(embedder.kept)
+    return Evaluated(opened, images, Path(base), logits, scored, result, embeddings)
+
+
+class _Embedder(nn.Module):
+    """Trainable part that keeps the inputs of its head; its logits are the same, bit for bit."""
+
+    def __init__(self, engine: Engine, metadata: Metadata) -> None:
+        super().__init__()
+        self.part = engine.with_head_input(family_of(metadata.model_name).head)
+        self.kept: list[Tensor] = []
+        self._classes = len(metadata.class_names)
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """Return the logits ``(N, classes)``, and keep the embeddings on the CPU."""
+        output: Tensor = self.part(*features)
+        # Copies, because a slice would keep the whole output in memory.
+        self.kept.append(output[:, self._classes :].clone().cpu())
+        return output[:, : self._classes].clone()
 
 
 def _calibrate(

@@ -18,6 +18,7 @@ from finetune.core.device import versions
 from finetune.core.errors import FinetuneError
 from finetune.core.files import exists, is_folder, write_text
 from finetune.core.reporter import Reporter, SilentReporter
+from finetune.core.threads import on_cores
 from finetune.data.checks.preflight import preflight_check
 from finetune.data.images import below
 from finetune.data.loading.dataloader import Unreadable, unreadable
@@ -25,15 +26,21 @@ from finetune.data.loading.decoding import read_photo
 from finetune.data.sources.open import find_train_val
 from finetune.freezing.freeze_report import make_freeze_report
 from finetune.freezing.plan import make_plan
+from finetune.inference.embedding_map import project
 from finetune.inference.thumbnails import data_url, looked_at
 from finetune.models.build import ModelSpec
-from finetune.report.page import Facts, Picture, render_page
+from finetune.report.page import EmbeddingMap, Facts, MapPoint, Picture, render_page
 from finetune.report.plots import Curve, draw_confusion, draw_curves, load_matplotlib
 from finetune.results.evaluation import EvalResult, PageResult
 
 MISTAKES, WITH_HEAT, UNCERTAIN = 96, 16, 24
 """Maximum numbers of pictures on a page: misclassified images, those of them with a Grad-CAM
 overlay, and uncertain images. Each picture is five to ten kilobytes."""
+MAPPED, MAPPED_LARGE = 2000, 400
+"""Maximum number of points on a map, and up to how many their thumbnails are larger. A thumbnail is
+one to three kilobytes."""
+MAP_SIDE, MAP_SIDE_LARGE, MAP_QUALITY = 48, 96, 60
+_AT_ONCE = 64
 _IF_UNKNOWN = "`finetune eval --report --ignore-unknown` writes the page without their images."
 _SLASHES = tuple(filter(None, (os.sep, os.altsep)))
 
@@ -45,6 +52,7 @@ def report(
     split: str = "val",
     output: Path | str | None = None,
     as_pictures: bool = False,
+    map_method: str | None = None,
     reporter: Reporter | None = None,
 ) -> PageResult:
     """Score a run and write its HTML page.
@@ -56,6 +64,8 @@ def report(
             default ``report.html`` next to the checkpoint. With ``as_pictures`` always a folder.
         as_pictures: Whether to write learning curves and confusion matrix as PNG files instead of
             a page.
+        map_method: ``pca`` or ``umap`` adds a map of the embeddings to the page; see
+            `finetune.report.page.embedding_map.choose_method`.
 
     Raises:
         CheckpointError, DataError, OutputError.
@@ -69,19 +79,20 @@ def report(
     target = path.parent if as_pictures else path.parent / run_dir.REPORT
     if output is not None:
         target = Path(output) if as_pictures else _page_file(str(output))
-    evaluated = compute(
-        path, EvalOptions(data=data, split=split), if_unknown=_IF_UNKNOWN, reporter=reporter
-    )
+    options = EvalOptions(data=data, split=split, embeddings=map_method is not None)
+    evaluated = compute(path, options, if_unknown=_IF_UNKNOWN, reporter=reporter)
+    drawn = None if map_method is None else _map(evaluated, map_method, reporter)
     if as_pictures:
         files = _pictures(evaluated, run, path, target, reporter)
     else:
-        files = [_page(evaluated, run, path, target, reporter)]
+        files = [_page(evaluated, run, path, target, reporter, drawn)]
     return PageResult(
         run=run,
         files=tuple(map(str, files)),
         num_bytes=sum(file.stat().st_size for file in files),
         elapsed_s=time.perf_counter() - start,
         features=evaluated.result.features,
+        map_method=map_method,
     )
 
 
@@ -124,7 +135,14 @@ def _pictures(
     return [*files, confusion]
 
 
-def _page(evaluated: Evaluated, run: str, path: Path, target: Path, reporter: Reporter) -> Path:
+def _page(
+    evaluated: Evaluated,
+    run: str,
+    path: Path,
+    target: Path,
+    reporter: Reporter,
+    drawn: EmbeddingMap | None = None,
+) -> Path:
     result, metadata = evaluated.result, evaluated.opened.metadata
     config = metadata.config
     spec = ModelSpec(
@@ -151,6 +169,7 @@ def _page(evaluated: Evaluated, run: str, path: Path, target: Path, reporter: Re
         chosen_on_these=result.split == "val" and result.data == config.data.root,
         versions=metadata.versions | {"page": versions()["finetune"]},
         stages=stage_configs(config) if config.stages else (),
+        embedding_map=drawn,
     )
     write_text(target, render_page(facts))
     return target
@@ -226,11 +245,61 @@ def _drawn(
 
 def _photos(evaluated: Evaluated, positions: Sequence[int], reporter: Reporter) -> Iterator[Tensor]:
     for at in reporter.track(positions, "pictures", total=len(positions)):
-        path = evaluated.images.paths[at]
-        try:
-            yield read_photo(path, evaluated.opened.metadata.preprocessing.levels)
-        except Exception as error:  # it was readable when scored, or its features were cached
-            raise unreadable([Unreadable.because(path, error)]) from error
+        yield _photo(evaluated, at)
+
+
+def _photo(evaluated: Evaluated, at: int) -> Tensor:
+    path = evaluated.images.paths[at]
+    try:
+        return read_photo(path, evaluated.opened.metadata.preprocessing.levels)
+    except Exception as error:  # it was readable when scored, or its features were cached
+        raise unreadable([Unreadable.because(path, error)]) from error
+
+
+def _map(evaluated: Evaluated, method: str, reporter: Reporter) -> EmbeddingMap:
+    """Project the embeddings of all images, and draw at most `MAPPED` of them."""
+    assert evaluated.embeddings is not None
+    images, labels, predicted = evaluated.images, evaluated.labels, evaluated.predicted
+    found = project(evaluated.embeddings, method)
+    wrong = (predicted != labels)[found.kept]
+    rows = _evenly(wrong.nonzero()[:, 0].tolist(), MAPPED)
+    rows += _evenly((~wrong).nonzero()[:, 0].tolist(), MAPPED - len(rows))
+    kept = found.kept.tolist()
+    side = MAP_SIDE_LARGE if len(rows) <= MAPPED_LARGE else MAP_SIDE
+
+    def drawn(row: int) -> MapPoint:
+        at = kept[row]
+        x, y = found.positions[row].tolist()
+        return MapPoint(
+            x=x,
+            y=y,
+            path=_shown(below(images.paths[at], evaluated.base)),
+            true=images.class_names[images.labels[at]],
+            predicted=images.class_names[int(predicted[at])],
+            photo=data_url(_photo(evaluated, at), side=side, quality=MAP_QUALITY),
+        )
+
+    batches = [sorted(rows)[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]
+    return EmbeddingMap(
+        method=method,
+        dimensions=evaluated.embeddings.shape[1],
+        shares=found.shares,
+        points=[
+            point
+            for batch in reporter.track(batches, "map", total=len(batches))
+            for point in on_cores(drawn, batch)
+        ],
+        num_mistakes=int(wrong.sum()),
+        num_positions=len(kept),
+        problem=found.problem,
+    )
+
+
+def _evenly(rows: Sequence[int], most: int) -> list[int]:
+    """Return all rows, or ``most`` evenly spaced ones."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[number * len(rows) // most] for number in range(most)]
 
 
 def _shown(path: str) -> str:

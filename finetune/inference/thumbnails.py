@@ -24,12 +24,12 @@ _AT_ONCE = 8
 _HEAT = torch.tensor([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]])
 
 
-def data_url(pixels: Tensor) -> str:
-    """Encode uint8 pixels ``(3, H, W)`` as a JPEG data URL of at most `SIDE` pixels per side."""
+def data_url(pixels: Tensor, *, side: int = SIDE, quality: int = _QUALITY) -> str:
+    """Encode uint8 pixels ``(3, H, W)`` as a JPEG data URL of at most ``side`` pixels per side."""
     image: Image.Image = to_pil_image(pixels)
-    image.thumbnail((SIDE, SIDE))
+    image.thumbnail((side, side))
     drawn = io.BytesIO()
-    image.save(drawn, format="JPEG", quality=_QUALITY, optimize=True)
+    image.save(drawn, format="JPEG", quality=quality, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(drawn.getvalue()).decode()}"
 
 

@@ -185,7 +185,10 @@ def render_page_result(result: PageResult) -> str:
     size = f"{mib(result.num_bytes)} in {result.elapsed_s:.1f} s"
     if not all(file.endswith((CURVES, CONFUSION)) for file in result.files):
         size += "; opens in any browser, offline"
-    return table(("", ""), [*files, ("", size)])
+    facts = [*files, ("", size)]
+    if result.map_method is not None:
+        facts.append(("Map", f"{result.map_method.upper()} of the embeddings"))
+    return table(("", ""), facts)
 
 
 def _agreement(agreement: Agreement) -> str:

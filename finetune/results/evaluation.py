@@ -306,10 +306,15 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class PageResult:
-    """HTML page or PNG files written by ``report``."""
+    """HTML page or PNG files written by ``report``.
+
+    Attributes:
+        map_method: Method of the page's map of embeddings, pca or umap; None without a map.
+    """
 
     run: str
     files: tuple[str, ...]
     num_bytes: int
     elapsed_s: float
     features: FeatureCounts | None
+    map_method: str | None = None

@@ -9,7 +9,7 @@ from finetune.freezing.freeze_report import make_freeze_report
 from finetune.freezing.plan import make_plan
 from finetune.inference.scoring import score
 from finetune.inference.thumbnails import data_url
-from finetune.report.page import Facts, Picture
+from finetune.report.page import EmbeddingMap, Facts, MapPoint, Picture
 from finetune.results.evaluation import EvalResult
 from finetune.results.freeze import FreezeReport
 
@@ -85,4 +85,31 @@ def facts_of(
         config=f"model: {names[0]}",
         rerun=f"finetune train --config {names[0]}",
         versions={"torch": names[0]},
+    )
+
+
+def map_of(
+    names: list[str], *, points: int = 60, images: int = 300, photo: str | None = None
+) -> EmbeddingMap:
+    """A map of random positions, on which every third image is a mistake."""
+    generator = torch.Generator().manual_seed(0)
+    photo = photo or data_url(torch.randint(0, 256, (3, 48, 48), generator=generator).byte())
+    places = torch.randn(points, 2, generator=generator, dtype=torch.float64).tolist()
+    return EmbeddingMap(
+        method="pca",
+        dimensions=1024,
+        shares=(0.4, 0.2),
+        points=[
+            MapPoint(
+                x=x,
+                y=y,
+                path=f"val/{at}{names[at % len(names)]}.jpg",
+                true=names[at % len(names)],
+                predicted=names[(at + (at % 3 == 0)) % len(names)],
+                photo=photo,
+            )
+            for at, (x, y) in enumerate(places)
+        ],
+        num_mistakes=sum(at % 3 == 0 for at in range(points)),
+        num_positions=images,
     )

@@ -34,14 +34,14 @@ def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
 def test_every_import_is_declared() -> None:
     text = (REPOSITORY / "pyproject.toml").read_text()
     declared = text.split("dependencies = [")[1].split("]")[0].lower()
-    names_of_extras = ("plots", "export", "adapt", "embed")
+    names_of_extras = ("plots", "export", "adapt", "embed", "map")
     extras = "".join(line for line in text.splitlines() if line.startswith(names_of_extras))
-    names = {"yaml": "pyyaml", "PIL": "pillow"}
+    names = {"yaml": "pyyaml", "PIL": "pillow", "umap": "umap-learn"}
     for path in modules():
         at_the_top = imported(path, top_level_only=True)
         for name in imported(path):
             root = name.split(".")[0]
-            if f'"{root}>=' in extras and name not in at_the_top:
+            if f'"{names.get(root, root)}>=' in extras and name not in at_the_top:
                 continue  # an extra may be absent: imported where it is used
             if root not in sys.stdlib_module_names and root != "finetune":
                 assert f'"{names.get(root, root)}>=' in declared, f"{path.name} imports {root}"

@@ -70,7 +70,7 @@ MISTAKES = {
     ],
     "export": ["absent", "absent --format onnx", "absent --format safetensors --no-preprocessing"],
     "compare": ["absent", "absent other"],
-    "report": ["absent", "photos"],
+    "report": ["absent", "photos", "absent --map tsne", "absent --map pca --format png"],
     "tune": [
         "--config pets.yaml --grid --trials 3",
         "--config pets.yaml --folds 1",

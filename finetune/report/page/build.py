@@ -10,6 +10,7 @@ from finetune.config.resolved import PlannedConfig
 from finetune.core.text import count, plural
 from finetune.report.page.charts import Chart, Column, line_chart, reliability
 from finetune.report.page.confusion import MOST_CLASSES, Matrix, matrix_of, shown_classes
+from finetune.report.page.embedding_map import EmbeddingMap, lay_out
 from finetune.report.page.network_bars import strip
 from finetune.report.page.stages import first_epochs, stage_rows
 from finetune.results.evaluation import Calibration, ClassScore, EvalResult, Interval
@@ -50,6 +51,7 @@ class Facts:
         rerun: Command that repeats the run.
         stages: Stages of the run; may be empty.
         chosen_on_these: Whether the run chose its best epoch on these images.
+        embedding_map: Map of the embeddings; None without ``--map``.
     """
 
     run: str
@@ -68,6 +70,7 @@ class Facts:
     monitor: str = "top1"
     stages: Sequence[PlannedConfig] = ()
     chosen_on_these: bool = True
+    embedding_map: EmbeddingMap | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def build_page(facts: Facts) -> dict[str, Any]:
     matrix = matrix_of(result.per_class, result.confused, shown, number)
     rows, rows_text = _classes(result.per_class)
     charts, chart_text = _charts(facts)
+    drawn = facts.embedding_map
     return {
         "run": facts.run,
         "headline": _headline(facts),
@@ -135,6 +139,7 @@ def build_page(facts: Facts) -> dict[str, Any]:
         "rerun": facts.rerun,
         "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
         "config": facts.config,
+        "map": None if drawn is None else lay_out(drawn, result, number),
         "names": list(names),
     }
 

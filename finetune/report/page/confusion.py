@@ -50,16 +50,18 @@ class Matrix:
     cells: tuple[Cell, ...]
 
 
-def shown_classes(classes: Sequence[ClassScore], pairs: Sequence[ConfusedPair]) -> list[str]:
+def shown_classes(
+    classes: Sequence[ClassScore], pairs: Sequence[ConfusedPair], *, most: int = MOST_CLASSES
+) -> list[str]:
     """Return all classes, or those in the most misclassifications, in the original order."""
-    if len(classes) <= MOST_CLASSES:
+    if len(classes) <= most:
         return [row.name for row in classes]
     mistakes: Counter[str] = Counter()
     for pair in pairs:
         mistakes[pair.true] += pair.count
         mistakes[pair.predicted] += pair.count
     order = sorted(classes, key=lambda row: (-mistakes[row.name], row.name))
-    chosen = {row.name for row in order[:MOST_CLASSES]}
+    chosen = {row.name for row in order[:most]}
     return [row.name for row in classes if row.name in chosen]
 
 

@@ -26,8 +26,11 @@ def render_page(facts: Facts) -> str:
         trim_blocks=True,
     )
     folder = resources.files("finetune.report.page")
-    style = folder.joinpath("page.css").read_text(encoding="utf-8")
-    script = folder.joinpath("page.js").read_text(encoding="utf-8")
+    parts = ["page"] if facts.embedding_map is None else ["page", "embedding_map"]
+    style, script = (
+        "".join(folder.joinpath(f"{part}.{kind}").read_text(encoding="utf-8") for part in parts)
+        for kind in ("css", "js")
+    )
     return environment.get_template("page.html.j2").render(
         page=build_page(facts),
         style=Markup(style),  # noqa: S704  # our own files

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.hostile_names import HOSTILE
-from helpers.page_facts import facts_of, freeze_report
+from helpers.page_facts import facts_of, freeze_report, map_of
 
 from finetune.report.page import render_page
 
@@ -48,9 +49,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     freeze = freeze_report(["*", "!conv5.*"])
     plain = ["ants", "bees", "wasps", "flies"]
     (folder / "plain.html").write_text(render_page(facts_of(freeze, plain)))
+    mapped = replace(facts_of(freeze, plain), embedding_map=map_of(plain))
+    (folder / "map.html").write_text(render_page(mapped))
     drawn = facts_of(freeze_report(["conv1.*", "stage2.*"]), list(LABELS))
     (folder / "labels.html").write_text(render_page(drawn))
-    (folder / "hostile.html").write_text(render_page(facts_of(freeze, list(HOSTILE))))
+    hostile = replace(facts_of(freeze, list(HOSTILE)), embedding_map=map_of(list(HOSTILE)))
+    (folder / "hostile.html").write_text(render_page(hostile))
     return folder
 
 
@@ -82,12 +86,13 @@ def _note(url: str, messages: list[str]) -> None:
         messages.append(f"asked for {url}")
 
 
+@pytest.mark.parametrize("name", ["plain", "map"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1100])
 def test_the_page_fits_and_says_nothing_on_the_console(
-    open_page: Open, scheme: str, width: int
+    open_page: Open, name: str, scheme: str, width: int
 ) -> None:
-    page = open_page(color_scheme=scheme, viewport={"width": width, "height": 800})
+    page = open_page(name, color_scheme=scheme, viewport={"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     backs = {
         "light": "rgb(251, 250, 248)",
@@ -174,6 +179,76 @@ def test_hostile_names_run_nothing_and_stay_readable(open_page: Open) -> None:
         mark.hover(force=True)
     texts = page.locator("#classes td.name").all_inner_texts()
     assert {" ".join(text.split()) for text in texts} == {" ".join(n.split()) for n in HOSTILE}
+
+
+POINT = "[data-photo]"
+
+
+def test_a_point_of_the_map_shows_its_image_under_the_pointer(open_page: Open) -> None:
+    page = open_page("map")
+    card, point = page.locator("#card"), page.locator(f"rect.wrong{POINT}").first
+    assert card.is_hidden()
+    point.scroll_into_view_if_needed()
+    point.hover(force=True)
+    number = point.get_attribute("data-path").removeprefix("val/").partition(".")[0]
+    names = ["ants", "bees", "wasps", "flies"]
+    true = names.index(number.lstrip("0123456789"))
+    said = card.inner_text().split("\n")
+    assert said == [f"{names[true]} predicted as {names[(true + 1) % 4]}", f"val/{number}.jpg"]
+    assert card.locator("img").evaluate("image => image.naturalWidth") == 48
+    page.mouse.move(1, 1)
+    assert card.is_hidden()
+
+
+def test_a_tap_shows_an_image_of_the_map_and_a_tap_elsewhere_hides_it(open_page: Open) -> None:
+    page = open_page("map", viewport={"width": 390, "height": 800}, has_touch=True)
+    card, point = page.locator("#card"), page.locator(f"circle{POINT}").nth(5)
+    point.scroll_into_view_if_needed()
+    point.tap(force=True)
+    assert card.is_visible()
+    box = card.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+    page.locator("#map h2").tap()
+    assert card.is_hidden()
+
+
+def test_the_keyboard_steps_through_the_map_from_one_stop(open_page: Open) -> None:
+    page = open_page("map")
+    at = "document.activeElement.getAttribute('aria-label')"
+    assert page.locator(f'{POINT}[tabindex="0"]').count() == 1
+    page.locator(f'{POINT}[tabindex="0"]').focus()
+    first = page.evaluate(at)
+    assert "predicted as" in first
+    card = page.locator("#card")
+    assert card.inner_text().startswith(first)
+    page.keyboard.press("ArrowRight")
+    assert card.inner_text().startswith(page.evaluate(at))
+    assert page.locator(f'{POINT}[tabindex="0"]').count() == 1
+    page.keyboard.press("End")
+    assert page.evaluate(at).endswith(", correct")
+    page.keyboard.press("Escape")
+    assert card.is_hidden()
+    page.keyboard.press("Home")
+    assert page.evaluate(at) == first
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.dataset.only") == "c0"
+    assert card.is_hidden()
+
+
+def test_a_name_of_the_legend_and_the_filter_highlight_images(open_page: Open) -> None:
+    page = open_page("map")
+    bright = page.locator(f"{POINT}:not(.faded)")
+    every = bright.count()
+    button = page.locator('.legend [data-only="wrong"]')
+    button.click()
+    assert button.get_attribute("aria-pressed") == "true"
+    assert bright.count() == page.locator(f"rect.wrong{POINT}").count() < every
+    page.locator("#filter").fill("wasps")
+    assert 0 < bright.count() < page.locator(f"rect.wrong{POINT}").count()
+    page.locator("#filter").fill("")
+    button.click()
+    assert bright.count() == every
 
 
 def test_a_printed_page_is_white_and_without_controls(open_page: Open) -> None:

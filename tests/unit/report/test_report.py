@@ -11,15 +11,20 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from helpers.hostile_names import HOSTILE
-from helpers.page_facts import facts_of, freeze_report
+from helpers.messages import fails
+from helpers.page_facts import facts_of, freeze_report, map_of
 from PIL import Image
 from torch import nn
 
+import finetune
 from finetune.cli import app
+from finetune.commands import report as command
+from finetune.commands.evaluate import EvalOptions, compute
 from finetune.commands.report import evaluate_and_report, report
 from finetune.commands.train import train
 from finetune.config.load import to_yaml
@@ -27,9 +32,10 @@ from finetune.config.schema import Config, PreprocessingConfig
 from finetune.core.reporter import SilentReporter
 from finetune.inference.grad_cam import grad_cam
 from finetune.inference.thumbnails import data_url, looked_at
-from finetune.report.page import render_page
+from finetune.report.page import MapPoint, render_page
 from finetune.report.page.charts import line_chart, nice_ticks
 from finetune.report.page.confusion import MOST_CLASSES
+from finetune.report.page.embedding_map import MOST_COLOURS, choose_method, lay_out
 from finetune.report.page.network_bars import MOST_BARS, strip_of
 from finetune.report.plots import draw_confusion
 from finetune.report.prediction import render_page_result
@@ -219,6 +225,169 @@ def test_train_with_its_page_does_not_say_to_write_it(
     out = capsys.readouterr().out
     assert "finetune eval" in out
     assert "finetune report" not in out
+
+
+# The map
+
+
+def points_of(page: Page) -> int:
+    return sum(name == "data-photo" for _, name, _ in page.attributes)
+
+
+def test_a_map_shows_all_images_at_the_cost_of_no_feature(run: str, tmp_path: Path) -> None:
+    plain = report(run, output=tmp_path / "plain.html")
+    mapped = report(run, output=tmp_path / "mapped.html", map_method="pca")
+    assert (plain.map_method, mapped.map_method) == (None, "pca")
+    assert plain.features is not None
+    assert mapped.features is not None
+    assert (mapped.features.computed, mapped.features.reused) == (0, plain.features.reused)
+    page = Page((tmp_path / "mapped.html").read_text())
+    assert_harmless(page)
+    assert "map" in page.ids
+    assert points_of(page) == 10
+    assert {"title", "desc"} <= set(page.tags)
+    [said] = [text for text in page.texts if text.startswith("PCA of") and "Each" not in text]
+    assert "1,024 values" in said
+    assert "All 10 images are shown." in said
+    assert re.search(r"\d% of their variance is along the horizontal axis, [\d.]+% along", said)
+
+
+def test_a_map_changes_nothing_else_on_the_page(run: str, tmp_path: Path) -> None:
+    for name, method in (("plain", None), ("mapped", "pca"), ("again", "pca")):
+        report(run, output=tmp_path / f"{name}.html", map_method=method)
+    plain, mapped, again = (
+        re.sub(r"in [\d.]+ s|\d+ of them new", "", (tmp_path / f"{name}.html").read_text())
+        for name in ("plain", "mapped", "again")
+    )
+    assert mapped == again
+    assert "embedding" not in plain
+    without = re.sub(r'<section id="map">.*?</section>\n', "", mapped, flags=re.DOTALL)
+    body = without.partition("<body>")[2].partition("<script>")[0]
+    assert body == plain.partition("<body>")[2].partition("<script>")[0]
+
+
+@pytest.mark.parametrize("cache", ["off", "memory"])
+@pytest.mark.parametrize("patterns", [["*"], []])
+def test_the_evaluation_is_that_without_a_map_bit_for_bit(
+    make_config: Make, cache: str, patterns: list[str]
+) -> None:
+    config = make_config(
+        freeze={"patterns": patterns},
+        features={"cache": cache},
+        train={"epochs": 1},
+        runtime={"precision": "float32", "memory_format": "contiguous"},
+    )
+    train(config)
+    path = Path(config.output_dir) / "best.pt"
+    plain = compute(path, EvalOptions(), reporter=SilentReporter())
+    mapped = compute(path, EvalOptions(embeddings=True), reporter=SilentReporter())
+    assert plain.embeddings is None
+    assert mapped.embeddings is not None
+    assert torch.equal(plain.logits, mapped.logits)
+    assert plain.result.loss == mapped.result.loss
+    files = [str(file) for file in mapped.images.paths]
+    embedded = torch.from_numpy(finetune.load(config.output_dir).embed(files))
+    assert torch.allclose(mapped.embeddings, embedded, atol=1e-5)
+
+
+def test_mistakes_are_drawn_first_of_too_many_images(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated = compute(Path(run) / "best.pt", EvalOptions(), reporter=SilentReporter())
+    wrong = int((evaluated.predicted != evaluated.labels).sum())
+    for most in (max(wrong, 1) + 1, max(wrong - 1, 1)):
+        monkeypatch.setattr(command, "MAPPED", most)
+        report(run, output=tmp_path / "page.html", map_method="pca")
+        text = (tmp_path / "page.html").read_text()
+        assert points_of(Page(text)) == most
+        assert text.count('class="point wrong') == min(wrong, most)
+        assert f"{most} of 10 images are shown" in text
+
+
+def test_a_map_of_too_few_images_says_why_there_is_none(
+    run: str, photos: Path, tmp_path: Path
+) -> None:
+    for folder in (photos / "val").iterdir():
+        for file in sorted(folder.iterdir())[1:]:
+            file.unlink()
+    report(run, output=tmp_path / "page.html", map_method="pca")
+    page = Page((tmp_path / "page.html").read_text())
+    assert any("There is no map: fewer than 3 images" in text for text in page.texts)
+    assert points_of(page) == 0
+
+
+def test_only_the_classes_with_the_most_mistakes_are_coloured(freeze: FreezeReport) -> None:
+    names = [f"class {at}" for at in range(100)]
+    facts = facts_of(freeze, names, images=400)
+    laid = lay_out(map_of(names), facts.result, names.index)
+    assert len(laid["legend"]) == MOST_COLOURS + 1
+    assert laid["legend"][-1] == {"name": "90 other classes", "kind": "other"}
+    assert "10 classes with the most mistakes are coloured" in laid["classes_text"]
+    few = lay_out(map_of(names[:10]), facts_of(freeze, names[:10]).result, names.index)
+    assert [entry["name"] for entry in few["legend"]] == names[:10]
+    assert few["classes_text"] == ""
+
+
+@pytest.mark.parametrize(
+    "places",
+    [[(0.0, 0.0), (1.0, 0.0), (2.0, 0.0)], [(0.0, 0.0), (0.0, 9e30)], [(5.0, 5.0)] * 3],
+    ids=["flat", "tall", "one place"],
+)
+def test_a_map_stays_within_its_frame(
+    freeze: FreezeReport, places: list[tuple[float, float]]
+) -> None:
+    names = ["ants", "bees"]
+    points = [MapPoint(x, y, "a.jpg", "ants", "ants", "data:") for x, y in places]
+    drawn = replace(map_of(names), points=points)
+    laid = lay_out(drawn, facts_of(freeze, names).result, names.index)
+    assert 100 <= laid["height"] <= 600
+    for point in laid["points"]:
+        assert 0 < point["x"] < laid["width"]
+        assert 0 < point["y"] < laid["height"]
+
+
+def test_hostile_names_stay_text_on_a_map(freeze: FreezeReport) -> None:
+    names = list(HOSTILE)
+    drawn = map_of(names)
+    page = Page(render_page(replace(facts_of(freeze, names), embedding_map=drawn)))
+    assert_harmless(page)
+    paths = [value for _, name, value in page.attributes if name == "data-path"]
+    assert sorted(paths) == sorted(point.path for point in drawn.points)
+
+
+def test_a_page_with_the_largest_map_stays_below_ten_megabytes(freeze: FreezeReport) -> None:
+    names = [f"{at:04d}{'wide class name ' * 15}"[:250] for at in range(1000)]
+    for points, side in (
+        (command.MAPPED, command.MAP_SIDE),
+        (command.MAPPED_LARGE, command.MAP_SIDE_LARGE),
+    ):
+        noise = torch.randint(0, 256, (3, side, side)).byte()
+        photo = data_url(noise, side=side, quality=command.MAP_QUALITY)
+        facts = facts_of(freeze, names, images=5000, pictures=96)
+        drawn = map_of(names, points=points, photo=photo)
+        assert len(render_page(replace(facts, embedding_map=drawn)).encode()) < 10_000_000
+
+
+def test_a_map_by_umap_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    assert choose_method("pca") == "pca"
+    assert choose_method("auto") == "pca"
+    with fails("config.missing_package", key="--map", source="report"):
+        choose_method("umap")
+    module = ModuleType("umap")  # another package of the same name
+    monkeypatch.setitem(sys.modules, "umap", module)
+    assert choose_method("auto") == "pca"
+    with fails("config.missing_package", key="--map", source="report"):
+        choose_method("umap")
+    module.UMAP = object  # type: ignore[attr-defined]
+    assert choose_method("auto") == choose_method("umap") == "umap"
+
+
+def test_the_output_says_which_map_it_is() -> None:
+    files = ("runs/x/report.html",)
+    assert "Map" not in render_page_result(PageResult("runs/x", files, 5000, 1.0, None))
+    text = render_page_result(PageResult("runs/x", files, 5000, 1.0, None, "umap"))
+    assert re.search(r"Map +UMAP of the embeddings", text)
 
 
 # Names that would do harm
