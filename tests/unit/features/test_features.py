@@ -109,6 +109,7 @@ def test_cached_steps_equal_uncached_ones(
             runtime=FIXED,
             data={"batch_size": 2},
             train={"epochs": 3},  # of nine steps each
+            optimizer={"lr": 0.001},  # auto would find a rate where features are cached
             output_dir=str(tmp_path / cache),
         )
         train(config)

@@ -205,8 +205,10 @@ def test_defaults_are_torchs_own_but_for_sgd(name: str) -> None:
         own |= {"lr": 0.01, "momentum": 0.9}
     assert OPTIMIZERS[name].defaults == own
     config = OptimizerConfig.model_validate({"name": name})
-    lr = AUTO if name in RATED else own["lr"]
-    assert (config.lr, config.weight_decay) == (lr, own["weight_decay"])
+    rates = (AUTO, AUTO) if name in RATED else (own["lr"], own["weight_decay"])
+    assert (config.lr, config.weight_decay) == rates
+    config = OptimizerConfig.model_validate({"name": name, "lr": 0.5})
+    assert config.weight_decay == own["weight_decay"]
 
 
 @pytest.mark.parametrize("name", USABLE)
