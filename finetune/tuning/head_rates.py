@@ -13,11 +13,11 @@ from dataclasses import replace
 from finetune.core.reporter import Reporter
 from finetune.features.source import CachedFeatures, FeatureBatches
 from finetune.results.train import FoundRates
-from finetune.results.tuning import Settings, Trial, in_order
+from finetune.results.tuning import Trial, in_order
 from finetune.training.prepare_stage import StageSetup
 from finetune.tuning.cross_validation import CrossValidation
 from finetune.tuning.search import folds_at_most, left_out_of_trials
-from finetune.tuning.search_space import HEAD_RATES
+from finetune.tuning.search_space import HEAD_RATES, own_settings
 from finetune.tuning.stacked_heads import lone_head
 from finetune.tuning.trials import run_trials
 
@@ -61,20 +61,13 @@ def find_rates(
         or left_out_of_trials(config, only_head=True)
     ):
         return None
-    folds = folds_at_most(_MOST_FOLDS, config, stage_setup.data)
-    number = _affordable_folds(stage_setup, training, len(rates), len(folds))
-    if not number:
+    number = _affordable_folds(stage_setup, training, len(rates))
+    folds = folds_at_most(_MOST_FOLDS, config, stage_setup.data)[:number] if number else ()
+    if not folds:
         return None
     start = time.perf_counter()
-    cv = CrossValidation.of(stage_setup, folds[:number], training.part, kept=True)
-    own = Settings(
-        optimizer=config.optimizer.name,
-        lr=config.optimizer.lr,
-        weight_decay=config.optimizer.weight_decay,
-        label_smoothing=config.train.label_smoothing,
-        batch_size=config.data.batch_size,
-        epochs=config.train.epochs,
-    )
+    cv = CrossValidation.of(stage_setup, folds, training.part, kept=True)
+    own = own_settings(config)
     settings = [replace(own, lr=lr, weight_decay=decay) for lr, decay in rates]
     spec, metric = stage_setup.plan.spec, config.train.monitor
     trials = [
@@ -88,25 +81,21 @@ def find_rates(
         return None
     seconds = time.perf_counter() - start
     found = best.settings
-    how = f"{number}-fold cross-validation" if number > 1 else "a fifth of them held out"
+    how = f"cross-validation on {len(folds)} folds" if len(folds) > 1 else "a held-out part"
     reporter.say(
         f"optimizer.lr {found.lr:g}, optimizer.weight_decay {found.weight_decay:g}: the best of "
         f"{len(settings)} heads on the training images, by {how} ({seconds:.1f} s)"
     )
-    return FoundRates(found.lr, found.weight_decay, len(settings), number, seconds)
+    return FoundRates(found.lr, found.weight_decay, len(settings), len(folds), seconds)
 
 
-def _affordable_folds(
-    stage_setup: StageSetup, training: CachedFeatures, heads: int, folds: int
-) -> int:
+def _affordable_folds(stage_setup: StageSetup, training: CachedFeatures, heads: int) -> int:
     """Return the number of folds on which this many heads can be trained in time."""
-    if not folds:
-        return 0
     cost, config = stage_setup.plan.cost, stage_setup.config
     views = training.views.count or 1
     rows = len(training.images) * views
     budget = max(_SHORTEST_S, _SHARE * rows * cost.forward_frozen / _PREFIX_MACS_PER_S)
-    steps = config.train.epochs * len(training) * (folds - 1) / folds
+    steps = config.train.epochs * len(training) * (_MOST_FOLDS - 1) / _MOST_FOLDS
     # Forward pass, and the gradient of the weights.
     products = 2 * heads * config.data.batch_size * cost.forward_trainable / _HEAD_MACS_PER_S
-    return min(int(budget / (steps * (_STEP_S + products))), folds)
+    return min(int(budget / (steps * (_STEP_S + products))), _MOST_FOLDS)

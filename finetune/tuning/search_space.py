@@ -117,14 +117,7 @@ def settings_of(
     Raises:
         ConfigError: the grid is too large.
     """
-    own = Settings(
-        optimizer=config.optimizer.name,
-        lr=config.optimizer.lr,
-        weight_decay=config.optimizer.weight_decay,
-        label_smoothing=config.train.label_smoothing,
-        batch_size=config.data.batch_size,
-        epochs=config.train.epochs,
-    )
+    own = own_settings(config)
     if in_grid:
         others = list(itertools.islice(_grid(space), MOST_TRIALS + 1))
         if len(others) > MOST_TRIALS:
@@ -143,6 +136,18 @@ def settings_of(
             first += [replace(own, lr=lr, weight_decay=decay) for lr, decay in rates]
         others = [*first[1:], *draw(space, count - len(first), seed=config.seed)]
     return list(dict.fromkeys([own, *others]))
+
+
+def own_settings(config: PlannedConfig) -> Settings:
+    """Return the settings of the config itself."""
+    return Settings(
+        optimizer=config.optimizer.name,
+        lr=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        label_smoothing=config.train.label_smoothing,
+        batch_size=config.data.batch_size,
+        epochs=config.train.epochs,
+    )
 
 
 def draw(space: Space, count: int, *, seed: int) -> list[Settings]:
