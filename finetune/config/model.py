@@ -108,7 +108,7 @@ class ModelConfig(Section):
             raise InvalidError(
                 f"the bundled weights belong to {BUNDLED_MODEL}, not to {self.name}",
                 key="weights",
-                to_do=f"set model.name to {BUNDLED_MODEL}, or choose other weights",
+                to_do=f"choose {BUNDLED_MODEL} as the model, or other weights",
                 kind="config.conflict",
             )
         if self.weights == "none" and self.leave_out:
