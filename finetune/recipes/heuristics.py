@@ -115,6 +115,9 @@ def optimizer_for(
     warm-up. SGD has no weight decay, as in BiT's fine-tuning (Kolesnikov et al. 2020); AdamW has
     its default (Loshchilov and Hutter 2019).
 
+    Batch norms limit the effect of AdamW's steps: with all of MobileNetV2 trainable, CIFAR-100
+    reached 65.3 % in three epochs at 0.0005.
+
     With all of MobileNetV2 trainable, SGD ended with a lower loss at 0.005 than at 0.002 (ants and
     bees, 10 epochs, three seeds): 0.16 and 93.9 %, compared with 0.27 and 93.7 %.
 
@@ -129,7 +132,8 @@ def optimizer_for(
     warmup = {HEAD: 0, BLOCK: 1, EVERYTHING: 2}[trains]
     larger = min(batch_size / _MEASURED_AT, _MOST_LARGER)
     if name != "sgd":
-        lr = {HEAD: 1e-3, BLOCK: 1e-4, EVERYTHING: 5e-5}[trains]
+        held = family not in _TRAINED_BY_ADAMW | WITHOUT_NORM
+        lr = {HEAD: 1e-3, BLOCK: 1e-4, EVERYTHING: 5e-4 if held else 5e-5}[trains]
         return Optimizer(name, _short(lr * larger**0.5), 0.01 if name == "adamw" else 0.0, warmup)
     if weights == "bundled" and trains == HEAD:
         return Optimizer(name, _short(0.1 * larger), 0.0, warmup)  # configs/quickstart.yaml

@@ -131,6 +131,10 @@ def test_an_optimizer_without_a_rule_keeps_its_own_rate() -> None:
 def test_an_optimizer_that_was_named_gets_its_own_kinds_values() -> None:
     optimizer = {"name": "adam", "lr": "auto", "weight_decay": "auto"}
     assert rates_of(resolved(config_of(optimizer=optimizer)))[:3] == ("adam", 0.001, 0.0)
+    everything = config_of("resnet18", freeze={"patterns": []}, optimizer=optimizer)
+    assert resolved(everything).optimizer.lr == 5e-4
+    everything = config_of("vgg11", freeze={"patterns": []}, optimizer=optimizer)
+    assert resolved(everything).optimizer.lr == 5e-5  # no norm layer limits its steps
     sgd = resolved(config_of("swin_t", optimizer=optimizer | {"name": "sgd"})).optimizer
     assert (sgd.lr, sgd.momentum) == (0.01, 0.9)
 

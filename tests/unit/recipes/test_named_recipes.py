@@ -21,6 +21,7 @@ from finetune.commands.train import train
 from finetune.config.load import load_config
 from finetune.config.model_registry import BUILDERS, family_of
 from finetune.config.schema import Config, ModelConfig
+from finetune.config.stages import stage_configs
 from finetune.freezing.patterns import FreezePlan, plan_freeze
 from finetune.models.blocks import units_of
 from finetune.models.build import build_skeleton, resolve_model
@@ -213,6 +214,21 @@ def test_head_then_all_lowers_it_more_for_adamw(make_config: Make) -> None:
         0.001,
         5e-05,
     ]
+
+
+def test_everything_is_trained_by_adamw_unless_the_config_gives_an_optimizer(
+    make_config: Make,
+) -> None:
+    assert expand_recipe(make_config(recipe="full"), num_train=18).optimizer.name == "adamw"
+    given = make_config(recipe="full", optimizer={"name": "sgd"})
+    assert expand_recipe(given, num_train=18).optimizer.name == "sgd"
+    config = make_config(recipe="head_then_all", train={"epochs": 10})
+    head, everything = stage_configs(expand_recipe(config, num_train=18))
+    assert (head.optimizer.name, everything.optimizer.name) == ("sgd", "adamw")
+    assert everything.optimizer.lr == "auto"
+    given = make_config(recipe="head_then_all", train={"epochs": 10}, optimizer={"name": "sgd"})
+    names = [one.optimizer.name for one in stage_configs(expand_recipe(given, num_train=18))]
+    assert names == ["sgd", "sgd"]
 
 
 def test_head_then_all_of_one_epoch_is_refused(make_config: Make) -> None:
