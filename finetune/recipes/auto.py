@@ -79,6 +79,7 @@ def _rules(config: Config, plan: Plan, num_train: int | None) -> heuristics.Opti
         what_trains(plan),
         name=config.optimizer.name,
         batch_size=step if num_train is None else min(step, num_train),
+        num_train=num_train,
     )
 
 

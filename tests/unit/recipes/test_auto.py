@@ -133,6 +133,7 @@ def test_an_optimizer_that_was_named_gets_its_own_kinds_values() -> None:
     assert rates_of(resolved(config_of(optimizer=optimizer)))[:3] == ("adam", 0.001, 0.0)
     everything = config_of("resnet18", freeze={"patterns": []}, optimizer=optimizer)
     assert resolved(everything).optimizer.lr == 5e-4
+    assert resolved(everything, 999).optimizer.lr == 2e-4
     everything = config_of("vgg11", freeze={"patterns": []}, optimizer=optimizer)
     assert resolved(everything).optimizer.lr == 5e-5  # no norm layer limits its steps
     sgd = resolved(config_of("swin_t", optimizer=optimizer | {"name": "sgd"})).optimizer
