@@ -73,11 +73,17 @@ def resolve_optimizer(config: Config, plan: Plan, num_train: int | None) -> Reso
 
 def _rules(config: Config, plan: Plan, num_train: int | None) -> heuristics.Optimizer:
     step = config.data.batch_size * config.train.accumulate
+    name = config.optimizer.name
+    if name == AUTO and config.optimizer.lr != AUTO:
+        # A rate that is given belongs to one optimizer, whatever trains.
+        name = heuristics.optimizer_for(
+            config.model.name, config.model.weights, heuristics.HEAD
+        ).name
     return heuristics.optimizer_for(
         config.model.name,
         config.model.weights,
         what_trains(plan),
-        name=config.optimizer.name,
+        name=name,
         batch_size=step if num_train is None else min(step, num_train),
         num_train=num_train,
     )

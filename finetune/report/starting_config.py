@@ -229,16 +229,23 @@ def _training(start: Start) -> list[str]:
     optimizer = start.optimizer
     momentum = ", momentum: 0.9" if optimizer.name == "sgd" else ""
     warmup = f", warmup_epochs: {optimizer.warmup_epochs}" if optimizer.warmup_epochs else ""
-    rates = f"about {optimizer.lr:g}; every run states it"
     if start.trains == heuristics.HEAD:
-        rates = "lr and weight_decay: found by cross-validation on the training images"
+        found = "found by cross-validation on the training images"
+    else:
+        found = f"about {optimizer.lr:g}; every run states it"
+    line = f"optimizer: {{name: {optimizer.name}, lr: auto{momentum}}}"
+    if start.trains == heuristics.HEAD and optimizer.name == "sgd":
+        # Left out, so that a recipe in place of the patterns chooses its own optimizer.
+        rates = _comment(f"{line} is the default: lr and weight_decay are {found}.")
+    else:
+        rates = _reasoned(line, f"lr: {found}")
     return [
         *_comment(
             "Number of epochs by the BiT-HyperRule (Kolesnikov et al. 2020): 500 steps of 512 "
             "images, or 10,000 steps for 20,000 images or more; limited to 10 to 30 epochs."
         ),
         f"train: {{epochs: {start.epochs}}}",
-        *_reasoned(f"optimizer: {{name: {optimizer.name}, lr: auto{momentum}}}", rates),
+        *rates,
         f"schedule: {{name: cosine{warmup}}}",
         "seed: 0",
     ]

@@ -315,7 +315,14 @@ def test_everything_that_trains_is_cropped_and_mixed() -> None:
 @pytest.mark.parametrize("trains", ["head", "block", "everything"])
 def test_transformers_are_trained_by_adamw(trains: str) -> None:
     assert heuristics.optimizer_for("swin_t", "DEFAULT", trains).name == "adamw"
-    assert heuristics.optimizer_for("resnet18", "DEFAULT", trains).name == "sgd"
+
+
+@pytest.mark.parametrize(
+    ("trains", "name"), [("head", "sgd"), ("block", "sgd"), ("everything", "adamw")]
+)
+def test_a_whole_network_with_norm_layers_is_trained_by_adamw(trains: str, name: str) -> None:
+    assert heuristics.optimizer_for("resnet18", "DEFAULT", trains).name == name
+    assert heuristics.optimizer_for("vgg11", "DEFAULT", trains).name == "sgd"
 
 
 # Blocks

@@ -79,7 +79,8 @@ def test_what_trains_is_read_off_the_plan(patterns: list[str], what: str) -> Non
     [
         ("resnet18", ["*"], ("sgd", 0.01, 0.0, 0.0)),
         ("resnet18", ["*", "!layer4.1.*"], ("sgd", 0.005, 0.0, 1.0)),
-        ("resnet18", [], ("sgd", 0.005, 0.0, 2.0)),
+        ("resnet18", [], ("adamw", 5e-4, 0.01, 2.0)),
+        ("vgg11", [], ("sgd", 0.002, 0.0, 2.0)),
         ("squeezenet1_1", ["*", "!features.12.*"], ("sgd", 0.002, 0.0, 1.0)),
         ("swin_t", ["*"], ("adamw", 0.001, 0.01, 0.0)),
         ("convnext_tiny", [], ("adamw", 5e-5, 0.01, 2.0)),

@@ -216,15 +216,15 @@ def test_head_then_all_lowers_it_more_for_adamw(make_config: Make) -> None:
     ]
 
 
-def test_everything_is_trained_by_adamw_unless_the_config_gives_an_optimizer(
+def test_the_optimizer_of_everything_is_chosen_unless_the_config_gives_one(
     make_config: Make,
 ) -> None:
-    assert expand_recipe(make_config(recipe="full"), num_train=18).optimizer.name == "adamw"
+    assert expand_recipe(make_config(recipe="full"), num_train=18).optimizer.name == "auto"
     given = make_config(recipe="full", optimizer={"name": "sgd"})
     assert expand_recipe(given, num_train=18).optimizer.name == "sgd"
     config = make_config(recipe="head_then_all", train={"epochs": 10})
     head, everything = stage_configs(expand_recipe(config, num_train=18))
-    assert (head.optimizer.name, everything.optimizer.name) == ("sgd", "adamw")
+    assert (head.optimizer.name, everything.optimizer.name) == ("sgd", "auto")
     assert everything.optimizer.lr == "auto"
     given = make_config(recipe="head_then_all", train={"epochs": 10}, optimizer={"name": "sgd"})
     names = [one.optimizer.name for one in stage_configs(expand_recipe(given, num_train=18))]
