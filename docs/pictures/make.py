@@ -23,8 +23,8 @@ CONFIG = FOLDER.parents[1] / "configs" / "quickstart.yaml"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LEFT_OUT = ("curves", "classes")
 """Ids of the sections of the page that the picture omits."""
-WIDTH, HEIGHT = 1000, 1640
-"""Size in pixels; the height ends after the first row of mistakes."""
+WIDTH, HEIGHT = 1000, 1618
+"""Size in pixels; the height ends after the captions of the first row of mistakes."""
 
 
 def main() -> None:
