@@ -301,6 +301,8 @@ class Config(Section):
         values: dict[str, Any] = serialize(self)
         if self.recipe:
             del values["freeze"]["patterns"]
+            if "optimizer" not in self.model_fields_set:
+                del values["optimizer"]  # the recipe chooses it
         return values
 
     def plain(self) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def earlier_rows(extractor: FeatureExtractor, root: Path, keys: Keys) -> Iterato
     wanted = np.arange(len(keys))
     for folder, cut in _earlier_cuts(extractor, root):
         try:
-            # Not marked as used: it may be removed if its space is needed for other features.
+            # Not in use by this process: it may be removed if other features need its space.
             store = DiskStore(folder, layout_of(cut.first), description_of(cut.first))
             places = store.find(keys[wanted])
         except OSError:  # the photos are there

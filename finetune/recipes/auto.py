@@ -123,10 +123,7 @@ def in_words(config: Config, resolved: Config, plan: Plan, num_train: int) -> li
             heuristics.BLOCK: "some layers of the backbone are trained",
             heuristics.EVERYTHING: "most layers of the backbone are trained",
         }[what_trains(plan)]
-        more = ""
-        if what_trains(plan) == heuristics.HEAD and before["optimizer"]["lr"] == AUTO:
-            more = "; cross-validation may find other rates once the features are cached"
-        lines.append(f"auto, for {num_train:,} images where {what}: {', '.join(became)}{more}")
+        lines.append(f"auto, for {num_train:,} images where {what}: {', '.join(became)}")
     if before["augment"]["policy"] != after["augment"]["policy"]:
         lines.append(
             "augment.policy auto is none: names of one character may be letters or "

@@ -230,7 +230,7 @@ def _training(start: Start) -> list[str]:
     momentum = ", momentum: 0.9" if optimizer.name == "sgd" else ""
     warmup = f", warmup_epochs: {optimizer.warmup_epochs}" if optimizer.warmup_epochs else ""
     if start.trains == heuristics.HEAD:
-        found = "found by cross-validation on the training images"
+        found = "found by cross-validation on the training images, where that takes seconds"
     else:
         found = f"about {optimizer.lr:g}; every run states it"
     line = f"optimizer: {{name: {optimizer.name}, lr: auto{momentum}}}"

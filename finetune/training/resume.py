@@ -326,8 +326,16 @@ def _changes(before: Config, now: Config) -> dict[_Path, tuple[Any, Any]]:
     return {
         key: (one.get(key), two.get(key))
         for key in [*one, *(two.keys() - one.keys())]
-        if one.get(key) != two.get(key)
+        if one.get(key) != two.get(key) and not _is_new_default(key, one.get(key), two.get(key))
     }
+
+
+def _is_new_default(key: _Path, before: Any, now: Any) -> bool:
+    """Return whether a key differs because ``weight_decay`` beside ``lr: auto`` became ``auto``.
+
+    Earlier versions wrote the value that it then stood for.
+    """
+    return key[-2:] == ("optimizer", "weight_decay") and now == AUTO and before in (0.0, 0.01)
 
 
 def _leaves(values: Mapping[Any, Any], path: _Path = ()) -> dict[_Path, Any]:

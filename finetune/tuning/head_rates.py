@@ -45,7 +45,8 @@ def find_rates(
 
     Returns:
         The best rates; None if ``lr`` is given, if anything but a linear head trains, if no
-        features are cached, or if training several heads would take too long.
+        features are cached or their views are random, or if training several heads would take too
+        long.
     """
     config = stage_setup.config
     path = lone_head(stage_setup.engine.split.trainable_part)
@@ -58,6 +59,7 @@ def find_rates(
         or path is None
         or not rates
         or not isinstance(training, CachedFeatures)
+        or training.views.are_random  # the first view, which is judged, would be augmented too
         or left_out_of_trials(config, only_head=True)
     ):
         return None

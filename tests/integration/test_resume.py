@@ -32,7 +32,7 @@ from finetune.core.errors import (
 )
 from finetune.features import engine
 from finetune.report.train import render_train
-from finetune.training import fit, state, step
+from finetune.training import fit, resume, state, step
 
 Make = Callable[..., Config]
 StopIn = Callable[..., None]
@@ -441,6 +441,31 @@ def test_patterns_take_the_place_of_a_recipe_that_froze_the_same(
     overrides = ["freeze.patterns=['features.*']"]
     assert train(load_config(saved, overrides), resume=True).last_epoch == 3
     assert train(given, resume=True).last_epoch == 3
+
+
+def test_an_optimizer_given_beside_a_recipe_that_chose_another_is_refused(
+    config: Make, stop_in: StopIn
+) -> None:
+    chosen = config().model_dump(exclude_unset=True, exclude={"optimizer"}) | {"recipe": "full"}
+    stop_in("step", 2)
+    stopped(Config.model_validate(chosen))
+    stop_in(None)
+    given = Config.model_validate(chosen | {"optimizer": {"name": "sgd"}})
+    with fails("config.changed", worded=False) as caught:
+        train(given, resume=True)
+    assert "optimizer.name" in [problem.key for problem in caught.value.problems]
+    assert train(Config.model_validate(chosen), resume=True).last_epoch == 3
+
+
+def test_a_weight_decay_that_an_earlier_version_wrote_for_auto_is_no_difference(
+    config: Make,
+) -> None:
+    now = config(optimizer={"lr": "auto"})
+    assert now.optimizer.weight_decay == "auto"
+    before = config(optimizer={"lr": "auto", "weight_decay": 0.0})
+    assert resume._changes(before, now) == {}
+    other = config(optimizer={"lr": "auto", "weight_decay": 0.3})
+    assert resume._changes(other, now) == {("optimizer", "weight_decay"): (0.3, "auto")}
 
 
 @pytest.mark.usefixtures("run")

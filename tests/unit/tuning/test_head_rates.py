@@ -127,8 +127,12 @@ def test_a_given_weight_decay_is_kept(make: Make) -> None:
         {"freeze": {"patterns": ["*", "!conv5.*"]}},
         {"train": {"accumulate": 2}},
         {"augment": {"policy": "crop_flip"}},
+        {"augment": {"policy": "crop_flip", "views": 2}},
     ],
-    ids=["lr", "optimizer", "no-cache", "more-than-the-head", "accumulate", "new-views"],
+    ids=[
+        *("lr", "optimizer", "no-cache", "more-than-the-head", "accumulate", "new-views"),
+        "random-views",
+    ],
 )
 def test_nothing_is_searched_where_it_does_not_apply(make: Make, sections: object) -> None:
     assert found(make(**sections)) is None  # type: ignore[arg-type]
