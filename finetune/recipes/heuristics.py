@@ -72,19 +72,16 @@ def what_trains(num_train: int, device: str) -> tuple[str, str]:
     takes seconds. Everything is trained only from the number of images that BiT (Kolesnikov et al.
     2020) no longer considers few, and not on a CPU.
     """
-    if num_train < FEW_FOR_EVERYTHING:
-        return (
-            HEAD,
-            f"with fewer than {FEW_FOR_EVERYTHING:,} photos, training more than a new head rarely "
-            "helps",
-        )
     if num_train < FEW_PHOTOS:
-        return (
-            HEAD,
+        why = (
             "a new head alone trains in seconds; to train everything, which is often more accurate "
             "and takes many times as long, replace this section with the line recipe: "
-            "head_then_all",
+            "head_then_all"
         )
+        if num_train < FEW_FOR_EVERYTHING:
+            few = f"{FEW_FOR_EVERYTHING:,}"
+            why = f"with fewer than {few} photos, training more than a new head rarely helps"
+        return HEAD, why
     if num_train < MANY_PHOTOS:
         return BLOCK, f"with {FEW_PHOTOS:,} photos or more, training the last block can pay off"
     if device == "cpu":
