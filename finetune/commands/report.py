@@ -81,10 +81,10 @@ def report(
         target = Path(output) if as_pictures else _page_file(str(output))
     options = EvalOptions(data=data, split=split, embeddings=map_method is not None)
     evaluated = compute(path, options, if_unknown=_IF_UNKNOWN, reporter=reporter)
-    drawn = None if map_method is None else _map(evaluated, map_method, reporter)
     if as_pictures:
         files = _pictures(evaluated, run, path, target, reporter)
     else:
+        drawn = None if map_method is None else _map(evaluated, map_method, reporter)
         files = [_page(evaluated, run, path, target, reporter, drawn)]
     return PageResult(
         run=run,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.checkpoints import run_dir
@@ -97,12 +97,12 @@ def _train(
     stage: _TrainedStage | None = None
     carried: CarriedState | None = None
     counts: list[FeatureCounts | None] = []
-    found: list[FoundRates | None] = []
+    found_rates: FoundRates | None = None  # of the first stage, unless that was trained before
     for _ in run_setup.stages[len(past.stages) :]:
         stage = None  # frees the previous stage's network before the next one is built
         ready = run.prepare(past, carried, resume_point)
         counts.append(ready.batches.counts)
-        found.append(ready.found_rates)
+        found_rates = found_rates or ready.found_rates
         carried = None  # the new network has copies
         stage = run.train_stage(ready, past, resume_point)
         del ready
@@ -112,7 +112,7 @@ def _train(
         f" after the last epoch; saved. Resume with: {resume_command(folder)}"
     ):
         elapsed_s = time.perf_counter() - start
-        summary = replace(_summary(stage, elapsed_s), features=total(counts), found_rates=found[0])
+        summary = _summary(stage, total(counts), found_rates, elapsed_s)
         write_text(folder / run_dir.SUMMARY, to_json(summary))
     return summary
 
@@ -341,8 +341,12 @@ def _verify_saved(frozen_hashes: FrozenHashes, path: Path) -> None:
     frozen_hashes.verify(state, where=str(path))
 
 
-def _summary(stage: _TrainedStage, elapsed_s: float) -> TrainSummary:
-    """Return the summary, without what is known of the preparation of the stages."""
+def _summary(
+    stage: _TrainedStage,
+    features: FeatureCounts | None,
+    found_rates: FoundRates | None,
+    elapsed_s: float,
+) -> TrainSummary:
     stage_setup, trained, past = stage.stage_setup, stage.trained, stage.past
     folder = stage_setup.config.output_dir
     checkpoint = shlex.quote(str(Path(folder) / run_dir.BEST))
@@ -366,8 +370,8 @@ def _summary(stage: _TrainedStage, elapsed_s: float) -> TrainSummary:
         resumed_at=past.resumed_at,
         stages=past.stages,
         elapsed_s=elapsed_s,
-        features=None,
-        found_rates=None,
+        features=features,
+        found_rates=found_rates,
         peak_memory_mib=peak_memory_mib(),
         rerun=run_dir.rerun_command(Path(folder) / run_dir.CONFIG, folder),
         next=(

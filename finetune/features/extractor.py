@@ -41,7 +41,7 @@ In bfloat16 MobileNetV2's ran at 465 with 4 and 477 with 8, EfficientNet-B4's at
 
 @dataclass(frozen=True)
 class Origin:
-    """What a frozen prefix was built from, so that it can be divided at an earlier split point.
+    """Network and split point of a frozen prefix, which allow dividing it at an earlier one.
 
     Attributes:
         model: Network. A weak reference: a predictor needs the prefix alone, and frees the
@@ -68,7 +68,7 @@ class FeatureExtractor:
         pads: Whether batches of features to be kept are padded to one size, so that a row does not
             depend on its neighbours.
         names: Names of the nodes of the network's graph whose values are the features.
-        origin: What the prefix was built from; None if it cannot be divided.
+        origin: Network and split point of the prefix; None if it cannot be divided.
     """
 
     prefix: nn.Module | None

@@ -13,13 +13,12 @@ from dataclasses import replace
 from finetune.core.reporter import Reporter
 from finetune.features.source import CachedFeatures, FeatureBatches
 from finetune.results.train import FoundRates
-from finetune.results.tuning import Trial, in_order
 from finetune.training.prepare_stage import StageSetup
 from finetune.tuning.cross_validation import CrossValidation
 from finetune.tuning.search import folds_at_most, left_out_of_trials
 from finetune.tuning.search_space import HEAD_RATES, own_settings
 from finetune.tuning.stacked_heads import lone_head
-from finetune.tuning.trials import run_trials
+from finetune.tuning.trials import ranked_trials
 
 _MOST_FOLDS = 5
 _SHORTEST_S, _SHARE = 2.0, 0.1
@@ -49,14 +48,13 @@ def find_rates(
         long.
     """
     config = stage_setup.config
-    path = lone_head(stage_setup.engine.split.trainable_part)
     rates = HEAD_RATES.get(config.optimizer.name, ())
     if "weight_decay" not in keys:
         given = config.optimizer.weight_decay
         rates = tuple(dict.fromkeys((lr, given) for lr, _ in rates))
     if (
         "lr" not in keys
-        or path is None
+        or lone_head(stage_setup.engine.split.trainable_part) is None
         or not rates
         or not isinstance(training, CachedFeatures)
         or training.views.are_random  # the first view, which is judged, would be augmented too
@@ -71,14 +69,7 @@ def find_rates(
     cv = CrossValidation.of(stage_setup, folds, training.part, kept=True)
     own = own_settings(config)
     settings = [replace(own, lr=lr, weight_decay=decay) for lr, decay in rates]
-    spec, metric = stage_setup.plan.spec, config.train.monitor
-    trials = [
-        Trial.of(at, spec.name, spec.weights, one, scores, metric=metric)
-        for at, (one, scores) in enumerate(
-            zip(settings, run_trials(cv, settings, reporter), strict=True)
-        )
-    ]
-    best = in_order(trials, metric)[0]
+    best = ranked_trials(cv, settings, metric=config.train.monitor, reporter=reporter)[0]
     if best.loss is None:  # all diverged
         return None
     seconds = time.perf_counter() - start

@@ -25,7 +25,7 @@ from finetune.freezing.graph_split import split_model
 from finetune.freezing.plan import Plan
 from finetune.models.build import check_input_size
 from finetune.results.features import FeatureCounts, total
-from finetune.results.tuning import Settings, Trial, in_order
+from finetune.results.tuning import Settings, Trial
 from finetune.training.prepare_stage import (
     StageSetup,
     feature_batches_of,
@@ -36,7 +36,7 @@ from finetune.training.prepare_stage import (
 from finetune.tuning.cross_validation import CrossValidation, Part
 from finetune.tuning.search_space import num_folds, settings_of, space_of
 from finetune.tuning.stacked_heads import lone_head
-from finetune.tuning.trials import run_trials
+from finetune.tuning.trials import ranked_trials
 
 _MOST_LIVE = 0.5
 """Largest trainable fraction of the forward pass for which cached features pay off."""
@@ -132,24 +132,18 @@ def search(config: Config, options: SearchOptions, reporter: Reporter) -> Search
     if cv.features is not None:
         reporter.say(cv.features.in_words)
     begun = time.perf_counter()
-    scores = run_trials(cv, settings, reporter)
-    metric = metric_of(config)
-    spec = plan.spec
-    trials = [
-        Trial.of(number, spec.name, spec.weights, one, each, metric=metric)
-        for number, (one, each) in enumerate(zip(settings, scores, strict=True))
-    ]
+    trials = ranked_trials(cv, settings, metric=metric_of(config), reporter=reporter)
     now = time.perf_counter()
     return SearchResult(
         config=stage_setup.config,
         parameters=sum(parameter.numel() for parameter in stage_setup.model.parameters()),
-        input_size=spec.preprocessing.crop,
+        input_size=plan.spec.preprocessing.crop,
         only_head=only_head,
         num_folds=len(folds),
         num_train=len(train),
         num_val=len(data.val),
         num_classes=len(train.class_names),
-        trials=tuple(in_order(trials, metric)),
+        trials=tuple(trials),
         search_s=now - begun,
         elapsed_s=now - start,
         features=cv.features,

@@ -12,7 +12,7 @@ from finetune.config.resolved import ResolvedConfig
 from finetune.core.errors import NotFiniteError
 from finetune.core.memory import steps_of
 from finetune.core.reporter import Reporter
-from finetune.results.tuning import FoldScore, Settings
+from finetune.results.tuning import FoldScore, Settings, Trial, in_order
 from finetune.training.evaluate import evaluate
 from finetune.training.loop import Callbacks, LoopState, train_epochs
 from finetune.training.loss import LossConfig
@@ -22,6 +22,18 @@ from finetune.tuning.cross_validation import CrossValidation, FoldData
 from finetune.tuning.parallel_trials import try_heads
 from finetune.tuning.search_space import with_settings
 from finetune.tuning.stacked_heads import lone_head
+
+
+def ranked_trials(
+    cv: CrossValidation, settings: Sequence[Settings], *, metric: str, reporter: Reporter
+) -> list[Trial]:
+    """Train with each of the settings, and return the trials in the order of `in_order`."""
+    scores, model = run_trials(cv, settings, reporter), cv.config.model
+    trials = [
+        Trial.of(number, model.name, model.weights, one, each, metric=metric)
+        for number, (one, each) in enumerate(zip(settings, scores, strict=True))
+    ]
+    return in_order(trials, metric)
 
 
 def run_trials(

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from helpers.photos import draw_photos
+from helpers.reporters import RecordingReporter
 
 from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.commands.cache import clear_cache
 from finetune.commands.train import train
 from finetune.config.schema import Config
-from finetune.core.reporter import SilentReporter
 from finetune.data.loading import dataloader
 from finetune.features import earlier_cut
 from finetune.inference.predictor import open_predictor
@@ -27,22 +27,12 @@ LAST_BLOCK = {"recipe": "last_block"}
 HEAD = {"recipe": "linear_probe"}
 
 
-class Told(SilentReporter):
-    """Remembers what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.warnings: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
+class Told(RecordingReporter):
+    """Finds the lines about rows that were computed from those at an earlier split point."""
 
     @property
     def continued(self) -> list[str]:
-        return [line for line in self.lines if "of an earlier split point" in line]
+        return [line for line in self.said if "of an earlier split point" in line]
 
 
 class Decoded(list[str]):
@@ -251,7 +241,7 @@ def test_damaged_rows_are_computed_from_the_photos(
     config = make("head", **HEAD, **settings)
     _, told = ran(config)
     assert len(told.continued) == 1
-    assert told.warnings[-1].startswith(str(store))
+    assert told.warned[-1].startswith(str(store))
     assert len(decoded) == 32
     assert_like_without_a_cache(make, config, **settings)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.photos import draw_photos
+from helpers.reporters import RecordingReporter
 
 import finetune
 from finetune.checkpoints.checkpoint import load_checkpoint
@@ -22,23 +23,12 @@ from finetune.commands.tune import tune
 from finetune.config.schema import Config
 from finetune.core import files
 from finetune.core.files import sha256_of
-from finetune.core.reporter import SilentReporter
 from finetune.features import rows as feature_rows
 from finetune.inference.predictor import open_predictor
 from finetune.results.features import FeatureCounts
 
 Make = Callable[..., Config]
 FORMAT = {"precision": "float32", "memory_format": "contiguous"}
-
-
-class Told(SilentReporter):
-    """Remembers what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture
@@ -93,7 +83,7 @@ def test_new_photos_alone_are_computed_and_the_weights_are_those_of_an_empty_cac
     (photos / "class_1" / "inner").mkdir()
     (photos / "class_1" / "6.png").rename(photos / "class_1" / "inner" / "moved.png")
     (photos / "class_0" / "7.png").unlink()
-    told = Told()
+    told = RecordingReporter()
     again = make("again", **settings, **other)
     summary = train(again, reporter=told)
     views = 2 if policy == "flip" else 1
@@ -102,7 +92,7 @@ def test_new_photos_alone_are_computed_and_the_weights_are_those_of_an_empty_cac
     # Photos that were held out before, and now train, are wanted in one more view.
     more = len(trained_on(again) - before) * (views - 1)
     assert counts(summary.features) == (3 + more, rows - 3 - more)
-    assert f"features: {3 + more:,} computed, {rows - 3 - more:,} reused" in told.lines
+    assert f"features: {3 + more:,} computed, {rows - 3 - more:,} reused" in told.said
     clear_cache()
     fresh = make("fresh", **settings, **other)
     assert counts(train(fresh).features) == (rows, 0)

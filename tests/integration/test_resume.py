@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers.messages import fails
 from helpers.photos import draw_photos
+from helpers.reporters import RecordingReporter
 from helpers.run_files import assert_same_run, records_of, tensors_of
 
 from finetune.checkpoints import checkpointer
@@ -512,7 +513,7 @@ def test_another_image_is_refused_with_the_class_it_is_in(config: Make, own: Pat
 @pytest.mark.usefixtures("run")
 def test_an_image_that_was_written_anew_in_the_same_size_is_said(config: Make, own: Path) -> None:
     """Its content may be another; or it was only copied without its time."""
-    same, other = Heard(), Heard()
+    same, other = RecordingReporter(), RecordingReporter()
     moved = config(data={"root": str(own)})
     train(moved, resume=True, reporter=same)
     os.utime(own / "train" / "class_1" / "0.png", (0, 0))
@@ -611,25 +612,8 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-class Heard:
-    """A `Reporter` that remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warned.append(text)
-
-    def track(self, items: Any, description: str, *, total: int) -> Iterator[Any]:
-        return iter(items)
-
-
 def test_a_run_that_is_done_says_how_more_epochs_come(config: Make, run: Path) -> None:
-    heard = Heard()
+    heard = RecordingReporter()
     train(config(), resume=True, reporter=heard)
     heard.said.clear()
     train(config(), resume=True, reporter=heard)
@@ -642,7 +626,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken(
     config: Make, run: Path, finished: Path
 ) -> None:
     flip(run / "last.pt")
-    heard = Heard()
+    heard = RecordingReporter()
     summary = train(config(), resume=True, reporter=heard)
     assert heard.warned[0].startswith(f"{run / 'last.pt'}: damaged: ")
     assert heard.said[0] == f"resuming from {run / 'previous.pt'}: epoch 3, after batch 5"
@@ -730,7 +714,7 @@ def test_a_best_that_stood_in_for_a_lost_one_stays_the_best(config: Make, run: P
     """A later epoch must be better than the saved best, not than the lost one."""
     kept = best_of(run)
     make_perfect(run, 1 if kept > 1 else 2)
-    heard = Heard()
+    heard = RecordingReporter()
     summary = train(config(train={"epochs": 4}), resume=True, reporter=heard)
     assert heard.warned == []
     assert summary.best_epoch in (kept, 4)
@@ -753,7 +737,7 @@ def test_a_lost_best_is_lost_to_the_next_stage_as_well(config: Make, stop_in: St
 
 def test_a_best_that_is_ahead_stays_for_the_same_epochs_come_again(config: Make, run: Path) -> None:
     make_best(run, 99)
-    heard = Heard()
+    heard = RecordingReporter()
     assert train(config(), resume=True, reporter=heard).best_epoch == best_of(run)
     assert heard.warned == []
 
@@ -764,7 +748,7 @@ def test_a_best_of_epochs_that_will_not_come_again_is_replaced_aloud(
     """The run grows, so that its rates are others from here on: the last epoch stands in."""
     make_perfect(run, 1)  # so that the best was not the last one
     make_best(run, 99)
-    heard = Heard()
+    heard = RecordingReporter()
     summary = train(config(train={"epochs": 4}), resume=True, reporter=heard)
     assert "contains epoch 99" in heard.warned[0]
     assert "replaced by epoch 3" in heard.warned[0]
