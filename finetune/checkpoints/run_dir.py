@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,30 @@ def prepare(folder: Path, *, overwrite: bool) -> None:
             with suppress(OSError):  # absent, or it contains files of the user
                 if not _leads_elsewhere(folder, below):
                     (folder / below).rmdir()
+    except OSError as error:
+        raise OutputError(
+            error.strerror or str(error), kind="output.unwritable", key="output_dir", path=folder
+        ) from error
+
+
+def publish(run: Path, folder: Path) -> None:
+    """Make another run directory contain the files of a run, instead of those that it has.
+
+    Checkpoints are hard links where the file system supports them; they are replaced and never
+    changed in place. ``best.pt`` comes last, so that a directory with one is complete.
+
+    Raises:
+        OutputError: The directory contains other files than those of a run, or cannot be written.
+    """
+    prepare(folder, overwrite=True)
+    names = [name for name in _OWN if exists(run / name) and not _leads_elsewhere(folder, name)]
+    try:
+        for name in sorted(names, key=BEST.__eq__):
+            if name in (BEST, LAST, PREVIOUS):
+                with suppress(OSError):
+                    os.link(run / name, folder / name)
+                    continue
+            shutil.copyfile(run / name, folder / name)
     except OSError as error:
         raise OutputError(
             error.strerror or str(error), kind="output.unwritable", key="output_dir", path=folder

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -22,6 +23,7 @@ from finetune.cli import data, evaluation, support, tuning
 from finetune.cli.options import CacheFolderOption, ConfigOption, JsonOption, SetOption
 from finetune.cli.support import App, DebugOption, emit, no_effect, torch_imports
 from finetune.cli.terminal import TerminalReporter
+from finetune.config.base import AUTO
 from finetune.core import signals
 from finetune.core.errors import (
     ConfigError,
@@ -86,6 +88,14 @@ def train(
         bool,
         typer.Option("--resume", help="Resume the run in output_dir or in RUN."),
     ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="TIME",
+            help="Train the best model that this time allows (90s, 15m, 2h): recipe auto.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Run all checks and stop before the first step.")
     ] = False,
@@ -109,15 +119,33 @@ def train(
             to_do="pass a config with --config FILE, or resume a run with --resume RUN",
         )
     loaded = _config_to_train(run, config, overrides or (), resume=resume)
+    reporter = TerminalReporter()
+    if budget is not None:
+        loaded = _with_budget(loaded, budget, reporter)
+    if resume and loaded.recipe == AUTO:
+        raise ConfigError(
+            "recipe auto cannot be resumed",
+            kind="config.no_effect",
+            source="train",
+            key="--resume",
+            to_do="start over with --overwrite, which finds the cached features again, or resume "
+            "one of its runs with --resume RUN",
+        )
     with torch_imports():
         from finetune.checkpoints.run_dir import report_command
         from finetune.commands import dry_run as dry_command
+        from finetune.commands import ladder as ladder_command
         from finetune.commands import train as command
     from finetune.report.dry_run import render_dry_run
+    from finetune.report.ladder import render_ladder
     from finetune.report.train import render_train
 
-    reporter = TerminalReporter()
-    if dry_run:
+    if loaded.recipe == AUTO and not dry_run:
+        climbed = ladder_command.train_within(loaded, overwrite=overwrite, reporter=reporter)
+        if page:
+            evaluation.write_page(climbed.run_dir, reporter)
+        emit(climbed, render_ladder, as_json)
+    elif dry_run:
         checked = dry_command.dry_run(loaded, overwrite=overwrite, reporter=reporter)
         emit(checked, render_dry_run, as_json)
     else:
@@ -129,6 +157,25 @@ def train(
             done = report_command(summary.run_dir)
             summary = replace(summary, next=tuple(line for line in summary.next if line != done))
         emit(summary, render_train, as_json)
+
+
+def _with_budget(config: Config, budget: str, reporter: TerminalReporter) -> Config:
+    """Return the config with ``recipe: auto`` and this budget."""
+    from finetune.config.base import InvalidError, duration
+    from finetune.recipes.ladder import without_choices
+
+    try:
+        duration(budget)
+    except InvalidError as error:
+        raise ConfigError(
+            error.what, kind="config.invalid_value", source="train", key="--budget"
+        ) from error
+    loaded, replaced = without_choices(config, budget)
+    if replaced:
+        reporter.say(
+            f"--budget chooses what to train: {', '.join(replaced)} of the config not used"
+        )
+    return loaded
 
 
 def _config_to_train(
@@ -178,20 +225,43 @@ def freeze_report(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="List every parameter and its pattern.")
     ] = False,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Show the accuracy of a linear probe after each block."),
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="PNG file of --probe (default: NAME-depth.png)."
+        ),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Show which parameters are frozen and what that saves.
 
-    Reads neither weights nor images. Without the data, pass --num-classes.
+    Reads neither weights nor images, except with --probe. Without the data, pass --num-classes.
     """
     from finetune.config.load import load_config
 
+    if probe:
+        given = {"--num-classes": num_classes, "--stage": stage, "--verbose": verbose}
+        for option in (name for name, value in given.items() if value):
+            raise no_effect("freeze-report", option, "with --probe", "remove one of them")
+    elif output is not None:
+        raise no_effect("freeze-report", "--output", "without --probe", "remove it")
     loaded = load_config(config, overrides or ())
     with torch_imports():
         from finetune.commands import freeze_report as command
+    from finetune.report.depth_probes import render_depths
     from finetune.report.freeze_report import render_freeze_report
 
+    if probe:
+        reporter = TerminalReporter()
+        picture = Path(output) if output else tuning.default_plot(config, "depth", reporter)
+        depths = command.depth_report(loaded, picture=picture, reporter=reporter)
+        emit(depths, render_depths, as_json)
+        return
     report = command.freeze_report(
         loaded, num_classes=num_classes, stage=stage, reporter=TerminalReporter()
     )

@@ -149,18 +149,18 @@ def lr_find(
     from finetune.report.tuning import render_lr_range
 
     reporter = TerminalReporter()
-    plot = Path(output) if output is not None else _default_plot(config, reporter)
+    plot = Path(output) if output is not None else default_plot(config, "lr", reporter)
     result = command.lr_find(
         loaded, plot=plot, lowest=lowest, highest=highest, steps=steps, reporter=reporter
     )
     emit(result, render_lr_range, as_json)
 
 
-def _default_plot(config: str, reporter: TerminalReporter) -> Path | None:
-    """Return the default path of the plot, or None with a warning if matplotlib is missing."""
+def default_plot(config: str, what: str, reporter: TerminalReporter) -> Path | None:
+    """Return the default path of a plot, or None with a warning if matplotlib is missing."""
     from finetune.report.plots import load_matplotlib
 
-    path = Path(f"{Path(config).stem}-lr.png")
+    path = Path(f"{Path(config).stem}-{what}.png")
     try:
         load_matplotlib(path)
     except ConfigError as error:

@@ -11,7 +11,7 @@ from finetune.core.errors import ConfigError, ResultError
 from finetune.core.memory import steps_of
 from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.checks.preflight import dropping_unreadable
-from finetune.report.tuning_plots import check_picture, draw_lr_range
+from finetune.report.tuning_plots import RATES_BY, check_picture, draw_lr_range
 from finetune.results.tuning import LrRange, RangePoint
 from finetune.training.prepare_stage import feature_batches_of, prepare_single_stage
 from finetune.tuning.lr_range_test import RULE, exponential_rates, lr_curve, range_test
@@ -49,7 +49,7 @@ def lr_find(
             key="--min-lr",
         )
     if plot is not None:
-        check_picture(plot)
+        check_picture(plot, RATES_BY)
     rates = exponential_rates(lowest, highest, steps)
     found = dropping_unreadable(
         lambda _: _test(config, rates, reporter),

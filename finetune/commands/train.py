@@ -349,12 +349,6 @@ def _summary(
 ) -> TrainSummary:
     stage_setup, trained, past = stage.stage_setup, stage.trained, stage.past
     folder = stage_setup.config.output_dir
-    checkpoint = shlex.quote(str(Path(folder) / run_dir.BEST))
-    saved_config = shlex.quote(str(Path(folder) / run_dir.CONFIG))
-    judged = (
-        f"finetune eval --checkpoint {checkpoint}",
-        run_dir.report_command(folder),
-    )
     return TrainSummary(
         **vars(run_facts(stage_setup, stage.reports)),
         epochs=sum(one.epochs for one in past.stages),
@@ -374,8 +368,16 @@ def _summary(
         found_rates=found_rates,
         peak_memory_mib=peak_memory_mib(),
         rerun=run_dir.rerun_command(Path(folder) / run_dir.CONFIG, folder),
-        next=(
-            *(judged if trained.last.val else ()),
-            f"finetune freeze-report --config {saved_config}",
-        ),
+        next=next_commands(folder, has_val=trained.last.val is not None),
     )
+
+
+def next_commands(folder: str, *, has_val: bool) -> tuple[str, ...]:
+    """Return the commands that look at a finished run."""
+    checkpoint = shlex.quote(str(Path(folder) / run_dir.BEST))
+    saved_config = shlex.quote(str(Path(folder) / run_dir.CONFIG))
+    judged = (
+        f"finetune eval --checkpoint {checkpoint}",
+        run_dir.report_command(folder),
+    )
+    return (*(judged if has_val else ()), f"finetune freeze-report --config {saved_config}")

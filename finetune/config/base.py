@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -16,6 +17,7 @@ from pydantic import (
 )
 
 from finetune.core.errors import ConfigError, Problem, address_problem, worded
+from finetune.core.text import printable
 
 _Section = TypeVar("_Section", bound="Section")
 
@@ -172,6 +174,30 @@ def local(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(one_line)]
 LocalPath = Annotated[Text, AfterValidator(local)]
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def duration(text: str) -> str:
+    """Return ``text`` if it is a duration, such as 90s, 15m or 1.5h.
+
+    Raises:
+        InvalidError: It is not a positive number with one of these units.
+    """
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?[smh]", text) or not seconds_of(text):
+        raise InvalidError(
+            f"must be a duration such as 90s, 15m or 1.5h, not {printable(text)!r}",
+        )
+    return text
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds of a `Duration`."""
+    return float(text[:-1]) * _UNITS[text[-1]]
+
+
+Duration = Annotated[str, AfterValidator(duration)]
+"""A number with a unit: s, m or h."""
 
 Count = Annotated[int, Field(ge=1, le=MOST)]
 """A whole number from 1."""

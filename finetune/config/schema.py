@@ -28,6 +28,7 @@ from finetune.config.base import (
     AUTO,
     MOST,
     CountOrAuto,
+    Duration,
     InvalidError,
     LocalPath,
     NoEffectError,
@@ -88,6 +89,8 @@ class TrainConfig(Section):
 
     epochs: CountOrAuto = AUTO
     """Number of epochs; auto: by the number of training images."""
+    budget: Duration | None = None
+    """Time that ``recipe: auto`` may take in total, such as 90s, 15m or 1.5h."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of the target spread over all classes (Szegedy et al. 2015)."""
     monitor: Literal["top1", "balanced_accuracy", "macro_f1", "loss"] = "top1"
@@ -169,8 +172,14 @@ class StageConfig(Section):
     runtime: StageRuntime = Field(default_factory=StageRuntime)
 
 
-Recipe = Literal["linear_probe", "last_block", "head_then_all", "full", "norm_only", "bias_only"]
-"""Named recipes, defined in `finetune.recipes.named`."""
+Recipe = Literal[
+    "auto", "linear_probe", "last_block", "head_then_all", "full", "norm_only", "bias_only"
+]
+"""Named recipes, defined in `finetune.recipes.named`; auto is the ladder of
+`finetune.recipes.ladder`."""
+
+CHOSEN_BY_LADDER = ("freeze.patterns", "stages", "adapt", "optimizer", "schedule", "train.epochs")
+"""Keys that ``recipe: auto`` chooses itself."""
 
 
 class Config(Section):
@@ -179,7 +188,8 @@ class Config(Section):
     format: Annotated[int, AfterValidator(_is_this_format)] = FORMAT
     model: ModelConfig
     recipe: Recipe | None = None
-    """Named recipe, which replaces freeze.patterns or stages."""
+    """Named recipe, which replaces freeze.patterns or stages; auto: as much as train.budget
+    allows."""
     freeze: FreezeConfig = Field(default_factory=FreezeConfig)
     adapt: AdaptConfig | None = None
     """Trainable adapters on frozen weights."""
@@ -222,6 +232,40 @@ class Config(Section):
                 kind="config.conflict",
             )
         return self
+
+    @model_validator(mode="after")
+    def _a_budget_is_spent_by_the_ladder(self) -> Config:
+        if self.recipe != "auto":
+            if self.train.budget is not None:
+                raise NoEffectError(
+                    "train.budget",
+                    " without recipe: auto, which decides how to spend it",
+                    to_do="set recipe: auto, or remove it",
+                )
+            return self
+        if self.train.budget is None:
+            raise InvalidError(
+                "auto depends on the time that training may take, and train.budget is missing",
+                key="recipe",
+                to_do="set it, as in train: {budget: 15m}",
+                kind="config.missing_key",
+            )
+        for key in CHOSEN_BY_LADDER:
+            if self._is_given(key):
+                raise InvalidError(
+                    f"auto chooses {key}, which is given too",
+                    key="recipe",
+                    to_do=f"remove recipe or {key}",
+                    kind="config.conflict",
+                )
+        return self
+
+    def _is_given(self, key: str) -> bool:
+        section, _, inner = key.partition(".")
+        if not inner:
+            return section in self.model_fields_set and bool(getattr(self, section))
+        held = getattr(self, section)
+        return inner in held.model_fields_set and getattr(held, inner) != AUTO
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Config:
@@ -303,6 +347,9 @@ class Config(Section):
             del values["freeze"]["patterns"]
             if "optimizer" not in self.model_fields_set:
                 del values["optimizer"]  # the recipe chooses it
+            if self.recipe == "auto":
+                values.pop("schedule", None)
+                del values["train"]["epochs"]
         return values
 
     def plain(self) -> dict[str, Any]:

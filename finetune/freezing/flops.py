@@ -45,14 +45,8 @@ def measure_cost(skeleton: nn.Module, *, crop: int) -> Cost:
         skeleton: Network on the meta device; its flags and modes are unchanged afterwards.
         crop: Side of the input, in pixels.
     """
-    modes = {module: module.training for module in skeleton.modules()}
-    skeleton.eval()  # MACs do not depend on the mode; eval mode skips auxiliary heads
-    images = torch.empty(_BATCH, 3, crop, crop, device="meta")
-    try:
-        steps, backward = _run(skeleton, images)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with _evaluating(skeleton):
+        steps, backward = _run(skeleton, torch.empty(_BATCH, 3, crop, crop, device="meta"))
     frozen = [step for step in steps if not step.requires_grad]
     forward = sum(step.macs for step in steps)
     # Two gradients per product, but none for the image, the input of the first layer.
@@ -69,6 +63,21 @@ def measure_cost(skeleton: nn.Module, *, crop: int) -> Cost:
     )
 
 
+def module_multiply_adds(skeleton: nn.Module, *, crop: int) -> dict[str, int]:
+    """Return the forward multiply-adds of one image by the path of the module that does them.
+
+    Args:
+        skeleton: Network on the meta device; its modes are unchanged afterwards.
+        crop: Side of the input, in pixels.
+    """
+    with _evaluating(skeleton), torch.no_grad():
+        steps, _ = _run(skeleton, torch.empty(_BATCH, 3, crop, crop, device="meta"))
+    macs: dict[str, int] = {}
+    for step in steps:
+        macs[step.path] = macs.get(step.path, 0) + step.macs
+    return macs
+
+
 def forward_multiply_adds(module: nn.Module, crop: int, dtype: torch.dtype) -> int:
     """Return the forward multiply-adds of a module for one image.
 
@@ -82,6 +91,18 @@ def forward_multiply_adds(module: nn.Module, crop: int, dtype: torch.dtype) -> i
             torch.empty(_BATCH, 3, crop, crop, dtype=dtype, device="meta")
         )
     return _macs(counter.get_total_flops())
+
+
+@contextmanager
+def _evaluating(skeleton: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode, which skips auxiliary heads, and restore its modes."""
+    modes = {module: module.training for module in skeleton.modules()}
+    skeleton.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @dataclass(frozen=True)

@@ -144,15 +144,16 @@ def optimizer_for(
     """
     family = family_of(model).name
     if name == AUTO:
-        held = trains == EVERYTHING and family not in WITHOUT_NORM
+        held = trains != HEAD and family not in WITHOUT_NORM
         name = "adamw" if held or family in _TRAINED_BY_ADAMW else "sgd"
     warmup = {HEAD: 0, BLOCK: 1, EVERYTHING: 2}[trains]
     larger = min(batch_size / _MEASURED_AT, _MOST_LARGER)
     if name != "sgd":
-        whole = 5e-5
+        block, whole = 1e-4, 5e-5
         if family not in _TRAINED_BY_ADAMW | WITHOUT_NORM:
-            whole = 2e-4 if num_train is not None and num_train < FEW_FOR_EVERYTHING else 5e-4
-        lr = {HEAD: 1e-3, BLOCK: 1e-4, EVERYTHING: whole}[trains]
+            few = num_train is not None and num_train < FEW_FOR_EVERYTHING
+            block, whole = (2e-4, 2e-4) if few else (1e-3, 5e-4)
+        lr = {HEAD: 1e-3, BLOCK: block, EVERYTHING: whole}[trains]
         return Optimizer(name, _short(lr * larger**0.5), 0.01 if name == "adamw" else 0.0, warmup)
     if weights == "bundled" and trains == HEAD:
         return Optimizer(name, _short(0.1 * larger), 0.0, warmup)  # configs/quickstart.yaml

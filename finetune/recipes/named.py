@@ -6,6 +6,7 @@ norm_only       trains the head and all norm layers (Frankle et al. 2021)
 bias_only       trains the head and all biases (Ben Zaken et al. 2021)
 full            trains everything, with optimizer.name auto unless the config gives an optimizer
 head_then_all   trains the head, then as full from that state (Kumar et al. 2022)
+auto            begins with linear_probe; `finetune.recipes.ladder` says how it continues
 """
 
 from __future__ import annotations
@@ -97,8 +98,11 @@ def expand_recipe(config: Config, *, num_train: int | None) -> Config:
     if config.recipe == "head_then_all":
         return _head_then_all(config, num_train)
     spec = resolve_model(config.model, fit=config.data.fit)
-    patterns = patterns_for(config.recipe, Anatomy.of(build_skeleton(spec, 2), spec))
+    word = "linear_probe" if config.recipe == AUTO else config.recipe
+    patterns = patterns_for(word, Anatomy.of(build_skeleton(spec, 2), spec))
     values: dict[str, Any] = {"recipe": None, "freeze.patterns": patterns}
+    if config.recipe == AUTO:
+        values["train.budget"] = None
     if config.recipe == "full" and not _gives_optimizer(config):
         values["optimizer"] = _OF_EVERYTHING
     return config.with_values(values)

@@ -17,11 +17,22 @@ def render_train(summary: TrainSummary) -> str:
         *_stopped(summary),
         *_resumed(summary),
         *trained_facts(summary.stages),
+        *_files(summary),
+    ]
+    return table(("", ""), facts)
+
+
+def render_run(summary: TrainSummary) -> list[tuple[str, str]]:
+    """Return the lines about one of several runs, whose accuracy is shown elsewhere."""
+    return [("Trained", _trained(summary)), ("Frozen", _frozen(summary)), *_files(summary)]
+
+
+def _files(summary: TrainSummary) -> list[tuple[str, str]]:
+    return [
         ("Saved", f"{summary.run_dir}: best.pt, last.pt, metrics.jsonl, config.yaml, …"),
         *zip(("Next", *[""] * len(summary.next)), summary.next, strict=False),
         ("Rerun", summary.rerun),
     ]
-    return table(("", ""), facts)
 
 
 def _figures(summary: TrainSummary) -> list[tuple[str, str]]:

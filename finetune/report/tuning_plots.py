@@ -1,4 +1,4 @@
-"""Plots of ``tune`` and ``lr-find``, with matplotlib."""
+"""Plots of ``tune``, ``lr-find`` and ``freeze-report --probe``, with matplotlib."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from PIL import Image
 from finetune.core.errors import ConfigError, OutputError
 from finetune.core.files import exists, is_folder, unwritable
 from finetune.report.plots import load_matplotlib, save
+from finetune.results.freeze import DepthReport
 from finetune.results.train import MONITORED
 from finetune.results.tuning import LrRange, Trial, TuneResult
 
-_MAKER = "finetune lr-find"
+RATES_BY, DEPTHS_BY = "finetune lr-find", "finetune freeze-report"
+"""Commands in the metadata of the pictures, which only they replace."""
 _ENOUGH_TO_LEAVE_OUT = 20
 
 
-def check_picture(path: Path) -> None:
-    """Raise if the curve cannot be written to ``path``; called before any work.
+def check_picture(path: Path, maker: str) -> None:
+    """Raise if a plot cannot be written to ``path``; called before any work.
+
+    Args:
+        maker: Command whose earlier plots may be replaced.
 
     Raises:
         ConfigError: the path does not end in .png, or matplotlib is not installed.
-        OutputError: the folder does not exist, or the file exists and is not a curve of lr-find.
+        OutputError: the folder does not exist, or the file exists and is not a plot of ``maker``.
     """
     if path.suffix.lower() != ".png":
         raise ConfigError(
@@ -36,20 +41,20 @@ def check_picture(path: Path) -> None:
     load_matplotlib(path)
     if not is_folder(path.parent):
         raise unwritable(path, f"there is no folder {path.parent}")
-    if exists(path) and not _is_ours(path):
+    if exists(path) and not _is_by(maker, path):
         raise OutputError(
-            "exists already and was not written by lr-find",
+            f"exists already and was not written by {maker.removeprefix('finetune ')}",
             kind="output.exists",
             path=path,
             to_do="choose another file with --output",
         )
 
 
-def _is_ours(path: Path) -> bool:
+def _is_by(maker: str, path: Path) -> bool:
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            return bool(image.info.get("Software") == _MAKER)
-    except Exception:  # not a readable PNG, hence not a curve
+            return bool(image.info.get("Software") == maker)
+    except Exception:  # not a readable PNG, hence not a plot
         return False
 
 
@@ -187,4 +192,42 @@ def draw_lr_range(result: LrRange, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    save(figure, path, maker=_MAKER)
+    save(figure, path, maker=RATES_BY)
+
+
+def draw_depths(result: DepthReport, path: Path) -> None:
+    """Plot the accuracy of a linear probe after each block, with its confidence interval.
+
+    Raises:
+        ConfigError, OutputError: same as `draw_trials`.
+    """
+    rows = result.rows
+    figure = load_matplotlib(path)(figsize=(max(7.0, 0.34 * len(rows)), 4.6), layout="constrained")
+    axes = figure.subplots()
+    places = list(range(len(rows)))
+    heights = [100 * row.top1 for row in rows]
+    below = [100 * (row.top1 - row.low) for row in rows]
+    above = [100 * (row.high - row.top1) for row in rows]
+    axes.errorbar(
+        places, heights, yerr=(below, above), fmt="o-", markersize=4, elinewidth=0.8, color="C0"
+    )
+    end = next(at for at, row in enumerate(rows) if row.block == result.earliest)
+    axes.axvspan(-0.5, end + 0.5, color="C0", alpha=0.08, linewidth=0)
+    axes.axvline(
+        end + 0.5,
+        color="C1",
+        label=f"within one standard error of the best after {result.earliest}",
+    )
+    step = -(-len(rows) // 40)
+    axes.set_xticks(places[::step], [row.block for row in rows][::step], rotation=60, ha="right")
+    axes.set(
+        title=f"{result.model}: linear probe on the pooled output of each block",
+        xlabel="block, input to output",
+        xlim=(-0.5, len(rows) - 0.5),
+        ylabel=f"top-1 on {result.num_val:,} validation images, %",
+    )
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    save(figure, path, maker=DEPTHS_BY)

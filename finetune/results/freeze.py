@@ -163,3 +163,53 @@ class StagedFreezeReport:
 
     stages: tuple[FreezeReport, ...]
     epochs: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class DepthRow:
+    """Linear probe on the pooled output of one block.
+
+    Attributes:
+        block: Path of the block.
+        parameters: Number of parameters of the block.
+        work: Share of the forward multiply-adds up to the end of the block.
+        dimensions: Number of features of the probe.
+        low, high: Confidence interval of ``top1``.
+    """
+
+    block: str
+    parameters: int
+    work: float
+    dimensions: int
+    num_correct: int
+    top1: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class DepthReport:
+    """Result of ``freeze-report --probe``: accuracy of a linear probe by depth.
+
+    Attributes:
+        num_train, num_val: Numbers of images that the probes were fitted and judged on.
+        of_train, of_val: Numbers of images in the data.
+        best: Block with the best probe, the first among ties.
+        earliest: First block whose probe is within one standard error of the best.
+        patterns: Freeze patterns that end the frozen part after ``earliest``.
+        picture: Path of the plot; None if none was drawn.
+    """
+
+    model: str
+    weights: str
+    num_classes: int
+    num_train: int
+    num_val: int
+    of_train: int
+    of_val: int
+    rows: tuple[DepthRow, ...]
+    best: str
+    earliest: str
+    patterns: tuple[str, ...]
+    picture: str | None
+    elapsed_s: float

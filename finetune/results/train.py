@@ -189,6 +189,63 @@ class TrainSummary(RunFacts):
 
 
 @dataclass(frozen=True)
+class Rung:
+    """Run of the ladder of ``recipe: auto``.
+
+    Attributes:
+        what: ``linear_probe``, ``last_part`` or ``everything``.
+        epochs: Total number of epochs of its stages.
+        val: Metrics of its best epoch.
+        low, high: Confidence interval of ``val.top1``.
+        ended_s: Seconds from the start of the command to the end of the run.
+        is_best: Whether it was the best rung so far when it ended.
+    """
+
+    number: int
+    what: str
+    run_dir: str
+    epochs: int
+    val: Scores
+    low: float
+    high: float
+    ended_s: float
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class PredictedGain:
+    """Validation top-1 predicted for another budget, by a power law of the error."""
+
+    budget_s: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class LadderSummary:
+    """Summary of ``recipe: auto``.
+
+    Attributes:
+        chosen: Number of the rung whose run is in ``run_dir``.
+        doubled: Prediction for twice the budget; None if there is no basis for one.
+        note: Why the ladder ended.
+        train: Summary of the chosen run.
+    """
+
+    budget_s: float
+    elapsed_s: float
+    run_dir: str
+    monitor: str
+    num_val: int
+    rungs: tuple[Rung, ...]
+    chosen: int
+    doubled: PredictedGain | None
+    note: str
+    train: TrainSummary
+    rerun: str
+    next: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class DryRun(RunFacts):
     """Result of ``train --dry-run``: everything a run determines before its first step."""
 
