@@ -16,6 +16,7 @@ from finetune.core.errors import ConfigError, ModelError
 from finetune.core.files import write_text
 from finetune.core.version import __version__
 from finetune.data.checks.summary import DatasetSummary
+from finetune.freezing.flops import module_multiply_adds
 from finetune.freezing.patterns import plan_freeze
 from finetune.freezing.plan import make_plan
 from finetune.models.blocks import blocks_of
@@ -29,15 +30,9 @@ from finetune.models.build import (
 )
 from finetune.models.pretrained import load_pretrained
 from finetune.recipes import heuristics
-from finetune.recipes.named import Anatomy, patterns_for
+from finetune.recipes.named import Anatomy
 from finetune.report.starting_config import Start, starting_config
 from finetune.results.data import StartingConfig
-
-_WORDS = {
-    heuristics.HEAD: "linear_probe",
-    heuristics.BLOCK: "last_block",
-    heuristics.EVERYTHING: "full",
-}
 
 
 def init(
@@ -62,14 +57,17 @@ def init(
     else:
         suggested, why = earlier.metadata.model_name, "the network of the weights"
     name = model or suggested
-    trains, why_trains = heuristics.what_trains(summary.num_train, device)
     spec = resolve_model(ModelConfig(name=name, weights=weights))
     skeleton = build_skeleton(spec, len(summary.class_names))
     _check_weights(spec, len(summary.class_names))
     anatomy = Anatomy.of(skeleton, spec)
-    patterns = patterns_for(_WORDS[trains], anatomy)
     given = spec.preprocessing.given()
-    policy, why_policy = heuristics.policy_for(summary.class_names, trains)
+    other = heuristics.preprocessing_for(given, summary, name, weights)
+    policy, why_policy = heuristics.policy_for(summary.class_names, heuristics.HEAD)
+    macs = module_multiply_adds(skeleton, crop=(other or given).crop)
+    budget = heuristics.budget_for(
+        2 * summary.num_train + summary.num_val, sum(macs.values()), device, available_cores()
+    )
     start = Start(
         summary=summary,
         device=device if device != "cpu" else f"cpu with {available_cores()} cores",
@@ -80,20 +78,15 @@ def init(
         weights=weights,
         about_weights=_about(spec, weights),
         preprocessing=given,
-        other_preprocessing=heuristics.preprocessing_for(given, summary, name, weights),
+        other_preprocessing=other,
         blocks=tuple(blocks_of(anatomy.parameters)),
         head=spec.family.head,
-        trains=trains,
-        why_trains=why_trains,
-        patterns=patterns,
-        may_differ=_freezes_otherwise(skeleton, spec, patterns),
+        may_differ=_freezes_otherwise(skeleton, spec),
         fit=heuristics.fit_for(summary),
         balance=heuristics.balance_for(summary.counts),
         policy=policy,
         why_policy=why_policy,
-        mixup=heuristics.mixup_for(summary.num_train, trains),
-        epochs=heuristics.epochs_for(summary.num_train),
-        optimizer=heuristics.optimizer_for(name, weights, trains),
+        budget=budget,
     )
     text = starting_config(start)
     _check_that_it_trains(text, len(summary.class_names))
@@ -103,20 +96,19 @@ def init(
         file=None if output is None else str(output),
         config=text,
         model=name,
-        trains=trains,
-        epochs=start.epochs,
+        budget=budget,
         num_train=summary.num_train,
         num_val=summary.num_val,
         num_classes=len(summary.class_names),
     )
 
 
-def _freezes_otherwise(skeleton: nn.Module, spec: ModelSpec, patterns: tuple[str, ...]) -> bool:
-    """Whether the weights come from a run that froze other parameters."""
+def _freezes_otherwise(skeleton: nn.Module, spec: ModelSpec) -> bool:
+    """Whether the weights come from a run that trained more than the head."""
     if spec.earlier is None:
         return False
     names = [name for name, _ in skeleton.named_parameters()]
-    frozen = plan_freeze(names, patterns, heads=spec.heads).frozen
+    frozen = plan_freeze(names, ("*",), heads=spec.heads).frozen
     return bool(freezing_changes(spec.earlier, names, frozen))
 
 

@@ -28,6 +28,7 @@ from finetune.recipes.ladder import (
     PROBE,
     Cost,
     Step,
+    could_fit,
     extrapolated,
     last_part,
     last_step,
@@ -110,9 +111,12 @@ class _Ladder:
         assert probe is not None  # an error of the first rung is the command's error
         if self.left_s < _SHORTEST_S:
             return "the head alone took the budget"
-        patterns = self._patterns(probe)
+        patterns, share = self._candidates(probe)
         self.reporter.say("timing what more could be trained")
-        costs = {name: self._predicted(it, probe) for name, it in patterns.items()}
+        costs = {PART: self._predicted(patterns[PART], probe)}
+        # Everything takes at least as long as its share of the work says: not timed in vain.
+        if could_fit(Cost(0.0, costs[PART].epoch_s / share), self.left_s):
+            costs[EVERYTHING] = self._predicted(patterns[EVERYTHING], probe)
         steps = next_steps(costs, self.left_s)
         if not steps:
             least = min(cost.of(2) for cost in costs.values())
@@ -182,12 +186,13 @@ class _Ladder:
                 to_do="set a fraction above 0, or choose another recipe",
             )
 
-    def _patterns(self, probe: TrainSummary) -> dict[str, tuple[str, ...]]:
-        """Return the freeze patterns of the candidates, from the smallest to the largest."""
+    def _candidates(self, probe: TrainSummary) -> tuple[dict[str, tuple[str, ...]], float]:
+        """Return the freeze patterns of the candidates, and the smaller one's share of the work."""
         plan = make_plan(load_config(Path(probe.run_dir) / run_dir.CONFIG), len(probe.class_names))
         blocks = units_of(Anatomy.of(plan.skeleton, plan.spec).parameters, plan.spec.family.block)
         macs = module_multiply_adds(plan.skeleton, crop=plan.spec.preprocessing.crop)
-        return {PART: last_part(blocks, macs), EVERYTHING: ()}
+        patterns, share = last_part(blocks, macs)
+        return {PART: patterns, EVERYTHING: ()}, share
 
     def _predicted(self, patterns: Sequence[str], probe: TrainSummary) -> Cost:
         """Predict the duration of a rung, by timing one batch of each part of its work."""

@@ -58,6 +58,7 @@ class ResolvedSchedule(ScheduleConfig):
 class PlannedConfig(Config):
     """Config of a stage whose length, optimizer and schedule are resolved."""
 
+    recipe: None = None
     train: ResolvedTrain
     optimizer: ResolvedOptimizer
     schedule: ResolvedSchedule

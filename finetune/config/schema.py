@@ -89,8 +89,6 @@ class TrainConfig(Section):
 
     epochs: CountOrAuto = AUTO
     """Number of epochs; auto: by the number of training images."""
-    budget: Duration | None = None
-    """Time that ``recipe: auto`` may take in total, such as 90s, 15m or 1.5h."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of the target spread over all classes (Szegedy et al. 2015)."""
     monitor: Literal["top1", "balanced_accuracy", "macro_f1", "loss"] = "top1"
@@ -106,6 +104,8 @@ class TrainConfig(Section):
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     """Maximum time between checkpoints in minutes; then one is written whatever it costs, also
     within an epoch."""
+    budget: Duration | None = None
+    """Time that ``recipe: auto`` may take in total, such as 90s, 15m or 1.5h."""
 
 
 def _is_this_format(given: int) -> int:

@@ -9,13 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.config.base import AUTO
+from finetune.config.base import AUTO, seconds_of
 from finetune.config.model_registry import BUILDERS, BUNDLED_MODEL, family_of
 from finetune.config.schema import GivenPreprocessing
 from finetune.data.checks.summary import DatasetSummary
 
 FEW_PHOTOS = 5_000
-MANY_PHOTOS = 20_000
+_BUDGETS = ("1m", "2m", "5m", "10m", "15m", "30m", "1h", "2h", "4h", "8h")
+_CORE_MACS_PER_S, _MACS_PER_S = 5e10, {"cuda": 5e12, "mps": 5e11}
+"""Multiply-adds per second of a CPU core, as measured, and of other devices, as a rough guess."""
+_DECODE_S = 0.002
+"""Seconds in which one core decodes a photo."""
 _BATCH_OF_BIT = 512
 _FEWEST_EPOCHS, _MOST_EPOCHS = 10, 30
 _SMALL_PX, _SMALL_CROP = 96, 128
@@ -62,34 +66,22 @@ def backbone_for(weights: str, device: str) -> tuple[str, str]:
     return "mobilenet_v2", "small enough to train on a CPU"
 
 
-def what_trains(num_train: int, device: str) -> tuple[str, str]:
-    """Return ``head``, ``block`` or ``everything``, and the reason for it.
+def budget_for(rows: int, multiply_adds: int, device: str, cores: int) -> str:
+    """Return the value of ``train.budget`` for which `init` expects a good model.
 
-    Measured with mobilenet_v2: on 245 photos of ants and bees, the head alone was best; on 3,251
-    photos of flowers, everything reached 96 % in 4 epochs of a minute, and the head 92 % with
-    epochs of under a second; on 11,400 images of CIFAR-100, the last block gained 1.3 points (65.9
-    instead of 64.6 %) in eleven times the time. A head is the default for few photos because it
-    takes seconds. Everything is trained only from the number of images that BiT (Kolesnikov et al.
-    2020) no longer considers few, and not on a CPU.
+    Eight times the predicted duration of computing every image's features once, half a minute for
+    timing, and rounded up. Measured with MobileNetV2 on two cores: on 3,251 photos of flowers, the
+    new head and the last quarter of the network are trained in five times that duration.
+
+    Args:
+        rows: Number of images and mirror images.
+        multiply_adds: Forward multiply-adds of the network for one image.
+        device: ``cpu``, ``cuda`` or ``mps``.
+        cores: Number of CPU cores, which decode the images.
     """
-    if num_train < FEW_PHOTOS:
-        why = (
-            "a new head alone trains in seconds; to train everything, which is often more accurate "
-            "and takes many times as long, replace this section with the line recipe: "
-            "head_then_all"
-        )
-        if num_train < FEW_FOR_EVERYTHING:
-            few = f"{FEW_FOR_EVERYTHING:,}"
-            why = f"with fewer than {few} photos, training more than a new head rarely helps"
-        return HEAD, why
-    if num_train < MANY_PHOTOS:
-        return BLOCK, f"with {FEW_PHOTOS:,} photos or more, training the last block can pay off"
-    if device == "cpu":
-        return (
-            BLOCK,
-            "there are enough photos to train everything, but that needs a GPU (patterns: [])",
-        )
-    return EVERYTHING, f"with {MANY_PHOTOS:,} photos or more, all parameters can be trained"
+    forward_s = multiply_adds / _MACS_PER_S.get(device, _CORE_MACS_PER_S * cores)
+    needed_s = 30 + 8 * rows * (forward_s + _DECODE_S / cores)
+    return next((it for it in _BUDGETS if seconds_of(it) >= needed_s), _BUDGETS[-1])
 
 
 def epochs_for(num_train: int) -> int:
@@ -200,14 +192,6 @@ def policy_for(class_names: tuple[str, ...], trains: str) -> tuple[str, str]:
     if trains == EVERYTHING:
         return "crop_flip", "no features can be cached, so new random crops have no extra cost"
     return "auto", "each photo and its mirror image if features are cached, else random crops"
-
-
-def mixup_for(num_train: int, trains: str) -> float:
-    """Return 0.1 from 20,000 images on (BiT-HyperRule) if everything trains, else 0.
-
-    Features of mixed images cannot be cached.
-    """
-    return 0.1 if trains == EVERYTHING and num_train >= MANY_PHOTOS else 0.0
 
 
 def balance_for(counts: tuple[int, ...]) -> str:

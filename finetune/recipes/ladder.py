@@ -61,8 +61,9 @@ class Step:
     epochs: int
 
 
-def last_part(blocks: Sequence[Block], macs: Mapping[str, int]) -> tuple[str, ...]:
-    """Return freeze patterns that train the last blocks with a quarter of the multiply-adds.
+def last_part(blocks: Sequence[Block], macs: Mapping[str, int]) -> tuple[tuple[str, ...], float]:
+    """Return freeze patterns that train the last blocks with a quarter of the multiply-adds, and
+    their share.
 
     Args:
         blocks: Blocks of the network, first to last, without the head.
@@ -76,7 +77,7 @@ def last_part(blocks: Sequence[Block], macs: Mapping[str, int]) -> tuple[str, ..
         so_far += sum(n for at, n in macs.items() if at == path or at.startswith(f"{path}."))
         if so_far >= _PART * total:
             break
-    return ("*", *thawed)
+    return ("*", *thawed), so_far / total
 
 
 def next_steps(costs: Mapping[str, Cost], left_s: float) -> list[Step]:
@@ -90,10 +91,14 @@ def next_steps(costs: Mapping[str, Cost], left_s: float) -> list[Step]:
     if len(short) > 1 and all(step.epochs for step in short):
         return short
     for name, cost in reversed([*costs.items()]):
-        epochs = cost.epochs_in(_SPENT * left_s)
-        if epochs >= _FEWEST:
-            return [Step(name, epochs)]
+        if could_fit(cost, left_s):
+            return [Step(name, cost.epochs_in(_SPENT * left_s))]
     return []
+
+
+def could_fit(cost: Cost, left_s: float) -> bool:
+    """Return whether enough epochs of a candidate fit into the remaining time."""
+    return cost.epochs_in(_SPENT * left_s) >= _FEWEST
 
 
 def last_step(name: str, cost: Cost, left_s: float, *, already: int) -> Step | None:

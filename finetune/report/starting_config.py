@@ -13,8 +13,6 @@ from finetune.config.schema import GivenPreprocessing
 from finetune.core.text import count, plural
 from finetune.data.checks.summary import DatasetSummary
 from finetune.models.blocks import Block, listed
-from finetune.recipes import heuristics
-from finetune.recipes.heuristics import Optimizer
 from finetune.results.data import StartingConfig
 
 _WIDTH = 100
@@ -37,17 +35,12 @@ class Start:
     other_preprocessing: GivenPreprocessing | None
     blocks: tuple[Block, ...]
     head: str
-    trains: str
-    why_trains: str
-    patterns: tuple[str, ...]
     may_differ: bool
     fit: str
     balance: str
     policy: str
     why_policy: str
-    mixup: float
-    epochs: int
-    optimizer: Optimizer
+    budget: str
 
 
 def render_starting_config(result: StartingConfig) -> str:
@@ -55,14 +48,9 @@ def render_starting_config(result: StartingConfig) -> str:
     if result.file is None:
         return result.config.rstrip("\n")
     file = shlex.quote(result.file)
-    what = {
-        heuristics.HEAD: "a new head is trained",
-        heuristics.BLOCK: "the last block and a new head are trained",
-        heuristics.EVERYTHING: "everything is trained",
-    }[result.trains]
     return (
-        f"  {result.file}: {result.model}, {what} for {result.epochs} epochs on "
-        f"{result.num_train:,} images of {result.num_classes} classes\n"
+        f"  {file}: {result.model} on {result.num_train:,} images of {result.num_classes} classes, "
+        f"trained as far as {result.budget} allow\n"
         f"  Next  finetune train --config {file}"
     )
 
@@ -81,7 +69,7 @@ def starting_config(start: Start) -> str:
         _heading(start),
         ["format: 1"],
         _model(start),
-        _freeze(start),
+        _recipe(start),
         _data(start),
         _augment(start),
         _training(start),
@@ -159,24 +147,24 @@ def _value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _freeze(start: Start) -> list[str]:
-    patterns = ", ".join(json.dumps(pattern) for pattern in start.patterns)
+def _recipe(start: Start) -> list[str]:
     rows = listed(start.blocks)
-    may_differ = "  may_differ: true   # the run that wrote the weights froze other parameters"
     width = max(len(pattern) for pattern, _ in rows)
-    return [
-        "freeze:",
+    lines = [
         *_comment(
-            f"{start.why_trains[:1].upper()}{start.why_trains[1:]}. Patterns match parameter "
-            "names as in a .gitignore: the last match wins, and ! unfreezes. The new head "
-            f"({start.head}) always trains. Blocks of {start.model} from input to output, with "
-            "their number of parameters:",
-            2,
+            f"Trains the new head ({start.head}) first, then as much more of the network as "
+            "train.budget allows, and keeps what is best on the validation images. Another recipe "
+            "or freeze.patterns can stand here instead, without train.budget: patterns match "
+            "parameter names as in a .gitignore, the last match wins, and ! unfreezes, as in "
+            f'freeze: {{patterns: ["*", "!{rows[-1][0]}"]}}. Blocks of {start.model} from input to '
+            "output, with their number of parameters:",
         ),
         *(f"  #   {pattern:<{width}}  {count(size):>7}" for pattern, size in rows),
-        f"  patterns: [{patterns}]",
-        *([may_differ] if start.may_differ else []),
+        "recipe: auto",
     ]
+    if start.may_differ:
+        lines += ["freeze:", "  may_differ: true   # the run that wrote the weights froze others"]
+    return lines
 
 
 def _data(start: Start) -> list[str]:
@@ -214,9 +202,7 @@ def _data(start: Start) -> list[str]:
 
 def _augment(start: Start) -> list[str]:
     lines = ["augment:", *_reasoned(f"  policy: {start.policy}", start.why_policy)]
-    if start.mixup:
-        lines.append(f"  mixup: {start.mixup:g}   # BiT-HyperRule, for 20,000 images or more")
-    elif start.trains != heuristics.EVERYTHING and start.policy == "auto":
+    if start.policy == "auto":
         lines += _comment(
             "Stronger augmentation, which runs the frozen part in every epoch: policy: trivial, "
             "erasing: 0.25, mixup: 0.2. If left and right differ (digits, signs): policy: none.",
@@ -226,26 +212,11 @@ def _augment(start: Start) -> list[str]:
 
 
 def _training(start: Start) -> list[str]:
-    optimizer = start.optimizer
-    momentum = ", momentum: 0.9" if optimizer.name == "sgd" else ""
-    warmup = f", warmup_epochs: {optimizer.warmup_epochs}" if optimizer.warmup_epochs else ""
-    if start.trains == heuristics.HEAD:
-        found = "found by cross-validation on the training images, where that takes seconds"
-    else:
-        found = f"about {optimizer.lr:g}; every run states it"
-    line = f"optimizer: {{name: {optimizer.name}, lr: auto{momentum}}}"
-    if start.trains == heuristics.HEAD and optimizer.name == "sgd":
-        # Left out, so that a recipe in place of the patterns chooses its own optimizer.
-        rates = _comment(f"{line} is the default: lr and weight_decay are {found}.")
-    else:
-        rates = _reasoned(line, f"lr: {found}")
     return [
         *_comment(
-            "Number of epochs by the BiT-HyperRule (Kolesnikov et al. 2020): 500 steps of 512 "
-            "images, or 10,000 steps for 20,000 images or more; limited to 10 to 30 epochs."
+            "Time of the whole training. The head alone takes a fraction of it; more than this "
+            "often gains more, and the summary says how much is predicted for twice the time."
         ),
-        f"train: {{epochs: {start.epochs}}}",
-        *rates,
-        f"schedule: {{name: cosine{warmup}}}",
+        f"train: {{budget: {start.budget}}}",
         "seed: 0",
     ]

@@ -49,14 +49,13 @@ class StartingConfig:
 
     Attributes:
         file: Path of the written config; None if no file was written.
-        trains: Part that is trained: head, block or everything.
+        budget: Time that training may take, as in ``train.budget``.
     """
 
     file: str | None
     config: str
     model: str
-    trains: str
-    epochs: int
+    budget: str
     num_train: int
     num_val: int
     num_classes: int

@@ -163,8 +163,9 @@ def _expanded(config: Config, num_train: int, reporter: Reporter) -> Config:
     expanded = expand_recipe(config, num_train=num_train)
     if config.recipe:
         frozen = [_frozen(stage.freeze.patterns) for stage in expanded.stages]
+        word = "auto begins with linear_probe" if config.recipe == AUTO else config.recipe
         reporter.say(
-            f"recipe {config.recipe}: {', then '.join(frozen) or _frozen(expanded.freeze.patterns)}"
+            f"recipe {word}: {', then '.join(frozen) or _frozen(expanded.freeze.patterns)}"
         )
     return expanded
 

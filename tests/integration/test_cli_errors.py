@@ -265,6 +265,7 @@ def test_ctrl_c_is_code_130(
 STOPPED = """
 import os, signal, sys, time, types
 import finetune.commands
+import finetune.commands.ladder
 from finetune.cli import app
 
 def stop(*_, **__):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from finetune.cli import app
 from finetune.commands.init import init
-from finetune.commands.train import train
+from finetune.commands.ladder import train_within
 from finetune.config import yaml_loader
 from finetune.config.data import DataConfig
 from finetune.config.load import data_of, load_config, model_of
@@ -74,8 +74,8 @@ def test_what_is_written_trains_as_it_stands(
     assert code == 0, err
     file = tmp_path / "c.yaml"
     file.write_text(out, encoding="utf-8")
-    config = load_config(file, [f"output_dir={tmp_path}/run", "train.epochs=1"])
-    summary = train(config)
+    config = load_config(file, [f"output_dir={tmp_path}/run", "train.budget=0.1s"])
+    summary = train_within(config).train
     assert (summary.model, summary.weights) == ("shufflenet_v2_x0_5", "bundled")
     assert (summary.num_train, summary.num_val) == ((18, 10) if split else (14, 4))
 
@@ -204,7 +204,8 @@ def test_the_backbones_own_names_stand_in_comments_and_match(name: str) -> None:
     patterns = [line.split()[0] for line in lines]
     assert len(patterns) >= 5
     config = config_of(text)
-    plan = make_plan(config.with_values({"freeze.patterns": tuple(patterns)}), 2)
+    values = {"recipe": None, "train.budget": None, "freeze.patterns": tuple(patterns)}
+    plan = make_plan(config.with_values(values), 2)
     assert all(d.frozen for d in plan.freeze.decisions if not plan.freeze.is_head(d.name))
 
 
@@ -223,17 +224,25 @@ def test_a_config_on_stdout_ends_without_an_empty_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_train", "device", "what"),
+    ("rows", "device", "cores", "budget"),
     [
-        (4_999, "cpu", "head"),
-        (5_000, "cpu", "block"),
-        (19_999, "cuda", "block"),
-        (20_000, "cuda", "everything"),
-        (20_000, "cpu", "block"),
+        (643, "cpu", 2, "1m"),
+        (7_315, "cpu", 2, "5m"),
+        (7_315, "cpu", 16, "1m"),
+        (7_315, "cuda", 16, "1m"),
+        (10**7, "cpu", 2, "8h"),
     ],
 )
-def test_more_trains_where_there_are_more_photos(num_train: int, device: str, what: str) -> None:
-    assert heuristics.what_trains(num_train, device)[0] == what
+def test_the_budget_fits_the_photos_and_the_machine(
+    rows: int, device: str, cores: int, budget: str
+) -> None:
+    assert heuristics.budget_for(rows, 300_000_000, device, cores) == budget
+
+
+def test_the_network_is_trained_as_far_as_a_budget_allows() -> None:
+    config = config_of(init(seen(), model="resnet18", weights="none").config)
+    assert config.recipe == "auto"
+    assert config.train.budget is not None
 
 
 @pytest.mark.parametrize(
@@ -306,10 +315,8 @@ def test_letters_are_not_mirrored() -> None:
     assert heuristics.policy_for(("b", "dog"), "head")[0] == "auto"
 
 
-def test_everything_that_trains_is_cropped_and_mixed() -> None:
+def test_everything_that_trains_is_cropped() -> None:
     assert heuristics.policy_for(("cat", "dog"), "everything")[0] == "crop_flip"
-    assert heuristics.mixup_for(20_000, "everything") == 0.1
-    assert heuristics.mixup_for(20_000, "block") == 0
 
 
 @pytest.mark.parametrize("trains", ["head", "block", "everything"])
@@ -318,9 +325,11 @@ def test_transformers_are_trained_by_adamw(trains: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trains", "name"), [("head", "sgd"), ("block", "sgd"), ("everything", "adamw")]
+    ("trains", "name"), [("head", "sgd"), ("block", "adamw"), ("everything", "adamw")]
 )
-def test_a_whole_network_with_norm_layers_is_trained_by_adamw(trains: str, name: str) -> None:
+def test_more_than_the_head_of_a_network_with_norm_layers_is_trained_by_adamw(
+    trains: str, name: str
+) -> None:
     assert heuristics.optimizer_for("resnet18", "DEFAULT", trains).name == name
     assert heuristics.optimizer_for("vgg11", "DEFAULT", trains).name == "sgd"
 

@@ -78,7 +78,7 @@ def test_what_trains_is_read_off_the_plan(patterns: list[str], what: str) -> Non
     ("model", "patterns", "rates"),
     [
         ("resnet18", ["*"], ("sgd", 0.01, 0.0, 0.0)),
-        ("resnet18", ["*", "!layer4.1.*"], ("sgd", 0.005, 0.0, 1.0)),
+        ("resnet18", ["*", "!layer4.1.*"], ("adamw", 0.001, 0.01, 1.0)),
         ("resnet18", [], ("adamw", 5e-4, 0.01, 2.0)),
         ("vgg11", [], ("sgd", 0.002, 0.0, 2.0)),
         ("squeezenet1_1", ["*", "!features.12.*"], ("sgd", 0.002, 0.0, 1.0)),
@@ -257,7 +257,7 @@ def test_it_is_said_by_what_auto_was_resolved() -> None:
     (line,) = in_words(config, resolved(config), make_plan(config, 2), 245)
     assert line == (
         "auto, for 245 images where some layers of the backbone are trained: optimizer.name "
-        "sgd, optimizer.lr 0.005, optimizer.weight_decay 0.0, schedule.warmup_epochs 1.0"
+        "adamw, optimizer.lr 0.001, optimizer.weight_decay 0.01, schedule.warmup_epochs 1.0"
     )
 
 

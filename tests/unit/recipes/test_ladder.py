@@ -29,8 +29,9 @@ def test_the_last_part_has_a_quarter_of_the_multiply_adds() -> None:
     blocks = [Block("stem", 1, False), Block("a", 1, False), Block("b", 1, False)]
     blocks.append(Block("scale", 1, True))
     macs = {"stem": 10, "a.conv": 60, "b.conv1": 14, "b.conv2": 14, "fc": 2}
-    assert last_part(blocks, macs) == ("*", "!b.*", "!scale")
-    assert last_part(blocks, macs | {"a.conv": 200}) == ("*", "!a.*", "!b.*", "!scale")
+    assert last_part(blocks, macs) == (("*", "!b.*", "!scale"), 0.28)
+    patterns, share = last_part(blocks, macs | {"a.conv": 212})
+    assert (patterns, share) == (("*", "!a.*", "!b.*", "!scale"), 240 / 252)
 
 
 def test_with_time_for_both_candidates_short_runs_decide() -> None:

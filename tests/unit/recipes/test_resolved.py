@@ -110,7 +110,7 @@ def check_resolved(config: Config) -> None:
     assert again.saved_at(len(again.stages) - 1).plain() == saved
 
 
-@pytest.mark.parametrize("recipe", get_args(Recipe))
+@pytest.mark.parametrize("recipe", [word for word in get_args(Recipe) if word != AUTO])
 def test_a_recipe_leaves_no_auto_and_resolves_to_itself(make_config: Make, recipe: str) -> None:
     check_resolved(make_config(recipe=recipe, train={"epochs": AUTO}, optimizer={"name": AUTO}))
 
