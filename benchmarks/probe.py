@@ -1,4 +1,4 @@
-"""Compare `finetune init` and `train` with all defaults with scikit-learn's logistic regression.
+"""Compare `recipe: linear_probe` with all defaults with scikit-learn's logistic regression.
 
     python benchmarks/probe.py --json probe.json [--seeds 0 1 2] [--sets flowers5 ants_bees]
 
@@ -127,11 +127,12 @@ def _compare(root: Path) -> dict[str, Any]:
     config = root.with_suffix(".yaml")
     output = f"output_dir={root / 'run'}"
     known_by = "features.known_by=content"  # the seeds and sets share photos
+    changes = [output, known_by, "recipe=linear_probe", "train.budget=null"]
     _finetune("init", str(root), "--weights", str(WEIGHTS), "--output", str(config), "--overwrite")
-    asked = ("train", "--config", str(config), "--set", output, "--set", known_by, "--json")
-    summary = json.loads(_finetune(*asked))
+    asked = [word for change in changes for word in ("--set", change)]
+    summary = json.loads(_finetune("train", "--config", str(config), *asked, "--json"))
     setup = prepare_single_stage(
-        load_config(config, [output, known_by]), SilentReporter(), what="the comparison"
+        load_config(config, changes), SilentReporter(), what="the comparison"
     )
     train, judged = (
         features_of(feature_batches_of(setup, SilentReporter(), training=training), images)

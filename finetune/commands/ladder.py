@@ -131,16 +131,18 @@ class _Ladder:
                 tried[step.name] = done
         if len(steps) == 1:
             return "the rest of the budget is too short for another run"
-        if not tried:
-            return "training more than the head failed"
-        name = self._most_promising(tried)
-        short = tried[name]
-        epochs = short.stages[-1].epochs
-        step_after = last_step(name, _measured(short), self.left_s, already=epochs)
-        if step_after is None:
+        longer = 0
+        # The better one first; the other one if that leaves enough time, as with few photos.
+        for name in sorted(tried, key=lambda name: self._rank(_val(tried[name])), reverse=True):
+            short = tried[name]
+            epochs = short.stages[-1].epochs
+            step_after = last_step(name, _measured(short), self.left_s, already=epochs)
+            if step_after is not None:
+                self._rung(step_after, patterns, probe)
+                longer += 1
+        if not longer:
             return "the rest of the budget is too short for a longer run"
-        self._rung(step_after, patterns, probe)
-        return "the budget is spent"
+        return "the rest of the budget is too short for another run"
 
     def summary(self, note: str) -> LadderSummary:
         """Summarise the ladder, and write the summary beside the rungs."""
@@ -229,9 +231,7 @@ class _Ladder:
         except Interrupted:
             self._keep_interrupted(folder, what)
             raise
-        val = done.stages[-1].val
-        assert val is not None
-        self._add(folder, what, val, done.num_val, epochs=done.epochs)
+        self._add(folder, what, _val(done), done.num_val, epochs=done.epochs)
         self.trained[number] = done
         return done
 
@@ -293,31 +293,17 @@ class _Ladder:
         monitor = self.config.train.monitor
         return (-val.loss if monitor == "loss" else float(getattr(val, monitor))), -val.loss
 
-    def _most_promising(self, tried: dict[str, TrainSummary]) -> str:
-        """Return the candidate that trains most, unless a smaller one is significantly better.
-
-        The more trains, the longer it improves, so that short runs favour what trains less.
-        """
-        names = [name for name in (PART, EVERYTHING) if name in tried]
-        best = max(names, key=lambda name: _top1(tried[name]))
-        for name in reversed(names):
-            top1, count = _top1(tried[name]), tried[name].num_val
-            interval = wilson(round(top1 * count), count)
-            assert interval is not None
-            if _top1(tried[best]) <= interval.high:
-                return name
-        return best
-
     def _doubled(self) -> PredictedGain | None:
         points = [(rung.ended_s, 1 - rung.val.top1) for rung in self.rungs if rung.is_best]
         error = extrapolated(points, 2 * self.budget_s)
         return None if error is None else PredictedGain(2 * self.budget_s, 1 - error)
 
 
-def _top1(summary: TrainSummary) -> float:
+def _val(summary: TrainSummary) -> Scores:
+    """Return the metrics of the best epoch of a run's last stage."""
     val = summary.stages[-1].val
-    assert val is not None
-    return val.top1
+    assert val is not None  # validation images are required
+    return val
 
 
 def _measured(summary: TrainSummary) -> Cost:

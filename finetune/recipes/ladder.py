@@ -24,8 +24,7 @@ _PART = 0.25
 """Smallest share of the forward multiply-adds in the last part of the network.
 
 The features before it are cached, so that its epochs take a fraction of the time. Measured with
-MobileNetV2 on flowers5: 4 epochs of its last 30 % reached what 4 epochs of everything reached, in a
-fifth of the time.
+MobileNetV2 on flowers5: an epoch of its last 30 % took a fifth of the time of one of everything.
 """
 _SPENT = 0.9
 """Share of the remaining time that is planned; predictions are off by a tenth."""
@@ -83,6 +82,9 @@ def last_part(blocks: Sequence[Block], macs: Mapping[str, int]) -> tuple[tuple[s
 def next_steps(costs: Mapping[str, Cost], left_s: float) -> list[Step]:
     """Return what to train after the probe: two short runs to choose from, one run, or nothing.
 
+    Measured with MobileNetV2: the last part reached the same accuracy as everything in a fifth of
+    the time on flowers5 (95.7 %), in a third on CIFAR-100 (72.6 and 72.8 % in 12 and 6 epochs).
+
     Args:
         costs: Predicted durations of the candidates, from the smallest to the largest.
         left_s: Remaining time in seconds.
@@ -90,7 +92,8 @@ def next_steps(costs: Mapping[str, Cost], left_s: float) -> list[Step]:
     short = [Step(name, cost.epochs_in(_SHORT * left_s)) for name, cost in costs.items()]
     if len(short) > 1 and all(step.epochs for step in short):
         return short
-    for name, cost in reversed([*costs.items()]):
+    # Where a short run of everything does not fit, the last part reaches more in the same time.
+    for name, cost in costs.items():
         if could_fit(cost, left_s):
             return [Step(name, cost.epochs_in(_SPENT * left_s))]
     return []

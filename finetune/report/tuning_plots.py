@@ -229,5 +229,5 @@ def draw_depths(result: DepthReport, path: Path) -> None:
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside lower center")
     save(figure, path, maker=DEPTHS_BY)

@@ -38,8 +38,8 @@ def test_with_time_for_both_candidates_short_runs_decide() -> None:
     assert next_steps(COSTS, 1000.0) == [Step("last_part", 30), Step("everything", 7)]
 
 
-def test_with_less_time_the_largest_candidate_that_fits_is_trained() -> None:
-    assert next_steps(COSTS, 120.0) == [Step("everything", 5)]
+def test_with_less_time_the_last_part_is_trained() -> None:
+    assert next_steps(COSTS, 120.0) == [Step("last_part", 30)]
     assert next_steps(COSTS, 30.0) == [Step("last_part", 11)]
 
 
