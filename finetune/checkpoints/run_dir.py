@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune.core.errors import CheckpointError, OutputError, address_problem
-from finetune.core.files import exists, is_folder, refuse_without_home
+from finetune.core.files import (
+    exists,
+    is_folder,
+    refuse_without_home,
+    write_atomically,
+    write_text,
+)
 
 _LONGEST_NAME = 255  # bytes, on every common file system
 _LONGEST_PATH = 3800  # bytes: Linux allows 4,095, less the names of files in the directory
@@ -297,24 +303,70 @@ def prepare(folder: Path, *, overwrite: bool) -> None:
         ) from error
 
 
-def publish(run: Path, folder: Path) -> None:
+def publish(run: Path, folder: Path, *, config: str) -> None:
     """Make another run directory contain the files of a run, instead of those that it has.
 
-    Checkpoints are hard links where the file system supports them; they are replaced and never
-    changed in place. ``best.pt`` comes last, so that a directory with one is complete.
+    Each file is replaced atomically, ``best.pt`` first. Checkpoints become hard links where the
+    file system supports them; they are never changed in place.
+
+    Args:
+        config: Text of ``config.yaml`` in the directory.
 
     Raises:
         OutputError: The directory contains other files than those of a run, or cannot be written.
     """
-    prepare(folder, overwrite=True)
-    names = [name for name in _OWN if exists(run / name) and not _leads_elsewhere(folder, name)]
+    check_usable(folder, overwrite=True)
     try:
-        for name in sorted(names, key=BEST.__eq__):
-            if name in (BEST, LAST, PREVIOUS):
-                with suppress(OSError):
-                    os.link(run / name, folder / name)
-                    continue
-            shutil.copyfile(run / name, folder / name)
+        folder.mkdir(parents=True, exist_ok=True)
+        _mark(folder)
+        for name in (BEST, LAST, *_OWN):
+            new, path = run / name, folder / name
+            if _leads_elsewhere(folder, name) or (name in (BEST, LAST) and _is_same(new, path)):
+                continue
+            if name == CONFIG:
+                write_text(path, config)
+            elif not exists(new):
+                path.unlink(missing_ok=True)
+            elif not (name.endswith(".pt") and _linked(new, path)):
+                _copied(new, path)
+    except OSError as error:
+        raise OutputError(
+            error.strerror or str(error), kind="output.unwritable", key="output_dir", path=folder
+        ) from error
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return exists(one) and exists(other) and one.samefile(other)
+
+
+def _linked(source: Path, path: Path) -> bool:
+    """Replace a file with a hard link to another one, if the file system supports links."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+    except OSError:
+        return False
+    temporary.replace(path)
+    return True
+
+
+def _copied(source: Path, path: Path) -> None:
+    with source.open("rb") as file:
+        write_atomically(path, lambda target: shutil.copyfileobj(file, target))
+
+
+def remove(folder: Path) -> None:
+    """Remove a run: its files, and the directory unless it contains others.
+
+    Raises:
+        OutputError: The directory contains no run but other files, or cannot be written.
+    """
+    prepare(folder, overwrite=True)
+    try:
+        (folder / MARKER).unlink(missing_ok=True)
+        with suppress(OSError):  # it contains files of the user
+            folder.rmdir()
     except OSError as error:
         raise OutputError(
             error.strerror or str(error), kind="output.unwritable", key="output_dir", path=folder

@@ -23,7 +23,6 @@ from finetune.cli import data, evaluation, support, tuning
 from finetune.cli.options import CacheFolderOption, ConfigOption, JsonOption, SetOption
 from finetune.cli.support import App, DebugOption, emit, no_effect, torch_imports
 from finetune.cli.terminal import TerminalReporter
-from finetune.config.base import AUTO
 from finetune.core import signals
 from finetune.core.errors import (
     ConfigError,
@@ -118,11 +117,14 @@ def train(
             source="train",
             to_do="pass a config with --config FILE, or resume a run with --resume RUN",
         )
+    if resume and budget is not None:
+        raise no_effect("train", "--budget", "with --resume", "remove one of them")
     loaded = _config_to_train(run, config, overrides or (), resume=resume)
     reporter = TerminalReporter()
     if budget is not None:
         loaded = _with_budget(loaded, budget, reporter)
-    if resume and loaded.recipe == AUTO:
+    is_ladder = loaded.recipe == "auto"
+    if resume and is_ladder:
         raise ConfigError(
             "recipe auto cannot be resumed",
             kind="config.no_effect",
@@ -140,12 +142,17 @@ def train(
     from finetune.report.ladder import render_ladder
     from finetune.report.train import render_train
 
-    if loaded.recipe == AUTO and not dry_run:
+    if is_ladder and not dry_run:
         climbed = ladder_command.train_within(loaded, overwrite=overwrite, reporter=reporter)
         if page:
             evaluation.write_page(climbed.run_dir, reporter)
+            done = report_command(climbed.run_dir)
+            left = tuple(line for line in climbed.next if line != done)
+            climbed = replace(climbed, next=left, train=replace(climbed.train, next=left))
         emit(climbed, render_ladder, as_json)
     elif dry_run:
+        if is_ladder:
+            reporter.say("recipe auto: only its first run, of the head alone, is checked and timed")
         checked = dry_command.dry_run(loaded, overwrite=overwrite, reporter=reporter)
         emit(checked, render_dry_run, as_json)
     else:

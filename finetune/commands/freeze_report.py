@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from finetune.checkpoints.finetuned_source import find_source_run
 from finetune.config.schema import Config
 from finetune.config.stages import stage_configs
 from finetune.core.errors import ConfigError, DataError
@@ -20,13 +21,19 @@ from finetune.data.sources.open import find_train_val
 from finetune.freezing.freeze_report import make_freeze_report, staged_report
 from finetune.freezing.plan import Plan
 from finetune.inference.confidence_intervals import wilson
+from finetune.models.build import is_path
 from finetune.recipes.auto import plan_config, resolve_optimizer
 from finetune.recipes.ladder import probe_config
 from finetune.recipes.named import expand_recipe
 from finetune.report.tuning_plots import DEPTHS_BY, check_picture, draw_depths
 from finetune.results.freeze import DepthReport, DepthRow, FreezeReport, StagedFreezeReport
 from finetune.training.prepare_stage import StageSetup, prepare_stage
-from finetune.training.setup import freezing_differences, make_plans, set_up_run
+from finetune.training.setup import (
+    freezing_differences,
+    make_plans,
+    set_up_run,
+    without_validation,
+)
 from finetune.tuning.block_probes import DepthProbes, probe_blocks
 
 
@@ -153,14 +160,14 @@ def depth_report(
 
 
 def _probed(config: Config, reporter: Reporter) -> tuple[StageSetup, DepthProbes]:
-    run_setup = set_up_run(probe_config(config), reporter)
+    probe = probe_config(config)
+    # Nothing is trained or written, so that the weights may be those of the run in output_dir.
+    values: dict[str, object] = {"output_dir": f"{config.output_dir}-probe"}
+    if is_path(config.model.weights) and find_source_run(config.model.weights) is not None:
+        values["freeze.may_differ"] = True
+    run_setup = set_up_run(probe.with_values(values), reporter)
     if not len(run_setup.data.val):
-        raise ConfigError(
-            "is 0, but probes are judged on held-out images",
-            kind="config.no_validation",
-            key="data.val_fraction",
-            to_do="set a fraction above 0 for this command",
-        )
+        raise without_validation("probes are judged", "leave out --probe")
     stage_setup = prepare_stage(run_setup, reporter)
     return stage_setup, probe_blocks(stage_setup, reporter)
 

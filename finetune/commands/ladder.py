@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from finetune.checkpoints import run_dir
+from finetune.checkpoints.finetuned_source import find_source_run
 from finetune.checkpoints.run_lock import RunLock
 from finetune.commands.dry_run import dry_run
 from finetune.commands.train import next_commands, train
 from finetune.config.base import seconds_of
 from finetune.config.load import load_config, to_yaml
 from finetune.config.schema import Config
-from finetune.core.errors import ConfigError, Interrupted, ResultError
+from finetune.core import signals
+from finetune.core.errors import Interrupted, OutputError, ResultError
 from finetune.core.files import write_text
 from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.sources.open import find_train_val
@@ -22,12 +24,13 @@ from finetune.freezing.flops import module_multiply_adds
 from finetune.freezing.plan import make_plan
 from finetune.inference.confidence_intervals import wilson
 from finetune.models.blocks import units_of
+from finetune.models.build import is_path
 from finetune.recipes.ladder import (
     EVERYTHING,
+    MOST_EPOCHS,
     PART,
     PROBE,
     Cost,
-    Step,
     could_fit,
     extrapolated,
     last_part,
@@ -38,7 +41,15 @@ from finetune.recipes.ladder import (
 )
 from finetune.recipes.named import Anatomy
 from finetune.report.json_text import to_json
-from finetune.results.train import LadderSummary, PredictedGain, Rung, Scores, TrainSummary
+from finetune.results.train import (
+    LadderSummary,
+    PredictedGain,
+    Rung,
+    Scores,
+    StageSummary,
+    TrainSummary,
+)
+from finetune.training.setup import without_validation
 
 SUMMARY = "ladder.json"
 _SETUP_S = 3.0
@@ -67,24 +78,35 @@ def train_within(
     with RunLock(folder) as run_lock:
         run_dir.check_usable(folder, overwrite=overwrite)
         ladder = _Ladder(config, overwrite, run_lock, reporter or SilentReporter())
+        ladder.check()
         try:
-            note = ladder.climb()
-        except Interrupted as error:
-            raise ladder.interrupted(error) from None
-        return ladder.summary(note)
+            return ladder.summary(ladder.climb())
+        except Interrupted:
+            if ladder.best is None:
+                raise
+            raise ladder.interrupted() from None
 
 
 @dataclass
 class _Ladder:
-    """Runs of a ladder so far; ``start`` is on this process's clock."""
+    """Runs of a ladder so far.
+
+    Attributes:
+        start: Start of the command on this process's clock.
+        tried: Number of rungs, those that diverged included.
+        trained: Summaries of the finished runs by number.
+        failed: Names of the rungs that diverged.
+    """
 
     config: Config
     overwrite: bool
     run_lock: RunLock
     reporter: Reporter
     start: float = field(default_factory=time.perf_counter)
+    tried: int = 0
     rungs: list[Rung] = field(default_factory=list)
     trained: dict[int, TrainSummary] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
     @property
     def budget_s(self) -> float:
@@ -104,19 +126,32 @@ class _Ladder:
         """Best rung so far by ``train.monitor``, then by loss, the earlier among ties."""
         return max(self.rungs, key=lambda rung: self._rank(rung.val), default=None)
 
+    def check(self) -> None:
+        """Raise before any work if the ladder cannot be trained in its folders."""
+        weights = self.config.model.weights
+        source = find_source_run(weights) if is_path(weights) else None
+        folders = Path(self.config.output_dir).resolve(), self._folder.resolve()
+        if source is not None and {*source.path.resolve().parents} & {*folders}:
+            raise OutputError(
+                f"{source.path}, from which model.weights initializes this run, would be replaced",
+                kind="output.is_the_source",
+                key="output_dir",
+                path=self.config.output_dir,
+                to_do="choose another folder with --set output_dir=FOLDER",
+            )
+        for folder in self._earlier_rungs():
+            run_dir.check_usable(folder, overwrite=self.overwrite)
+        data = find_train_val(self.config.data, seed=self.config.seed, reporter=SilentReporter())
+        if not len(data.val):
+            raise without_validation("recipe auto compares runs", "choose another recipe")
+
     def climb(self) -> str:
         """Train rung after rung while there is time, and return why the ladder ended."""
-        self._refuse_without_validation()
         probe = self._train(PROBE, probe_of(self.config))
         assert probe is not None  # an error of the first rung is the command's error
         if self.left_s < _SHORTEST_S:
             return "the head alone took the budget"
-        patterns, share = self._candidates(probe)
-        self.reporter.say("timing what more could be trained")
-        costs = {PART: self._predicted(patterns[PART], probe)}
-        # Everything takes at least as long as its share of the work says: not timed in vain.
-        if could_fit(Cost(0.0, costs[PART].epoch_s / share), self.left_s):
-            costs[EVERYTHING] = self._predicted(patterns[EVERYTHING], probe)
+        patterns, costs = self._candidates(probe)
         steps = next_steps(costs, self.left_s)
         if not steps:
             least = min(cost.of(2) for cost in costs.values())
@@ -124,49 +159,53 @@ class _Ladder:
                 f"{max(self.left_s, 0):.0f} s are left, and training more than the head takes "
                 f"about {least:.0f} s or more"
             )
-        tried: dict[str, TrainSummary] = {}
+        done: dict[str, TrainSummary] = {}
         for step in steps:
-            done = self._rung(step, patterns, probe)
-            if done is not None:
-                tried[step.name] = done
-        if len(steps) == 1:
-            return "the rest of the budget is too short for another run"
-        longer = 0
-        # The better one first; the other one if that leaves enough time, as with few photos.
-        for name in sorted(tried, key=lambda name: self._rank(_val(tried[name])), reverse=True):
-            short = tried[name]
-            epochs = short.stages[-1].epochs
-            step_after = last_step(name, _measured(short), self.left_s, already=epochs)
-            if step_after is not None:
-                self._rung(step_after, patterns, probe)
-                longer += 1
-        if not longer:
-            return "the rest of the budget is too short for a longer run"
+            summary = self._train(
+                step.name, rung_of(self.config, patterns[step.name], probe, step.epochs)
+            )
+            if summary is not None:
+                done[step.name] = summary
+        if len(steps) > 1:
+            self._train_longer(done, patterns, probe)
+        if not done:
+            return "training more than the head did not converge"
+        if all(_epochs(summary.stages[-1]) >= MOST_EPOCHS for summary in done.values()):
+            return f"more than {MOST_EPOCHS} epochs are not tried"
         return "the rest of the budget is too short for another run"
 
+    def _train_longer(
+        self,
+        done: dict[str, TrainSummary],
+        patterns: dict[str, tuple[str, ...]],
+        probe: TrainSummary,
+    ) -> None:
+        """Train the better one of the short runs for longer, then the other if there is time."""
+        for name in sorted(done, key=lambda name: self._rank(_val(done[name])), reverse=True):
+            stage = done[name].stages[-1]
+            cost = _measured(done[name])
+            step = last_step(name, cost, self.left_s, already=_epochs(stage))
+            if step is None or stage.stopped is not None:
+                continue
+            longer = self._train(name, rung_of(self.config, patterns[name], probe, step.epochs))
+            done[name] = longer or done[name]
+
     def summary(self, note: str) -> LadderSummary:
-        """Summarise the ladder, and write the summary beside the rungs."""
+        """Summarise the ladder so far, and write the summary beside the rungs."""
         best = self.best
         assert best is not None
-        folder = self.config.output_dir
-        config_file = Path(folder) / run_dir.CONFIG
-        chosen = replace(
-            self.trained[best.number],
-            run_dir=folder,
-            rerun=run_dir.rerun_command(config_file, folder),
-            next=next_commands(folder, has_val=True),
-        )
-        write_text(Path(folder) / run_dir.SUMMARY, to_json(chosen))
+        chosen = self.trained[best.number]
+        failed = "".join(f"; {name} did not converge" for name in self.failed)
         result = LadderSummary(
             budget_s=self.budget_s,
             elapsed_s=self.elapsed_s,
-            run_dir=folder,
+            run_dir=self.config.output_dir,
             monitor=self.config.train.monitor,
             num_val=chosen.num_val,
             rungs=tuple(self.rungs),
             chosen=best.number,
             doubled=self._doubled(),
-            note=note,
+            note=f"{note}{failed}",
             train=chosen,
             rerun=chosen.rerun,
             next=chosen.next,
@@ -178,70 +217,89 @@ class _Ladder:
     def _folder(self) -> Path:
         return Path(f"{Path(self.config.output_dir)}-ladder")
 
-    def _refuse_without_validation(self) -> None:
-        data = find_train_val(self.config.data, seed=self.config.seed, reporter=SilentReporter())
-        if not len(data.val):
-            raise ConfigError(
-                "is 0, but recipe auto compares runs on held-out images",
-                kind="config.no_validation",
-                key="data.val_fraction",
-                to_do="set a fraction above 0, or choose another recipe",
-            )
+    def _earlier_rungs(self) -> list[Path]:
+        """Return the folders of the rungs of an earlier ladder in the same place."""
+        own = {Path(rung.run_dir) for rung in self.rungs}
+        found = self._folder.glob(f"[0-9]-*/{run_dir.MARKER}")
+        return sorted(path.parent for path in found if path.parent not in own)
 
-    def _candidates(self, probe: TrainSummary) -> tuple[dict[str, tuple[str, ...]], float]:
-        """Return the freeze patterns of the candidates, and the smaller one's share of the work."""
-        plan = make_plan(load_config(Path(probe.run_dir) / run_dir.CONFIG), len(probe.class_names))
+    def _candidates(
+        self, probe: TrainSummary
+    ) -> tuple[dict[str, tuple[str, ...]], dict[str, Cost]]:
+        """Return the freeze patterns and the predicted durations of the candidates."""
+        self.reporter.say("timing what more could be trained")
+        config = load_config(Path(probe.run_dir) / run_dir.CONFIG)
+        plan = make_plan(config, len(probe.class_names))
         blocks = units_of(Anatomy.of(plan.skeleton, plan.spec).parameters, plan.spec.family.block)
         macs = module_multiply_adds(plan.skeleton, crop=plan.spec.preprocessing.crop)
-        patterns, share = last_part(blocks, macs)
-        return {PART: patterns, EVERYTHING: ()}, share
+        part, share = last_part(blocks, macs)
+        cost, is_cached = self._predicted(part, probe)
+        patterns, costs = {PART: part}, {PART: cost}
+        # An epoch of everything takes longer than one of the part, by the share of the work if the
+        # part's features are cached. What cannot fit is not timed, which takes many seconds.
+        least = Cost(0.0, cost.epoch_s / (share if is_cached else 1.0))
+        if could_fit(least, self.left_s):
+            patterns[EVERYTHING] = ()
+            costs[EVERYTHING], _ = self._predicted((), probe)
+        return patterns, costs
 
-    def _predicted(self, patterns: Sequence[str], probe: TrainSummary) -> Cost:
-        """Predict the duration of a rung, by timing one batch of each part of its work."""
+    def _predicted(self, patterns: Sequence[str], probe: TrainSummary) -> tuple[Cost, bool]:
+        """Predict the duration of a rung, by timing one batch of each part of its work.
+
+        Returns:
+            The duration, and whether the features of the second stage are cached.
+        """
         config = rung_of(self.config, patterns, probe, epochs=2)
         planned = dry_run(config, overwrite=True, reporter=SilentReporter())
         head, rest = (stage.predicted for stage in planned.stages)
         head_s = head.epoch_with_cache_s or head.epoch_without_cache_s
         fixed_s = _SETUP_S + probe.epochs * head_s + (rest.fill_s or 0.0)
+        if planned.config["stages"][0]["features"]["cache"] == "memory":
+            fixed_s += head.fill_s or 0.0  # computed again by every run
         epoch_s = rest.epoch_with_cache_s
-        return Cost(fixed_s, rest.epoch_without_cache_s if epoch_s is None else epoch_s)
-
-    def _rung(
-        self, step: Step, patterns: dict[str, tuple[str, ...]], probe: TrainSummary
-    ) -> TrainSummary | None:
-        config = rung_of(self.config, patterns[step.name], probe, step.epochs)
-        return self._train(step.name, config)
+        if epoch_s is None:
+            return Cost(fixed_s, rest.epoch_without_cache_s), False
+        return Cost(fixed_s, epoch_s), True
 
     def _train(self, what: str, config: Config) -> TrainSummary | None:
         """Train a rung and publish it if it is the best; None if it diverged after the first."""
-        number = len(self.rungs) + 1
-        folder = self._folder / f"{number}-{what}"
-        self.reporter.say(f"rung {number}, {what}: {max(self.left_s, 0):.0f} s are left")
+        self.tried += 1
+        name = f"rung {self.tried}, {what}"
+        folder = self._folder / f"{self.tried}-{what}"
+        if folder in self._earlier_rungs():
+            run_dir.remove(folder)  # so that an interrupt finds nothing old there
+        self.reporter.say(f"{name}: {max(self.left_s, 0):.0f} s are left")
         try:
-            done = train(
-                config.with_values({"output_dir": str(folder)}),
-                overwrite=self.overwrite,
-                reporter=self.reporter,
-            )
+            done = train(config.with_values({"output_dir": str(folder)}), reporter=self.reporter)
         except ResultError as error:
-            if not self.rungs:
+            if not self.rungs or error.kind != "result.not_finite":
                 raise
-            self.reporter.warn(f"rung {number}, {what}: {error}")
+            self.reporter.warn(f"{name}: {error}")
+            self.failed.append(name)
             return None
         except Interrupted:
             self._keep_interrupted(folder, what)
             raise
-        self._add(folder, what, _val(done), done.num_val, epochs=done.epochs)
-        self.trained[number] = done
+        self._add(folder, what, _val(done), done.num_val, epochs=done.last_epoch, done=done)
         return done
 
-    def _add(self, folder: Path, what: str, val: Scores, num_val: int, *, epochs: int) -> None:
-        before, number = self.best, len(self.rungs) + 1
+    def _add(
+        self,
+        folder: Path,
+        what: str,
+        val: Scores,
+        num_val: int,
+        *,
+        epochs: int,
+        done: TrainSummary | None = None,
+    ) -> None:
+        """Add a rung, and publish its run if it is the best so far."""
+        before = self.best
         interval = wilson(round(val.top1 * num_val), num_val)
         assert interval is not None
         is_best = before is None or self._rank(val) > self._rank(before.val)
         rung = Rung(
-            number=number,
+            number=self.tried,
             what=what,
             run_dir=str(folder),
             epochs=epochs,
@@ -251,21 +309,47 @@ class _Ladder:
             ended_s=self.elapsed_s,
             is_best=is_best,
         )
-        if is_best:
-            self._publish(folder)
-        self.rungs.append(rung)
+        with signals.patiently():
+            if is_best:
+                self._publish(folder)
+            self.rungs.append(rung)
+            if done is not None:
+                self.trained[rung.number] = self._published(done)
+            best = self.best
+            assert best is not None
+            if best.number in self.trained:
+                write_text(
+                    Path(self.config.output_dir) / run_dir.SUMMARY,
+                    to_json(self.trained[best.number]),
+                )
+                self.summary("the ladder was not finished")
         kept = "the best so far" if is_best else f"rung {before.number if before else 0} is kept"
         self.reporter.say(
-            f"rung {number}, {what}: val top-1 {val.top1:.2%} after {self.elapsed_s:.0f} s; {kept}"
+            f"rung {rung.number}, {what}: val top-1 {val.top1:.2%} after {self.elapsed_s:.0f} s; "
+            f"{kept}"
         )
 
     def _publish(self, run: Path) -> None:
         folder = Path(self.config.output_dir)
-        run_dir.publish(run, folder)
-        self.run_lock.take()  # publish() may have created the folder
-        config = load_config(folder / run_dir.CONFIG)
+        config = load_config(run / run_dir.CONFIG)
         text = to_yaml(config.with_values({"output_dir": self.config.output_dir}))
-        write_text(folder / run_dir.CONFIG, text)
+        run_dir.publish(run, folder, config=text)
+        self.run_lock.take()  # publish() may have created the folder
+        if not self.rungs:
+            for earlier in self._earlier_rungs():
+                if earlier != run:
+                    run_dir.remove(earlier)
+            (self._folder / SUMMARY).unlink(missing_ok=True)
+
+    def _published(self, done: TrainSummary) -> TrainSummary:
+        """Return the summary of a run as it reads in ``output_dir``."""
+        folder = self.config.output_dir
+        return replace(
+            done,
+            run_dir=folder,
+            rerun=run_dir.rerun_command(Path(folder) / run_dir.CONFIG, folder),
+            next=next_commands(folder, has_val=True),
+        )
 
     def _keep_interrupted(self, folder: Path, what: str) -> None:
         """Keep the best epoch of an interrupted run, if it is the best so far."""
@@ -274,19 +358,17 @@ class _Ladder:
             return
         names = "top1", "loss", "balanced_accuracy", "macro_f1"
         vals = [Scores(**{name: record["val"][name] for name in names}) for record in records]
-        best = max(vals, key=self._rank)
         num_val = records[0]["val"]["num_images"]
-        self._add(folder, what, best, num_val, epochs=len(records))
+        self._add(folder, what, max(vals, key=self._rank), num_val, epochs=len(records))
 
-    def interrupted(self, error: Interrupted) -> Interrupted:
-        """Return the error with the place of the best model so far, if there is one."""
+    def interrupted(self) -> Interrupted:
+        """Return the error that ends an interrupted ladder and says where the best model is."""
         best = self.best
-        if best is None:
-            return error
-        return Interrupted(
-            f"{error}. The best model so far, rung {best.number} ({best.what}, val top-1 "
-            f"{best.val.top1:.2%}), is in {self.config.output_dir}",
-            exit_code=error.exit_code,
+        assert best is not None
+        return signals.interrupted(
+            f" in rung {self.tried}. The best model so far is in {self.config.output_dir}: rung "
+            f"{best.number} ({best.what}), val top-1 {best.val.top1:.2%}. With --overwrite, the "
+            "same command starts over with the cached features"
         )
 
     def _rank(self, val: Scores) -> tuple[float, float]:
@@ -304,6 +386,11 @@ def _val(summary: TrainSummary) -> Scores:
     val = summary.stages[-1].val
     assert val is not None  # validation images are required
     return val
+
+
+def _epochs(stage: StageSummary) -> int:
+    """Return the number of epochs that a stage trained."""
+    return stage.last_epoch - stage.first_epoch + 1
 
 
 def _measured(summary: TrainSummary) -> Cost:

@@ -161,7 +161,7 @@ class OptimizerConfig(Section):
 
     name: str = "sgd"
     """Class of torch.optim, case-insensitive; auto: sgd, or adamw for families trained with it and,
-    with lr: auto, where most of a network with norm layers trains."""
+    with lr: auto, where weights of a network with norm layers train beside the head's."""
     lr: RateOrAuto
     """Peak learning rate. auto, the default of optimizers that have a rule, depends on what is
     trained and on the images per step, or is found by cross-validation where only a head trains on

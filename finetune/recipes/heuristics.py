@@ -115,11 +115,12 @@ def optimizer_for(
 
     The rate for a block is lower in families without norm layers, where nothing limits its steps.
     AdamW is chosen for families that were pretrained with it, with the usual tenth of the rate for
-    pretrained parameters, and where more than the head of a network with norm layers trains. Learning rates scale
-    with the batch size: linearly for SGD (Goyal et al. 2017), with the square root for Adam
-    variants (Malladi et al. 2022), up to eight times the batch size at which they were measured:
-    far beyond it, neither rule holds without a longer warm-up. SGD has no weight decay, as in BiT's
-    fine-tuning (Kolesnikov et al. 2020); AdamW has its default (Loshchilov and Hutter 2019).
+    pretrained parameters, and where more than the head of a network with norm layers trains.
+    Learning rates scale with the batch size: linearly for SGD (Goyal et al. 2017), with the square
+    root for Adam variants (Malladi et al. 2022), up to eight times the batch size at which they
+    were measured: far beyond it, neither rule holds without a longer warm-up. SGD has no weight
+    decay, as in BiT's fine-tuning (Kolesnikov et al. 2020); AdamW has its default (Loshchilov and
+    Hutter 2019).
 
     Norm layers limit the effect of AdamW's steps: with all of MobileNetV2 trainable, CIFAR-100
     (14,250 images, 3 epochs) ended at 64.4 % with 0.00025, at 65.3 % with 0.0005 and at 61.9 % with

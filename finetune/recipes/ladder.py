@@ -30,7 +30,7 @@ _SPENT = 0.9
 """Share of the remaining time that is planned; predictions are off by a tenth."""
 _SHORT = 0.15
 """Share of the remaining time for each short run."""
-_FEWEST, _MOST = 2, 30
+_FEWEST, MOST_EPOCHS = 2, 30
 """Fewest epochs for which training more than the head is worth its fixed cost; most epochs."""
 _STEEPEST = 0.5
 """Largest exponent of the power law by which errors are extrapolated."""
@@ -45,7 +45,7 @@ class Cost:
 
     def epochs_in(self, seconds: float) -> int:
         """Return the number of epochs that fit, at most 30."""
-        return max(min(math.floor((seconds - self.fixed_s) / self.epoch_s), _MOST), 0)
+        return max(min(math.floor((seconds - self.fixed_s) / self.epoch_s), MOST_EPOCHS), 0)
 
     def of(self, epochs: int) -> float:
         """Return the predicted duration with this number of epochs, in seconds."""
@@ -127,9 +127,8 @@ def without_choices(config: Config, budget: str) -> tuple[Config, list[str]]:
             key="adapt",
             to_do="remove the section, or train without --budget",
         )
-    values = config.plain()
+    values = _without_choices(config)
     replaced = [key for key in CHOSEN_BY_LADDER if _is_chosen(config, key)]
-    _drop_choices(values)
     if config.recipe not in (None, AUTO):
         replaced.append(f"recipe {config.recipe}")
     values["recipe"] = AUTO
@@ -144,8 +143,7 @@ def probe_of(config: Config) -> Config:
 
 def probe_config(config: Config) -> Config:
     """Return the config with the new head alone to train, whatever it trains itself."""
-    values = config.plain()
-    _drop_choices(values)
+    values = _without_choices(config)
     values.get("train", {}).pop("budget", None)
     return Config.model_validate(values | {"recipe": PROBE})
 
@@ -158,11 +156,14 @@ def _is_chosen(config: Config, key: str) -> bool:
     return bool(getattr(given, inner) != getattr(default, inner) if inner else given != default)
 
 
-def _drop_choices(values: dict[str, Any]) -> None:
-    """Remove the keys that the ladder chooses from a config's plain values."""
+def _without_choices(config: Config) -> dict[str, Any]:
+    """Return a config's plain values without the keys that the ladder chooses."""
+    # With stages, the plain values would lack the sections that every stage has itself.
+    values = config.with_values({"stages": ()}).plain()
     for key in CHOSEN_BY_LADDER:
         section, _, inner = key.partition(".")
         (values.get(section, {}) if inner else values).pop(inner or section, None)
+    return values
 
 
 def rung_of(config: Config, patterns: Sequence[str], probe: TrainSummary, epochs: int) -> Config:
@@ -199,12 +200,12 @@ def extrapolated(points: Sequence[tuple[float, float]], seconds: float) -> float
         seconds: Duration at which to predict.
 
     Returns:
-        None with fewer than two points, or without errors.
+        None with fewer than two points, or if one of them has no error.
     """
     if len(points) < 2:
         return None
     (before_s, before), (last_s, last) = points[-2:]
-    if last <= 0:
+    if before <= 0 or last <= 0:
         return None
     slope = math.log(before / last) / math.log(last_s / before_s)
     return float(last * (seconds / last_s) ** -min(max(slope, 0.0), _STEEPEST))

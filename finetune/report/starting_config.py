@@ -50,7 +50,7 @@ def render_starting_config(result: StartingConfig) -> str:
     file = shlex.quote(result.file)
     return (
         f"  {file}: {result.model} on {result.num_train:,} images of {result.num_classes} classes, "
-        f"trained as far as {result.budget} allow\n"
+        f"trained for at most {result.budget}\n"
         f"  Next  finetune train --config {file}"
     )
 

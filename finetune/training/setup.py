@@ -88,6 +88,8 @@ def set_up_run(
     config = _expanded(config, len(data.train), reporter)
     stages = stage_configs(config)
     if not len(data.val):
+        if given.recipe == AUTO:
+            raise without_validation("recipe auto compares runs", "choose another recipe")
         _refuse_without_validation(stages)
     plans = make_plans(stages, len(names), spec=None if resume_point is None else resume_point.spec)
     kept: tuple[str, ...] = ()
@@ -122,6 +124,21 @@ def set_up_run(
         key for key in ("lr", "weight_decay") if getattr(stages[0].optimizer, key) == AUTO
     )
     return RunSetup(run_config, plans, data, checked, device, kept, chosen, auto_rates)
+
+
+def without_validation(why: str, otherwise: str) -> ConfigError:
+    """Return the error of a command that needs held-out images.
+
+    Args:
+        why: What is done on held-out images.
+        otherwise: What to do instead of setting a fraction.
+    """
+    return ConfigError(
+        f"is 0, but {why} on held-out images",
+        kind="config.no_validation",
+        key="data.val_fraction",
+        to_do=f"set a fraction above 0, or {otherwise}",
+    )
 
 
 def _refuse_without_validation(stages: Sequence[Config]) -> None:

@@ -20,7 +20,8 @@ def fit_path(
 
     Minimises the mean cross-entropy plus half the penalty times the squared norm of the weights;
     the bias has no penalty. scikit-learn's ``LogisticRegression(C=1 / (N * penalty))`` minimises
-    the same function.
+    the same function of three classes or more; of two, it has one row of weights, which corresponds
+    to twice the penalty.
 
     Args:
         features: Features ``(N, D)`` float32, which should be standardised.

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from finetune.config.base import AUTO
 from finetune.config.error_messages import problems_of
 from finetune.config.model_registry import BUILDERS, family_of
 from finetune.config.resolved import PlannedConfig
@@ -98,8 +99,7 @@ def space_of(config: PlannedConfig, *, only_head: bool, num_train: int) -> Space
 def num_folds(config: Config, num_train: int) -> int:
     """Resolve ``tune.folds``; 0 selects on the validation split.
 
-    ``auto`` means cross-validation for fewer than `FEW_PHOTOS` training images, the limit below
-    which the heuristics recommend training only a head.
+    ``auto`` means cross-validation for fewer than `FEW_PHOTOS` training images.
     """
     folds = (config.tune or TuneConfig()).folds
     if folds == "auto":
@@ -237,6 +237,8 @@ def with_backbones(config: Config, given: str) -> list[Config]:
         ConfigError: a backbone is unknown or repeated, or more than the head is trainable.
     """
     patterns = {one.freeze.patterns for one in stage_configs(config)}
+    if config.recipe == AUTO:
+        config = config.with_values({"recipe": "linear_probe", "train.budget": None})
     if config.recipe not in (None, "linear_probe") or patterns != {("*",)}:
         raise ConfigError(
             "compares linear probes, but this config does not train only the head",

@@ -22,6 +22,7 @@ from finetune.core.errors import Interrupted
 from finetune.recipes.ladder import Cost, Step, rung_of
 from finetune.report.ladder import render_ladder
 from finetune.results.train import LadderSummary
+from finetune.tuning.search_space import with_backbones
 
 Make = Callable[..., Config]
 
@@ -29,9 +30,12 @@ FIXED = {"precision": "float32", "memory_format": "contiguous"}
 
 
 def make_brief(patch: pytest.MonkeyPatch) -> None:
-    """Let runs have two epochs in each stage, without timing what more could be trained."""
-    patch.setattr(ladder_command._Ladder, "_predicted", lambda *_: Cost(0.1, 0.1))
-    patch.setattr("finetune.recipes.ladder._MOST", 2)
+    """Let runs be short: two epochs of the head, one of short runs and two of longer ones."""
+    patch.setattr(ladder_command._Ladder, "_predicted", lambda *_: (Cost(0.1, 0.1), True))
+    patch.setattr(ladder_command, "_measured", lambda _: Cost(0.1, 0.1))
+    patch.setattr(ladder_command, "MOST_EPOCHS", 2)
+    patch.setattr("finetune.recipes.ladder.MOST_EPOCHS", 2)
+    patch.setattr("finetune.recipes.ladder._SHORT", 0.005)
     patch.setattr("finetune.recipes.auto.heuristics.epochs_for", lambda _: 2)
 
 
@@ -60,7 +64,7 @@ def config(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Con
 
 @pytest.fixture(scope="module")
 def climbed(tmp_path_factory: pytest.TempPathFactory) -> LadderSummary:
-    """A ladder of three rungs."""
+    """A ladder of five rungs."""
     folder = tmp_path_factory.mktemp("ladder")
     draw_photos(folder / "photos" / "train", count=9)
     draw_photos(folder / "photos" / "val", count=5)
@@ -70,14 +74,30 @@ def climbed(tmp_path_factory: pytest.TempPathFactory) -> LadderSummary:
         return train_within(with_budget(folder / "photos", folder / "run"))
 
 
-def rungs_of(folder: Path) -> list[dict[str, Any]]:
-    rungs: list[dict[str, Any]] = json.loads((folder / "ladder.json").read_text())["rungs"]
-    return rungs
+def test_with_time_both_candidates_are_trained_shortly_and_then_longer(
+    climbed: LadderSummary,
+) -> None:
+    trained = [(rung.what, rung.epochs) for rung in climbed.rungs]
+    assert trained[0] == ("linear_probe", 2)
+    assert trained[1:3] == [("last_part", 3), ("everything", 3)]
+    assert sorted(trained[3:]) == [("everything", 4), ("last_part", 4)]
+    assert climbed.note == "more than 2 epochs are not tried"
 
 
-def test_with_time_the_ladder_has_three_rungs(climbed: LadderSummary) -> None:
-    assert [rung.what for rung in climbed.rungs] == ["linear_probe", "last_part", "everything"]
-    assert len(rungs_of(Path(f"{climbed.run_dir}-ladder"))) == 3
+def test_the_ladder_is_written_beside_its_runs(climbed: LadderSummary) -> None:
+    folder = Path(f"{climbed.run_dir}-ladder")
+    rungs = json.loads((folder / "ladder.json").read_text())["rungs"]
+    assert [rung["number"] for rung in rungs] == [1, 2, 3, 4, 5]
+    assert all((Path(rung["run_dir"]) / "best.pt").is_file() for rung in rungs)
+
+
+def test_no_file_of_a_worse_run_is_left_in_the_run_directory(climbed: LadderSummary) -> None:
+    best = Path(climbed.rungs[climbed.chosen - 1].run_dir)
+    folder = Path(climbed.run_dir)
+    names = {path.name for path in best.iterdir()}
+    assert {path.name for path in folder.iterdir()} == names
+    for name in ("best.pt", "last.pt", "metrics.jsonl", "freeze-report.json"):
+        assert (folder / name).read_bytes() == (best / name).read_bytes()
 
 
 def test_the_best_run_of_the_ladder_is_in_the_run_directory(climbed: LadderSummary) -> None:
@@ -116,49 +136,122 @@ def test_a_rung_that_diverges_leaves_the_probe(
     assert [rung.what for rung in summary.rungs] == ["linear_probe"]
     assert (Path(config.output_dir) / "best.pt").is_file()
     assert any("last_part" in warning for warning in reporter.warned)
+    assert "did not converge" in summary.note
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Interrupts a run of the ladder before it begins, or after its last epoch."""
+    real = ladder_command.train
+
+    def patch(number: int, *, after: bool = False) -> None:
+        calls = 0
+
+        def interrupted(given: Config, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == number and not after:
+                raise Interrupted("interrupted", exit_code=130)
+            done = real(given, **options)
+            if calls == number:
+                raise Interrupted("interrupted", exit_code=130)
+            return done
+
+        monkeypatch.setattr(ladder_command, "train", interrupted)
+
+    return patch
 
 
 def test_an_interrupt_keeps_the_best_model_so_far(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: Config, interrupt: Callable[..., None]
 ) -> None:
-    real = ladder_command.train
-
-    def interrupted(given: Config, **options: Any) -> Any:
-        if given.recipe is None:
-            raise Interrupted("interrupted in epoch 3", exit_code=130)
-        return real(given, **options)
-
-    monkeypatch.setattr(ladder_command, "train", interrupted)
-    with pytest.raises(Interrupted, match="best model so far, rung 1") as caught:
+    interrupt(2)
+    with pytest.raises(Interrupted, match=r"is in .*/run: rung 1 \(linear_probe\)") as caught:
         train_within(config)
     assert caught.value.exit_code == 130
     _, metadata = load_checkpoint(Path(config.output_dir) / "best.pt")
     assert metadata.freeze_plan.patterns == ("*",)
+    ladder = json.loads(Path(f"{config.output_dir}-ladder/ladder.json").read_text())
+    assert (len(ladder["rungs"]), ladder["note"]) == (1, "the ladder was not finished")
 
 
 def test_an_interrupted_rung_is_kept_if_it_is_the_best(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: Config, interrupt: Callable[..., None]
 ) -> None:
-    real = ladder_command.train
-
-    def interrupted(given: Config, **options: Any) -> Any:
-        real(given, **options)
-        raise Interrupted("interrupted in epoch 2", exit_code=143)
-
-    monkeypatch.setattr(ladder_command, "train", interrupted)
-    with pytest.raises(Interrupted, match=r"rung 1 \(linear_probe"):
+    interrupt(1, after=True)
+    with pytest.raises(Interrupted, match=r"rung 1 \(linear_probe\)"):
         train_within(config)
     assert (Path(config.output_dir) / "best.pt").is_file()
 
 
-def test_an_existing_run_is_not_replaced(config: Config) -> None:
+def test_an_early_interrupt_does_not_publish_a_rung_of_an_earlier_ladder(
+    config: Config, interrupt: Callable[..., None]
+) -> None:
+    train_within(config.with_values({"train.budget": "0.1s"}))
+    best = Path(config.output_dir) / "best.pt"
+    best.write_bytes(b"a better model")
+    interrupt(1)
+    with pytest.raises(Interrupted):
+        train_within(config, overwrite=True)
+    assert best.read_bytes() == b"a better model"
+
+
+def test_rungs_of_an_earlier_ladder_are_removed(config: Config) -> None:
+    config = config.with_values({"train.budget": "0.1s"})
+    train_within(config)
+    folder = Path(f"{config.output_dir}-ladder")
+    (folder / "1-linear_probe").rename(folder / "5-everything")
+    with fails("output.exists", worded=False):
+        train_within(config.with_values({"output_dir": config.output_dir}))
+    train_within(config, overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["1-linear_probe", "ladder.json"]
+
+
+def test_a_run_is_copied_where_files_cannot_be_linked(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("finetune.checkpoints.run_dir.os.link", refuse)
+    train_within(config.with_values({"train.budget": "0.1s"}))
+    folder = Path(config.output_dir)
+    rung = Path(f"{folder}-ladder/1-linear_probe")
+    assert (folder / "best.pt").read_bytes() == (rung / "best.pt").read_bytes()
+    assert not (folder / "best.pt").samefile(rung / "best.pt")
+
+
+def test_a_failed_publication_keeps_the_model_that_was_there(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config.with_values({"train.budget": "0.1s"})
     train_within(config)
     before = (Path(config.output_dir) / "best.pt").read_bytes()
-    with fails("output.exists", key="output_dir"):
-        train_within(config)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("finetune.checkpoints.run_dir.os.link", full)
+    monkeypatch.setattr("finetune.checkpoints.run_dir.shutil.copyfileobj", full)
+    with fails("output.unwritable", worded=False):
+        train_within(config, overwrite=True)
     assert (Path(config.output_dir) / "best.pt").read_bytes() == before
-    train_within(config, overwrite=True)
+    assert not [path for path in Path(config.output_dir).iterdir() if ".tmp-" in path.name]
+
+
+@pytest.mark.parametrize("place", ["run", "run-ladder/1-linear_probe"])
+def test_the_weights_are_not_replaced_by_what_begins_with_them(config: Config, place: str) -> None:
+    train_within(config.with_values({"train.budget": "0.1s"}))
+    weights = Path(config.output_dir).with_name(place.partition("/")[0]) / place.partition("/")[2]
+    before = (weights / "best.pt").read_bytes()
+    with fails("output.is_the_source", key="output_dir", worded=False):
+        train_within(config.with_values({"model.weights": str(weights)}), overwrite=True)
+    assert (weights / "best.pt").read_bytes() == before
+
+
+def test_features_in_memory_are_computed_in_every_rung(config: Config) -> None:
+    summary = train_within(config.with_values({"features.cache": "memory"}))
+    assert len(summary.rungs) == 5
 
 
 def test_without_time_the_probe_is_the_result(config: Config) -> None:
@@ -171,9 +264,9 @@ def test_without_time_the_probe_is_the_result(config: Config) -> None:
 def test_a_single_run_follows_where_short_runs_do_not_fit(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = [Step("everything", 1)]
+    step = [Step("last_part", 1)]
     monkeypatch.setattr(ladder_command, "next_steps", lambda *_: step)
-    assert [rung.what for rung in train_within(config).rungs] == ["linear_probe", "everything"]
+    assert [rung.what for rung in train_within(config).rungs] == ["linear_probe", "last_part"]
 
 
 def test_predicted_times_are_positive(
@@ -226,7 +319,8 @@ def test_budget_on_the_command_line_replaces_what_the_config_trains(
     ("options", "place"),
     [
         (("--budget", "15"), "--budget"),
-        (("--budget", "15m", "--resume"), "--resume"),
+        (("--budget", "15m", "--resume"), "--budget"),
+        (("--set", "recipe=auto", "--set", "train={budget: 15m}", "--resume"), "--resume"),
     ],
 )
 def test_a_budget_that_cannot_be_used_is_an_error(
@@ -237,7 +331,42 @@ def test_a_budget_that_cannot_be_used_is_an_error(
     place: str,
 ) -> None:
     file = tmp_path / "pets.yaml"
-    file.write_text(to_yaml(make_config()))
+    plain = make_config().plain()
+    kept = {key: plain[key] for key in ("model", "data", "output_dir")}
+    file.write_text(json.dumps(kept))
     done = command_line("train", "--config", str(file), *options)
     assert done.code == 2
     assert place in done.err
+
+
+def test_dry_run_checks_the_first_run(
+    config: Config, tmp_path: Path, command_line: CommandLine
+) -> None:
+    file = tmp_path / "pets.yaml"
+    file.write_text(json.dumps(config.plain()))
+    done = command_line("train", "--config", str(file), "--dry-run")
+    assert done.code == 0, done.err
+    assert "only its first run" in done.err
+    assert not Path(config.output_dir).exists()
+    root = f"{config.data.root}/train"
+    options = ("--set", f"data.root={root}", "--set", "data.val_fraction=0")
+    done = command_line("train", "--config", str(file), "--dry-run", *options)
+    assert done.code == 2
+    assert "data.val_fraction" in done.err
+
+
+def test_backbones_are_compared_by_their_heads() -> None:
+    config = Config.model_validate(
+        {
+            "model": {"name": "resnet18"},
+            "recipe": "auto",
+            "data": {"root": "photos"},
+            "train": {"budget": "5m"},
+            "output_dir": "runs/x",
+        }
+    )
+    found = with_backbones(config, "resnet18,resnet50")
+    assert [(one.model.name, one.recipe) for one in found] == [
+        ("resnet18", "linear_probe"),
+        ("resnet50", "linear_probe"),
+    ]

@@ -61,6 +61,7 @@ def test_errors_are_extrapolated_by_a_power_law(a: float, b: float) -> None:
 def test_one_point_or_no_error_predicts_nothing() -> None:
     assert extrapolated([(10.0, 0.1)], 20.0) is None
     assert extrapolated([(10.0, 0.1), (20.0, 0.0)], 40.0) is None
+    assert extrapolated([(10.0, 0.0), (20.0, 0.1)], 40.0) is None
 
 
 def test_a_rising_error_is_predicted_to_stay() -> None:
@@ -83,6 +84,23 @@ def test_a_budget_replaces_what_the_ladder_chooses() -> None:
     assert changed.train.budget == "90s"
     kept = changed.freeze.norm_stats, changed.train.monitor, changed.seed
     assert kept == ("update", "loss", 3)
+
+
+def test_a_budget_keeps_what_stages_have_in_common() -> None:
+    config = Config.model_validate(
+        MINIMAL
+        | {
+            "freeze": {"norm_stats": "update"},
+            "augment": {"policy": "none"},
+            "runtime": {"precision": "float32"},
+            "features": {"cache": "off"},
+            "stages": [{"epochs": 2}, {"epochs": 3}],
+        }
+    )
+    changed, replaced = without_choices(config, "90s")
+    assert replaced == ["stages"]
+    assert (changed.augment.policy, changed.freeze.norm_stats) == ("none", "update")
+    assert (changed.runtime.precision, changed.features.cache) == ("float32", "off")
 
 
 def test_a_budget_replaces_nothing_where_nothing_was_chosen() -> None:
