@@ -31,7 +31,7 @@ from finetune.report.contact_sheet import (
     stand_ins,
 )
 from finetune.results.data import ShownBatch, ShownImage
-from finetune.training.setup import find_data, levels_of, make_plans
+from finetune.training.setup import find_data, levels_of, make_plans, some_sizes
 
 Shown = tuple[Tensor, ShownImage]
 """Pixels before normalization, and the description of the image."""
@@ -109,7 +109,9 @@ def _stage_of(epoch: int, config: Config, data: TrainVal) -> tuple[Config, Plan]
     stages = stage_configs(expand_recipe(config, num_train=number))
     plans = make_plans(stages, len(names))
     planned = [
-        plan_config(stage, plan, num_train=number, class_names=names)
+        plan_config(
+            stage, plan, num_train=number, class_names=names, sizes=lambda: some_sizes(data.train)
+        )
         for stage, plan in zip(stages, plans, strict=True)
     ]
     _refuse_untrained(epoch, planned)

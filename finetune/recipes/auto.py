@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from finetune.config.base import AUTO
 from finetune.config.optimizer import RATED
 from finetune.config.resolved import PlannedConfig, ResolvedOptimizer
@@ -13,14 +15,21 @@ from finetune.recipes import heuristics
 
 
 def plan_config(
-    config: Config, plan: Plan, *, num_train: int, class_names: tuple[str, ...]
+    config: Config,
+    plan: Plan,
+    *,
+    num_train: int,
+    class_names: tuple[str, ...],
+    sizes: Callable[[], Sequence[tuple[int, int]]] | None = None,
 ) -> PlannedConfig:
     """Resolve each ``auto`` of epochs, optimizer and warm-up; given values are kept.
 
-    An ``augment.policy`` of ``auto`` becomes ``none`` if class names exclude mirrored images.
+    An ``augment.policy`` of ``auto`` becomes ``none`` if class names exclude mirrored images, and
+    ``flip`` if most layers train on images that are too small for crops.
 
     Args:
         num_train: Number of training images.
+        sizes: Function that returns width and height of some training images; None without images.
 
     Raises:
         ConfigError: There is no rule for this optimizer, or the warm-up is longer than training.
@@ -32,9 +41,11 @@ def plan_config(
         warmup = 0.0  # one_cycle includes a warm-up
     if warmup == AUTO:
         warmup = float(min(_rules(config, plan, num_train).warmup_epochs, epochs / 5))
-    policy = config.augment.policy
-    if policy == AUTO and heuristics.policy_for(class_names, what_trains(plan))[0] == "none":
+    policy, trains = config.augment.policy, what_trains(plan)
+    if policy == AUTO and heuristics.policy_for(class_names, trains)[0] == "none":
         policy = "none"
+    elif policy == AUTO and sizes is not None and trains == heuristics.EVERYTHING:
+        policy = "flip" if heuristics.are_small(sizes()) else AUTO
     return config.resolved_as(
         PlannedConfig,
         {
@@ -125,8 +136,10 @@ def in_words(config: Config, resolved: Config, plan: Plan, num_train: int) -> li
         }[what_trains(plan)]
         lines.append(f"auto, for {num_train:,} images where {what}: {', '.join(became)}")
     if before["augment"]["policy"] != after["augment"]["policy"]:
-        lines.append(
-            "augment.policy auto is none: names of one character may be letters or "
-            "digits, which no mirror keeps"
-        )
+        why = {
+            "none": "names of one character may be letters or digits, which no mirror keeps",
+            "flip": "crops of images below 96 x 96 pixels leave too little to see",
+        }
+        policy = after["augment"]["policy"]
+        lines.append(f"augment.policy auto is {policy}: {why[policy]}")
     return lines

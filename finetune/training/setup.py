@@ -17,10 +17,10 @@ from finetune.core.device import make_deterministic, select_device
 from finetune.core.errors import ConfigError, OutputError
 from finetune.core.files import expand_user
 from finetune.core.memory import use_one_heap
-from finetune.core.reporter import Reporter
+from finetune.core.reporter import Reporter, SilentReporter
 from finetune.core.text import first_few, listed_patterns
-from finetune.data.checks.preflight import PreflightResult, preflight_check
-from finetune.data.images import TrainVal
+from finetune.data.checks.preflight import PreflightResult, preflight_check, sizes_of
+from finetune.data.images import Images, TrainVal
 from finetune.data.levels import settled_levels
 from finetune.data.loading.sampler import batch_sizes
 from finetune.data.sources.open import find_train_val
@@ -31,6 +31,9 @@ from finetune.models.weight_files import is_left_out
 from finetune.recipes.auto import in_words, plan_config
 from finetune.recipes.named import expand_recipe
 from finetune.training.resume import ResumePoint
+
+_MEASURED = 100
+"""Number of images whose sizes are read."""
 
 
 @dataclass(frozen=True)
@@ -221,11 +224,18 @@ def _plan_configs(
     number, names = len(data.train), data.train.class_names
     all_planned, chosen = [], []
     for at, (config, plan) in enumerate(zip(stages, plans, strict=True), start=1):
-        planned = plan_config(config, plan, num_train=number, class_names=names)
+        planned = plan_config(
+            config, plan, num_train=number, class_names=names, sizes=lambda: some_sizes(data.train)
+        )
         for line in in_words(config, planned, plan, number):
             chosen.append(f"stage {at}: {line}" if len(stages) > 1 else line)
         all_planned.append(planned)
     return tuple(all_planned), tuple(chosen)
+
+
+def some_sizes(images: Images) -> list[tuple[int, int]]:
+    """Return width and height of a few images, from their file headers."""
+    return sizes_of(images, _MEASURED, SilentReporter())
 
 
 def _refuse_idle_accumulation(config: Config, batches: int) -> None:
