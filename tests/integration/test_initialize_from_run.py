@@ -18,6 +18,7 @@ from finetune.cli import app
 from finetune.commands.dry_run import dry_run
 from finetune.commands.freeze_report import freeze_report
 from finetune.commands.init import init
+from finetune.commands.ladder import train_within
 from finetune.commands.report import report
 from finetune.commands.train import train
 from finetune.config.data import DataConfig
@@ -272,16 +273,18 @@ def test_the_first_config_for_an_earlier_run_trains_as_it_stands(
     result = init(summary, model=None, weights=str(earlier), output=path)
     assert result.model == "shufflenet_v2_x0_5"
     assert "may_differ" not in result.config
-    overrides = [f"output_dir={tmp_path}/go-on", "train.epochs=1"]
-    assert train(load_config(path, overrides)).weights == str(earlier / "best.pt")
+    overrides = [f"output_dir={tmp_path}/go-on", "train.budget=0.1s"]
+    trained = train_within(load_config(path, overrides)).train
+    assert trained.weights == str(earlier / "best.pt")
 
 
 def test_the_first_config_says_where_its_freezing_differs(
-    earlier: Path, others: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: Make, others: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("finetune.recipes.heuristics.FEW_PHOTOS", 1)
+    run = tmp_path / "whole"
+    train(make_config(freeze={"patterns": []}, train={"epochs": 1}, output_dir=str(run)))
     summary = summarize_dataset(DataConfig(root=str(others)), SilentReporter())
-    text = init(summary, model=None, weights=str(earlier)).config
+    text = init(summary, model=None, weights=str(run)).config
     assert "  may_differ: true   # " in text
 
 

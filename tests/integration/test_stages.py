@@ -388,7 +388,8 @@ def test_eval_gives_exactly_the_figures_of_the_checkpoints_stage(
 
 
 def test_the_saved_config_runs_again_to_the_same_bits(make: Make, tmp_path: Path) -> None:
-    config = make(stages=[HEAD, ALL], runtime={})
+    cropped = {"augment": {"policy": "crop_flip"}}
+    config = make(stages=[HEAD, ALL | cropped], runtime={})
     train(config)
     saved = load_config(
         Path(config.output_dir) / "config.yaml", [f"output_dir={tmp_path / 'again'}"]

@@ -59,8 +59,13 @@ def test_summary_counts_add_up(make_config: Make) -> None:
     ("patterns", "policy"), [([], "crop_flip"), (["*", "!conv5.*"], "flip"), (["*"], "flip")]
 )
 def test_a_rerun_of_the_resolved_config_gives_identical_weights(
-    make_config: Make, tmp_path: Path, patterns: list[str], policy: str
+    make_config: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    patterns: list[str],
+    policy: str,
 ) -> None:
+    monkeypatch.setattr("finetune.recipes.heuristics._SMALL_PX", 8)  # photos of 40 pixels are large
     # Batches of six: two random images that 1x1 norm layers tell apart by rounding alone diverge.
     config = make_config(freeze={"patterns": patterns}, data={"batch_size": 6})
     train(config)

@@ -11,14 +11,11 @@ from helpers.messages import fails
 
 from finetune.commands.dry_run import dry_run
 from finetune.commands.freeze_report import freeze_report
-from finetune.commands.init import init
 from finetune.commands.show_batch import show_batch
 from finetune.commands.train import train
-from finetune.config import yaml_loader
 from finetune.config.load import load_config, to_yaml
 from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config
-from finetune.data.checks.summary import DatasetSummary
 from finetune.freezing.plan import make_plan
 from finetune.recipes import heuristics
 from finetune.recipes.auto import in_words, plan_config, what_trains
@@ -204,29 +201,41 @@ def test_letters_and_digits_are_not_mirrored() -> None:
     assert resolved(flip, names=("a", "b")).augment.policy == "flip"
 
 
-# The same rules as `init`
+# The size of images
 
 
-@pytest.mark.parametrize("num_train", [400, 6_000])
-@pytest.mark.parametrize("model", ["resnet18", "alexnet", "vgg11", "swin_t"])
-def test_auto_gives_what_init_writes_down(model: str, num_train: int) -> None:
-    summary = DatasetSummary(
-        root="photos",
-        num_train=num_train,
-        num_val=100,
-        held_out=False,
-        class_names=("cats", "dogs"),
-        counts=(num_train // 2, num_train // 2),
-        median_size=(640, 480),
-        median_aspect=1.33,
+@pytest.mark.parametrize(
+    ("patterns", "size", "policy"),
+    [
+        ([], (95, 95), "flip"),
+        ([], (96, 96), "auto"),
+        (["*", "!layer4.1.*"], (32, 32), "auto"),
+    ],
+)
+def test_small_images_are_not_cropped_where_most_layers_train(
+    patterns: list[str], size: tuple[int, int], policy: str
+) -> None:
+    config = config_of(freeze={"patterns": patterns})
+    planned = plan_config(
+        config,
+        make_plan(config, 2),
+        num_train=100,
+        class_names=("cat", "dog"),
+        sizes=lambda: [size, size, (1_000, 1_000)],
     )
-    text = init(summary, model=model, weights="none").config
-    written = Config.model_validate({**yaml_loader.parse(text).value, "output_dir": "x"})
-    config = config_of(model, freeze={"patterns": list(written.freeze.patterns)})
-    after = resolved(config, num_train)
-    assert rates_of(after) == rates_of(resolved(written, num_train))
-    assert after.train.epochs == written.train.epochs
-    assert written.optimizer.lr == "auto"  # so that it is found where a head alone trains
+    assert planned.augment.policy == policy
+
+
+def test_a_given_policy_is_kept_for_small_images() -> None:
+    config = config_of(freeze={"patterns": []}, augment={"policy": "crop_flip"})
+    planned = plan_config(
+        config,
+        make_plan(config, 2),
+        num_train=100,
+        class_names=("cat", "dog"),
+        sizes=lambda: [(8, 8)],
+    )
+    assert planned.augment.policy == "crop_flip"
 
 
 # In commands

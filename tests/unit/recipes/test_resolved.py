@@ -131,7 +131,10 @@ def test_a_config_of_ours_leaves_no_auto_and_resolves_to_itself(
     check_resolved(config)
 
 
-def test_a_stage_that_has_not_begun_is_saved_with_its_auto(make_config: Make) -> None:
+def test_a_stage_that_has_not_begun_is_saved_with_its_auto(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.recipes.heuristics._SMALL_PX", 8)  # photos of 40 pixels are large
     config = make_config(stages=[{}, {"freeze": {"patterns": []}}])
     first, last = (run.saved_at(at) for at, run in enumerate(resolved_run(config)))
     assert [stage.augment.policy for stage in first.stages] == ["flip", AUTO]
