@@ -183,6 +183,7 @@ def result_of(
         search_s=sum(searched.search_s for searched in found),
         elapsed_s=0.0,
         features=total(searched.features for searched in found),
+        logistic=best.logistic,
         train=None,
         test=None,
         chosen_on=f"{folds}-fold cross-validation on {best.num_train:,} training images"

@@ -133,6 +133,14 @@ def _facts(result: TuneResult) -> list[tuple[str, str]]:
                 "is within one standard error of the best",
             )
         )
+    if result.logistic is not None:
+        facts.append(
+            (
+                "Baseline",
+                f"logistic regression on the same folds: top-1 {result.logistic.top1:.1%}, with "
+                "the best of several L2 penalties",
+            )
+        )
     if result.train is not None:
         val, last = result.train.val, result.train.last
         assert val is not None  # tune refuses data without validation

@@ -36,6 +36,19 @@ class FoldScore:
 
 
 @dataclass(frozen=True)
+class LogisticBaseline:
+    """Logistic regression on the same folds as the trials, without augmentation.
+
+    Attributes:
+        top1: Mean over the folds, with the best of several L2 penalties.
+        penalty: That penalty; ``C`` of scikit-learn is 1 / (images * penalty).
+    """
+
+    top1: float
+    penalty: float
+
+
+@dataclass(frozen=True)
 class Trial:
     """Trial: hyperparameters and their metrics.
 
@@ -170,6 +183,8 @@ class TuneResult:
         best: Path of the config file of the best trial.
         files: Paths of the files written, without the run directory.
         features: Rows of features that the search computed and reused; None if none are kept.
+        logistic: Logistic regression on the same folds as the best backbone's trials; None if more
+            than a linear head is trained, without folds, or if it would take long.
         train: Summary of the final model's training; None with ``--no-train``.
         test: Metrics of the final model on the test split; None if there is none.
         chosen_on: Description of the images on which the best trial was selected.
@@ -192,6 +207,7 @@ class TuneResult:
     search_s: float
     elapsed_s: float
     features: FeatureCounts | None
+    logistic: LogisticBaseline | None
     train: TrainSummary | None
     test: TestScore | None
     chosen_on: str

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finetune.core.reporter import Reporter
+from finetune.features.source import FeatureBatches
+from finetune.results.tuning import LogisticBaseline
+from finetune.tuning.cross_validation import HELD_OUT_BATCH, CrossValidation, FoldData
+
+_PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+_MOST_PRODUCTS = 200_000_000
+"""Most images times features times classes for a baseline, which then takes a few seconds."""
 _MOST_STEPS = 60
 _CLOSE_ENOUGH = 1e-4
 _HISTORY = 10
@@ -55,3 +64,45 @@ def _fit(layer: nn.Linear, features: Tensor, labels: Tensor, penalty: float) -> 
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
+
+
+def logistic_baseline(cv: CrossValidation, reporter: Reporter) -> LogisticBaseline | None:
+    """Cross-validate logistic regression on the folds of a search, without augmentation.
+
+    Returns:
+        The penalty with the best mean accuracy; of equals, the largest. None without folds or
+        cached features, if the features of an image are several tensors, or if it would take long.
+    """
+    if not cv.folds or not cv.kept or len(cv.engine.extractor.crossing) != 1:
+        return None
+    size = torch.Size(cv.engine.extractor.crossing[0]).numel()
+    if len(cv.train) * size * cv.num_classes > _MOST_PRODUCTS:
+        return None
+    tracked = reporter.track(cv.fold_data(), "logistic regression", total=len(cv.folds))
+    shares = [_accuracies(fold) for fold in tracked]
+    means = [statistics.fmean(each) for each in zip(*shares, strict=True)]
+    best = max(range(len(means)), key=means.__getitem__)
+    return LogisticBaseline(means[best], _PENALTIES[best])
+
+
+def _accuracies(fold: FoldData) -> list[float]:
+    """Return the accuracy on a fold's held-out images for each penalty."""
+    plain = fold.cv.part(fold.positions, batch_size=HELD_OUT_BATCH, training=False)
+    features, labels = _rows_of(plain)
+    others, truth = _rows_of(fold.held_out)
+    middle, spread = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
+    path = fit_path(
+        (features - middle) / spread,
+        labels,
+        num_classes=fold.cv.num_classes,
+        penalties=_PENALTIES,
+    )
+    others = (others - middle) / spread
+    return [float((layer(others).argmax(dim=1) == truth).float().mean()) for layer in path]
+
+
+def _rows_of(batches: FeatureBatches) -> tuple[Tensor, Tensor]:
+    """Return all features ``(N, D)`` and labels ``(N,)``."""
+    found = list(batches.epoch())
+    features = torch.cat([tensors[0] for tensors, _ in found])
+    return features.flatten(1), torch.cat([labels for _, labels in found])

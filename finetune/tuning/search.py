@@ -25,7 +25,7 @@ from finetune.freezing.graph_split import split_model
 from finetune.freezing.plan import Plan
 from finetune.models.build import check_input_size
 from finetune.results.features import FeatureCounts, total
-from finetune.results.tuning import Settings, Trial
+from finetune.results.tuning import LogisticBaseline, Settings, Trial
 from finetune.training.prepare_stage import (
     StageSetup,
     feature_batches_of,
@@ -34,6 +34,7 @@ from finetune.training.prepare_stage import (
     training_views,
 )
 from finetune.tuning.cross_validation import CrossValidation, Part
+from finetune.tuning.logistic_regression import logistic_baseline
 from finetune.tuning.search_space import num_folds, settings_of, space_of
 from finetune.tuning.stacked_heads import lone_head
 from finetune.tuning.trials import ranked_trials
@@ -53,6 +54,7 @@ class SearchResult:
         search_s: Seconds that the trials took.
         elapsed_s: Seconds in total, including loading the backbone and computing its features.
         features: Rows of features computed and reused; None if none are kept.
+        logistic: Logistic regression on the same folds; None if it was not fitted.
     """
 
     config: ResolvedConfig
@@ -67,6 +69,7 @@ class SearchResult:
     search_s: float
     elapsed_s: float
     features: FeatureCounts | None
+    logistic: LogisticBaseline | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ def search(config: Config, options: SearchOptions, reporter: Reporter) -> Search
         search_s=now - begun,
         elapsed_s=now - start,
         features=cv.features,
+        logistic=logistic_baseline(cv, reporter) if only_head else None,
     )
 
 
