@@ -52,8 +52,8 @@ def _facts(summary: LadderSummary) -> list[tuple[str, str]]:
         facts.append(
             (
                 "Double",
-                f"{seconds(summary.doubled.budget_s)} would reach about "
-                f"{summary.doubled.top1:.1%}, if the error keeps falling as it did",
+                f"{seconds(summary.doubled.budget_s)} would reach at most about "
+                f"{summary.doubled.top1:.1%}: if the error keeps falling as it did",
             )
         )
     return facts

@@ -214,7 +214,10 @@ class Rung:
 
 @dataclass(frozen=True)
 class PredictedGain:
-    """Validation top-1 predicted for another budget, by a power law of the error."""
+    """Validation top-1 predicted for another budget, by a power law of the error.
+
+    An upper bound in practice, as the error falls more and more slowly.
+    """
 
     budget_s: float
     top1: float
