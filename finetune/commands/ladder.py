@@ -54,6 +54,8 @@ from finetune.training.setup import without_validation
 SUMMARY = "ladder.json"
 _SETUP_S = 3.0
 """Seconds that the setup of both stages of a run takes, beside training and features."""
+_WORTH_TIMING_S = 120.0
+"""Remaining seconds below which everything is not timed, which takes up to twenty."""
 _SHORTEST_S = 5.0
 """Remaining seconds below which nothing else is tried."""
 
@@ -238,7 +240,7 @@ class _Ladder:
         # An epoch of everything takes longer than one of the part, by the share of the work if the
         # part's features are cached. What cannot fit is not timed, which takes many seconds.
         least = Cost(0.0, cost.epoch_s / (share if is_cached else 1.0))
-        if could_fit(least, self.left_s):
+        if self.left_s >= _WORTH_TIMING_S and could_fit(least, self.left_s):
             patterns[EVERYTHING] = ()
             costs[EVERYTHING], _ = self._predicted((), probe)
         return patterns, costs

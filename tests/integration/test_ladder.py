@@ -35,7 +35,7 @@ def make_brief(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ladder_command, "_measured", lambda _: Cost(0.1, 0.1))
     patch.setattr(ladder_command, "MOST_EPOCHS", 2)
     patch.setattr("finetune.recipes.ladder.MOST_EPOCHS", 2)
-    patch.setattr("finetune.recipes.ladder._SHORT", 0.005)
+    patch.setattr("finetune.recipes.ladder._SHORT", 0.0005)
     patch.setattr("finetune.recipes.auto.heuristics.epochs_for", lambda _: 2)
 
 
@@ -49,7 +49,7 @@ def with_budget(photos: Path, folder: Path) -> Config:
             },
             "recipe": "auto",
             "data": {"root": str(photos), "batch_size": 4, "workers": 0},
-            "train": {"budget": "60s"},
+            "train": {"budget": "600s"},
             "runtime": FIXED,
             "output_dir": str(folder),
         }
@@ -281,6 +281,11 @@ def test_predicted_times_are_positive(
     assert all(cost.fixed_s > 0 and cost.epoch_s > 0 for cost in costs)
 
 
+def test_everything_is_not_timed_where_little_time_is_left(config: Config) -> None:
+    summary = train_within(config.with_values({"train.budget": "90s"}))
+    assert {rung.what for rung in summary.rungs} == {"linear_probe", "last_part"}
+
+
 def test_validation_images_are_required(config: Config, tmp_path: Path) -> None:
     root = Path(config.data.root) / "train"
     values = {"data.root": str(root), "data.val_fraction": 0.0}
@@ -292,7 +297,7 @@ def test_validation_images_are_required(config: Config, tmp_path: Path) -> None:
 def test_the_result_is_rendered(climbed: LadderSummary) -> None:
     text = render_ladder(climbed)
     assert "the head, then everything" in text
-    assert "60 s" in text
+    assert "10.0 min" in text
 
 
 @pytest.fixture
@@ -307,11 +312,11 @@ def test_budget_on_the_command_line_replaces_what_the_config_trains(
 ) -> None:
     file = tmp_path / "pets.yaml"
     file.write_text(to_yaml(make_config(runtime=FIXED, freeze={"patterns": ["*", "!conv5.*"]})))
-    done = command_line("train", "--config", str(file), "--budget", "60s", "--json")
+    done = command_line("train", "--config", str(file), "--budget", "90s", "--json")
     assert done.code == 0, done.err
     assert "freeze.patterns, train.epochs" in done.err
     document = json.loads(done.out)
-    assert document["budget_s"] == 60
+    assert document["budget_s"] == 90
     assert document["rungs"][0]["what"] == "linear_probe"
 
 
