@@ -357,15 +357,15 @@ def _copied(source: Path, path: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a run: its files, and the directory unless it contains others.
+    """Remove a run: its files, and the directory with its marker unless it contains others.
 
     Raises:
         OutputError: The directory contains no run but other files, or cannot be written.
     """
     prepare(folder, overwrite=True)
     try:
-        (folder / MARKER).unlink(missing_ok=True)
-        with suppress(OSError):  # it contains files of the user
+        if [path.name for path in folder.iterdir()] == [MARKER]:
+            (folder / MARKER).unlink()
             folder.rmdir()
     except OSError as error:
         raise OutputError(

@@ -78,7 +78,7 @@ def train_within(
     """
     folder = Path(config.output_dir)
     with RunLock(folder) as run_lock:
-        run_dir.check_usable(folder, overwrite=overwrite)
+        _check_usable(folder, overwrite=overwrite)
         ladder = _Ladder(config, overwrite, run_lock, reporter or SilentReporter())
         ladder.check()
         try:
@@ -142,7 +142,9 @@ class _Ladder:
                 to_do="choose another folder with --set output_dir=FOLDER",
             )
         for folder in self._earlier_rungs():
-            run_dir.check_usable(folder, overwrite=self.overwrite)
+            _check_usable(folder, overwrite=self.overwrite)
+            with RunLock(folder):  # raises if another process trains there
+                pass
         data = find_train_val(self.config.data, seed=self.config.seed, reporter=SilentReporter())
         if not len(data.val):
             raise without_validation("recipe auto compares runs", "choose another recipe")
@@ -158,8 +160,8 @@ class _Ladder:
         if not steps:
             least = min(cost.of(2) for cost in costs.values())
             return (
-                f"{max(self.left_s, 0):.0f} s are left, and training more than the head takes "
-                f"about {least:.0f} s or more"
+                f"{max(self.left_s, 0):.0f} s are left, of which a tenth is kept in reserve, and "
+                f"training more than the head takes about {least:.0f} s or more"
             )
         done: dict[str, TrainSummary] = {}
         for step in steps:
@@ -172,6 +174,10 @@ class _Ladder:
             self._train_longer(done, patterns, probe)
         if not done:
             return "training more than the head did not converge"
+        if all(summary.stages[-1].stopped for summary in done.values()):
+            return "early stopping ended the last runs"
+        if len(steps) == 1:
+            return "the time after the head was planned for a single run"
         if all(_epochs(summary.stages[-1]) >= MOST_EPOCHS for summary in done.values()):
             return f"more than {MOST_EPOCHS} epochs are not tried"
         return "the rest of the budget is too short for another run"
@@ -269,10 +275,14 @@ class _Ladder:
         name = f"rung {self.tried}, {what}"
         folder = self._folder / f"{self.tried}-{what}"
         if folder in self._earlier_rungs():
-            run_dir.remove(folder)  # so that an interrupt finds nothing old there
+            _remove(folder)  # so that an interrupt finds nothing old there
         self.reporter.say(f"{name}: {max(self.left_s, 0):.0f} s are left")
         try:
-            done = train(config.with_values({"output_dir": str(folder)}), reporter=self.reporter)
+            done = train(
+                config.with_values({"output_dir": str(folder)}),
+                overwrite=self.overwrite,
+                reporter=self.reporter,
+            )
         except ResultError as error:
             if not self.rungs or error.kind != "result.not_finite":
                 raise
@@ -325,6 +335,8 @@ class _Ladder:
                     to_json(self.trained[best.number]),
                 )
                 self.summary("the ladder was not finished")
+            else:  # an interrupted run has no summary
+                (self._folder / SUMMARY).unlink(missing_ok=True)
         kept = "the best so far" if is_best else f"rung {before.number if before else 0} is kept"
         self.reporter.say(
             f"rung {rung.number}, {what}: val top-1 {val.top1:.2%} after {self.elapsed_s:.0f} s; "
@@ -340,7 +352,7 @@ class _Ladder:
         if not self.rungs:
             for earlier in self._earlier_rungs():
                 if earlier != run:
-                    run_dir.remove(earlier)
+                    _remove(earlier)
             (self._folder / SUMMARY).unlink(missing_ok=True)
 
     def _published(self, done: TrainSummary) -> TrainSummary:
@@ -381,6 +393,25 @@ class _Ladder:
         points = [(rung.ended_s, 1 - rung.val.top1) for rung in self.rungs if rung.is_best]
         error = extrapolated(points, 2 * self.budget_s)
         return None if error is None else PredictedGain(2 * self.budget_s, 1 - error)
+
+
+def _check_usable(folder: Path, *, overwrite: bool) -> None:
+    """Check that a directory can be used, as `run_dir.check_usable`; a ladder is not resumed."""
+    try:
+        run_dir.check_usable(folder, overwrite=overwrite)
+    except OutputError as error:
+        if error.kind != "output.exists":
+            raise
+        raise error.at(
+            to_do="add --overwrite to replace it, or choose another folder with "
+            "--set output_dir=FOLDER"
+        ) from error
+
+
+def _remove(folder: Path) -> None:
+    """Remove a rung of an earlier ladder, unless another process trains in it."""
+    with RunLock(folder):
+        run_dir.remove(folder)
 
 
 def _val(summary: TrainSummary) -> Scores:

@@ -181,7 +181,10 @@ def _rerun(config: Path, output_dir: str) -> str:
     If the checkpoint has no config file next to it, the command uses the config on the page.
     """
     if exists(config):
-        return run_dir.rerun_command(config, str(config.parent))
+        folder = config.parent
+        if folder.name in ("", ".."):  # the working directory, or one above it
+            folder = folder.resolve()
+        return run_dir.rerun_command(config, str(folder))
     command = run_dir.rerun_command(Path(run_dir.CONFIG), output_dir)
     return f"# with the config below saved as {run_dir.CONFIG}\n{command}"
 

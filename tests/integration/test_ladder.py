@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from finetune.commands import ladder as ladder_command
 from finetune.commands.ladder import train_within
 from finetune.config.load import load_config, to_yaml
 from finetune.config.schema import Config
-from finetune.core.errors import Interrupted
+from finetune.core.errors import Interrupted, OutputError
 from finetune.recipes.ladder import Cost, Step, rung_of
 from finetune.report.ladder import render_ladder
 from finetune.results.train import LadderSummary
@@ -182,6 +183,7 @@ def test_an_interrupted_rung_is_kept_if_it_is_the_best(
     with pytest.raises(Interrupted, match=r"rung 1 \(linear_probe\)"):
         train_within(config)
     assert (Path(config.output_dir) / "best.pt").is_file()
+    assert not Path(f"{config.output_dir}-ladder/ladder.json").exists()
 
 
 def test_an_early_interrupt_does_not_publish_a_rung_of_an_earlier_ladder(
@@ -207,6 +209,32 @@ def test_rungs_of_an_earlier_ladder_are_removed(config: Config) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["1-linear_probe", "ladder.json"]
 
 
+def test_a_file_of_the_user_in_an_earlier_rung_is_kept(config: Config) -> None:
+    config = config.with_values({"train.budget": "0.1s"})
+    train_within(config)
+    notes = Path(f"{config.output_dir}-ladder/1-linear_probe/notes.txt")
+    notes.write_text("mine")
+    train_within(config, overwrite=True)
+    assert notes.read_text() == "mine"
+
+
+def test_a_rung_in_which_another_process_trains_is_not_removed(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config.with_values({"train.budget": "0.1s"})
+    train_within(config)
+    rung = Path(f"{config.output_dir}-ladder/1-linear_probe")
+
+    def taken(lock: Any) -> None:
+        if lock._folder == rung:
+            raise OutputError("another process is training in this folder", kind="output.locked")
+
+    monkeypatch.setattr("finetune.checkpoints.run_lock.RunLock.take", taken)
+    with fails("output.locked", worded=False):
+        train_within(config, overwrite=True)
+    assert (rung / "best.pt").is_file()
+
+
 def test_a_run_is_copied_where_files_cannot_be_linked(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +254,8 @@ def test_a_failed_publication_keeps_the_model_that_was_there(
 ) -> None:
     config = config.with_values({"train.budget": "0.1s"})
     train_within(config)
-    before = (Path(config.output_dir) / "best.pt").read_bytes()
+    before = b"a better model"
+    (Path(config.output_dir) / "best.pt").write_bytes(before)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -249,9 +278,29 @@ def test_the_weights_are_not_replaced_by_what_begins_with_them(config: Config, p
     assert (weights / "best.pt").read_bytes() == before
 
 
-def test_features_in_memory_are_computed_in_every_rung(config: Config) -> None:
-    summary = train_within(config.with_values({"features.cache": "memory"}))
-    assert len(summary.rungs) == 5
+def test_features_in_memory_count_in_every_rung(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ladder_command.dry_run
+
+    def slow_to_fill(config: Config, **options: Any) -> Any:
+        planned = real(config, **options)
+        stages = [
+            replace(stage, predicted=replace(stage.predicted, fill_s=1000.0))
+            for stage in planned.stages
+        ]
+        return replace(planned, stages=tuple(stages))
+
+    costs: list[Cost] = []
+    monkeypatch.setattr(ladder_command, "dry_run", slow_to_fill)
+    monkeypatch.setattr(
+        ladder_command, "next_steps", lambda found, _: costs.append(found["last_part"]) or []
+    )
+    for cache in ("disk", "memory"):
+        config = with_budget(photos, tmp_path / cache)
+        train_within(config.with_values({"features.cache": cache}))
+    on_disk, in_memory = (cost.fixed_s for cost in costs)
+    assert 1000 < on_disk < 2000 < in_memory
 
 
 def test_without_time_the_probe_is_the_result(config: Config) -> None:
