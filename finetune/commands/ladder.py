@@ -176,10 +176,10 @@ class _Ladder:
             return "training more than the head did not converge"
         if all(summary.stages[-1].stopped for summary in done.values()):
             return "early stopping ended the last runs"
-        if len(steps) == 1:
-            return "the time after the head was planned for a single run"
         if all(_epochs(summary.stages[-1]) >= MOST_EPOCHS for summary in done.values()):
             return f"more than {MOST_EPOCHS} epochs are not tried"
+        if len(steps) == 1:
+            return "the time after the head was planned for a single run"
         return "the rest of the budget is too short for another run"
 
     def _train_longer(
