@@ -14,21 +14,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import sys
 import tempfile
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from measure import commit, describe_machine, run_process, versions
+from measure import commit, describe_machine, versions
+from recipes import REPOSITORY, SHARED, WEIGHTS, run_finetune
 from tables import markdown
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-SHARED = Path(os.environ.get("FINETUNE_SHARED", REPOSITORY.parent / "shared"))
-WEIGHTS = SHARED / "weights/mobilenet_v2_imagenet.pth"
 SETS = ("ants_bees", "flowers5", "cifar100")
 _JUDGED = 5
 """One of this many photos of flowers5 is judged."""
@@ -68,8 +64,8 @@ def _run(data: str, budget: str, seed: int, folder: Path) -> dict[str, Any]:
     _link(data, seed, photos)
     config = folder / "config.yaml"
     output = f"output_dir={folder / 'run'}"
-    _finetune(folder, "init", photos, "--weights", WEIGHTS, "--output", config)
-    trained, took = _finetune(
+    run_finetune(folder, "init", photos, "--weights", WEIGHTS, "--output", config)
+    trained, took = run_finetune(
         folder,
         "train",
         "--config",
@@ -81,9 +77,9 @@ def _run(data: str, budget: str, seed: int, folder: Path) -> dict[str, Any]:
         "--set",
         f"seed={seed}",
     )
-    judged, _ = _finetune(folder, "eval", folder / "run", "--split", "test")
+    judged, _ = run_finetune(folder, "eval", folder / "run", "--split", "test")
     first = trained["rungs"][0]
-    probe, _ = _finetune(folder, "eval", first["run_dir"], "--split", "test")
+    probe, _ = run_finetune(folder, "eval", first["run_dir"], "--split", "test")
     return {
         "set": data,
         "budget": budget,
@@ -118,16 +114,6 @@ def _link(data: str, seed: int, photos: Path) -> None:
     photos.mkdir()
     (photos / "train").symlink_to(root / "train")
     (photos / "test").symlink_to(root / judged)
-
-
-def _finetune(folder: Path, *words: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run a command of this checkout, and return its JSON output and its cost."""
-    process = run_process(
-        [sys.executable, "-m", "finetune", *words, "--json"],
-        folder=REPOSITORY,
-        environment={"XDG_CACHE_HOME": str(folder / "cache")},
-    )
-    return json.loads(process.stdout), asdict(process.took)
 
 
 def _table(runs: list[dict[str, Any]]) -> str:

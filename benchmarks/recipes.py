@@ -122,7 +122,7 @@ def _config(data: str, seed: int, folder: Path, **sections: object) -> Path:
     return path
 
 
-def _finetune(folder: Path, *words: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def run_finetune(folder: Path, *words: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run a command of this checkout, and return its JSON output and its cost."""
     process = run_process(
         [sys.executable, "-m", "finetune", *words, "--json"],
@@ -143,7 +143,7 @@ def _trained(data: str, word: str, seed: int) -> Callable[[Path], dict[str, Any]
             optimizer={"lr": "auto", "weight_decay": "auto"},
             schedule={"warmup_epochs": "auto"},
         )
-        said, took = _finetune(folder, "train", "--config", config)
+        said, took = run_finetune(folder, "train", "--config", config)
         return {
             "top1": _scored(data, folder, said),
             "trains": said["trainable_parameters"],
@@ -156,7 +156,7 @@ def _trained(data: str, word: str, seed: int) -> Callable[[Path], dict[str, Any]
 def _tuned(data: str, seed: int) -> Callable[[Path], dict[str, Any]]:
     def run(folder: Path) -> dict[str, Any]:
         config = _config(data, seed, folder)
-        said, took = _finetune(folder, "tune", "--config", config)
+        said, took = run_finetune(folder, "tune", "--config", config)
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # reuses the features of `tune`
         return {
             "top1": _scored(data, folder, said["train"]),
@@ -177,7 +177,7 @@ def _scored(data: str, folder: Path, trained: dict[str, Any]) -> float:
     split = SETS[data].scored
     if split == "val":
         return float(trained["last"]["top1"])
-    said, _ = _finetune(folder, "eval", "--checkpoint", folder / "run/last.pt", "--split", split)
+    said, _ = run_finetune(folder, "eval", "--checkpoint", folder / "run/last.pt", "--split", split)
     return float(said["top1"])
 
 

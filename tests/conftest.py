@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.command_line import CommandLine
 from helpers.counting import Count, keep
 from helpers.messages import TEMPORARY
 from helpers.paths import REPOSITORY
@@ -58,6 +59,14 @@ def count(request: pytest.FixtureRequest) -> Count:
         keep(promise, tried=tried, held=held, test=request.node.nodeid)
 
     return count
+
+
+@pytest.fixture
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> CommandLine:
+    """Calls of the command line within the test's process, with captured streams."""
+    return CommandLine(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

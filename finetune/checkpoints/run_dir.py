@@ -319,9 +319,9 @@ def publish(run: Path, folder: Path, *, config: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _mark(folder)
-        for name in (BEST, LAST, *_OWN):
+        for name in _OWN:  # of which best.pt is the first
             new, path = run / name, folder / name
-            if _leads_elsewhere(folder, name) or (name in (BEST, LAST) and _is_same(new, path)):
+            if _leads_elsewhere(folder, name):
                 continue
             if name == CONFIG:
                 write_text(path, config)
@@ -333,10 +333,6 @@ def publish(run: Path, folder: Path, *, config: str) -> None:
         raise OutputError(
             error.strerror or str(error), kind="output.unwritable", key="output_dir", path=folder
         ) from error
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    return exists(one) and exists(other) and one.samefile(other)
 
 
 def _linked(source: Path, path: Path) -> bool:

@@ -258,17 +258,20 @@ def freeze_report(
     elif output is not None:
         raise no_effect("freeze-report", "--output", "without --probe", "remove it")
     loaded = load_config(config, overrides or ())
-    with torch_imports():
-        from finetune.commands import freeze_report as command
-    from finetune.report.depth_probes import render_depths
-    from finetune.report.freeze_report import render_freeze_report
-
     if probe:
+        with torch_imports():
+            from finetune.commands import depth_report as depth_command
+        from finetune.report.depth_probes import render_depths
+
         reporter = TerminalReporter()
         picture = Path(output) if output else tuning.default_plot(config, "depth", reporter)
-        depths = command.depth_report(loaded, picture=picture, reporter=reporter)
+        depths = depth_command.depth_report(loaded, picture=picture, reporter=reporter)
         emit(depths, render_depths, as_json)
         return
+    with torch_imports():
+        from finetune.commands import freeze_report as command
+    from finetune.report.freeze_report import render_freeze_report
+
     report = command.freeze_report(
         loaded, num_classes=num_classes, stage=stage, reporter=TerminalReporter()
     )

@@ -49,7 +49,7 @@ from finetune.results.train import (
     StageSummary,
     TrainSummary,
 )
-from finetune.training.setup import without_validation
+from finetune.training.setup import ladder_without_validation
 
 SUMMARY = "ladder.json"
 _SETUP_S = 3.0
@@ -147,7 +147,7 @@ class _Ladder:
                 pass
         data = find_train_val(self.config.data, seed=self.config.seed, reporter=SilentReporter())
         if not len(data.val):
-            raise without_validation("recipe auto compares runs", "choose another recipe")
+            raise ladder_without_validation()
 
     def climb(self) -> str:
         """Train rung after rung while there is time, and return why the ladder ended."""

@@ -235,7 +235,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _a_budget_is_spent_by_the_ladder(self) -> Config:
-        if self.recipe != "auto":
+        if self.recipe != AUTO:
             if self.train.budget is not None:
                 raise NoEffectError(
                     "train.budget",
@@ -347,7 +347,7 @@ class Config(Section):
             del values["freeze"]["patterns"]
             if "optimizer" not in self.model_fields_set:
                 del values["optimizer"]  # the recipe chooses it
-            if self.recipe == "auto":
+            if self.recipe == AUTO:
                 values.pop("schedule", None)
                 del values["train"]["epochs"]
         return values

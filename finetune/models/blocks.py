@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _OPENED_ABOVE = 0.5
@@ -30,6 +30,15 @@ class Block:
     def pattern(self) -> str:
         """Freeze pattern that matches exactly this block."""
         return self.name if self.alone else f"{self.name}.*"
+
+    def work(self, macs: Mapping[str, int]) -> int:
+        """Return the multiply-adds within the block.
+
+        Args:
+            macs: Multiply-adds by the path of the module that does them.
+        """
+        within = f"{self.name}."
+        return sum(n for path, n in macs.items() if path == self.name or path.startswith(within))
 
 
 def blocks_of(parameters: Sequence[tuple[str, int]]) -> list[Block]:

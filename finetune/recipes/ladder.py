@@ -54,7 +54,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Step:
-    """What to train next, and for how many epochs."""
+    """Candidate to train next, with its number of epochs."""
 
     name: str
     epochs: int
@@ -72,8 +72,7 @@ def last_part(blocks: Sequence[Block], macs: Mapping[str, int]) -> tuple[tuple[s
     thawed: list[str] = []
     for block in reversed(blocks):
         thawed.insert(0, f"!{block.pattern}")
-        path = block.name
-        so_far += sum(n for at, n in macs.items() if at == path or at.startswith(f"{path}."))
+        so_far += block.work(macs)
         if so_far >= _PART * total:
             break
     return ("*", *thawed), so_far / total
@@ -127,7 +126,7 @@ def without_choices(config: Config, budget: str) -> tuple[Config, list[str]]:
             key="adapt",
             to_do="remove the section, or train without --budget",
         )
-    values = _without_choices(config)
+    values = _kept_values(config)
     replaced = [key for key in CHOSEN_BY_LADDER if _is_chosen(config, key)]
     if config.recipe not in (None, AUTO):
         replaced.append(f"recipe {config.recipe}")
@@ -137,15 +136,8 @@ def without_choices(config: Config, budget: str) -> tuple[Config, list[str]]:
 
 
 def probe_of(config: Config) -> Config:
-    """Return the config of the first rung, which trains the new head alone."""
-    return Config.model_validate(_plain_rung(config) | {"recipe": PROBE})
-
-
-def probe_config(config: Config) -> Config:
     """Return the config with the new head alone to train, whatever it trains itself."""
-    values = _without_choices(config)
-    values.get("train", {}).pop("budget", None)
-    return Config.model_validate(values | {"recipe": PROBE})
+    return Config.model_validate(_kept_values(config) | {"recipe": PROBE})
 
 
 def _is_chosen(config: Config, key: str) -> bool:
@@ -156,11 +148,11 @@ def _is_chosen(config: Config, key: str) -> bool:
     return bool(getattr(given, inner) != getattr(default, inner) if inner else given != default)
 
 
-def _without_choices(config: Config) -> dict[str, Any]:
-    """Return a config's plain values without the keys that the ladder chooses."""
+def _kept_values(config: Config) -> dict[str, Any]:
+    """Return the plain values of a config without recipe, budget and what the ladder chooses."""
     # With stages, the plain values would lack the sections that every stage has itself.
     values = config.with_values({"stages": ()}).plain()
-    for key in CHOSEN_BY_LADDER:
+    for key in ("recipe", "train.budget", *CHOSEN_BY_LADDER):
         section, _, inner = key.partition(".")
         (values.get(section, {}) if inner else values).pop(inner or section, None)
     return values
@@ -180,13 +172,7 @@ def rung_of(config: Config, patterns: Sequence[str], probe: TrainSummary, epochs
         found = probe.found_rates
         head["optimizer"] = {"lr": found.lr, "weight_decay": found.weight_decay}
     rest = {"epochs": epochs, "freeze": {"patterns": list(patterns)}, "optimizer": {"name": AUTO}}
-    return Config.model_validate(_plain_rung(config) | {"stages": [head, rest]})
-
-
-def _plain_rung(config: Config) -> dict[str, Any]:
-    values = config.plain()
-    del values["recipe"], values["train"]["budget"]
-    return values
+    return Config.model_validate(_kept_values(config) | {"stages": [head, rest]})
 
 
 def extrapolated(points: Sequence[tuple[float, float]], seconds: float) -> float | None:

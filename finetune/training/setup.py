@@ -92,7 +92,7 @@ def set_up_run(
     stages = stage_configs(config)
     if not len(data.val):
         if given.recipe == AUTO:
-            raise without_validation("recipe auto compares runs", "choose another recipe")
+            raise ladder_without_validation()
         _refuse_without_validation(stages)
     plans = make_plans(stages, len(names), spec=None if resume_point is None else resume_point.spec)
     kept: tuple[str, ...] = ()
@@ -129,18 +129,24 @@ def set_up_run(
     return RunSetup(run_config, plans, data, checked, device, kept, chosen, auto_rates)
 
 
-def without_validation(why: str, otherwise: str) -> ConfigError:
+def without_validation(why: str, to_do: str) -> ConfigError:
     """Return the error of a command that needs held-out images.
 
     Args:
         why: What is done on held-out images.
-        otherwise: What to do instead of setting a fraction.
     """
     return ConfigError(
         f"is 0, but {why} on held-out images",
         kind="config.no_validation",
         key="data.val_fraction",
-        to_do=f"set a fraction above 0, or {otherwise}",
+        to_do=to_do,
+    )
+
+
+def ladder_without_validation() -> ConfigError:
+    """Return the error of ``recipe: auto`` without held-out images."""
+    return without_validation(
+        "recipe auto compares runs", "set a fraction above 0, or choose another recipe"
     )
 
 

@@ -136,13 +136,9 @@ def blocks_with_work(plan: Plan) -> tuple[list[Block], list[float]]:
     total, so_far = sum(macs.values()), 0
     work = []
     for block in blocks:
-        so_far += sum(n for path, n in macs.items() if _is_inside(path, block.name))
+        so_far += block.work(macs)
         work.append(so_far / total)
     return blocks, work
-
-
-def _is_inside(path: str, module: str) -> bool:
-    return path == module or path.startswith(f"{module}.")
 
 
 class PooledOutputs(nn.Module):

@@ -33,6 +33,7 @@ from finetune.training.prepare_stage import (
     set_up_single_stage,
     training_views,
 )
+from finetune.training.setup import without_validation
 from finetune.tuning.cross_validation import CrossValidation, Part
 from finetune.tuning.logistic_regression import logistic_baseline
 from finetune.tuning.search_space import num_folds, settings_of, space_of
@@ -99,11 +100,9 @@ def search(config: Config, options: SearchOptions, reporter: Reporter) -> Search
     own, plan, data = run_setup.stages[0], run_setup.plans[0], run_setup.data
     train = data.train
     if not len(data.val):
-        raise ConfigError(
-            "is 0, but tune compares settings on held-out images",
-            kind="config.no_validation",
-            key="data.val_fraction",
-            to_do="search with a fraction above 0, then train the best settings with 0",
+        raise without_validation(
+            "tune compares settings",
+            "search with a fraction above 0, then train the best settings with 0",
         )
     split = split_model(plan.skeleton, crop=plan.spec.preprocessing.crop, skeleton=plan.skeleton)
     only_head = lone_head(split.trainable_part) is not None

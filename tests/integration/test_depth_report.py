@@ -11,7 +11,7 @@ from helpers.command_line import CommandLine
 from helpers.messages import fails
 from PIL import Image
 
-from finetune.commands.freeze_report import depth_report
+from finetune.commands.depth_report import depth_report
 from finetune.config.load import to_yaml
 from finetune.config.schema import Config
 from finetune.report.depth_probes import render_depths
@@ -75,13 +75,6 @@ def test_every_block_is_rendered(report: DepthReport) -> None:
     text = render_depths(report)
     assert all(row.block in text for row in report.rows)
     assert "18 training images" in text
-
-
-@pytest.fixture
-def command_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> CommandLine:
-    return CommandLine(monkeypatch, capsys)
 
 
 def test_the_command_prints_one_document(

@@ -349,13 +349,6 @@ def test_the_result_is_rendered(climbed: LadderSummary) -> None:
     assert "10.0 min" in text
 
 
-@pytest.fixture
-def command_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> CommandLine:
-    return CommandLine(monkeypatch, capsys)
-
-
 def test_budget_on_the_command_line_replaces_what_the_config_trains(
     config: Config, make_config: Make, tmp_path: Path, command_line: CommandLine
 ) -> None:

@@ -14,7 +14,6 @@ from finetune.recipes.ladder import (
     last_part,
     last_step,
     next_steps,
-    probe_config,
     probe_of,
     without_choices,
 )
@@ -116,7 +115,7 @@ def test_the_first_rung_is_the_linear_probe() -> None:
 def test_any_config_has_a_probe() -> None:
     stages = [{"epochs": 2, "freeze": {"patterns": ["*"]}}, {"epochs": 3}]
     for config in (AUTO, MINIMAL | {"stages": stages}, MINIMAL | {"recipe": "full"}):
-        probe = probe_config(Config.model_validate(config))
+        probe = probe_of(Config.model_validate(config))
         assert probe.recipe == "linear_probe"
         assert not probe.stages
 
