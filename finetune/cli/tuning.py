@@ -10,6 +10,7 @@ import typer
 from finetune.cli.options import ConfigOption, JsonOption, SetOption
 from finetune.cli.support import DebugOption, emit, torch_imports
 from finetune.cli.terminal import TerminalReporter
+from finetune.config.base import AUTO
 from finetune.core.errors import ConfigError
 
 
@@ -45,7 +46,8 @@ def tune(
         typer.Option(
             "--backbones",
             metavar="A,B=WEIGHTS",
-            help="Search a head on each backbone; weights as in model.weights.",
+            help="Search a head on each backbone; weights as in model.weights. auto: the config's "
+            "own and others that train.budget allows.",
         ),
     ] = None,
     no_train: Annotated[
@@ -99,20 +101,23 @@ def tune(
     given = {"trials": trials, "folds": folds}
     told = {f"tune.{key}": value for key, value in given.items() if value is not None}
     loaded = loaded.with_values(told)
-    several = with_backbones(loaded, backbones) if backbones is not None else []
+    automatic = backbones == AUTO
+    own = loaded.model.name
+    several = with_backbones(loaded, own if automatic else backbones) if backbones else []
     with torch_imports():
         from finetune.commands import tune as command
     from finetune.report.tuning import render_tune
     from finetune.tuning.search import SearchOptions
 
+    reporter = TerminalReporter()
     result = command.tune(
         loaded,
-        backbones=several,
+        backbones=command.affordable_backbones(loaded, reporter) if automatic else several,
         options=SearchOptions(in_grid=grid, allow_slow=allow_slow),
         final=not no_train,
         output=Path(output) if output is not None else None,
         overwrite=overwrite,
-        reporter=TerminalReporter(),
+        reporter=reporter,
     )
     emit(result, render_tune, as_json)
 

@@ -30,6 +30,7 @@ from finetune.models.build import (
 )
 from finetune.models.pretrained import load_pretrained
 from finetune.recipes import heuristics
+from finetune.recipes.backbones import Machine, most_accurate
 from finetune.recipes.named import Anatomy
 from finetune.report.starting_config import Start, starting_config
 from finetune.results.data import StartingConfig
@@ -51,9 +52,11 @@ def init(
         ModelError: the weights are missing or do not fit the network.
     """
     device = select_device("auto").type
+    machine = Machine(device, available_cores())
+    rows = 2 * summary.num_train + summary.num_val
     earlier = find_source_run(weights) if is_path(weights) else None
     if earlier is None:
-        suggested, why = heuristics.backbone_for(weights, device)
+        suggested, why = _suggested(weights, machine, rows, summary)
     else:
         suggested, why = earlier.metadata.model_name, "the network of the weights"
     name = model or suggested
@@ -65,12 +68,10 @@ def init(
     other = heuristics.preprocessing_for(given, summary, name, weights)
     policy, why_policy = heuristics.policy_for(summary.class_names, heuristics.HEAD)
     macs = module_multiply_adds(skeleton, crop=(other or given).crop)
-    budget = heuristics.budget_for(
-        2 * summary.num_train + summary.num_val, sum(macs.values()), device, available_cores()
-    )
+    budget = heuristics.budget_for(machine.pass_s(name, rows, sum(macs.values())))
     start = Start(
         summary=summary,
-        device=device if device != "cpu" else f"cpu with {available_cores()} cores",
+        device=device if device != "cpu" else f"cpu with {machine.cores} cores",
         version=__version__,
         file=str(output) if output else "FILE",
         model=name,
@@ -101,6 +102,18 @@ def init(
         num_val=summary.num_val,
         num_classes=len(summary.class_names),
     )
+
+
+def _suggested(
+    weights: str, machine: Machine, rows: int, summary: DatasetSummary
+) -> tuple[str, str]:
+    """Return the name of the default backbone, and the reason for it."""
+    found = heuristics.backbone_of(weights)
+    if found is not None:
+        return found
+    crop = heuristics.SMALL_CROP if heuristics.are_small([summary.median_size]) else None
+    best = most_accurate(machine, rows, crop=crop)
+    return best.name, f"{best.top1:.1f} % on ImageNet, and fast enough here"
 
 
 def _freezes_otherwise(skeleton: nn.Module, spec: ModelSpec) -> bool:

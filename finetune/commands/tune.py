@@ -11,14 +11,21 @@ from pathlib import Path
 from finetune.checkpoints import run_dir
 from finetune.commands.evaluate import EvalOptions, compute
 from finetune.commands.train import train
+from finetune.config.base import seconds_of
 from finetune.config.load import to_yaml
-from finetune.config.schema import Config
-from finetune.core.errors import ConfigError, OutputError, ResultError
+from finetune.config.schema import Config, ModelConfig
+from finetune.core.cores import available_cores
+from finetune.core.device import select_device
+from finetune.core.errors import ConfigError, ModelError, OutputError, ResultError
 from finetune.core.files import exists, is_folder, write_text
 from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.checks.preflight import dropping_unreadable
 from finetune.data.sources.open import find_split, find_train_val, open_source
+from finetune.models.build import resolve_model
+from finetune.models.pretrained import fetch_entry
+from finetune.recipes.backbones import Machine, short_list
 from finetune.report.json_text import to_json
+from finetune.report.ladder import seconds
 from finetune.report.tuning import settings_in_words, winner_in_words
 from finetune.report.tuning_plots import draw_trials
 from finetune.results.features import total
@@ -31,8 +38,10 @@ from finetune.results.tuning import (
     in_order,
 )
 from finetune.tuning.search import SearchOptions, SearchResult, metric_of, search
-from finetune.tuning.search_space import with_settings
+from finetune.tuning.search_space import with_backbones, with_settings
 
+_BACKBONES_S = 600.0
+"""Predicted time of the feature passes that ``--backbones auto`` may add without a budget."""
 BEST, RESULT, PLOT = "best.yaml", "tune.json", "tune.png"
 
 
@@ -100,6 +109,36 @@ def tune(
     result = replace(result, elapsed_s=time.perf_counter() - start)
     write_text(folder / RESULT, to_json(result) + "\n")
     return result
+
+
+def affordable_backbones(config: Config, reporter: Reporter) -> list[Config]:
+    """Return one config per backbone of ``--backbones auto``; downloads their weights.
+
+    The config's own backbone and up to three others of other families, whose feature passes are
+    predicted to take no longer than ``train.budget``, or `_BACKBONES_S` without one.
+    """
+    data = find_train_val(config.data, seed=config.seed, reporter=reporter)
+    rows = 2 * len(data.train) + len(data.val)
+    budget = config.train.budget
+    allowed_s = _BACKBONES_S if budget is None else seconds_of(budget)
+    machine = Machine(select_device(config.runtime.device).type, available_cores())
+    own = config.model.name
+    found = [own]
+    for one in short_list(machine, rows, allowed_s, besides=[own]):
+        try:
+            fetch_entry(resolve_model(ModelConfig(name=one.name)))
+        except ModelError as error:
+            if error.kind != "model.download_failed":
+                raise
+            reporter.warn(f"left out: {error.what}")
+        else:
+            found.append(one.name)
+            pass_s = one.pass_s(machine, rows)
+            reporter.say(
+                f"{one.name}: {one.top1:.1f} % on ImageNet; its features are predicted to take "
+                f"{seconds(pass_s)}"
+            )
+    return with_backbones(config, ",".join(found))
 
 
 def _check_free(folder: Path, run: Path, *, overwrite: bool) -> None:

@@ -174,7 +174,7 @@ def build_engine(
                 key=f"{described} {identity}",
             ),
         )
-        _say(reporter, "the frozen part", prefix_choice)
+        _say(reporter, "frozen part", prefix_choice)
         form = prefix_choice.form
         prefix = form.arrange(split.prefix, cast=True)
         extractor = replace(plain, prefix=prefix, form=form)

@@ -113,13 +113,13 @@ def _read(spec: ModelSpec) -> tuple[str, tuple[StateIn, ...]]:
         with resources.as_file(resources.files("finetune") / _BUNDLED_FILE) as path:
             return "the bundled weights", (StateIn((), load_file(path)),)
     if is_entry(spec.weights):
-        return f"{spec.name} {spec.weights}", (StateIn((), _read_entry(spec)),)
+        return f"{spec.name} {spec.weights}", (StateIn((), fetch_entry(spec)),)
     if spec.earlier is not None:
         return spec.weights, (StateIn((), load_checkpoint(spec.earlier.path)[0]),)
     return spec.weights, read_states(expand_user(spec.weights))
 
 
-def _read_entry(spec: ModelSpec, *, kept: bool = True) -> StateDict:
+def fetch_entry(spec: ModelSpec, *, kept: bool = True) -> StateDict:
     """Load torchvision's weights, cached or downloaded, and verify the hash in the file name.
 
     torch verifies that hash only after a download, and unpickles cached files unchecked.
@@ -132,7 +132,7 @@ def _read_entry(spec: ModelSpec, *, kept: bool = True) -> StateDict:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 torch.hub.set_dir(folder)
-                return _read_entry(spec, kept=False)
+                return fetch_entry(spec, kept=False)
             finally:
                 torch.hub.set_dir(hub)
     entry = models.get_weight(f"{models.get_model_weights(spec.name).__name__}.{spec.weights}")

@@ -18,13 +18,11 @@ from finetune.data.checks.summary import DatasetSummary
 
 FEW_PHOTOS = 5_000
 _BUDGETS = ("1m", "2m", "5m", "10m", "15m", "30m", "1h", "2h", "4h", "8h")
-_CORE_MACS_PER_S, _MACS_PER_S = 5e10, {"cuda": 5e12, "mps": 5e11}
-"""Multiply-adds per second of a CPU core, as measured, and of other devices, as a rough guess."""
-_DECODE_S = 0.002
-"""Seconds in which one core decodes a photo."""
 _BATCH_OF_BIT = 512
 _FEWEST_EPOCHS, _MOST_EPOCHS = 10, 30
-_SMALL_PX, _SMALL_CROP = 96, 128
+_SMALL_PX = 96
+SMALL_CROP = 128
+"""Input size, in pixels, that images below 96 x 96 are resized to."""
 _LONG = 2.0
 _IMBALANCED_FROM = 5.0
 WITHOUT_NORM = frozenset({"alexnet", "vgg", "squeezenet"})
@@ -51,24 +49,24 @@ class Optimizer:
     warmup_epochs: int
 
 
-def backbone_for(weights: str, device: str) -> tuple[str, str]:
-    """Return the default backbone, and the reason for it.
+def backbone_of(weights: str) -> tuple[str, str] | None:
+    """Return the backbone that weights belong to, and why; None if any backbone has such weights.
 
-    Networks with higher ImageNet accuracy transfer better (Kornblith et al. 2019), so it is the
-    most accurate one that trains fast enough on the device.
+    Args:
+        weights: Value of ``model.weights``.
     """
     if weights == "bundled":
         return BUNDLED_MODEL, "the backbone that is included in finetune"
+    if weights == "DEFAULT":
+        return None
     stem = Path(weights).name.lower()
     named = [name for name in BUILDERS if stem.startswith(name)]
     if named:
         return max(named, key=len), "detected from the file name of the weights"
-    if device == "cuda":
-        return "resnet50", "accurate, and fast on a GPU"
     return "mobilenet_v2", "small enough to train on a CPU"
 
 
-def budget_for(rows: int, multiply_adds: int, device: str, cores: int) -> str:
+def budget_for(pass_s: float) -> str:
     """Return the value of ``train.budget`` for which `init` expects a good model.
 
     Eight times the predicted duration of computing every image's features once, half a minute for
@@ -76,13 +74,9 @@ def budget_for(rows: int, multiply_adds: int, device: str, cores: int) -> str:
     new head and the last quarter of the network are trained in five times that duration.
 
     Args:
-        rows: Number of images and mirror images.
-        multiply_adds: Forward multiply-adds of the network for one image.
-        device: ``cpu``, ``cuda`` or ``mps``.
-        cores: Number of CPU cores, which decode the images.
+        pass_s: Predicted seconds of the feature pass over all images and mirror images.
     """
-    forward_s = multiply_adds / _MACS_PER_S.get(device, _CORE_MACS_PER_S * cores)
-    needed_s = 30 + 8 * rows * (forward_s + _DECODE_S / cores)
+    needed_s = 30 + 8 * pass_s
     return next((it for it in _BUDGETS if seconds_of(it) >= needed_s), _BUDGETS[-1])
 
 
@@ -180,9 +174,9 @@ def preprocessing_for(
     width, height = summary.median_size
     if weights == "bundled" or not takes_any or not are_small([(width, height)]):
         return None
-    if given.crop <= _SMALL_CROP:
+    if given.crop <= SMALL_CROP:
         return None
-    return given.model_copy(update={"resize": _SMALL_CROP, "crop": _SMALL_CROP})
+    return given.model_copy(update={"resize": SMALL_CROP, "crop": SMALL_CROP})
 
 
 def are_small(sizes: Sequence[tuple[int, int]]) -> bool:

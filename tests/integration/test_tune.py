@@ -12,16 +12,19 @@ from typing import Any
 
 import pytest
 from helpers.messages import check_message, fails
+from helpers.reporters import RecordingReporter
 
 from finetune.cli import app
 from finetune.commands.dry_run import dry_run
-from finetune.commands.tune import result_of, tune
+from finetune.commands.tune import affordable_backbones, result_of, tune
 from finetune.config.load import load_config, to_yaml
 from finetune.config.schema import Config, ModelConfig, TuneConfig
 from finetune.config.stages import stage_configs
 from finetune.config.tune import Range
-from finetune.core.errors import ConfigError, Interrupted
+from finetune.core.errors import ConfigError, Interrupted, ModelError
 from finetune.core.reporter import SilentReporter
+from finetune.models.build import ModelSpec
+from finetune.recipes.backbones import SHORT_LIST
 from finetune.report.json_text import to_json
 from finetune.report.tuning import render_tune, settings_in_words
 from finetune.report.tuning_plots import draw_trials
@@ -546,6 +549,31 @@ def test_backbones_are_compared_by_probes_alone(make: Make, given: dict[str, Any
 def test_wrong_backbones_are_refused(make: Make, given: str, kind: str) -> None:
     with fails(f"config.{kind}", key="--backbones"):
         with_backbones(make(), given)
+
+
+def test_auto_compares_the_own_backbone_and_those_that_the_budget_allows(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+
+    def fetch(spec: ModelSpec) -> None:
+        fetched.append(spec.name)
+        if len(fetched) == 1:
+            raise ModelError("no connection", kind="model.download_failed")
+
+    monkeypatch.setattr("finetune.commands.tune.fetch_entry", fetch)
+    config, reporter = make(), RecordingReporter()
+    found = affordable_backbones(config, reporter)
+    assert found[0].model == config.model
+    assert [one.model.name for one in found[1:]] == fetched[1:]
+    assert len(found) == SHORT_LIST - 1
+    assert reporter.warned == ["left out: no connection"]
+    own = {key: config.plain()[key] for key in ("model", "data", "output_dir")}
+    values = {**own, "recipe": "auto", "train": {"budget": "0.001s"}}
+    brief = Config.model_validate(values)
+    assert affordable_backbones(brief, SilentReporter()) == with_backbones(
+        brief, own["model"]["name"]
+    )
 
 
 def test_what_a_backbone_can_have_of_the_configs_model_it_has(make: Make) -> None:
