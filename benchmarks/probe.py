@@ -49,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="*", help="first letters of the sets' names")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--tune", action="store_true", help="also run `finetune tune`")
     parser.add_argument("--json", type=Path, required=True, help="output file of all measurements")
     options = parser.parse_args()
     document: dict[str, Any] = {
@@ -71,7 +72,7 @@ def main() -> None:
                 root = Path(name) / f"{title} {seed}".replace(" ", "-")
                 _copy(root / "train", train)
                 _copy(root / "val", judged)
-                run = {"set": title, "seed": seed, **_compare(root)}
+                run = {"set": title, "seed": seed, **_compare(root, tune=options.tune)}
                 shutil.rmtree(root)
                 document["runs"].append(run)
                 options.json.write_text(json.dumps(document, indent=1) + "\n")
@@ -123,7 +124,7 @@ def _copy(folder: Path, photos: Photos) -> None:
             shutil.copy2(path, folder / name / path.name)
 
 
-def _compare(root: Path) -> dict[str, Any]:
+def _compare(root: Path, *, tune: bool) -> dict[str, Any]:
     config = root.with_suffix(".yaml")
     output = f"output_dir={root / 'run'}"
     known_by = "features.known_by=content"  # the seeds and sets share photos
@@ -131,6 +132,13 @@ def _compare(root: Path) -> dict[str, Any]:
     _finetune("init", str(root), "--weights", str(WEIGHTS), "--output", str(config), "--overwrite")
     asked = [word for change in changes for word in ("--set", change)]
     summary = json.loads(_finetune("train", "--config", str(config), *asked, "--json"))
+    found = {}
+    if tune:
+        asked += ["--overwrite", "--output", str(root.with_suffix(".tune"))]
+        said = json.loads(_finetune("tune", "--config", str(config), *asked, "--json"))
+        found = {key: said[key] for key in ("unbiased", "unbiased_default", "keeps_default")}
+        found |= {"tune": said["train"]["last"]["top1"], "search_s": said["search_s"]}
+        found |= {"settings": said["trials"][0]["settings"], "baseline": said["logistic"]}
     setup = prepare_single_stage(
         load_config(config, changes), SilentReporter(), what="the comparison"
     )
@@ -149,6 +157,7 @@ def _compare(root: Path) -> dict[str, Any]:
         "found_rates": summary["found_rates"],
         "logistic": float(judge.score(*judged)),
         "logistic_s": time.perf_counter() - start,
+        **found,
     }
 
 

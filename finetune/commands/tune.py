@@ -36,6 +36,7 @@ from finetune.results.tuning import (
     TuneResult,
     equal_to_best,
     in_order,
+    without_selection_bias,
 )
 from finetune.tuning.search import SearchOptions, SearchResult, metric_of, search
 from finetune.tuning.search_space import with_backbones, with_settings
@@ -190,16 +191,22 @@ def result_of(
     trials = in_order([trial for searched in found for trial in searched.trials], metric)
     # A backbone's best trial may differ between the ranking of all trials and that of its own:
     # which trials are statistically tied depends on the best trial.
-    first = {id(searched): _first(searched.trials, trials) for searched in found}
-    ranked = sorted(found, key=lambda searched: first[id(searched)])
+    ranked = sorted(found, key=lambda searched: _first(searched.trials, trials))
     best = ranked[0]
+    equal = len(equal_to_best(trials, metric))
+    defaults = [trial for trial in best.trials if trial.number < best.num_default]
+    unbiased, default = (without_selection_bias(of, metric) for of in (best.trials, defaults))
+    keeps = _is_worse(unbiased, default, metric)
+    if keeps:
+        taken = in_order(defaults, metric)[0]
+        trials = [taken, *(trial for trial in trials if trial is not taken)]
     rows = [
         BackboneRow(
             model=searched.config.model.name,
             weights=searched.config.model.weights,
             parameters=searched.parameters,
             input_size=searched.input_size,
-            best=trials[first[id(searched)]],
+            best=trials[_first(searched.trials, trials)],
             elapsed_s=searched.elapsed_s,
         )
         for searched in ranked
@@ -215,7 +222,7 @@ def result_of(
         num_val=best.num_val,
         num_classes=best.num_classes,
         trials=tuple(trials),
-        equal=len(equal_to_best(trials, metric)),
+        equal=equal,
         backbones=tuple(rows) if len(rows) > 1 else (),
         best=str(folder / BEST),
         files=(),
@@ -223,6 +230,9 @@ def result_of(
         elapsed_s=0.0,
         features=total(searched.features for searched in found),
         logistic=best.logistic,
+        unbiased=unbiased,
+        unbiased_default=default,
+        keeps_default=keeps,
         train=None,
         test=None,
         chosen_on=f"{folds}-fold cross-validation on {best.num_train:,} training images"
@@ -233,6 +243,13 @@ def result_of(
         else "nothing was trained (--no-train)",
         next=(_train_by(folder),),
     )
+
+
+def _is_worse(one: float | None, other: float | None, metric: str) -> bool:
+    """Return whether a metric is worse than another; False if either is unknown."""
+    if one is None or other is None:
+        return False
+    return one > other if metric == "loss" else one < other
 
 
 def _first(own: Sequence[Trial], ranked: Sequence[Trial]) -> int:

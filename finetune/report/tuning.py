@@ -125,12 +125,26 @@ def _facts(result: TuneResult) -> list[tuple[str, str]]:
         ("Chosen on", f"{result.chosen_on}, by {MONITORED[result.metric]}{spread}"),
         ("Best", winner_in_words(result)),
     ]
-    if result.equal > 1:
+    if result.keeps_default:
+        facts.append(("", "a default setting, since the search is not expected to be better"))
+    elif result.equal > 1:
         facts.append(
             (
                 "",
                 f"the lowest loss of the {result.equal:,} trials whose {MONITORED[result.metric]} "
                 "is within one standard error of the best",
+            )
+        )
+    if result.unbiased is not None and result.unbiased_default is not None:
+        searched, default = (
+            _number(value) if result.metric == "loss" else f"{value:.1%}"
+            for value in (result.unbiased, result.unbiased_default)
+        )
+        facts.append(
+            (
+                "Unbiased",
+                f"{MONITORED[result.metric]} {searched} if each fold is scored by the trial that "
+                f"is best on the others; {default} with the default settings only",
             )
         )
     if result.logistic is not None:

@@ -137,6 +137,40 @@ def in_order(trials: Sequence[Trial], metric: str) -> list[Trial]:
     return chosen + sorted(others, key=lambda trial: trial.rank(metric))
 
 
+def without_selection_bias(trials: Sequence[Trial], metric: str) -> float | None:
+    """Return the expected metric of the best trial, without the bias of having selected it.
+
+    For each fold, the best trial by the other folds is scored on that fold alone, as in the outer
+    loop of a nested cross-validation (Varma and Simon 2006).
+
+    Args:
+        trials: Trials on the same folds.
+
+    Returns:
+        Mean over the folds; None with fewer than two folds, or if all trials diverged.
+    """
+    known = [trial for trial in trials if trial.loss is not None]
+    if not known or len(known[0].folds) < 2:
+        return None
+    scores = []
+    for left_out in range(len(known[0].folds)):
+        others = [
+            Trial.of(
+                trial.number,
+                trial.model,
+                trial.weights,
+                trial.settings,
+                trial.folds[:left_out] + trial.folds[left_out + 1 :],
+                metric=metric,
+            )
+            for trial in known
+        ]
+        best = in_order(others, metric)[0]
+        chosen = known[others.index(best)]
+        scores.append(float(getattr(chosen.folds[left_out], metric)))
+    return statistics.fmean(scores)
+
+
 @dataclass(frozen=True)
 class BackboneRow:
     """Backbone with its best trial.
@@ -185,6 +219,11 @@ class TuneResult:
         features: Rows of features that the search computed and reused; None if none are kept.
         logistic: Logistic regression on the same folds as the best backbone's trials; None if more
             than a linear head is trained, without folds, or if it would take long.
+        unbiased: Metric to expect of the search, by `without_selection_bias`; None without folds.
+        unbiased_default: The same of a choice among the default settings only: those of the config
+            and the rates that ``lr: auto`` chooses from.
+        keeps_default: Whether the best of the default settings is used, because the search is not
+            expected to be better.
         train: Summary of the final model's training; None with ``--no-train``.
         test: Metrics of the final model on the test split; None if there is none.
         chosen_on: Description of the images on which the best trial was selected.
@@ -208,6 +247,9 @@ class TuneResult:
     elapsed_s: float
     features: FeatureCounts | None
     logistic: LogisticBaseline | None
+    unbiased: float | None
+    unbiased_default: float | None
+    keeps_default: bool
     train: TrainSummary | None
     test: TestScore | None
     chosen_on: str

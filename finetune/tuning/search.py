@@ -25,7 +25,7 @@ from finetune.freezing.graph_split import split_model
 from finetune.freezing.plan import Plan
 from finetune.models.build import check_input_size
 from finetune.results.features import FeatureCounts, total
-from finetune.results.tuning import LogisticBaseline, Settings, Trial
+from finetune.results.tuning import LogisticBaseline, Settings, Trial, in_order
 from finetune.training.prepare_stage import (
     StageSetup,
     feature_batches_of,
@@ -36,7 +36,13 @@ from finetune.training.prepare_stage import (
 from finetune.training.setup import without_validation
 from finetune.tuning.cross_validation import CrossValidation, Part
 from finetune.tuning.logistic_regression import logistic_baseline
-from finetune.tuning.search_space import num_folds, settings_of, space_of
+from finetune.tuning.search_space import (
+    default_settings,
+    num_folds,
+    settings_around,
+    settings_of,
+    space_of,
+)
 from finetune.tuning.stacked_heads import lone_head
 from finetune.tuning.trials import ranked_trials
 
@@ -51,6 +57,7 @@ class SearchResult:
     Attributes:
         config: Resolved config, with its own settings.
         parameters: Number of parameters of the network.
+        num_default: Number of trials with default settings, which are numbered first.
         trials: All trials, sorted by `in_order`.
         search_s: Seconds that the trials took.
         elapsed_s: Seconds in total, including loading the backbone and computing its features.
@@ -66,6 +73,7 @@ class SearchResult:
     num_train: int
     num_val: int
     num_classes: int
+    num_default: int
     trials: tuple[Trial, ...]
     search_s: float
     elapsed_s: float
@@ -134,7 +142,14 @@ def search(config: Config, options: SearchOptions, reporter: Reporter) -> Search
     if cv.features is not None:
         reporter.say(cv.features.in_words)
     begun = time.perf_counter()
-    trials = ranked_trials(cv, settings, metric=metric_of(config), reporter=reporter)
+    metric = metric_of(config)
+    trials = ranked_trials(cv, settings, metric=metric, reporter=reporter)
+    around = settings_around(trials[0].settings, space, len(settings), seed=own.seed)
+    more = [] if options.in_grid else [one for one in around if one not in settings]
+    if more and trials[0].loss is not None:
+        reporter.say(f"search: {len(more):,} more around the best so far")
+        others = ranked_trials(cv, more, metric=metric, reporter=reporter, first=len(settings))
+        trials = in_order([*trials, *others], metric)
     now = time.perf_counter()
     return SearchResult(
         config=stage_setup.config,
@@ -145,6 +160,7 @@ def search(config: Config, options: SearchOptions, reporter: Reporter) -> Search
         num_train=len(train),
         num_val=len(data.val),
         num_classes=len(train.class_names),
+        num_default=1 if options.in_grid else len(default_settings(own, only_head=only_head)),
         trials=tuple(trials),
         search_s=now - begun,
         elapsed_s=now - start,

@@ -35,6 +35,10 @@ _LR = {"sgd": Range(min=0.003, max=1.0), "adamw": Range(min=0.0003, max=0.1)}
 _LR_CAUTIOUS = {"sgd": Range(min=0.0005, max=0.05), "adamw": Range(min=3e-5, max=3e-3)}
 _WEIGHT_DECAY = {"sgd": Range(min=1e-6, max=1e-1), "adamw": Range(min=1e-4, max=1.0)}
 _LABEL_SMOOTHING = (0.0, 0.05, 0.1)
+_REFINED = 4
+"""Number of random trials for each trial around the best of them."""
+_LR_AROUND, _DECAY_AROUND = 2.0, 4.0
+"""Largest factors by which trials around the best differ from it."""
 HEAD_RATES: dict[str, tuple[tuple[float, float], ...]] = {
     "sgd": (
         *((0.01, 0.0), (0.03, 0.0), (0.1, 0.0), (0.1, 0.001)),
@@ -110,14 +114,12 @@ def num_folds(config: Config, num_train: int) -> int:
 def settings_of(
     config: PlannedConfig, space: Space, *, only_head: bool, in_grid: bool
 ) -> list[Settings]:
-    """Return the settings of all trials: the config's own, then random ones or the whole grid.
-
-    Without a section ``tune``, a search of heads also tries the rates of `HEAD_RATES`.
+    """Return the default settings, then random ones or the whole grid.
 
     Raises:
         ConfigError: the grid is too large.
     """
-    own = own_settings(config)
+    first = default_settings(config, only_head=only_head)
     if in_grid:
         others = list(itertools.islice(_grid(space), MOST_TRIALS + 1))
         if len(others) > MOST_TRIALS:
@@ -127,15 +129,55 @@ def settings_of(
                 key="--grid",
                 to_do="list fewer values, or use --trials instead",
             )
-    else:
-        tune = config.tune or TuneConfig()
-        count = tune.trials or (_HEADS if only_head else _OTHERS)
-        first = [own]
-        if only_head and tune == TuneConfig():  # the search never ends below `lr: auto`
-            rates = HEAD_RATES.get(own.optimizer, ())
-            first += [replace(own, lr=lr, weight_decay=decay) for lr, decay in rates]
-        others = [*first[1:], *draw(space, count - len(first), seed=config.seed)]
-    return list(dict.fromkeys([own, *others]))
+        return list(dict.fromkeys([first[0], *others]))
+    tune = config.tune or TuneConfig()
+    count = tune.trials or (_HEADS if only_head else _OTHERS)
+    return list(dict.fromkeys([*first, *draw(space, count - len(first), seed=config.seed)]))
+
+
+def default_settings(config: PlannedConfig, *, only_head: bool) -> list[Settings]:
+    """Return the settings of the config itself, then those that ``lr: auto`` chooses from.
+
+    The latter only for heads without a section ``tune``, which limits the settings to its own.
+    """
+    own = own_settings(config)
+    if not only_head or (config.tune or TuneConfig()) != TuneConfig():
+        return [own]
+    rates = HEAD_RATES.get(own.optimizer, ())
+    return list(
+        dict.fromkeys([own, *(replace(own, lr=lr, weight_decay=decay) for lr, decay in rates)])
+    )
+
+
+def settings_around(best: Settings, space: Space, count: int, *, seed: int) -> list[Settings]:
+    """Draw settings with other rates near those of the best trial, for a second round.
+
+    A quarter of ``count``, the number of trials so far; none if that is fewer than four. Rates
+    that the space lists are kept; a weight decay of 0 too.
+    """
+    fewest = 4
+    number = count // _REFINED
+    if number < fewest:
+        return []
+    lr, decay = space.lr[best.optimizer], space.weight_decay[best.optimizer]
+
+    def near(value: float, values: Values, factor: float, share: float) -> float:
+        if not isinstance(values, Range) or not value:
+            return value
+        moved = value * factor ** (2 * share - 1)
+        return float(f"{min(max(moved, values.min), values.max):.{_DIGITS}g}")
+
+    found = []
+    for one in range(1, number + 1):
+        shares = [seed_for(seed, "tune around", one, key) / 2**32 for key in ("lr", "weight_decay")]
+        found.append(
+            replace(
+                best,
+                lr=near(best.lr, lr, _LR_AROUND, shares[0]),
+                weight_decay=near(best.weight_decay, decay, _DECAY_AROUND, shares[1]),
+            )
+        )
+    return [one for one in dict.fromkeys(found) if one != best]
 
 
 def own_settings(config: PlannedConfig) -> Settings:

@@ -25,13 +25,22 @@ from finetune.tuning.stacked_heads import lone_head
 
 
 def ranked_trials(
-    cv: CrossValidation, settings: Sequence[Settings], *, metric: str, reporter: Reporter
+    cv: CrossValidation,
+    settings: Sequence[Settings],
+    *,
+    metric: str,
+    reporter: Reporter,
+    first: int = 0,
 ) -> list[Trial]:
-    """Train with each of the settings, and return the trials in the order of `in_order`."""
+    """Train with each of the settings, and return the trials in the order of `in_order`.
+
+    Args:
+        first: Number of the first trial.
+    """
     scores, model = run_trials(cv, settings, reporter), cv.config.model
     trials = [
         Trial.of(number, model.name, model.weights, one, each, metric=metric)
-        for number, (one, each) in enumerate(zip(settings, scores, strict=True))
+        for number, (one, each) in enumerate(zip(settings, scores, strict=True), first)
     ]
     return in_order(trials, metric)
 

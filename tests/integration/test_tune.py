@@ -7,9 +7,11 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.messages import check_message, fails
 from helpers.reporters import RecordingReporter
@@ -28,7 +30,15 @@ from finetune.recipes.backbones import SHORT_LIST
 from finetune.report.json_text import to_json
 from finetune.report.tuning import render_tune, settings_in_words
 from finetune.report.tuning_plots import draw_trials
-from finetune.results.tuning import FoldScore, Settings, Trial, TuneResult, equal_to_best, in_order
+from finetune.results.tuning import (
+    FoldScore,
+    Settings,
+    Trial,
+    TuneResult,
+    equal_to_best,
+    in_order,
+    without_selection_bias,
+)
 from finetune.training.evaluate import evaluate
 from finetune.training.loop import Callbacks, LoopState, train_epochs
 from finetune.training.loss import LossConfig
@@ -40,6 +50,7 @@ from finetune.tuning.search import SearchOptions, SearchResult, metric_of, searc
 from finetune.tuning.search_space import (
     draw,
     num_folds,
+    settings_around,
     settings_of,
     space_of,
     with_backbones,
@@ -481,6 +492,92 @@ def test_random_views_are_kept_once_for_all_trials(make: Make) -> None:
     assert found.trials == result.trials
 
 
+# The choice
+
+
+def test_the_unbiased_metric_is_that_of_choosing_by_the_other_folds() -> None:
+    draws = np.random.default_rng(0)
+    for _ in range(20):
+        number, folds = int(draws.integers(1, 6)), int(draws.integers(2, 6))
+        top1 = draws.integers(0, 1000, (number, folds)) / 1000
+        losses = draws.random((number, folds))
+        trials = [
+            trial(at, *zip(row, loss, strict=True))
+            for at, (row, loss) in enumerate(zip(top1.tolist(), losses.tolist(), strict=True))
+        ]
+        by_loss = [
+            losses[np.delete(losses, fold, axis=1).mean(axis=1).argmin(), fold]
+            for fold in range(folds)
+        ]
+        assert without_selection_bias(trials, "loss") == pytest.approx(float(np.mean(by_loss)))
+        # Of trials within one standard error of the best, the one with the lowest loss.
+        by_top1 = []
+        for fold in range(folds):
+            share = np.delete(top1, fold, axis=1).mean(axis=1)
+            error = np.sqrt(share.max() * (1 - share.max()) / (10 * (folds - 1)))
+            loss = np.delete(losses, fold, axis=1).mean(axis=1)
+            loss[share < share.max() - error] = np.inf
+            by_top1.append(top1[loss.argmin(), fold])
+        assert without_selection_bias(trials, "top1") == pytest.approx(float(np.mean(by_top1)))
+
+
+def test_without_folds_nothing_is_known_about_the_bias() -> None:
+    assert without_selection_bias([trial(0, (0.5, 0.1))], "top1") is None
+    diverged = trial(0, (0.5, 0.1), (0.5, float("nan")))
+    assert without_selection_bias([diverged], "top1") is None
+
+
+@pytest.mark.parametrize(("metric", "keeps"), [("loss", True), ("top1", False)])
+def test_a_default_is_kept_where_the_search_is_worse_than_it_on_the_folds_left_out(
+    make: Make, metric: str, keeps: bool
+) -> None:
+    own = trial(0, (0.8, 0.30), (0.8, 0.30), (0.8, 0.30))
+    # Best on average, by luck on one fold: by the others, trial 2 is better, and worse on this one.
+    lucky = trial(1, (0.9, 0.05), (0.9, 0.35), (0.9, 0.35))
+    unlucky = trial(2, (0.9, 0.80), (0.9, 0.20), (0.9, 0.20))
+    ordered = tuple(in_order([own, lucky, unlucky], metric))
+    assert ordered[0] is lucky
+    found = SearchResult(make(), 1, 32, True, 3, 30, 10, 2, 1, ordered, 1.0, 1.0, None)
+    _, result = result_of([found], metric, Path("x"), final=True)
+    assert result.keeps_default is keeps
+    assert (result.winner is own) is keeps
+    assert len(result.trials) == 3
+    assert ("a default setting" in render_tune(result)) is keeps
+
+
+def test_a_second_round_varies_the_rates_of_the_best_within_the_space(make: Make) -> None:
+    config = make()
+    space = space_of(config, only_head=True, num_train=30)
+    best = Settings("sgd", 0.4, 0.02, 0.1, 32, 10)
+    for count, number in ((15, 0), (16, 4), (64, 16)):
+        around = settings_around(best, space, count, seed=3)
+        assert len(around) == number
+        for one in around:
+            assert replace(one, lr=0.4, weight_decay=0.02) == best
+            assert 0.2 <= one.lr <= 0.8
+            assert 0.005 <= one.weight_decay <= 0.08
+        assert around == settings_around(best, space, count, seed=3)
+    highest = settings_around(replace(best, lr=1.0), space, 64, seed=3)
+    assert max(one.lr for one in highest) == 1.0  # the end of the range for sgd
+    listed = space_of(make(tune={"lr": [0.4, 0.1]}), only_head=True, num_train=30)
+    fixed = settings_around(replace(best, weight_decay=0.0), listed, 64, seed=3)
+    assert fixed == []  # nothing that could be varied
+
+
+def test_the_second_round_is_numbered_after_the_first(make: Make) -> None:
+    told = {**SMALL, "trials": 16, "lr": {"min": 0.001, "max": 0.3}}
+    found = search(make(tune=told), SearchOptions(), reporter=SilentReporter())
+    assert sorted(numbers(list(found.trials))) == list(range(len(found.trials)))
+    assert len(found.trials) > 16
+    first = [one for one in found.trials if one.number < 16]
+    best = in_order(first, "top1")[0].settings
+    for one in found.trials:
+        if one.number >= 16:
+            assert replace(best, lr=one.settings.lr, weight_decay=one.settings.weight_decay) == (
+                one.settings
+            )
+
+
 # Backbones
 
 
@@ -509,7 +606,7 @@ def made_up(config: Config, model: str, *figures: tuple[float, float]) -> Search
         trials.append(Trial.of(number, model, "none", settings, folds, metric="top1"))
     own = config.model_copy(update={"model": ModelConfig(name=model, weights="none")})
     ordered = tuple(in_order(trials, "top1"))
-    return SearchResult(own, 1, 32, True, 5, 245, 10, 2, ordered, 1.0, 1.0, None)
+    return SearchResult(own, 1, 32, True, 5, 245, 10, 2, 1, ordered, 1.0, 1.0, None)
 
 
 def test_the_backbone_of_the_best_trial_is_the_best_backbone(make: Make) -> None:
