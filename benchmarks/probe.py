@@ -1,12 +1,14 @@
 """Compare `recipe: linear_probe` with all defaults with scikit-learn's logistic regression.
 
     python benchmarks/probe.py --json probe.json [--seeds 0 1 2] [--sets flowers5 ants_bees]
+    python benchmarks/probe.py --json tune.json --tune
 
 The photo sets are parts of those in ../shared, or the folder that FINETUNE_SHARED names: 10 classes
 of cifar100 with 20, 50 or 150 images each, flowers5 with 10, 50, 200 or four fifths of the photos
 of a class, and half of or all of ants_bees. Each seed draws other classes and photos. Both heads
 are trained on MobileNetV2's features and judged on photos that neither has seen: `train` by its
 last epoch, and `LogisticRegressionCV` (10 values of C, 5 folds) on features without augmentation.
+With ``--tune``, the model that `finetune tune` trains takes the place of the latter.
 Runs that are already in the JSON file are not repeated.
 """
 
@@ -49,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="*", help="first letters of the sets' names")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--tune", action="store_true", help="also run `finetune tune`")
+    parser.add_argument("--tune", action="store_true", help="compare with `finetune tune`")
     parser.add_argument("--json", type=Path, required=True, help="output file of all measurements")
     options = parser.parse_args()
     document: dict[str, Any] = {
@@ -132,13 +134,35 @@ def _compare(root: Path, *, tune: bool) -> dict[str, Any]:
     _finetune("init", str(root), "--weights", str(WEIGHTS), "--output", str(config), "--overwrite")
     asked = [word for change in changes for word in ("--set", change)]
     summary = json.loads(_finetune("train", "--config", str(config), *asked, "--json"))
-    found = {}
-    if tune:
-        asked += ["--overwrite", "--output", str(root.with_suffix(".tune"))]
-        said = json.loads(_finetune("tune", "--config", str(config), *asked, "--json"))
-        found = {key: said[key] for key in ("unbiased", "unbiased_default", "keeps_default")}
-        found |= {"tune": said["train"]["last"]["top1"], "search_s": said["search_s"]}
-        found |= {"settings": said["trials"][0]["settings"], "baseline": said["logistic"]}
+    other = _tuned if tune else _logistic
+    return {
+        "num_train": summary["num_train"],
+        "num_judged": summary["num_val"],
+        "train": summary["last"]["top1"],
+        "found_rates": summary["found_rates"],
+        **other(config, changes),
+    }
+
+
+def _tuned(config: Path, changes: list[str]) -> dict[str, Any]:
+    asked = [word for change in changes for word in ("--set", change)]
+    output = str(config.with_suffix(".tune"))
+    said = json.loads(
+        _finetune(
+            *("tune", "--config", str(config), *asked),
+            *("--overwrite", "--output", output, "--json"),
+        )
+    )
+    kept = ("unbiased", "unbiased_default", "keeps_default", "search_s")
+    return {
+        **{key: said[key] for key in kept},
+        "other": said["train"]["last"]["top1"],
+        "settings": said["trials"][0]["settings"],
+        "baseline": said["logistic"],
+    }
+
+
+def _logistic(config: Path, changes: list[str]) -> dict[str, Any]:
     setup = prepare_single_stage(
         load_config(config, changes), SilentReporter(), what="the comparison"
     )
@@ -151,13 +175,8 @@ def _compare(root: Path, *, tune: bool) -> dict[str, Any]:
         warnings.simplefilter("ignore")  # about fits that did not converge within max_iter
         judge = LogisticRegressionCV(Cs=10, cv=5, max_iter=1000).fit(*train)
     return {
-        "num_train": summary["num_train"],
-        "num_judged": summary["num_val"],
-        "train": summary["last"]["top1"],
-        "found_rates": summary["found_rates"],
-        "logistic": float(judge.score(*judged)),
+        "other": float(judge.score(*judged)),
         "logistic_s": time.perf_counter() - start,
-        **found,
     }
 
 
@@ -169,16 +188,17 @@ def _finetune(*arguments: str) -> str:
 
 def _table(runs: list[dict[str, Any]]) -> str:
     """Return a Markdown table of the means over the seeds, and of all sets together."""
+    other = "LogisticRegressionCV" if "logistic_s" in runs[0] else "`tune`"
     lines = [
         "| photo set | training photos | judged on | `train` by default, % | "
-        "LogisticRegressionCV, % | difference, points |",
+        f"{other}, % | difference, points |",
         "|---|---|---|---|---|---|",
     ]
     differences = []
     for title in dict.fromkeys(run["set"] for run in runs):
         own = [run for run in runs if run["set"] == title]
         number = sum(run["num_judged"] for run in own)
-        ours, theirs = (_mean(run[key] for run in own) for key in ("train", "logistic"))
+        ours, theirs = (_mean(run[key] for run in own) for key in ("train", "other"))
         differences.append(ours - theirs)
         # As if the two heads erred independently, which is wider than their true interval.
         spread = 1.96 * math.sqrt((ours * (1 - ours) + theirs * (1 - theirs)) / number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -100,6 +101,22 @@ def with_defaults_of(defaults: dict[str, dict[str, Any]], default_name: str, val
     return {"name": default_name} | implied | value
 
 
+def implied_name(given: Mapping[str, Any]) -> Any:
+    """Return the name in the values of a section ``optimizer``, or the one that they imply."""
+    return given.get("name", _default_name(given))
+
+
+def _default_name(given: Any) -> str:
+    """Return the name that the other values of a section imply.
+
+    A learning rate, a momentum or options belong to one optimizer, which is sgd if it is not named.
+    """
+    if not isinstance(given, Mapping):
+        return AUTO
+    of_sgd = given.get("lr", AUTO) != AUTO or given.get("momentum") is not None
+    return "sgd" if of_sgd or given.get("options") else AUTO
+
+
 def refuse_foreign(section: Section, name: str, own: dict[str, dict[str, Any]]) -> None:
     """Raise an `InvalidError` for options that have no effect with ``name``, and for empty ones."""
     optional = {key for options in own.values() for key in options}
@@ -159,9 +176,10 @@ class GroupConfig(Section):
 class OptimizerConfig(Section):
     """Optimizer of the trainable parameters."""
 
-    name: str = "sgd"
-    """Class of torch.optim, case-insensitive; auto: sgd, or adamw for families trained with it and,
-    with lr: auto, where weights of a network with norm layers train beside the head's."""
+    name: str = AUTO
+    """Class of torch.optim, case-insensitive. auto: sgd, or adamw for families trained with it and,
+    with lr: auto and 1,000 images or more, where weights of a network with norm layers train beside
+    the head's. The default is auto, or sgd beside lr, momentum or options."""
     lr: RateOrAuto
     """Peak learning rate. auto, the default of optimizers that have a rule, depends on what is
     trained and on the images per step, or is found by cross-validation where only a head trains on
@@ -187,7 +205,7 @@ class OptimizerConfig(Section):
         if isinstance(value, dict) and isinstance(value.get("name"), str):
             lower = value["name"].lower()
             value = value | {"name": lower if lower in OPTIMIZERS else value["name"]}
-        filled = with_defaults_of(_DEFAULTS, "sgd", value)
+        filled = with_defaults_of(_DEFAULTS, _default_name(value), value)
         if not isinstance(value, dict) or "weight_decay" in value or filled["lr"] != AUTO:
             return filled
         is_rated = isinstance(filled["name"], str) and filled["name"] in RATED

@@ -4,7 +4,7 @@ linear_probe    trains the new head only
 last_block      trains the head and the last block, as defined for the model family
 norm_only       trains the head and all norm layers (Frankle et al. 2021)
 bias_only       trains the head and all biases (Ben Zaken et al. 2021)
-full            trains everything, with optimizer.name auto unless the config gives an optimizer
+full            trains everything
 head_then_all   trains the head, then as full from that state (Kumar et al. 2022)
 auto            begins with linear_probe; `finetune.recipes.ladder` says how it continues
 """
@@ -33,12 +33,6 @@ from finetune.recipes.heuristics import HEAD, epochs_for, optimizer_for
 _HEAD_SHARE = 5
 """Ratio of all epochs to those of the head alone, which are fast on cached features."""
 
-_OF_EVERYTHING = {"name": AUTO}
-"""Optimizer of a stage that trains everything, if the config gives none: AdamW in most networks.
-
-Measured with MobileNetV2 at the same number of epochs: CIFAR-100 (95 classes, 3 epochs) 65.2 % with
-AdamW and 59.8 % with SGD, flowers5 (4 epochs) 95.6 and 95.2 %.
-"""
 _GENTLER_SGD, _GENTLER = 2.0, 20.0
 """Divisors of the head's learning rate when everything trains: with SGD, 0.01 becomes 0.005, with
 AdamW, 0.001 becomes 5e-5, as in `finetune.recipes.heuristics`."""
@@ -103,13 +97,7 @@ def expand_recipe(config: Config, *, num_train: int | None) -> Config:
     values: dict[str, Any] = {"recipe": None, "freeze.patterns": patterns}
     if config.recipe == AUTO:
         values["train.budget"] = None
-    if config.recipe == "full" and not _gives_optimizer(config):
-        values["optimizer"] = _OF_EVERYTHING
     return config.with_values(values)
-
-
-def _gives_optimizer(config: Config) -> bool:
-    return "optimizer" in config.model_fields_set
 
 
 def patterns_for(word: str, anatomy: Anatomy) -> tuple[str, ...]:
@@ -166,9 +154,7 @@ def _head_then_all(config: Config, num_train: int | None) -> Config:
     if optimizer.groups or optimizer.layer_decay is not None:
         # These concern the backbone, and would have no effect in the stage of the head alone.
         first["optimizer"] = {"groups": [], "layer_decay": None}
-    if not _gives_optimizer(config):
-        second["optimizer"] = _OF_EVERYTHING
-    elif optimizer.lr != AUTO:
+    if optimizer.lr != AUTO:
         gentler = optimizer.lr / (_GENTLER_SGD if _is_sgd(config) else _GENTLER)
         second["optimizer"] = {"lr": float(f"{gentler:.3g}")}
     if schedule.name != "one_cycle" and schedule.warmup_epochs != AUTO:

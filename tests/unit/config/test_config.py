@@ -621,10 +621,9 @@ def test_model_and_root_alone_make_a_run(load: Load) -> None:
             "checkpoint_minutes": 10.0,
         },
         "optimizer": {
-            "name": "sgd",
+            "name": "auto",
             "lr": "auto",
             "weight_decay": "auto",
-            "momentum": 0.9,
             "decay_norms_and_biases": False,
             "groups": [],
         },

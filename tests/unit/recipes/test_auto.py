@@ -114,8 +114,10 @@ def test_a_rate_goes_with_the_images_of_a_step_and_not_far_beyond_what_was_measu
 def test_what_is_not_given_is_chosen_by_the_images_and_by_what_trains() -> None:
     nothing: dict[str, Any] = {"train": {}, "optimizer": {}, "schedule": {}}
     everything = resolved(config_of(freeze={"patterns": []}, **nothing), 11_400)
-    assert rates_of(everything) == ("sgd", 0.005, 0.0, 2.0)
+    assert rates_of(everything) == ("adamw", 5e-4, 0.01, 2.0)
     assert everything.train.epochs == 22
+    few = resolved(config_of(freeze={"patterns": []}, **nothing), 999)
+    assert rates_of(few) == ("sgd", 0.005, 0.0, 2.0)
     head = resolved(config_of(**nothing), 245)
     assert rates_of(head) == ("sgd", 0.01, 0.0, 0.0)
     assert head.train.epochs == 30

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -216,19 +217,27 @@ def test_head_then_all_lowers_it_more_for_adamw(make_config: Make) -> None:
     ]
 
 
-def test_the_optimizer_of_everything_is_chosen_unless_the_config_gives_one(
-    make_config: Make,
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({}, "auto"),
+        ({"weight_decay": 0.1}, "auto"),
+        ({"lr": "auto", "layer_decay": 0.8}, "auto"),
+        ({"name": "sgd"}, "sgd"),
+        ({"lr": 0.01}, "sgd"),
+        ({"momentum": 0.5}, "sgd"),
+        ({"options": {"nesterov": True}}, "sgd"),
+    ],
+)
+def test_the_optimizer_is_chosen_unless_what_is_given_belongs_to_one(
+    make_config: Make, given: dict[str, Any], name: str
 ) -> None:
-    assert expand_recipe(make_config(recipe="full"), num_train=18).optimizer.name == "auto"
-    given = make_config(recipe="full", optimizer={"name": "sgd"})
-    assert expand_recipe(given, num_train=18).optimizer.name == "sgd"
-    config = make_config(recipe="head_then_all", train={"epochs": 10})
-    head, everything = stage_configs(expand_recipe(config, num_train=18))
-    assert (head.optimizer.name, everything.optimizer.name) == ("sgd", "auto")
-    assert everything.optimizer.lr == "auto"
-    given = make_config(recipe="head_then_all", train={"epochs": 10}, optimizer={"name": "sgd"})
-    names = [one.optimizer.name for one in stage_configs(expand_recipe(given, num_train=18))]
-    assert names == ["sgd", "sgd"]
+    for recipe in ("full", "last_block"):
+        config = make_config(recipe=recipe, optimizer=given)
+        assert expand_recipe(config, num_train=18).optimizer.name == name
+    config = make_config(recipe="head_then_all", train={"epochs": 10}, optimizer=given)
+    stages = stage_configs(expand_recipe(config, num_train=18))
+    assert [one.optimizer.name for one in stages] == [name, name]
 
 
 def test_head_then_all_of_one_epoch_is_refused(make_config: Make) -> None:

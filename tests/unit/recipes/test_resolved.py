@@ -64,6 +64,7 @@ def test_the_keys_are_those_of_the_given_config_in_its_order(kind: type[Config])
 def test_a_plan_refuses_what_is_still_auto(make_config: Make, missing: str) -> None:
     values: dict[str, Any] = {
         "train.epochs": 2,
+        "optimizer.name": "sgd",
         "optimizer.lr": 0.1,
         "optimizer.weight_decay": 0.0,
         "schedule.warmup_epochs": 0.0,
