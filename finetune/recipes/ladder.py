@@ -170,8 +170,13 @@ def rung_of(config: Config, patterns: Sequence[str], probe: TrainSummary, epochs
     head: dict[str, Any] = {"epochs": probe.epochs, "freeze": {"patterns": ["*"]}}
     if probe.found_rates is not None:
         found = probe.found_rates
-        head["optimizer"] = {"lr": found.lr, "weight_decay": found.weight_decay}
-    rest = {"epochs": epochs, "freeze": {"patterns": list(patterns)}, "optimizer": {"name": AUTO}}
+        name = probe.stages[0].optimizer
+        head["optimizer"] = {
+            "name": name,
+            "lr": found.lr,
+            "weight_decay": found.weight_decay,
+        }
+    rest = {"epochs": epochs, "freeze": {"patterns": list(patterns)}}
     return Config.model_validate(_kept_values(config) | {"stages": [head, rest]})
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from helpers.messages import fails
 
 from finetune.config.schema import Config
+from finetune.config.stages import stage_configs
 from finetune.models.blocks import Block
 from finetune.recipes.ladder import (
     Cost,
@@ -15,8 +19,10 @@ from finetune.recipes.ladder import (
     last_step,
     next_steps,
     probe_of,
+    rung_of,
     without_choices,
 )
+from finetune.results.train import FoundRates
 
 MINIMAL = {"model": {"name": "resnet18"}, "data": {"root": "photos"}, "output_dir": "runs/x"}
 AUTO = MINIMAL | {"recipe": "auto", "train": {"budget": "15m"}}
@@ -110,6 +116,18 @@ def test_a_budget_replaces_nothing_where_nothing_was_chosen() -> None:
 def test_the_first_rung_is_the_linear_probe() -> None:
     rung = probe_of(Config.model_validate(AUTO))
     assert (rung.recipe, rung.train.budget, rung.train.epochs) == ("linear_probe", None, "auto")
+
+
+def test_a_rung_repeats_the_head_with_the_probes_own_optimizer() -> None:
+    found = FoundRates(lr=0.003, weight_decay=0.1, heads=8, folds=5, seconds=1.0)
+    stage = SimpleNamespace(optimizer="adamw")
+    probe: Any = SimpleNamespace(epochs=3, found_rates=found, stages=(stage,))
+    config = Config.model_validate(AUTO | {"model": {"name": "convnext_tiny"}})
+    head, rest = stage_configs(rung_of(config, ["*", "!features.7.*"], probe, epochs=2))
+    own = head.optimizer
+    assert (own.name, own.lr, own.weight_decay) == ("adamw", 0.003, 0.1)
+    assert (head.train.epochs, rest.train.epochs) == (3, 2)
+    assert (rest.optimizer.name, rest.optimizer.lr) == ("auto", "auto")
 
 
 def test_any_config_has_a_probe() -> None:
