@@ -24,6 +24,7 @@ from finetune.data.loading.views import Views
 from finetune.data.loading.workers import resolve_workers
 from finetune.data.sources.open import find_known
 from finetune.data.splits.holdout import groups_of, keys_of
+from finetune.features.both_views import averaging
 from finetune.features.engine import Engine, Split, make_source
 from finetune.inference.calibration import fit_temperature
 from finetune.inference.load import LoadedNetwork, open_network
@@ -155,7 +156,13 @@ def _compute(
     source = make_source(
         opened.engine,
         metadata.config,
-        Split(images, views=Views.of("none"), shuffle=False, what=split),
+        Split(
+            images,
+            views=Views.of("none"),
+            shuffle=False,
+            what=split,
+            both_views=metadata.config.model.average_mirror,
+        ),
         workers=resolve_workers(
             "auto",
             images,
@@ -170,7 +177,7 @@ def _compute(
     tracked = reporter.track(source.epoch(), f"evaluate {split}", total=len(source))
     classes = len(metadata.class_names)
     embedder = _Embedder(opened.engine, metadata) if options.embeddings else None
-    model = embedder or opened.engine.trainable_part
+    model = embedder or averaging(opened.engine.trainable_part, metadata.config.model)
     evaluation = evaluate(model, tracked, num_classes=classes, keep=kept)
     # End to end: includes decoding and feature computation.
     images_per_s = evaluation.num_images / (time.perf_counter() - start)
@@ -224,7 +231,8 @@ class _Embedder(nn.Module):
 
     def __init__(self, engine: Engine, metadata: Metadata) -> None:
         super().__init__()
-        self.part = engine.with_head_input(family_of(metadata.model_name).head)
+        part = engine.with_head_input(family_of(metadata.model_name).head)
+        self.part = averaging(part, metadata.config.model)
         self.kept: list[Tensor] = []
         self._classes = len(metadata.class_names)
 

@@ -178,7 +178,12 @@ class _Run:
                 training = feature_batches_of(stage_setup, reporter, training=True)
                 validation = None
                 if len(stage_setup.data.val):
-                    validation = feature_batches_of(stage_setup, reporter, training=False)
+                    validation = feature_batches_of(
+                        stage_setup,
+                        reporter,
+                        training=False,
+                        both_views=stage_setup.config.model.average_mirror,
+                    )
             batches = StageBatches(training, validation)
             if batches.counts is not None:
                 reporter.say(batches.counts.in_words)

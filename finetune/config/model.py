@@ -85,6 +85,9 @@ class ModelConfig(Section):
     """Preprocessing: auto (the weights' own), the name of a weights entry, or all values."""
     aux_heads: bool = False
     """Whether to keep and train the auxiliary heads of googlenet and inception_v3."""
+    average_mirror: bool = False
+    """Whether validation, eval, predict and export average the logits of an image and its mirror
+    image, which takes twice the time."""
 
     @field_validator("name")
     @classmethod

@@ -24,6 +24,7 @@ from finetune.data.loading.dataloader import Batches, PhotoDataset
 from finetune.data.loading.mixup_cutmix import Mixing
 from finetune.data.loading.views import Views
 from finetune.features.autocast_module import AutocastModule, training_runner
+from finetune.features.both_views import BothViews
 from finetune.features.cache_policy import decide_cache
 from finetune.features.compute_format import ComputeFormat, FormatChoice, choose_format, lacks
 from finetune.features.extractor import (
@@ -298,6 +299,8 @@ class Split:
     Attributes:
         what: Name of the split in messages.
         mixing: Mixup or cutmix applied to each batch; requires an unbounded number of views.
+        both_views: Whether each batch has the features of the images, then those of their mirror
+            images, instead of ``views``.
     """
 
     images: Images
@@ -305,6 +308,7 @@ class Split:
     shuffle: bool
     what: str
     mixing: Mixing | None = None
+    both_views: bool = False
 
 
 def make_source(
@@ -315,7 +319,7 @@ def make_source(
     Args:
         config: Resolved config, in which ``features.cache`` is not auto.
     """
-    images, views = split.images, split.views
+    images, views = split.images, Views.of("flip") if split.both_views else split.views
     assert split.mixing is None or views.count is None
     batch_size = config.data.batch_size
     if config.features.cache != "off" and views.count is not None and engine.split.prefix:
@@ -326,23 +330,29 @@ def make_source(
             workers=workers,
             reporter=reporter,
         )
-        return CachedFeatures(
-            rows,
-            images,
-            batch_size=batch_size,
-            views=views,
-            shuffle=split.shuffle,
-            device=engine.device,
-        )
+
+        def cached(views: Views) -> CachedFeatures:
+            return CachedFeatures(
+                rows,
+                images,
+                batch_size=batch_size,
+                views=views,
+                shuffle=split.shuffle,
+                device=engine.device,
+            )
+
+        if split.both_views:
+            return BothViews(*(cached(replace(views, only=view)) for view in (0, 1)))
+        return cached(views)
     # In the next epoch, another worker process may be asked for an image that one has kept.
     keeps = config.train.epochs > 1 and not workers
     dataset = PhotoDataset(
         images,
         engine.extractor.preprocessing,
-        views,
+        split.views,
         keep_bytes=spare_memory_bytes() if keeps else 0,
     )
     batches = Batches(
         dataset, batch_size=batch_size, workers=workers, device=engine.device, shuffle=split.shuffle
     )
-    return FreshFeatures(batches, engine.extractor, split.mixing)
+    return FreshFeatures(batches, engine.extractor, split.mixing, both_views=split.both_views)

@@ -17,7 +17,7 @@ from finetune.core.errors import OutputError
 from finetune.core.files import warn_once
 from finetune.core.locks import lock_across_forks
 from finetune.core.reporter import SilentReporter
-from finetune.data.loading.views import UPRIGHT
+from finetune.data.loading.views import KINDS
 from finetune.features.extractor import BLOCK_ROWS, FeatureExtractor, joined
 from finetune.features.opening import make_room_for, open_store, store_folder
 from finetune.features.photo_keys import as_keys, photo_id, photo_numbers, row_key
@@ -34,7 +34,7 @@ _access = lock_across_forks()
 
 
 class Photos(Decoder, Protocol):
-    """Photos that are read in their order, in the view that validation sees."""
+    """Photos that are read in their order, as they are or mirrored."""
 
     def __len__(self) -> int: ...
 
@@ -76,11 +76,12 @@ class RowReader:
             return None
         return FeatureCounts(self._computed, self._reused, self._seconds)
 
-    def read(self, photos: Photos, batch_size: int) -> Iterator[Block]:
+    def read(self, photos: Photos, batch_size: int, *, view: int = 0) -> Iterator[Block]:
         """Yield the features of all photos in their order.
 
         Args:
             batch_size: Number of photos that are computed together if no features are kept.
+            view: 0 for the photo as it is, 1 for its mirror image.
         """
         # The last bits of a value may depend on its batch, so that blocks have the size that
         # `eval` uses.
@@ -94,7 +95,7 @@ class RowReader:
         for start in range(0, len(photos), window):
             began = time.perf_counter()
             span = range(start, min(start + window, len(photos)))
-            block = self._window(photos, span, extractor, block_rows)
+            block = self._window(photos, span, extractor, block_rows, view)
             self._seconds += time.perf_counter() - began  # before the caller's time
             yield block
 
@@ -106,17 +107,22 @@ class RowReader:
         return self._extractor.image_bytes
 
     def _window(
-        self, photos: Photos, span: range, extractor: FeatureExtractor, block_rows: int
+        self,
+        photos: Photos,
+        span: range,
+        extractor: FeatureExtractor,
+        block_rows: int,
+        view: int,
     ) -> Block:
         """Return the features of photos at neighbouring positions."""
         ids = self._ids(photos, span) if self._config.cache == "disk" else {}
-        known = self._known(ids, extractor)
+        known = self._known(ids, extractor, view)
         at_hand = frozenset(known.at)
         lacking = [position for position in span if position not in at_hand]
         blocks = [lacking[at : at + block_rows] for at in range(0, len(lacking), block_rows)]
         parts = [known] if known.at else []
         broken = []
-        asked = [[(position, 0) for position in block] for block in blocks]
+        asked = [[(position, view) for position in block] for block in blocks]
         working = None if self.gives_pixels else extractor
         # All at once, so that no thread waits while the caller has the features.
         for block, result in zip(blocks, list(compute_blocks(photos, asked, working)), strict=True):
@@ -125,7 +131,7 @@ class RowReader:
                 at = [block[number] for number in result.at]
                 parts.append(Block(at, tuple(tensor.cpu() for tensor in result.features), []))
         if self._keeps and self._store is not None:
-            self._keep(parts[len(known.at) > 0 :], ids)
+            self._keep(parts[len(known.at) > 0 :], ids, view)
         self._computed += len(lacking) - len(broken)
         self._reused += len(known.at)
         return replace(_in_order(parts), broken=broken)
@@ -140,19 +146,19 @@ class RowReader:
                     ids[position] = photo_id(path, self._config.known_by)
         return ids
 
-    def _known(self, ids: dict[int, bytes], extractor: FeatureExtractor) -> Block:
+    def _known(self, ids: dict[int, bytes], extractor: FeatureExtractor, view: int) -> Block:
         """Return the features that the store has."""
         with _access:
             store = self._opened(extractor) if ids else None
             if store is None:
                 return Block([], (), [])
-            places = store.find(_keys_of(ids.values()))
+            places = store.find(_keys_of(ids.values(), view))
             there = places >= 0
             at = [position for position, is_there in zip(ids, there, strict=True) if is_there]
             rows = torch.from_numpy(places[there])
             return Block(at, tuple(tensor[rows] for tensor in store.tensors()), [])
 
-    def _keep(self, parts: list[Block], ids: dict[int, bytes]) -> None:
+    def _keep(self, parts: list[Block], ids: dict[int, bytes], view: int) -> None:
         """Add computed rows of image files to the store; without success, it is said once."""
         with _access:
             assert self._store is not None
@@ -163,7 +169,7 @@ class RowReader:
                     own = [ids[part.at[number]] for number in chosen]
                     if own:
                         features = [tensor[chosen] for tensor in part.features]
-                        self._store.append(_keys_of(own), photo_numbers(own), features)
+                        self._store.append(_keys_of(own, view), photo_numbers(own), features)
             except (OSError, OutputError) as error:
                 self._give_up(error)
 
@@ -188,8 +194,8 @@ class RowReader:
             warn_once(f"features are neither read from the feature cache nor added to it: {reason}")
 
 
-def _keys_of(ids: Iterable[bytes]) -> Keys:
-    return as_keys(b"".join(row_key(photo, UPRIGHT) for photo in ids))
+def _keys_of(ids: Iterable[bytes], view: int) -> Keys:
+    return as_keys(b"".join(row_key(photo, KINDS[view]) for photo in ids))
 
 
 def _in_order(parts: list[Block]) -> Block:

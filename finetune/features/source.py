@@ -56,11 +56,17 @@ class FreshFeatures:
     counts: FeatureCounts | None = None
 
     def __init__(
-        self, batches: Batches, extractor: FeatureExtractor, mixing: Mixing | None = None
+        self,
+        batches: Batches,
+        extractor: FeatureExtractor,
+        mixing: Mixing | None = None,
+        *,
+        both_views: bool = False,
     ) -> None:
         self.batches = batches
         self.extractor = extractor
         self.mixing = mixing
+        self.both_views = both_views
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -77,7 +83,10 @@ class FreshFeatures:
             if self.mixing is not None:
                 pixels = pixels.to(device, non_blocking=True)
                 pixels, labels = self.mixing(pixels, labels, epoch=epoch, number=number)
-            yield self.extractor.features(pixels), labels
+            features = self.extractor.features(pixels)
+            if self.both_views:  # as `finetune.features.both_views.BothViews` does
+                features = (*features, *self.extractor.features(pixels.flip(3)))
+            yield features, labels
 
 
 class CachedFeatures:

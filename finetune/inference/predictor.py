@@ -36,6 +36,7 @@ from finetune.data.loading.decoding import read_photo, upright_rgb
 from finetune.data.loading.sampler import Key
 from finetune.data.loading.transforms import build_fit
 from finetune.data.quiet_decoding import warnings_ignored
+from finetune.features.both_views import averaging
 from finetune.features.extractor import in_float32
 from finetune.features.row_reader import RowReader
 from finetune.freezing.graph_split import Features
@@ -68,7 +69,8 @@ class PhotoFeatures:
 
     Attributes:
         positions: Index among all images, for each row of ``features``.
-        features: Inputs of the trainable part; uint8 pixels if it is the whole network.
+        features: Inputs of the trainable part; uint8 pixels if it is the whole network. With
+            ``model.average_mirror``, those of the image, then those of its mirror image.
         broken: Position and error of each image that could not be read.
     """
 
@@ -137,6 +139,7 @@ class Predictor:
         self.levels = opened.metadata.preprocessing.levels
         self._transform = build_fit(opened.metadata.preprocessing)
         self._rows = RowReader(opened.engine.extractor, config.features, keeps=keeps)
+        self._model = config.model
 
     def predict(
         self,
@@ -235,12 +238,24 @@ class Predictor:
         Rows of image files are read from the feature cache if they are there.
         """
         photos = _Photos(images, self._transform, self.levels)
-        for rows in self._rows.read(photos, self._batch_size):
-            broken = [
-                (position, Unreadable(_name_of(images[position], position), photo.reason))
-                for position, photo in rows.broken
-            ]
-            yield PhotoFeatures(rows.at, rows.features, broken)
+        views = (0, 1) if self._model.average_mirror else (0,)
+        read = [self._rows.read(photos, self._batch_size, view=view) for view in views]
+        for blocks in zip(*read, strict=True):
+            broken = {position: photo for rows in blocks for position, photo in rows.broken}
+            # A file may be gone when its mirror image is read.
+            kept = [[n for n, at in enumerate(rows.at) if at not in broken] for rows in blocks]
+            yield PhotoFeatures(
+                [blocks[0].at[number] for number in kept[0]],
+                tuple(
+                    tensor if len(own) == len(rows.at) else tensor[own]
+                    for rows, own in zip(blocks, kept, strict=True)
+                    for tensor in rows.features
+                ),
+                [
+                    (position, Unreadable(_name_of(images[position], position), photo.reason))
+                    for position, photo in sorted(broken.items())
+                ],
+            )
 
     @property
     def feature_counts(self) -> FeatureCounts | None:
@@ -249,12 +264,13 @@ class Predictor:
 
     @property
     def _logits(self) -> _Part:
-        return _Part(self._engine.trainable_part, len(self.class_names))
+        module = averaging(self._engine.trainable_part, self._model)
+        return _Part(module, len(self.class_names))
 
     @cached_property
     def _logits_and_embedding(self) -> _Part:
         module = self._engine.with_head_input(family_of(self.model_name).head)
-        return _Part(module, len(self.class_names) + self.dimensions)
+        return _Part(averaging(module, self._model), len(self.class_names) + self.dimensions)
 
     def _computed(
         self, images: Sequence[ImageLike], part: _Part, finish: Callable[[Tensor], _Found]
@@ -291,7 +307,9 @@ class Predictor:
             tensors, rest = _cut(rows, size)
             engine = self._engine
             if self._rows.gives_pixels:
-                features = engine.extractor.features(tensors[0])
+                features = tuple(
+                    tensor for pixels in tensors for tensor in engine.extractor.features(pixels)
+                )
             else:
                 features = in_float32(tuple(tensor.to(engine.device) for tensor in tensors))
             output: Tensor = module(*features)
@@ -330,10 +348,11 @@ class _Photos:
     def __getitems__(self, keys: list[Key]) -> list[Sample | Broken]:
         """Decode and transform images."""
         found: list[Sample | Broken] = []
-        for position, _ in keys:
+        for position, view in keys:
             image = self._images[position]
             try:
-                found.append((self._transform(_decoded(image, self._levels)), 0))
+                pixels = self._transform(_decoded(image, self._levels))
+                found.append((pixels.flip(2) if view else pixels, 0))
             except Exception as error:  # Pillow may raise any exception on a broken file
                 found.append(Broken(Path(_name_of(image, position)), _reason(image, error)))
         return found

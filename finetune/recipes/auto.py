@@ -46,6 +46,13 @@ def plan_config(
         policy = "none"
     elif policy == AUTO and sizes is not None and trains == heuristics.EVERYTHING:
         policy = "flip" if heuristics.are_small(sizes()) else AUTO
+    if policy == "none" and config.model.average_mirror:
+        raise ConfigError(
+            "predicts mirror images too, which augment.policy: none excludes from training",
+            kind="config.conflict",
+            key="model.average_mirror",
+            to_do="set it to false, or set augment.policy to flip",
+        )
     return config.resolved_as(
         PlannedConfig,
         {

@@ -21,6 +21,7 @@ from finetune.core.reporter import Reporter
 from finetune.core.seeding import seed_for
 from finetune.core.text import plural
 from finetune.data.images import shown_few
+from finetune.features.both_views import averaging
 from finetune.features.source import FeatureBatch, FeatureBatches
 from finetune.freezing.lora import merged
 from finetune.results.features import FeatureCounts, total
@@ -223,7 +224,8 @@ def _evaluated(
     start = time.perf_counter()
     try:
         with state.averaged(), merged(state.stage_setup.model):
-            val = evaluate(loop.model, tracked, num_classes=loop.num_classes)
+            model = averaging(loop.model, state.stage_setup.config.model)
+            val = evaluate(model, tracked, num_classes=loop.num_classes)
     except (Interrupted, RuntimeError):
         if not signals.asked():
             raise

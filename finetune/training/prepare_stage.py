@@ -408,9 +408,13 @@ def parameter_counts(reports: Sequence[FreezeReport]) -> ParameterCounts:
 
 
 def feature_batches_of(
-    stage_setup: StageSetup, reporter: Reporter, *, training: bool
+    stage_setup: StageSetup, reporter: Reporter, *, training: bool, both_views: bool = False
 ) -> FeatureBatches:
-    """Return the batches of the training images (in their views) or of the validation images."""
+    """Return the batches of the training images (in their views) or of the validation images.
+
+    Args:
+        both_views: Whether batches also have the features of the mirror images.
+    """
     config, data = stage_setup.config, stage_setup.data
     mixing = Mixing.of(config.augment, num_classes=stage_setup.plan.num_classes, seed=config.seed)
     split = Split(
@@ -419,6 +423,7 @@ def feature_batches_of(
         shuffle=training,
         what="training" if training else "validation",
         mixing=mixing if training else None,
+        both_views=both_views,
     )
     return make_source(
         stage_setup.engine, config, split, workers=config.data.workers, reporter=reporter

@@ -45,13 +45,14 @@ def predict_time(
     # Cores, or worker processes, decode different images in parallel.
     decode = decode_s / len(pixels) / max(available_cores(), config.data.workers)
     prefix = prefix_s / len(pixels)
-    trainable_part = len(data.train) * train_s + len(data.val) * val_s
+    val_rows = len(data.val) * (2 if config.model.average_mirror else 1)
+    trainable_part = len(data.train) * train_s + val_rows * val_s
     every_image = len(data.train) + len(data.val)
-    without = trainable_part + every_image * (decode + prefix)
+    without = trainable_part + every_image * decode + (len(data.train) + val_rows) * prefix
     if engine.split.prefix is None or config.features.cache == "off":
         return PredictedTime(None, None, without)
     kept = views.count is not None
-    rows = len(data.val) + (len(data.train) * (views.count or 0))
+    rows = val_rows + (len(data.train) * (views.count or 0))
     decoded = every_image if kept else len(data.val)
     fill = rows * prefix + decoded * decode
     again = 0.0 if kept else len(data.train) * (decode + prefix)

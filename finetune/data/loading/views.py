@@ -11,8 +11,8 @@ from pathlib import Path
 from finetune.config.augment import DRAWN_POLICIES, AugmentConfig
 from finetune.core.seeding import seed_for
 
-UPRIGHT = "upright"
-"""Key of the view that validation sees, the first one of policies that are not random."""
+KINDS = ("upright", "mirrored")
+"""Keys of the views of policies that are not random; validation sees the first one."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Views:
         color_jitter: Strength of colour jitter, applied with any policy.
         erasing: Probability of random erasing, applied with any policy.
         are_random: Whether views are random, so that another seed gives other views.
+        only: Number of the view that every epoch uses; None if it is drawn.
     """
 
     policy: str
@@ -36,6 +37,7 @@ class Views:
     color_jitter: float = 0.0
     erasing: float = 0.0
     are_random: bool = False
+    only: int | None = None
 
     @classmethod
     def of(cls, policy: str, *, bound: int = 0, seed: int = 0) -> Views:
@@ -78,6 +80,8 @@ class Views:
 
     def pick(self, epoch: int, index: int) -> int:
         """Return the view of image ``index`` in an epoch."""
+        if self.only is not None:
+            return self.only
         if self.count is None:
             return epoch
         if self.count == 1:
@@ -98,4 +102,4 @@ class Views:
         """Return what distinguishes a view of an image from all others, of other runs as well."""
         if self.are_random:
             return f"{self.name} {self.seed_of(path, 0, view)}"
-        return (UPRIGHT, "mirrored")[view]
+        return KINDS[view]

@@ -20,6 +20,7 @@ def describe(metadata: Metadata, *, preprocessing: bool) -> dict[str, str]:
         "preprocessing": metadata.preprocessing.model_dump_json(),
         "preprocessing_inside": json.dumps(preprocessing),
         "temperature": json.dumps(metadata.temperature),
+        "average_mirror": json.dumps(metadata.config.model.average_mirror),
         "epoch": json.dumps(metadata.epoch),
         "versions": json.dumps(metadata.versions),
     }
@@ -43,6 +44,9 @@ def readme(metadata: Metadata, file: str, *, preprocessing: bool, agreement: str
         "model": metadata.model_name,
         "flags": "".join(f", {key}={value!r}" for key, value in metadata.build_flags.items()),
         "divided": f" / {metadata.temperature}" if metadata.temperature else "",
+        "logits": "(network(images) + network(images.flip(3))) / 2  # with its mirror image"
+        if metadata.config.model.average_mirror
+        else "network(images)",
     }
     fitted = _PHOTO_PREPARED.replace("FIT\n", _FITS[metadata.preprocessing.fit])
     values["colour"] = tuple(mean_colour(metadata.preprocessing))
@@ -158,7 +162,8 @@ with safe_open("model.safetensors", "pt") as file:
 network.load_state_dict(state)
 PHOTO
 with torch.no_grad():
-    logits = network(torch.from_numpy(np.ascontiguousarray(pixels)))
+    images = torch.from_numpy(np.ascontiguousarray(pixels))
+    logits = <logits>
 (probabilities,) = torch.softmax(logits<divided>, dim=1)
 print(classes[probabilities.argmax()], float(probabilities.max()))
 """

@@ -21,6 +21,7 @@ from finetune.checkpoints.checkpoint import Metadata
 from finetune.checkpoints.run_dir import EXPORTED
 from finetune.core.errors import ConfigError, ModelError
 from finetune.core.files import unwritable
+from finetune.features.both_views import MirrorAveraged
 from finetune.inference.calibration import probabilities
 from finetune.inference.export.graph import LARGEST_SIDE, SMALLEST_SIDE, Exported, Preprocess
 from finetune.models.build import rebuild
@@ -103,6 +104,8 @@ def _traced(
     else:
         crop = metadata.preprocessing.crop
         example, open_sizes, before = torch.zeros(2, 3, crop, crop), {0: batch}, None
+    if metadata.config.model.average_mirror:
+        network = MirrorAveraged(network)
     whole = Exported(network, before, metadata.temperature).eval()
     try:
         with torch.no_grad(), _quiet():
@@ -185,6 +188,8 @@ def _torchvision(path: Path, metadata: Metadata) -> Answer:
         # requires.
         state.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     network.load_state_dict(state)
+    if metadata.config.model.average_mirror:
+        network = MirrorAveraged(network)
 
     def answer(inputs: Tensor) -> Tensor:
         with torch.no_grad():

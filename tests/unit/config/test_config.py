@@ -591,6 +591,7 @@ def test_model_and_root_alone_make_a_run(load: Load) -> None:
             "keep_head": "none",
             "preprocessing": "auto",
             "aux_heads": False,
+            "average_mirror": False,
         },
         "freeze": {"patterns": ["*"], "norm_stats": "keep", "may_differ": False},
         "data": {
