@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from finetune.checkpoints import run_dir
 from finetune.commands.evaluate import EvalOptions, compute
 from finetune.commands.train import train
-from finetune.config.base import seconds_of
+from finetune.config.base import AUTO, seconds_of
 from finetune.config.load import to_yaml
 from finetune.config.schema import Config, ModelConfig
 from finetune.core.cores import available_cores
@@ -49,7 +50,7 @@ BEST, RESULT, PLOT = "best.yaml", "tune.json", "tune.png"
 def tune(
     config: Config,
     *,
-    backbones: Sequence[Config] = (),
+    backbones: Sequence[Config] | Literal["auto"] = (),
     options: SearchOptions | None = None,
     final: bool = True,
     output: Path | None = None,
@@ -60,6 +61,7 @@ def tune(
 
     Args:
         backbones: Variants of the config, one per backbone; all are searched and the best is used.
+            auto: those of `affordable_backbones`.
         final: Whether to train on all training images into ``output_dir`` after the search.
         output: Output folder of the search; default: ``output_dir``-tune.
         overwrite: Whether to replace an earlier search and an existing run in ``output_dir``.
@@ -74,6 +76,8 @@ def tune(
     if final:
         run_dir.check_usable(Path(config.output_dir), overwrite=overwrite)
     has_test = final and _has_test(config, reporter)
+    if backbones == AUTO:
+        backbones = affordable_backbones(config, reporter)
     found = []
     for one in backbones or [config]:
 
@@ -125,7 +129,9 @@ def affordable_backbones(config: Config, reporter: Reporter) -> list[Config]:
     machine = Machine(select_device(config.runtime.device).type, available_cores())
     own = config.model.name
     found = [own]
-    for one in short_list(machine, rows, allowed_s, besides=[own]):
+    given = config.model.preprocessing
+    crop = None if isinstance(given, str) else given.crop
+    for one in short_list(machine, rows, allowed_s, crop=crop, besides=[own]):
         try:
             fetch_entry(resolve_model(ModelConfig(name=one.name)))
         except ModelError as error:
@@ -134,7 +140,7 @@ def affordable_backbones(config: Config, reporter: Reporter) -> list[Config]:
             reporter.warn(f"left out: {error.what}")
         else:
             found.append(one.name)
-            pass_s = one.pass_s(machine, rows)
+            pass_s = one.pass_s(machine, rows, crop)
             reporter.say(
                 f"{one.name}: {one.top1:.1f} % on ImageNet; its features are predicted to take "
                 f"{seconds(pass_s)}"
@@ -194,9 +200,13 @@ def result_of(
     ranked = sorted(found, key=lambda searched: _first(searched.trials, trials))
     best = ranked[0]
     equal = len(equal_to_best(trials, metric))
+    # The second round was drawn around the best trial of all folds: it would be biased.
+    unbiased, default = (
+        without_selection_bias([trial for trial in best.trials if trial.number < number], metric)
+        for number in (best.num_first, best.num_default)
+    )
     defaults = [trial for trial in best.trials if trial.number < best.num_default]
-    unbiased, default = (without_selection_bias(of, metric) for of in (best.trials, defaults))
-    keeps = _is_worse(unbiased, default, metric)
+    keeps = len(found) == 1 and _is_worse(unbiased, default, metric)
     if keeps:
         taken = in_order(defaults, metric)[0]
         trials = [taken, *(trial for trial in trials if trial is not taken)]

@@ -101,20 +101,27 @@ def with_defaults_of(defaults: dict[str, dict[str, Any]], default_name: str, val
     return {"name": default_name} | implied | value
 
 
-def implied_name(given: Mapping[str, Any]) -> Any:
-    """Return the name in the values of a section ``optimizer``, or the one that they imply."""
-    return given.get("name", _default_name(given))
-
-
 def _default_name(given: Any) -> str:
     """Return the name that the other values of a section imply.
 
-    A learning rate, a momentum or options belong to one optimizer, which is sgd if it is not named.
+    A learning rate, also that of a group, a momentum or options belong to one optimizer, which is
+    sgd if it is not named.
     """
     if not isinstance(given, Mapping):
         return AUTO
-    of_sgd = given.get("lr", AUTO) != AUTO or given.get("momentum") is not None
-    return "sgd" if of_sgd or given.get("options") else AUTO
+    groups = given.get("groups")
+    own = [
+        given.get("lr", AUTO) != AUTO,
+        given.get("momentum") is not None,
+        given.get("options"),
+        isinstance(groups, list | tuple) and any(_has_rate(group) for group in groups),
+    ]
+    return "sgd" if any(own) else AUTO
+
+
+def _has_rate(group: Any) -> bool:
+    given = group if isinstance(group, Mapping) else getattr(group, "__dict__", {})
+    return given.get("lr") is not None
 
 
 def refuse_foreign(section: Section, name: str, own: dict[str, dict[str, Any]]) -> None:
@@ -179,7 +186,7 @@ class OptimizerConfig(Section):
     name: str = AUTO
     """Class of torch.optim, case-insensitive. auto: sgd, or adamw for families trained with it and,
     with lr: auto and 1,000 images or more, where weights of a network with norm layers train beside
-    the head's. The default is auto, or sgd beside lr, momentum or options."""
+    the head's. The default is auto, or sgd beside lr (also of groups), momentum or options."""
     lr: RateOrAuto
     """Peak learning rate. auto, the default of optimizers that have a rule, depends on what is
     trained and on the images per step, or is found by cross-validation where only a head trains on

@@ -47,7 +47,10 @@ from finetune.config.optimizer import ScheduleConfig as ScheduleConfig
 from finetune.config.tune import TuneConfig as TuneConfig
 
 FORMAT = 1
-"""Version of the config format; incremented when old files would change their meaning."""
+"""Version of the config format; incremented when keys of old files would change their meaning.
+
+Defaults may change; a run's ``config.yaml`` states every value.
+"""
 
 
 class StageFreeze(Section):

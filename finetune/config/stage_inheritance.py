@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from finetune.config.optimizer import implied_name
 from finetune.config.yaml_loader import Path, Problem
 
 SECTIONS = ("freeze", "optimizer", "schedule", "augment", "features", "runtime")
@@ -25,13 +24,10 @@ _OF_THE_RUN = {
 """Keys of these sections that stages do not have."""
 
 _OF_A_NAME = {
-    "optimizer": (implied_name, frozenset({"lr", "weight_decay", "momentum", "options"})),
-    "schedule": (
-        lambda given: given.get("name", "cosine"),
-        frozenset({"step_epochs", "gamma", "patience", "rise"}),
-    ),
+    "optimizer": ("sgd", frozenset({"lr", "weight_decay", "momentum", "options"})),
+    "schedule": ("cosine", frozenset({"step_epochs", "gamma", "patience", "rise"})),
 }
-"""Function that returns a section's ``name``, and the keys that only apply to one name."""
+"""Default ``name`` of a section, and the keys that only apply to one name."""
 
 
 def filled(base: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,8 +60,8 @@ def _taken(section: str, base: Mapping[str, Any], stage: Mapping[str, Any]) -> d
     given, own = _section(base, section), _section(stage, section)
     other: frozenset[str] = _OF_THE_RUN.get(section, frozenset())
     if section in _OF_A_NAME and "name" in own:
-        name_of, of_a_name = _OF_A_NAME[section]
-        if _folded(own["name"]) != _folded(name_of(given)):
+        default, of_a_name = _OF_A_NAME[section]
+        if _folded(own["name"]) != _folded(given.get("name", default)):
             other |= of_a_name
             if any(of_a_name & group.keys() for group in _groups(given)):
                 other |= {"groups"}

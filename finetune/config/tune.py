@@ -70,8 +70,8 @@ class TuneConfig(Section):
     """Search space of `finetune tune`; hyperparameters are lists of values, or ``{min, max}``."""
 
     trials: int | None = Field(default=None, ge=1, le=10_000)
-    """Number of random trials, including the config's own values; default: 64 if only the head is
-    trained, else 12."""
+    """Number of trials of the first round, including the config's own values; default: 64 if only
+    the head is trained, else 12."""
     folds: Annotated[int | Literal["auto"], BeforeValidator(_folds)] = "auto"
     """Number of cross-validation folds on the training images; 0 selects on the validation split.
     auto: 5 for small sets, else 0."""

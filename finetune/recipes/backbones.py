@@ -128,6 +128,7 @@ def short_list(
     rows: int,
     seconds: float,
     *,
+    crop: int | None = None,
     besides: Sequence[str] = (),
     limit: int = SHORT_LIST,
 ) -> tuple[Backbone, ...]:
@@ -138,6 +139,7 @@ def short_list(
 
     Args:
         seconds: Time of all feature passes together.
+        crop: Input size in pixels, where the config gives one; None for that of the weights.
         besides: Backbones that are compared in any case, and whose families are left out.
         limit: Largest number of backbones, ``besides`` included.
     """
@@ -147,7 +149,7 @@ def short_list(
     for one in _backbones():
         if one.top1 <= least:
             break
-        family, pass_s = family_of(one.name).name, one.pass_s(machine, rows)
+        family, pass_s = family_of(one.name).name, one.pass_s(machine, rows, crop)
         if len(found) + len(besides) == limit:
             break
         if family not in families and pass_s <= seconds / 2:

@@ -63,7 +63,7 @@ def backbone_of(weights: str) -> tuple[str, str] | None:
     named = [name for name in BUILDERS if stem.startswith(name)]
     if named:
         return max(named, key=len), "detected from the file name of the weights"
-    return "mobilenet_v2", "small enough to train on a CPU"
+    return "mobilenet_v2", "small; weights that name no backbone are taken to be of this one"
 
 
 def budget_for(pass_s: float) -> str:

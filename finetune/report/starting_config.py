@@ -122,7 +122,7 @@ def _model(start: Start) -> list[str]:
         *_reasoned(f"  weights: {scalar(start.weights)}", start.about_weights),
     ]
     if start.policy != "none":
-        why = "predict an image and its mirror image: half a point more accurate, twice the time"
+        why = "the mean over an image and its mirror image: more accurate, in twice the time"
         lines += _reasoned("  average_mirror: true", why)
     other, own = start.other_preprocessing, start.preprocessing
     width, height = start.summary.median_size

@@ -87,7 +87,7 @@ def _trials(result: TuneResult) -> str:
     left_out = len(mine) - len(rows)
     alike = sum(trial in mine for trial in result.trials[: result.equal])
     lines = []
-    if 1 < alike < len(mine):
+    if 1 < alike < len(mine) and not result.keeps_default:
         lines.append(
             f"the first {alike:,} are within one standard error of the best and ranked by loss"
         )
@@ -227,7 +227,10 @@ def render_lr_range(result: LrRange) -> str:
 def _suggested(result: LrRange) -> str:
     if result.lr is None:
         return "none: the loss never decreased; try other --min-lr and --max-lr"
-    return f"--set optimizer.lr={result.lr:.2g} (the config has {result.configured_lr:g})"
+    return (
+        f"--set optimizer.name={result.optimizer} --set optimizer.lr={result.lr:.2g} "
+        f"(the config has {result.configured_lr:g})"
+    )
 
 
 def _thinned(points: Sequence[RangePoint]) -> Sequence[RangePoint]:

@@ -106,7 +106,7 @@ def draw_trials(result: TuneResult, path: Path) -> None:
             )
     folds = f"mean and standard deviation of {result.num_folds} folds"
     where = folds if result.num_folds else f"on {result.num_val:,} validation images"
-    if result.equal > 1:
+    if result.equal > 1 and not result.keeps_default:
         ranked.axvspan(
             0.5,
             result.equal + 0.5,

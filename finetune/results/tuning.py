@@ -211,19 +211,20 @@ class TuneResult:
             trainable part, trained once per trial.
         metric: Selection metric.
         num_folds: Number of cross-validation folds; 0 if selected on the validation split.
-        trials: Trials in the order of `in_order`.
-        equal: Number of leading trials within one standard error of the best.
+        trials: Trials in the order of `in_order`, after the default setting that is kept, if any.
+        equal: Number of trials within one standard error of the best.
         backbones: Backbones, best first; empty if only the config's own was searched.
         best: Path of the config file of the best trial.
         files: Paths of the files written, without the run directory.
         features: Rows of features that the search computed and reused; None if none are kept.
         logistic: Logistic regression on the same folds as the best backbone's trials; None if more
             than a linear head is trained, without folds, or if it would take long.
-        unbiased: Metric to expect of the search, by `without_selection_bias`; None without folds.
+        unbiased: Metric to expect of the best trial of the first round on the best backbone, by
+            `without_selection_bias`; None without folds.
         unbiased_default: The same of a choice among the default settings only: those of the config
             and the rates that ``lr: auto`` chooses from.
         keeps_default: Whether the best of the default settings is used, because the search is not
-            expected to be better.
+            expected to be better; only with one backbone.
         train: Summary of the final model's training; None with ``--no-train``.
         test: Metrics of the final model on the test split; None if there is none.
         chosen_on: Description of the images on which the best trial was selected.

@@ -298,7 +298,8 @@ def _with_files(error: NotFiniteError, training: FeatureBatches, config: Config)
     files = shown_few(training.files(error.epoch, error.batch - 1)) if error.batch else "none"
     return error.at(
         to_do="Nothing of this step was saved. Images of this batch: "
-        f"{files}. Try a lower optimizer.lr than {config.optimizer.lr:g}, or train.clip_norm"
+        f"{files}. Try a lower optimizer.lr than {config.optimizer.lr:g}, that of "
+        f"optimizer.name {config.optimizer.name}, or train.clip_norm"
     )
 
 
@@ -309,5 +310,5 @@ def _refuse_not_a_number(epoch: Epoch, config: Config) -> None:
             kind="result.not_finite",
             source=f"epoch {epoch.trained.epoch}",
             to_do="Nothing of this epoch was saved. Try a lower optimizer.lr than "
-            f"{config.optimizer.lr:g}",
+            f"{config.optimizer.lr:g}, that of optimizer.name {config.optimizer.name}",
         )

@@ -331,11 +331,20 @@ def _changes(before: Config, now: Config) -> dict[_Path, tuple[Any, Any]]:
 
 
 def _is_new_default(key: _Path, before: Any, now: Any) -> bool:
-    """Return whether a key differs because ``weight_decay`` beside ``lr: auto`` became ``auto``.
+    """Return whether a key differs because a default of the section ``optimizer`` changed.
 
-    Earlier versions wrote the value that it then stood for.
+    ``weight_decay`` beside ``lr: auto`` and ``name`` became ``auto``; earlier versions wrote the
+    values that they then stood for.
     """
-    return key[-2:] == ("optimizer", "weight_decay") and now == AUTO and before in (0.0, 0.01)
+    if key[-2:-1] != ("optimizer",):
+        return False
+    earlier = {
+        "weight_decay": (AUTO, (0.0, 0.01)),
+        "name": (AUTO, ("sgd",)),
+        "momentum": (None, (0.9,)),
+    }
+    default, values = earlier.get(str(key[-1]), (None, ()))
+    return now == default and before in values
 
 
 def _leaves(values: Mapping[Any, Any], path: _Path = ()) -> dict[_Path, Any]:

@@ -58,6 +58,7 @@ class SearchResult:
         config: Resolved config, with its own settings.
         parameters: Number of parameters of the network.
         num_default: Number of trials with default settings, which are numbered first.
+        num_first: Number of trials of the first round, which are numbered before the second's.
         trials: All trials, sorted by `in_order`.
         search_s: Seconds that the trials took.
         elapsed_s: Seconds in total, including loading the backbone and computing its features.
@@ -74,6 +75,7 @@ class SearchResult:
     num_val: int
     num_classes: int
     num_default: int
+    num_first: int
     trials: tuple[Trial, ...]
     search_s: float
     elapsed_s: float
@@ -161,6 +163,7 @@ def search(config: Config, options: SearchOptions, reporter: Reporter) -> Search
         num_val=len(data.val),
         num_classes=len(train.class_names),
         num_default=1 if options.in_grid else len(default_settings(own, only_head=only_head)),
+        num_first=len(settings),
         trials=tuple(trials),
         search_s=now - begun,
         elapsed_s=now - start,

@@ -153,19 +153,21 @@ def settings_around(best: Settings, space: Space, count: int, *, seed: int) -> l
     """Draw settings with other rates near those of the best trial, for a second round.
 
     A quarter of ``count``, the number of trials so far; none if that is fewer than four. Rates
-    that the space lists are kept; a weight decay of 0 too.
+    that the space lists are kept; a weight decay of 0 and those of another optimizer too.
     """
     fewest = 4
     number = count // _REFINED
     if number < fewest:
         return []
-    lr, decay = space.lr[best.optimizer], space.weight_decay[best.optimizer]
+    lr, decay = space.lr.get(best.optimizer), space.weight_decay.get(best.optimizer)
 
-    def near(value: float, values: Values, factor: float, share: float) -> float:
+    def near(value: float, values: Values | None, factor: float, share: float) -> float:
         if not isinstance(values, Range) or not value:
             return value
         moved = value * factor ** (2 * share - 1)
-        return float(f"{min(max(moved, values.min), values.max):.{_DIGITS}g}")
+        # A default setting may lie outside the range.
+        low, high = min(values.min, value), max(values.max, value)
+        return float(f"{min(max(moved, low), high):.{_DIGITS}g}")
 
     found = []
     for one in range(1, number + 1):

@@ -469,6 +469,21 @@ def test_a_weight_decay_that_an_earlier_version_wrote_for_auto_is_no_difference(
     assert resume._changes(other, now) == {("optimizer", "weight_decay"): (0.3, "auto")}
 
 
+def test_an_optimizer_that_an_earlier_version_wrote_as_its_default_is_no_difference(
+    config: Make,
+) -> None:
+    stages = [{"epochs": 1}, {"epochs": 1, "optimizer": {"layer_decay": 0.8}}]
+    earlier = {"name": "sgd", "lr": "auto", "momentum": 0.9}
+    for sections in ({}, {"stages": stages}):
+        now = config(optimizer={"lr": "auto"}, **sections)
+        before = config(optimizer=earlier, **sections)
+        assert now.optimizer.name == "auto"
+        assert resume._changes(before, now) == {}
+    other = config(optimizer={**earlier, "momentum": 0.5})
+    now = config(optimizer={"lr": "auto"})
+    assert resume._changes(other, now) == {("optimizer", "momentum"): (0.5, None)}
+
+
 @pytest.mark.usefixtures("run")
 def test_what_is_for_tune_alone_is_no_difference(config: Make) -> None:
     """The section comes, and it goes again."""

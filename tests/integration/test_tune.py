@@ -537,11 +537,14 @@ def test_a_default_is_kept_where_the_search_is_worse_than_it_on_the_folds_left_o
     unlucky = trial(2, (0.9, 0.80), (0.9, 0.20), (0.9, 0.20))
     ordered = tuple(in_order([own, lucky, unlucky], metric))
     assert ordered[0] is lucky
-    found = SearchResult(make(), 1, 32, True, 3, 30, 10, 2, 1, ordered, 1.0, 1.0, None)
+    found = SearchResult(make(), 1, 32, True, 3, 30, 10, 2, 1, 3, ordered, 1.0, 1.0, None)
     _, result = result_of([found], metric, Path("x"), final=True)
     assert result.keeps_default is keeps
     assert (result.winner is own) is keeps
     assert len(result.trials) == 3
+    # Another backbone may be better than either: there, no default is kept.
+    several = replace(found, config=make(model={"name": "resnet18"}))
+    assert not result_of([found, several], metric, Path("x"), final=True)[1].keeps_default
     assert ("a default setting" in render_tune(result)) is keeps
 
 
@@ -559,6 +562,11 @@ def test_a_second_round_varies_the_rates_of_the_best_within_the_space(make: Make
         assert around == settings_around(best, space, count, seed=3)
     highest = settings_around(replace(best, lr=1.0), space, 64, seed=3)
     assert max(one.lr for one in highest) == 1.0  # the end of the range for sgd
+    beyond = settings_around(replace(best, lr=4.0), space, 64, seed=3)
+    assert min(one.lr for one in beyond) < 3.0  # not all at the end of the range
+    assert max(one.lr for one in beyond) <= 4.0
+    other = space_of(make(tune={"optimizer": "adamw"}), only_head=True, num_train=30)
+    assert settings_around(best, other, 64, seed=3) == []  # its rates are not searched
     listed = space_of(make(tune={"lr": [0.4, 0.1]}), only_head=True, num_train=30)
     fixed = settings_around(replace(best, weight_decay=0.0), listed, 64, seed=3)
     assert fixed == []  # nothing that could be varied
@@ -606,7 +614,7 @@ def made_up(config: Config, model: str, *figures: tuple[float, float]) -> Search
         trials.append(Trial.of(number, model, "none", settings, folds, metric="top1"))
     own = config.model_copy(update={"model": ModelConfig(name=model, weights="none")})
     ordered = tuple(in_order(trials, "top1"))
-    return SearchResult(own, 1, 32, True, 5, 245, 10, 2, 1, ordered, 1.0, 1.0, None)
+    return SearchResult(own, 1, 32, True, 5, 245, 10, 2, 1, 2, ordered, 1.0, 1.0, None)
 
 
 def test_the_backbone_of_the_best_trial_is_the_best_backbone(make: Make) -> None:

@@ -226,6 +226,8 @@ def test_head_then_all_lowers_it_more_for_adamw(make_config: Make) -> None:
         ({"name": "sgd"}, "sgd"),
         ({"lr": 0.01}, "sgd"),
         ({"momentum": 0.5}, "sgd"),
+        ({"groups": [{"match": ["conv1.*"], "lr": 0.001}]}, "sgd"),
+        ({"groups": [{"match": ["conv1.*"], "lr_scale": 0.1}]}, "auto"),
         ({"options": {"nesterov": True}}, "sgd"),
     ],
 )
