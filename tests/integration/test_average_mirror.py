@@ -99,6 +99,7 @@ def test_an_export_averages_too(make_config: Make, file_format: str) -> None:
     summary = train(make_run(make_config))
     result = export(summary.run_dir, file_format=file_format)  # raises if its outputs differ
     [readme] = [path for path in map(Path, result.files) if path.name == "README.md"]
+    assert "its mirror image" in readme.read_text()
     # The graphs do it themselves; with tensors alone, the code of the README does.
     assert ("images.flip(3)" in readme.read_text()) is (file_format == "safetensors")
 

@@ -61,6 +61,8 @@ def readme(metadata: Metadata, file: str, *, preprocessing: bool, agreement: str
         if file == "model.safetensors"
         else f"takes {takes}; gives probabilities (N, {len(metadata.class_names)})"
     )
+    if metadata.config.model.average_mirror:
+        given += "; a prediction is the mean over an image and its mirror image"
     return (
         f"# {file}\n\n{metadata.model_name} for {len(metadata.class_names)} classes; {given}.\n\n"
         f"```python\n{code}```\n\nChecked when it was written: {agreement}\n"
