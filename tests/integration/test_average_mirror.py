@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.messages import fails
+from helpers.photos import draw_photos
 from torch import Tensor
 
 import finetune
@@ -34,6 +35,25 @@ FIXED = {"precision": "float32", "memory_format": "contiguous"}
 
 def make_run(make_config: Make, **sections: Any) -> Config:
     return make_config(model=SMALL, runtime=FIXED, **sections)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The folder of a run with an averaging head; its cache stays in use."""
+    folder = tmp_path_factory.mktemp("mirror")
+    draw_photos(folder / "photos" / "train", count=4)
+    draw_photos(folder / "photos" / "val", count=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        values = {
+            "model": SMALL,
+            "data": {"root": str(folder / "photos"), "batch_size": 8, "workers": 0},
+            "train": {"epochs": 2},
+            "runtime": FIXED,
+            "output_dir": str(folder / "run"),
+        }
+        train(Config.model_validate(values))
+        yield str(folder / "run")
 
 
 def expected_logits(checkpoint: Path, paths: tuple[Path, ...]) -> Tensor:
@@ -76,16 +96,15 @@ def test_training_eval_and_predict_average_both_logits(
     assert torch.allclose(torch.from_numpy(predictor.embed(paths)), evaluated.embeddings, atol=1e-4)
 
 
-def test_the_logits_of_a_mirrored_photo_are_the_same(make_config: Make) -> None:
-    summary = train(make_run(make_config))
-    predictor = finetune.load(summary.run_dir)
+def test_the_logits_of_a_mirrored_photo_are_the_same(run: str) -> None:
+    predictor = finetune.load(run)
     pixels = torch.randint(0, 256, (3, 36, 36), dtype=torch.uint8)
     [(_, both, _)] = predictor.logits([pixels, pixels.flip(2)])
     assert torch.allclose(both[0], both[1], atol=1e-5)
 
 
-def test_an_unreadable_photo_is_left_out_of_both_views(make_config: Make, tmp_path: Path) -> None:
-    predictor = finetune.load(train(make_run(make_config)).run_dir)
+def test_an_unreadable_photo_is_left_out_of_both_views(run: str, tmp_path: Path) -> None:
+    predictor = finetune.load(run)
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no photo")
     pixels = torch.zeros(3, 36, 36, dtype=torch.uint8)
@@ -94,10 +113,9 @@ def test_an_unreadable_photo_is_left_out_of_both_views(make_config: Make, tmp_pa
 
 
 @pytest.mark.parametrize("file_format", ["onnx", "exported-program", "safetensors"])
-def test_an_export_averages_too(make_config: Make, file_format: str) -> None:
+def test_an_export_averages_too(run: str, file_format: str) -> None:
     pytest.importorskip("onnxruntime")
-    summary = train(make_run(make_config))
-    result = export(summary.run_dir, file_format=file_format)  # raises if its outputs differ
+    result = export(run, file_format=file_format)  # raises if its outputs differ
     [readme] = [path for path in map(Path, result.files) if path.name == "README.md"]
     assert "its mirror image" in readme.read_text()
     # The graphs do it themselves; with tensors alone, the code of the README does.

@@ -150,6 +150,8 @@ def test_noise_does_not_choose_the_form(
 ) -> None:
     """Each time nothing is remembered, as in containers."""
     monkeypatch.setattr(compute_format, "_recall", lambda *_: None)
+    # In the process of a whole test session, each of some thousand collections takes long.
+    monkeypatch.setattr(compute_format, "release_memory", lambda: None)
     noise = random.Random(0)
     seconds = dict.fromkeys(SECONDS, others) | {"float32, contiguous": 0.01}
     # channels_last is never faster here, so that two forms are left to choose from.
