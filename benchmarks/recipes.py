@@ -197,7 +197,7 @@ def _plain(data: str, word: str, seed: int) -> Callable[[Path], dict[str, Any]]:
                 folder,
                 recipe=word,
                 train={"epochs": SETS[data].epochs},
-                optimizer={"lr": "auto"},
+                optimizer={"name": "sgd"},  # the plain loop's
             )
         )
         run_setup = set_up_run(config, SilentReporter())

@@ -113,7 +113,6 @@ def tune(
     from finetune.report.tuning import render_tune
     from finetune.tuning.search import SearchOptions
 
-    reporter = TerminalReporter()
     result = command.tune(
         loaded,
         backbones="auto" if automatic else several,
@@ -121,7 +120,7 @@ def tune(
         final=not no_train,
         output=Path(output) if output is not None else None,
         overwrite=overwrite,
-        reporter=reporter,
+        reporter=TerminalReporter(),
     )
     emit(result, render_tune, as_json)
 

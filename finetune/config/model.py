@@ -89,6 +89,11 @@ class ModelConfig(Section):
     """Whether validation, eval, predict and export average the logits of an image and its mirror
     image, which takes twice the time."""
 
+    @property
+    def num_views(self) -> int:
+        """Number of views of an image that a prediction is the mean over."""
+        return 2 if self.average_mirror else 1
+
     @field_validator("name")
     @classmethod
     def _name_is_known(cls, name: str) -> str:

@@ -35,11 +35,11 @@ class MirrorAveraged(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.mean = MeanOfViews(network)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``(N, classes)`` of images ``(N, 3, H, W)``."""
-        return cast(Tensor, (self.network(images) + self.network(images.flip(3))) / 2)
+        return cast(Tensor, self.mean(images, images.flip(3)))
 
 
 def averaging(module: nn.Module, config: ModelConfig) -> nn.Module:

@@ -282,7 +282,7 @@ def resolve_cache(
     if engine.split.prefix is None:
         return "off"
     extractor = engine.extractor
-    rows = num_val * (2 if config.model.average_mirror else 1) + num_train * (views.count or 0)
+    rows = num_val * config.model.num_views + num_train * (views.count or 0)
     return decide_cache(
         config.features,
         extractor,

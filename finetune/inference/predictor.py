@@ -238,8 +238,10 @@ class Predictor:
         Rows of image files are read from the feature cache if they are there.
         """
         photos = _Photos(images, self._transform, self.levels)
-        views = (0, 1) if self._model.average_mirror else (0,)
-        read = [self._rows.read(photos, self._batch_size, view=view) for view in views]
+        read = [
+            self._rows.read(photos, self._batch_size, view=view)
+            for view in range(self._model.num_views)
+        ]
         for blocks in zip(*read, strict=True):
             broken = {position: photo for rows in blocks for position, photo in rows.broken}
             # A file may be gone when its mirror image is read.

@@ -33,7 +33,7 @@ _MACS_PER_S = {"cuda": 5e12, "mps": 5e11}
 
 @dataclass(frozen=True)
 class Machine:
-    """What the duration of a feature pass depends on.
+    """Machine on which a feature pass runs.
 
     Attributes:
         device: ``cpu``, ``cuda`` or ``mps``.
@@ -117,10 +117,11 @@ def most_accurate(machine: Machine, rows: int, *, crop: int | None = None) -> Ba
             Every backbone in question supports it: those of a fixed size have larger files.
     """
     fallback = GPU_FALLBACK if machine.device == "cuda" else CPU_FALLBACK
-    for one in _backbones():
-        if one.name == fallback or one.pass_s(machine, rows, crop) <= PASS_S:
-            return one
-    raise AssertionError("the fallback is one of the backbones")
+    return next(
+        one
+        for one in _backbones()
+        if one.name == fallback or one.pass_s(machine, rows, crop) <= PASS_S
+    )
 
 
 def short_list(

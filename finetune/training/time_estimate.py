@@ -45,7 +45,7 @@ def predict_time(
     # Cores, or worker processes, decode different images in parallel.
     decode = decode_s / len(pixels) / max(available_cores(), config.data.workers)
     prefix = prefix_s / len(pixels)
-    val_rows = len(data.val) * (2 if config.model.average_mirror else 1)
+    val_rows = len(data.val) * config.model.num_views
     trainable_part = len(data.train) * train_s + val_rows * val_s
     every_image = len(data.train) + len(data.val)
     without = trainable_part + every_image * decode + (len(data.train) + val_rows) * prefix
