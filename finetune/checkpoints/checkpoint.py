@@ -85,6 +85,8 @@ class TrainingRecord(BaseModel):
     """SHA-256 over the frozen hashes."""
     threads: int
     """Number of torch threads; the last digits of sums depend on it."""
+    processes: int = 1
+    """Number of processes that shared each batch."""
     optimizer: dict[str, float | int | bool]
     """Scalar values of the optimizer state, by parameter and the optimizer's own key."""
     elapsed_s: float

@@ -29,14 +29,20 @@ class Checkpointer:
     A context manager: on exit, also after an interruption, all kept checkpoints are written. The
     best one is written first, so that ``last.pt`` never refers to a ``best.pt`` not yet on disk.
 
+    Of several processes only the first one has checkpoints to write; the others keep none.
+
     Args:
         folder: Run directory.
         frozen: Names of the frozen tensors, which are not copied.
         minutes: Minutes after which a checkpoint is written regardless of cost.
+        writes: Whether this process writes checkpoints.
     """
 
-    def __init__(self, folder: Path, frozen: Collection[str], *, minutes: float) -> None:
+    def __init__(
+        self, folder: Path, frozen: Collection[str], *, minutes: float, writes: bool = True
+    ) -> None:
         self.folder = folder
+        self._writes = writes
         self.frozen = frozenset(frozen)
         self._last: Checkpoint | None = None
         self._best: Checkpoint | None = None
@@ -62,6 +68,8 @@ class Checkpointer:
         Raises:
             OutputError: The checkpoint cannot be written.
         """
+        if not self._writes:
+            return
         elapsed = time.perf_counter() - self._start
         now = self._spent <= _SHARE * elapsed or self.is_due
         kept = checkpoint if now else _copied(checkpoint, self.frozen)
@@ -77,8 +85,9 @@ class Checkpointer:
         Raises:
             OutputError: The checkpoint cannot be written.
         """
-        self._last = checkpoint
-        self._write()
+        if self._writes:
+            self._last = checkpoint
+            self._write()
 
     def _write(self) -> None:
         """Write the checkpoints kept since the last write."""

@@ -24,6 +24,9 @@ _LONGEST_NAME = 255  # bytes, on every common file system
 _LONGEST_PATH = 3800  # bytes: Linux allows 4,095, less the names of files in the directory
 
 MARKER = ".finetune-run"
+LAUNCH = ".finetune-launch"
+"""Name of the launch of several processes that began the run; not in the marker, which is locked,
+and whose lock would be released when it is read."""
 BEST = "best.pt"
 LAST = "last.pt"
 PREVIOUS = "previous.pt"
@@ -49,6 +52,7 @@ EXPORT_README = "README.md"
 
 _OWN = (
     *(BEST, LAST, PREVIOUS, CONFIG, METRICS, SUMMARY, FREEZE_TEXT, FREEZE_JSON, SPLIT, SKIPPED),
+    LAUNCH,
     *(PREDICTIONS, EVALUATION, REPORT, CURVES, CONFUSION),
     *(
         f"{EXPORT}/{kind}/{name}"
@@ -297,6 +301,8 @@ def prepare(folder: Path, *, overwrite: bool) -> None:
             with suppress(OSError):  # absent, or it contains files of the user
                 if not _leads_elsewhere(folder, below):
                     (folder / below).rmdir()
+        if launch := os.environ.get("TORCHELASTIC_RUN_ID"):
+            write_text(folder / LAUNCH, launch)
     except OSError as error:
         raise OutputError(
             error.strerror or str(error), kind="output.unwritable", key="output_dir", path=folder
@@ -367,6 +373,18 @@ def remove(folder: Path) -> None:
         raise OutputError(
             error.strerror or str(error), kind="output.unwritable", key="output_dir", path=folder
         ) from error
+
+
+def is_restarted(folder: Path) -> bool:
+    """Return whether a launcher has restarted the processes that began the run in a directory."""
+    launch = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    counts = ("TORCHELASTIC_RESTART_COUNT", "FINETUNE_RESTART_COUNT")
+    if not launch or all(os.environ.get(name, "0") == "0" for name in counts):
+        return False
+    try:
+        return (folder / LAUNCH).read_text(encoding="utf-8") == launch
+    except (OSError, ValueError):
+        return False
 
 
 def _mark(folder: Path) -> None:

@@ -9,6 +9,7 @@ import atexit
 import errno
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -31,7 +32,9 @@ from finetune.core.errors import (
     OutputError,
     address_problem,
 )
+from finetune.core.reporter import Reporter, SilentReporter
 from finetune.core.text import printable
+from finetune.distributed.ranks import Ranks
 
 if TYPE_CHECKING:
     from finetune.config.schema import Config
@@ -39,6 +42,10 @@ if TYPE_CHECKING:
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 """Error numbers of a disk that is full, faulty or read-only."""
+
+_HEAD_START_S = 1.0
+"""Time that the process which prints an error has, before the launcher sees another one end and
+terminates all."""
 
 app = App(
     name="finetune",
@@ -95,6 +102,15 @@ def train(
             help="Train the best model that this time allows (90s, 15m, 2h): recipe auto.",
         ),
     ] = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option(
+            "--nproc",
+            metavar="N",
+            min=2,
+            help="Train in N processes on this machine, for example one for each GPU.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Run all checks and stop before the first step.")
     ] = False,
@@ -119,8 +135,12 @@ def train(
         )
     if resume and budget is not None:
         raise no_effect("train", "--budget", "with --resume", "remove one of them")
+    ranks = Ranks.of_environment()
+    if nproc is not None and (dry_run or ranks.are_several):
+        when = "with --dry-run" if dry_run else "in processes that a launcher has started"
+        raise no_effect("train", "--nproc", when, "remove one of them")
     loaded = _config_to_train(run, config, overrides or (), resume=resume)
-    reporter = TerminalReporter()
+    reporter: Reporter = TerminalReporter() if ranks.is_first else SilentReporter()
     if budget is not None:
         loaded = _with_budget(loaded, budget, reporter)
     is_ladder = loaded.recipe == "auto"
@@ -133,11 +153,26 @@ def train(
             to_do="start over with --overwrite, which finds the cached features again, or resume "
             "one of its runs with --resume RUN",
         )
+    if (nproc is not None or ranks.are_several) and (is_ladder or dry_run):
+        what = "recipe auto" if is_ladder else "--dry-run"
+        raise ConfigError(
+            f"{what} runs in one process",
+            kind="config.one_process",
+            source="train",
+            to_do="choose another recipe, such as full, or use a single process"
+            if is_ladder
+            else "use a single process",
+        )
+    if nproc is not None:
+        with torch_imports():
+            from finetune.commands.launch import launch
+        raise support.Finished(launch(_without_nproc(sys.argv[2:]), nproc, reporter))
     with torch_imports():
         from finetune.checkpoints.run_dir import report_command
         from finetune.commands import dry_run as dry_command
         from finetune.commands import ladder as ladder_command
         from finetune.commands import train as command
+        from finetune.distributed.group import joined
     from finetune.report.dry_run import render_dry_run
     from finetune.report.ladder import render_ladder
     from finetune.report.train import render_train
@@ -156,7 +191,12 @@ def train(
         checked = dry_command.dry_run(loaded, overwrite=overwrite, reporter=reporter)
         emit(checked, render_dry_run, as_json)
     else:
-        summary = command.train(loaded, overwrite=overwrite, resume=resume, reporter=reporter)
+        with joined() as group:
+            summary = command.train_in_group(
+                loaded, group, overwrite=overwrite, resume=resume, reporter=reporter
+            )
+        if summary is None:  # the first process of several shows it
+            return
         if page and summary.val is None:
             reporter.warn("--report: there are no validation images, so no report was written")
         elif page:
@@ -166,7 +206,19 @@ def train(
         emit(summary, render_train, as_json)
 
 
-def _with_budget(config: Config, budget: str, reporter: TerminalReporter) -> Config:
+def _without_nproc(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of ``train`` for each of the processes."""
+    rest: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--nproc":
+            next(left, None)
+        elif not argument.startswith("--nproc="):
+            rest.append(argument)
+    return rest
+
+
+def _with_budget(config: Config, budget: str, reporter: Reporter) -> Config:
     """Return the config with ``recipe: auto`` and this budget."""
     from finetune.config.base import InvalidError, duration
     from finetune.recipes.ladder import without_choices
@@ -351,6 +403,8 @@ def _cache_text() -> Any:
 def main() -> NoReturn:
     """Run the command line and exit; only here do errors become messages and exit codes."""
     _open_streams()
+    if "WORLD_SIZE" in os.environ:  # torch would print C++ stacks when another process ends
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     signals.listen()
     support.ends_at_once = True
     _leave(_run())
@@ -395,12 +449,29 @@ def _refuse_addresses(arguments: Sequence[str]) -> None:
             raise ConfigError.of([problem], kind=problem.kind)
 
 
+def _refuse_several_processes(arguments: Sequence[str]) -> None:
+    """Raise a `ConfigError` if a launcher has started several processes of a command but ``train``.
+
+    Without it, each would do the whole work and write the same files.
+    """
+    if Ranks.of_environment().are_several and arguments[:1] != ["train"]:
+        raise ConfigError(
+            "runs in one process, but a launcher has started several",
+            kind="config.one_process",
+            source=" ".join(["finetune", *arguments[:1]]),
+            to_do="run it without torchrun; only `finetune train` shares its work",
+        )
+
+
 def _run() -> int:
     try:
         _refuse_addresses(sys.argv[1:])
+        _refuse_several_processes(sys.argv[1:])
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except support.Finished as finished:
+        return finished.code
     except (FinetuneError, Interrupted) as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code, error)
     except TyperException as error:
         return _fail(str(_usage_error(error)), ConfigError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -428,6 +499,7 @@ def _unexpected(error: Exception) -> int:
         f"unexpected {type(error).__name__}: {str(error).rstrip('.')}. This is a bug in finetune; "
         "run again with --debug for the traceback, and please report it.",
         1,
+        error,
     )
 
 
@@ -457,7 +529,23 @@ def _keys_named(name: str) -> list[str]:
     return [key for key in dotted_keys() if key.rpartition(".")[2] == name]
 
 
-def _fail(message: str, code: int) -> int:
+def _is_reported_here(error: BaseException | None) -> bool:
+    """Return whether this process prints an error, and not another process of the run.
+
+    Before they have joined, all on a machine meet the same errors.
+    """
+    try:
+        before_joining = Ranks.of_environment().local_rank == 0
+    except ConfigError:
+        return True
+    return bool(getattr(error, "is_reported_here", before_joining))
+
+
+def _fail(message: str, code: int, error: BaseException | None = None) -> int:
+    if not _is_reported_here(error):
+        signals.ignore()
+        time.sleep(_HEAD_START_S)
+        return code
     if support.debug_is_on:
         traceback.print_exc()
     text = printable(message, but="\n")

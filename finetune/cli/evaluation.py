@@ -14,6 +14,7 @@ from finetune.cli.options import JsonOption, OptionalConfigOption, SetOption
 from finetune.cli.support import DebugOption, emit, no_effect, torch_imports, write_bytes
 from finetune.cli.terminal import TerminalReporter
 from finetune.core.errors import ConfigError
+from finetune.core.reporter import Reporter
 
 
 class Split(str, Enum):
@@ -416,7 +417,7 @@ def report(
     emit(result, render_page_result, as_json)
 
 
-def write_page(run: str, reporter: TerminalReporter) -> None:
+def write_page(run: str, reporter: Reporter) -> None:
     """Write the HTML report of a finished run, for ``train --report``."""
     from finetune.commands import report as command
 

@@ -19,6 +19,15 @@ ends_at_once = False
 """Whether the process exits without interpreter teardown; set by ``main``, not for callers from
 Python."""
 
+
+class Finished(Exception):  # noqa: N818
+    """End of the program with the exit code of processes that have shown their results."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 _stdout: TextIO | None = None
 """Stream for results while a command runs and ``sys.stdout`` is redirected to stderr."""
 

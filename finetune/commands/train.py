@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from finetune.checkpoints import run_dir
 from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.checkpoints.checkpointer import Checkpointer
 from finetune.checkpoints.run_lock import RunLock
+from finetune.checkpoints.safe_load import copy_module_versions
 from finetune.config.load import to_yaml
 from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config
 from finetune.config.stages import epochs_of
 from finetune.core import signals
-from finetune.core.files import write_csv, write_text
+from finetune.core.files import exists, write_csv, write_text
 from finetune.core.memory import peak_memory_mib, steps_of
 from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.checks.preflight import dropping_unreadable
 from finetune.data.images import below
+from finetune.distributed.group import ONE_PROCESS, Group
+from finetune.distributed.ranks import ALONE
 from finetune.freezing.freeze_report import make_freeze_report, staged_report
 from finetune.freezing.frozen_hashes import FrozenHashes
 from finetune.report.freeze_report import render_freeze_report
@@ -30,8 +38,10 @@ from finetune.results.features import FeatureCounts, total
 from finetune.results.freeze import FreezeReport
 from finetune.results.train import FoundRates, Scores, StageSummary, TrainSummary
 from finetune.training.early_stopping import why_stopped
+from finetune.training.epoch_record import Epoch
 from finetune.training.evaluate import Evaluation
 from finetune.training.fit import RunOutput, StageBatches, Trained, run_epochs
+from finetune.training.optimizer_state import OptimizerState
 from finetune.training.prepare_stage import (
     CarriedState,
     StageSetup,
@@ -63,36 +73,83 @@ def train(
     Raises:
         FinetuneError: any of its subclasses.
     """
-    shown = reporter or SilentReporter()
+    summary = train_in_group(
+        config, ONE_PROCESS, overwrite=overwrite, resume=resume, reporter=reporter
+    )
+    assert summary is not None  # that of the first process
+    return summary
 
-    def train_once(attempt: int) -> TrainSummary:
-        resume_point = find_resume_point(config, shown) if resume else None
-        # Later attempts may overwrite what the first one wrote.
-        replaces = not resume and (overwrite or attempt > 0)
-        return _train(config, resume_point, run_lock, overwrite=replaces, reporter=shown)
 
-    with RunLock(Path(config.output_dir)) as run_lock:
+def train_in_group(
+    config: Config,
+    group: Group,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> TrainSummary | None:
+    """Like `train`, in one of several processes that train together.
+
+    Args:
+        group: What `finetune.distributed.group.joined` returns.
+
+    Returns:
+        The summary in the first process, None in the others.
+
+    Raises:
+        FinetuneError: any of its subclasses.
+    """
+    shown = reporter if reporter is not None and group.is_first else SilentReporter()
+    folder = Path(config.output_dir)
+
+    def train_once(attempt: int) -> TrainSummary | None:
+        resumes, replaces = resume, overwrite
+        if attempt:  # overwrites what the first attempt wrote
+            replaces = not resume
+        elif group.are_several and not resume:
+            resumes, replaces = group.first(lambda: _after_restart(folder, overwrite=overwrite))
+        resume_point = None
+        if resumes:
+            with group.first_before_others():
+                resume_point = find_resume_point(config, shown)
+        return _train(config, group, resume_point, run_lock, overwrite=replaces, reporter=shown)
+
+    run_lock = RunLock(folder)
+    with run_lock if group.is_first else nullcontext():
         skip = config.data.on_unreadable
         return dropping_unreadable(train_once, on_unreadable=skip, reporter=shown)
 
 
+def _after_restart(folder: Path, *, overwrite: bool) -> tuple[bool, bool]:
+    """Return whether to resume the run in a folder, and whether to overwrite it.
+
+    A launcher that restarts killed processes repeats the command that began the run. The run is
+    then resumed; if there is no checkpoint yet, it begins again.
+    """
+    if not run_dir.is_restarted(folder):
+        return False, overwrite
+    checkpoints = (folder / name for name in (run_dir.LAST, run_dir.PREVIOUS))
+    return any(map(exists, checkpoints)), True
+
+
 def _train(
     config: Config,
+    group: Group,
     resume_point: ResumePoint | None,
     run_lock: RunLock,
     *,
     overwrite: bool,
     reporter: Reporter,
-) -> TrainSummary:
+) -> TrainSummary | None:
     before_s = 0.0 if resume_point is None else resume_point.training.record.elapsed_s
     start = time.perf_counter() - before_s
     folder = Path(config.output_dir)
     if resume_point is None:
-        run_dir.check_usable(folder, overwrite=overwrite)
+        group.first(partial(run_dir.check_usable, folder, overwrite=overwrite))
     with signals.impatiently(_BEFORE):
         run_setup = set_up_run(config, reporter, resume_point)
-    output = RunOutput(folder, start, epochs=epochs_of(run_setup.stages), reporter=reporter)
-    run = _Run(run_setup, output, run_lock, overwrite)
+    output = RunOutput(folder, start, epochs_of(run_setup.stages), reporter, writes=group.is_first)
+    run = _Run(run_setup, output, run_lock, overwrite, group)
     past = EarlierStages() if resume_point is None else EarlierStages.of(resume_point)
     stage: _TrainedStage | None = None
     carried: CarriedState | None = None
@@ -104,10 +161,15 @@ def _train(
         counts.append(ready.batches.counts)
         found_rates = found_rates or ready.found_rates
         carried = None  # the new network has copies
-        stage = run.train_stage(ready, past, resume_point)
+        if group.is_first or not ready.is_for_one_process:
+            stage = run.train_stage(ready, past, resume_point)
+            past, carried = stage.past, stage.carried
+        if ready.is_for_one_process:
+            past, carried = _handed_over(group, stage, ready.stage_setup)
         del ready
-        past, carried, resume_point = stage.past, stage.carried, None
-    assert stage is not None  # a run has at least one stage
+        resume_point = None
+    if stage is None or not group.is_first:
+        return None
     with signals.impatiently(
         f" after the last epoch; saved. Resume with: {resume_command(folder)}"
     ):
@@ -128,6 +190,8 @@ class _ReadyStage:
     report: FreezeReport
     batches: StageBatches
     found_rates: FoundRates | None
+    is_for_one_process: bool
+    """Whether only the first of several processes trains the stage."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +221,7 @@ class _Run:
     output: RunOutput
     run_lock: RunLock
     overwrite: bool
+    group: Group
 
     def prepare(
         self,
@@ -174,8 +239,14 @@ class _Run:
             stage_setup = prepare_stage(
                 self.run_setup, reporter, number=number, carried=carried, resume_point=resume_point
             )
+            alone = self.group.are_several and stage_setup.is_for_one_process
+            ranks = ALONE if alone else self.group.ranks
+            if self.group.are_several:
+                self._compare(stage_setup, alone=alone)
+            if ranks.are_several:
+                stage_setup.share_layers()
             with signals.patiently():
-                training = feature_batches_of(stage_setup, reporter, training=True)
+                training = feature_batches_of(stage_setup, reporter, training=True, ranks=ranks)
                 validation = None
                 if len(stage_setup.data.val):
                     validation = feature_batches_of(
@@ -183,16 +254,40 @@ class _Run:
                         reporter,
                         training=False,
                         both_views=stage_setup.config.model.average_mirror,
+                        ranks=ranks,
                     )
             batches = StageBatches(training, validation)
             if batches.counts is not None:
                 reporter.say(batches.counts.in_words)
             # A later stage's rates would be lost by a resume, which starts from planned configs.
             keys = () if number else self.run_setup.auto_rates
-            found = find_rates(stage_setup, training, keys, reporter)
+            found = self.group.first(
+                lambda: find_rates(stage_setup, training, keys, reporter), FoundRates | None
+            )
             if found is not None:
                 stage_setup = stage_setup.with_rates(number, found)
-        return _ReadyStage(stage_setup, _report(stage_setup), batches, found)
+        return _ReadyStage(stage_setup, _report(stage_setup), batches, found, alone)
+
+    def _compare(self, stage_setup: StageSetup, *, alone: bool) -> None:
+        """Compare what the processes are about to train, and say how they share it.
+
+        Raises:
+            FinetuneError: they differ.
+        """
+        plan, config = stage_setup.plan, stage_setup.config
+        self.group.refuse_differences(
+            configs=config.model_dump_json(),
+            **{"frozen parameters": " ".join(sorted(plan.frozen))},
+            **{"weights of frozen parameters": stage_setup.frozen_hashes.digest},
+            classes=json.dumps(stage_setup.data.train.class_names),
+        )
+        size = self.group.ranks.size
+        if alone:
+            how = "the first one trains, since a step takes no longer than an exchange"
+        else:
+            per_step = config.data.batch_size * config.train.accumulate
+            how = f"each computes about {per_step / size:.3g} of the {per_step} images of a step"
+        self.output.reporter.say(f"{size} processes: {how}")
 
     def train_stage(
         self, ready: _ReadyStage, past: EarlierStages, resume_point: ResumePoint | None
@@ -205,15 +300,19 @@ class _Run:
         is_last = number + 1 == len(self.run_setup.stages)
         end = "the last epoch" if is_last else f"stage {number + 1}"
         after = f" after {end}; saved. Resume with: {resume_command(folder)}"
+        group = ONE_PROCESS if ready.is_for_one_process else self.group
         with signals.patiently(after):
-            if resume_point is not None:
-                run_dir.reopen(folder, resume_point.path)
-            elif not number:
-                run_dir.prepare(folder, overwrite=self.overwrite)
-                self.run_lock.take()  # prepare() may have created the folder
-            reports = self._write_facts(stage_setup, ready.report, number)
-            checkpointer = Checkpointer(folder, stage_setup.frozen_hashes.sha256, minutes=minutes)
-            with steps_of(work), checkpointer:
+            reports: Sequence[FreezeReport] = ()
+            if self.output.writes:
+                reports = self._open_folder(ready, number, resume_point)
+            checkpointer = Checkpointer(
+                folder,
+                stage_setup.frozen_hashes.sha256,
+                minutes=minutes,
+                writes=self.output.writes,
+            )
+            together = signals.together() if group.are_several else nullcontext()
+            with together, steps_of(work), checkpointer:
                 trained = run_epochs(
                     stage_setup,
                     ready.batches,
@@ -221,9 +320,12 @@ class _Run:
                     checkpointer,
                     past=past,
                     resume_point=resume_point,
+                    group=group,
                 )
         with signals.impatiently(after):
-            verified = self._verify(stage_setup, past, trained)
+            verified = stage_setup.frozen_hashes
+            if self.output.writes:
+                verified = self._verify(stage_setup, past, trained)
             return _TrainedStage(
                 stage_setup=stage_setup,
                 reports=reports,
@@ -239,6 +341,18 @@ class _Run:
                 ),
                 carried=None if is_last else trained.state.carried(),
             )
+
+    def _open_folder(
+        self, ready: _ReadyStage, number: int, resume_point: ResumePoint | None
+    ) -> Sequence[FreezeReport]:
+        """Prepare the run directory for a stage, and write what is known before its first step."""
+        folder = self.output.folder
+        if resume_point is not None:
+            run_dir.reopen(folder, resume_point.path)
+        elif not number:
+            run_dir.prepare(folder, overwrite=self.overwrite)
+            self.run_lock.take()  # prepare() may have created the folder
+        return self._write_facts(ready.stage_setup, ready.report, number)
 
     def _write_facts(
         self, stage_setup: StageSetup, report: FreezeReport, number: int
@@ -307,6 +421,51 @@ class _Run:
             exempt=stage_setup.frozen_hashes.exempt,
             elapsed_s=elapsed_s - sum(stage.elapsed_s for stage in past.stages),
         )
+
+
+def _handed_over(
+    group: Group, stage: _TrainedStage | None, stage_setup: StageSetup
+) -> tuple[EarlierStages, CarriedState | None]:
+    """Return, in all processes, the results of a stage that the first one has trained alone.
+
+    Args:
+        stage: The trained stage, in the first process.
+    """
+    optimizer = None if stage is None else stage.past.optimizer_state
+    carried = None if stage is None else stage.carried
+    known = None if stage is None else _Past.of(stage.past)
+    past, is_last, numbers = group.first(
+        lambda: (known, carried is None, optimizer.numbers if optimizer else {}),
+        tuple[_Past | None, bool, dict[str, float | int | bool]],
+    )
+    moments = group.tensors_of_first(None if optimizer is None else optimizer.tensors)
+    weights = group.tensors_of_first(None if carried is None else carried.state)
+    if stage is not None:
+        return stage.past, carried
+    assert past is not None  # sent by the first process
+    like = stage_setup.optimizer_of(stage_setup.config.optimizer)
+    state = replace(OptimizerState.of(like, ()), tensors=moments, numbers=numbers)
+    kept = OrderedDict(weights)
+    copy_module_versions(stage_setup.model.state_dict(), kept)
+    return (
+        EarlierStages(**vars(past), optimizer_state=state),
+        None if is_last else CarriedState(kept, stage_setup.run_config),
+    )
+
+
+@dataclass(frozen=True)
+class _Past:
+    """Fields of `EarlierStages` that cross to other processes as JSON."""
+
+    stages: tuple[StageSummary, ...]
+    records: tuple[dict[str, Any], ...]
+    frozen: dict[str, str] | None
+    best: Epoch | None
+    resumed_at: tuple[str, ...]
+
+    @classmethod
+    def of(cls, past: EarlierStages) -> _Past:
+        return cls(**{name: getattr(past, name) for name in cls.__dataclass_fields__})
 
 
 def _report(stage_setup: StageSetup) -> FreezeReport:

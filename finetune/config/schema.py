@@ -137,6 +137,9 @@ class StageRuntime(Section):
     """Memory format of the trainable part; auto: like memory_format, or timed."""
     compile: Literal["auto", Switch] = "auto"
     """Whether the trainable part uses torch.compile; auto: on CUDA, if the run is long enough."""
+    norms: Literal["together", "apart"] = "together"
+    """Statistics of batch norms that train, in a run of several processes: of the whole batch, or
+    of each process's share."""
 
 
 class RuntimeConfig(StageRuntime):

@@ -40,6 +40,15 @@ def select_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
+def own_device(device: torch.device, local_rank: int) -> torch.device:
+    """Return the GPU of one of several processes on this machine; other devices are shared."""
+    if device.type != "cuda":
+        return device
+    own = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(own)
+    return own
+
+
 def make_deterministic(device: torch.device) -> None:
     """Select deterministic kernels: the same input gives the same bits on the same machine.
 

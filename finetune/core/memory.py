@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from finetune.core.cores import processes_here
 from finetune.core.threads import WORTH_SHARING, threads_for
 
 try:
@@ -119,8 +120,8 @@ def available_memory_bytes() -> int:
 
 
 def spare_memory_bytes() -> int:
-    """Return the memory that a run may use to cache what it could compute again."""
-    return available_memory_bytes() // _SHARE_OF_MEMORY
+    """Return the memory that this process may use to cache what it could compute again."""
+    return available_memory_bytes() // (_SHARE_OF_MEMORY * processes_here())
 
 
 def peak_memory_mib() -> int | None:

@@ -11,11 +11,13 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
+from finetune.core.cores import processes_here
 from finetune.core.errors import Interrupted
 
 T = TypeVar("T")
@@ -32,6 +34,15 @@ class _Signals:
     """Number of the signal that asked to stop, or 0."""
     patient = False
     """Whether the handler only sets ``asked`` instead of raising."""
+    agreed: int | None = None
+    """Signal that all processes of a run know of; None in a run of one process."""
+    at = 0.0
+    """Time of the first signal."""
+
+
+_REPEATED_S = 2.0
+"""In a run of several processes, a launcher may pass on a signal that the process has already
+received from the terminal; within this time it is not a request to abort."""
 
 
 def listen() -> None:
@@ -70,14 +81,38 @@ def without_word_of_dead_workers() -> None:
 
 
 def asked() -> bool:
-    """Return whether a signal has asked to stop."""
-    return bool(_Signals.asked)
+    """Return whether a signal has asked to stop.
+
+    In a section where processes act `together`, whether all of them know of it.
+    """
+    return bool(_Signals.asked if _Signals.agreed is None else _Signals.agreed)
+
+
+def own_signal() -> int:
+    """Return the number of the signal that this process has received, or 0."""
+    return _Signals.asked
+
+
+def agree_on(number: int) -> None:
+    """Note the signal that some process has received and of which all know now; 0 for none."""
+    _Signals.agreed = number
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Make `asked` depend on `agree_on` alone, because all processes have to stop at one place."""
+    _Signals.agreed = 0
+    try:
+        yield
+    finally:
+        _Signals.asked = _Signals.asked or _Signals.agreed or 0
+        _Signals.agreed = None
 
 
 def interrupted(where: str = "") -> Interrupted:
     """Return, without raising it, the error that ends the program for the received signal."""
-    word = _WORDS[signal.Signals(_Signals.asked or signal.SIGINT)]
-    return Interrupted(f"{word}{where}", exit_code=128 + (_Signals.asked or signal.SIGINT))
+    number = _Signals.asked or _Signals.agreed or signal.SIGINT
+    return Interrupted(f"{_WORDS[signal.Signals(number)]}{where}", exit_code=128 + number)
 
 
 @contextmanager
@@ -121,8 +156,10 @@ def _handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     if os.getpid() != _Signals.owner:
         return
     if _Signals.asked:
+        if processes_here() > 1 and time.monotonic() - _Signals.at < _REPEATED_S:
+            return
         _leave(number)
-    _Signals.asked = number
+    _Signals.asked, _Signals.at = number, time.monotonic()
     if not _Signals.patient:
         raise interrupted()
 

@@ -54,6 +54,11 @@ class BothViews:
         self.counts: FeatureCounts | None = upright.counts  # they share the rows
         self._upright, self._mirrored = upright, mirrored
 
+    @property
+    def sizes(self) -> list[int]:
+        """Number of images in each batch of an epoch, of all processes together."""
+        return self._upright.sizes
+
     def __len__(self) -> int:
         return len(self._upright)
 

@@ -23,6 +23,8 @@ from finetune.data.images import Images
 from finetune.data.loading.dataloader import Batches, PhotoDataset
 from finetune.data.loading.mixup_cutmix import Mixing
 from finetune.data.loading.views import Views
+from finetune.distributed.group import group
+from finetune.distributed.ranks import ALONE, Ranks
 from finetune.features.autocast_module import AutocastModule, training_runner
 from finetune.features.both_views import BothViews
 from finetune.features.cache_policy import decide_cache
@@ -209,8 +211,12 @@ def build_engine(
 def _choose_for(rows: int, choose: Callable[[int], FormatChoice]) -> FormatChoice:
     """Choose a format with ``rows`` images, or with few if memory does not suffice for these.
 
-    Training uses micro-batches in that case.
+    Training uses micro-batches in that case. Of several processes, the first one chooses.
     """
+    return group().first(lambda: _choose(rows, choose), FormatChoice)
+
+
+def _choose(rows: int, choose: Callable[[int], FormatChoice]) -> FormatChoice:
     if rows > CPU_ROWS:
         try:
             return choose(rows)
@@ -312,12 +318,19 @@ class Split:
 
 
 def make_source(
-    engine: Engine, config: PlannedConfig, split: Split, *, workers: int, reporter: Reporter
+    engine: Engine,
+    config: PlannedConfig,
+    split: Split,
+    *,
+    workers: int,
+    reporter: Reporter,
+    ranks: Ranks = ALONE,
 ) -> FeatureBatches:
     """Return the batches of one split, as inputs of the trainable part.
 
     Args:
         config: Resolved config, in which ``features.cache`` is not auto.
+        ranks: Place of this process among those that share the batches.
     """
     images, views = split.images, Views.of("flip") if split.both_views else split.views
     assert split.mixing is None or views.count is None
@@ -339,6 +352,7 @@ def make_source(
                 views=views,
                 shuffle=split.shuffle,
                 device=engine.device,
+                ranks=ranks,
             )
 
         if split.both_views:
@@ -353,6 +367,12 @@ def make_source(
         keep_bytes=spare_memory_bytes() if keeps else 0,
     )
     batches = Batches(
-        dataset, batch_size=batch_size, workers=workers, device=engine.device, shuffle=split.shuffle
+        dataset,
+        batch_size=batch_size,
+        workers=workers,
+        device=engine.device,
+        shuffle=split.shuffle,
+        ranks=ranks,
+        previous_row=split.mixing is not None,
     )
     return FreshFeatures(batches, engine.extractor, split.mixing, both_views=split.both_views)

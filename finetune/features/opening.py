@@ -14,6 +14,7 @@ from finetune.core.device import versions
 from finetune.core.files import UNSUPPORTED
 from finetune.core.reporter import Reporter
 from finetune.core.text import mib, plural
+from finetune.distributed.group import Group
 from finetune.features.cache_folder import (
     cache_root,
     disk_limit,
@@ -76,6 +77,27 @@ def open_store(
         )
     use(folder)
     return DiskStore(folder, layout_of(extractor), description_of(extractor, only_of))
+
+
+def share_of(folder: Path, group: Group) -> tuple[int, int]:
+    """Return the number of this process among those that fill a store, and their number.
+
+    All processes of a run fill one store if they see the same folder, else those of each machine
+    fill their own.
+    """
+    ranks = group.ranks
+    if not group.are_several:
+        return 0, 1
+    name = f".tmp-{os.urandom(8).hex()}"
+    if group.is_first:
+        (folder / name).touch()
+    name = group.first(lambda: name)
+    in_common = all(group.gather((folder / name).exists()))
+    if group.is_first:
+        (folder / name).unlink(missing_ok=True)
+    if in_common:
+        return ranks.rank, ranks.size
+    return ranks.local_rank, ranks.local_size
 
 
 def make_room_for(store: DiskStore, rows: int, used: Places | None = None) -> None:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -42,9 +43,16 @@ from finetune.data.loading.dataloader import (
 )
 from finetune.data.loading.sampler import Key
 from finetune.data.loading.views import Views
+from finetune.distributed.group import group
 from finetune.features.earlier_cut import EarlierRows, earlier_rows
 from finetune.features.extractor import BLOCK_ROWS, FeatureExtractor, joined
-from finetune.features.opening import lacks_support, layout_of, make_room_for, open_store
+from finetune.features.opening import (
+    lacks_support,
+    layout_of,
+    make_room_for,
+    open_store,
+    share_of,
+)
 from finetune.features.photo_keys import keys_of_rows, numbered
 from finetune.features.self_test import rows_are_independent
 from finetune.features.store import DiskStore, Keys, MemoryStore, RowStore
@@ -217,10 +225,16 @@ def feature_rows(
     try:
         if config.cache == "disk":
             try:
-                store, keys, photos, using = _on_disk(extractor, config, wanted, reporter)
-                computed = _Filling(store, keys, photos, using, wanted, reporter).run(workers)
+                independent = group().first(lambda: rows_are_independent(extractor))
+                with group().first_before_others():  # which creates the store
+                    store, keys, photos, using = _on_disk(
+                        extractor, config, wanted, reporter, independent=independent
+                    )
+                share = share_of(store.folder, group())
+                filling = _Filling(store, keys, photos, using, wanted, reporter, share)
+                computed = filling.run(workers)
             except OSError as error:
-                if not lacks_support(error):
+                if not lacks_support(error) or group().are_several:
                     raise
                 warn_once(
                     f"{config.dir or 'features.cache disk'}: its file system has no locks or "
@@ -230,7 +244,9 @@ def feature_rows(
         if config.cache == "memory":
             store = MemoryStore(layout_of(extractor), count)
             keys, photos = numbered(count), np.zeros(len(wanted.images), np.uint64)
-            computed = _Filling(store, keys, photos, extractor, wanted, reporter).run(workers)
+            share = group().ranks.rank, group().ranks.size
+            filling = _Filling(store, keys, photos, extractor, wanted, reporter, share)
+            computed = filling.run(workers)
     except OSError as error:
         where = config.dir or error.filename or "features.cache"
         raise OutputError(
@@ -242,16 +258,25 @@ def feature_rows(
         ) from error
     places = torch.from_numpy(store.find(keys)).reshape(-1, views)
     seconds = time.perf_counter() - start
-    counts = FeatureCounts(computed, count - computed, seconds)
+    counts = FeatureCounts(computed, max(count - computed, 0), seconds)
     return FeatureRows(store.tensors(), places, counts)
 
 
 def _on_disk(
-    extractor: FeatureExtractor, config: FeaturesConfig, wanted: Wanted, reporter: Reporter
+    extractor: FeatureExtractor,
+    config: FeaturesConfig,
+    wanted: Wanted,
+    reporter: Reporter,
+    *,
+    independent: bool,
 ) -> tuple[DiskStore, Keys, NDArray[np.uint64], FeatureExtractor]:
-    """Return the store, the keys of the rows, the photos' numbers, and the extractor to use."""
+    """Return the store, the keys of the rows, the photos' numbers, and the extractor to use.
+
+    Args:
+        independent: Whether a row does not depend on the rows that it is computed with.
+    """
     keys, photos = keys_of_rows(wanted.images, wanted.views, config.known_by)
-    if rows_are_independent(extractor):
+    if independent:
         return open_store(extractor, config, reporter), keys, photos, extractor
     warn_once(
         f"{extractor.form} on {extractor.device.type}: features depend on the photos that they are "
@@ -264,7 +289,14 @@ def _on_disk(
 
 @dataclass(frozen=True)
 class _Filling:
-    """Computation of the rows that a store lacks."""
+    """Computation of the rows that a store lacks.
+
+    Several processes compute every n-th block each: of a store on disk, all that have it in common;
+    of stores in memory, all of them, which then exchange their blocks.
+
+    Attributes:
+        share: Number of this process among those that divide the work, and their number.
+    """
 
     store: RowStore
     keys: Keys
@@ -272,9 +304,13 @@ class _Filling:
     extractor: FeatureExtractor
     wanted: Wanted
     reporter: Reporter
+    share: tuple[int, int] = (0, 1)
 
     def run(self, workers: int) -> int:
-        """Compute what is missing, and return the number of rows computed."""
+        """Compute what is missing, and return the number of rows computed by all processes."""
+        return int(group().add_up(torch.tensor(self._fill(workers))))
+
+    def _fill(self, workers: int) -> int:
         computed = 0
         for _ in range(_MOST_ROUNDS):
             places = self.store.find(self.keys)
@@ -282,39 +318,55 @@ class _Filling:
             if self.store.damaged and not computed:
                 folder = getattr(self.store, "folder", "")
                 self.reporter.warn(f"{folder}: damaged features found; they are computed again")
-            if not len(missing):
-                self.store.save_index()
+            if not any(group().gather(len(missing))):  # and nobody adds rows before all have looked
+                if not self.share[0]:
+                    self.store.save_index()
+                group().barrier()
                 return computed
             missing = _first_of_each(self.keys, missing)
             if isinstance(self.store, DiskStore):
-                make_room_for(self.store, len(missing), places)
+                # Not in the first round only: rows of this store may be dropped to make room.
+                if not self.share[0]:  # rows that others may read are not dropped
+                    used = None if group().are_several else places
+                    make_room_for(self.store, len(missing), used)
                 if self.extractor.pads:
-                    continued = self._from_earlier_cuts(self.store, missing)
-                    computed += len(continued)
+                    continued, by_this_process = self._from_earlier_cuts(self.store, missing)
+                    computed += by_this_process
                     missing = np.setdiff1d(missing, continued)
-            if len(missing):
+            if len(missing) or group().are_several:
                 computed += self._round(missing, workers)
+            group().barrier()
         raise OSError(errno.EIO, "what was written was damaged when it was read")
 
-    def _from_earlier_cuts(self, store: DiskStore, missing: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Compute rows from stored rows at earlier cuts, and return which these were."""
+    def _from_earlier_cuts(
+        self, store: DiskStore, missing: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], int]:
+        """Compute rows from stored rows at earlier cuts.
+
+        Returns:
+            These rows, and the number of those that this process has computed.
+        """
         done = [np.empty(0, np.int64)]
+        by_this_process = 0
         for known in earlier_rows(self.extractor, store.folder.parent, self.keys[missing]):
             if known.damaged:
                 self.reporter.warn(f"{known.folder}: damaged features found; they are not used")
             rows = missing[known.at]
             if len(rows):
-                self._continue_from(known, rows)
+                by_this_process += self._continue_from(known, rows)
                 done.append(rows)
-        return np.concatenate(done)
+        return np.concatenate(done), by_this_process
 
-    def _continue_from(self, known: EarlierRows, rows: NDArray[np.int64]) -> None:
+    def _continue_from(self, known: EarlierRows, rows: NDArray[np.int64]) -> int:
+        """Compute this process's share of the rows, and return their number."""
         self.reporter.say(
             f"{self.wanted.what}: {len(rows):,} of {len(self.keys):,} rows of features are "
             f"computed from stored features of an earlier split point ({known.cut.first.cut}), "
             "without decoding photos"
         )
-        blocks = [slice(at, at + BLOCK_ROWS) for at in range(0, len(rows), BLOCK_ROWS)]
+        number, of = self.share
+        starts = range(0, len(rows), BLOCK_ROWS)[number::of]
+        blocks = [slice(at, at + BLOCK_ROWS) for at in starts]
         if self.extractor.device.type == "cpu":
             computing = _in_threads(known.compute, blocks)
         else:
@@ -323,6 +375,7 @@ class _Filling:
         tracked = self.reporter.track(unless_asked(computing), what, total=len(blocks))
         for block, features in zip(blocks, tracked, strict=True):
             self._append(rows[block], features)
+        return sum(len(rows[block]) for block in blocks)
 
     def _append(self, rows: NDArray[np.int64], features: Features) -> None:
         photos = self.photos[rows // (self.wanted.views.count or 1)]
@@ -337,11 +390,15 @@ class _Filling:
             numbers = np.unique(missing // size)
             end = len(self.keys)
             blocks = [np.arange(n * size, min((n + 1) * size, end)) for n in numbers.tolist()]
+        number, of = self.share
+        all_blocks, blocks = blocks, blocks[number::of]
         self._announce(len(missing))
         release_memory()  # filling the store is the peak of a run's memory use
         dataset = PhotoDataset(self.wanted.images, self.extractor.preprocessing, self.wanted.views)
         asked = [[divmod(row, views) for row in block.tolist()] for block in blocks]
-        computing = unless_asked(compute_blocks(dataset, asked, self.extractor, workers=workers))
+        computing = unless_asked(
+            compute_blocks(dataset, asked, self.extractor, workers=workers) if asked else []
+        )
         what = f"{self.wanted.what} features"
         broken: list[Unreadable] = []
         tracked = self.reporter.track(computing, what, total=len(blocks))
@@ -349,15 +406,34 @@ class _Filling:
             broken += [photo for _, photo in block.broken]
             if block.at and (self.extractor.pads or not block.broken):
                 self._append(rows_of_block[block.at], block.features)
+        broken = [
+            Unreadable(Path(path), reason, lasting)
+            for of_process in group().gather(
+                [[str(photo.path), photo.reason, photo.lasting] for photo in broken]
+            )
+            for path, reason, lasting in of_process
+        ]
         if broken:
             raise unreadable(broken)
-        return len(missing)
+        if group().are_several and isinstance(self.store, MemoryStore):
+            self._exchange(self.store, all_blocks)
+        return sum(map(len, blocks))
+
+    def _exchange(self, store: MemoryStore, blocks: Sequence[NDArray[np.int64]]) -> None:
+        """Copy the blocks that each process has computed into the stores of all others."""
+        number, of = self.share
+        for at, block in enumerate(blocks):
+            owner = at % of
+            features = tuple(tensor[torch.from_numpy(block)] for tensor in store.tensors())
+            group().rows_of_all(features, owner)
+            if owner != number:
+                self._append(block, features)
 
     def _announce(self, missing: int) -> None:
         num_bytes = missing * layout_of(self.extractor).num_bytes
         known = ""
         if self.wanted.seconds is not None:
-            expected = self.wanted.seconds * missing
+            expected = self.wanted.seconds * missing / self.share[1]
             known = f", about {expected:,.0f} s" if expected >= 1 else ", under a second"
         views = self.wanted.views.count
         self.reporter.say(

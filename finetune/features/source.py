@@ -18,6 +18,7 @@ from finetune.data.loading.dataloader import Batches
 from finetune.data.loading.mixup_cutmix import Mixing
 from finetune.data.loading.sampler import KeyedBatches
 from finetune.data.loading.views import Views
+from finetune.distributed.ranks import ALONE, Ranks
 from finetune.features.extractor import FeatureExtractor, in_float32
 from finetune.features.rows import FeatureRows
 from finetune.freezing.graph_split import Features
@@ -39,6 +40,10 @@ class FeatureBatches(Protocol):
     """
 
     counts: FeatureCounts | None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of images in each batch of an epoch, of all processes together."""
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
@@ -68,6 +73,11 @@ class FreshFeatures:
         self.mixing = mixing
         self.both_views = both_views
 
+    @property
+    def sizes(self) -> list[int]:
+        """Number of images in each batch of an epoch, of all processes together."""
+        return self.batches.sizes
+
     def __len__(self) -> int:
         return len(self.batches)
 
@@ -80,9 +90,14 @@ class FreshFeatures:
         device = self.extractor.device
         for number, (pixels, labels) in enumerate(self.batches.epoch(epoch, start), start):
             labels = labels.to(device, non_blocking=True)
+            if not len(labels):
+                crop = self.extractor.preprocessing.crop
+                pixels = pixels.new_empty(0, 3, crop, crop)
             if self.mixing is not None:
                 pixels = pixels.to(device, non_blocking=True)
                 pixels, labels = self.mixing(pixels, labels, epoch=epoch, number=number)
+            if self.batches.previous_row and len(labels):
+                pixels, labels = pixels[1:], labels[1:]
             features = self.extractor.features(pixels)
             if self.both_views:  # as `finetune.features.both_views.BothViews` does
                 features = (*features, *self.extractor.features(pixels.flip(3)))
@@ -101,6 +116,7 @@ class CachedFeatures:
         views: Views,
         shuffle: bool,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.rows = rows
         self.counts: FeatureCounts | None = rows.counts
@@ -114,7 +130,13 @@ class CachedFeatures:
             views=views,
             shuffle=shuffle,
             balanced=images.labels if images.balanced else None,
+            ranks=ranks,
         )
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of images in each batch of an epoch, of all processes together."""
+        return self._batches.sizes
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -127,7 +149,7 @@ class CachedFeatures:
         """Yield the batches of an epoch, starting at index ``start``."""
         self._batches.epoch, self._batches.start = epoch, start
         for keys in self._batches:
-            at, views = torch.tensor(keys).unbind(dim=1)
+            at, views = torch.tensor(keys, dtype=torch.int64).reshape(-1, 2).unbind(dim=1)
             features = tuple(tensor.to(self.device) for tensor in self.rows.take(at, views))
             yield in_float32(features), self._labels[at].to(self.device)
 

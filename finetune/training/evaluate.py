@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from finetune.core.errors import DataError
 from finetune.core.threads import threads_for
+from finetune.distributed.group import ONE_PROCESS, Group
+from finetune.distributed.verdict import in_step
 from finetune.freezing.graph_split import Features
 from finetune.training.metrics import Meter
 
@@ -36,6 +38,8 @@ def evaluate(
     *,
     num_classes: int,
     keep: list[Tensor] | None = None,
+    group: Group = ONE_PROCESS,
+    number: int = 0,
 ) -> Evaluation:
     """Compute the metrics over all samples; the model is in eval mode afterwards.
 
@@ -46,18 +50,25 @@ def evaluate(
         batches: Model inputs, a tuple of tensors (images ``(N, 3, H, W)`` float32, normalised, or
             features of the frozen prefix), and labels ``(N,)`` int64.
         keep: List to which the logits of each batch, ``(N, num_classes)`` on the CPU, are appended.
+        group: Processes that share the batches, each of which has ``batches`` of its own; the
+            result is that of one process, bit for bit.
+        number: Number of batches of all processes; needed if there are several.
 
     Raises:
         DataError: there are no samples.
+        OtherProcessError: another process has failed.
+        Interrupted: a signal asked one of several processes to stop.
     """
     meter = Meter(num_classes, next(model.parameters()).device)
+    losses: list[Tensor] = []
     model.eval()
     with threads_for(0):
-        for inputs, labels in batches:
+        for inputs, labels in in_step(batches, group, group.ranks.batches(number)):
             logits = model(*inputs)
-            meter.add(logits, labels)
+            losses.append(meter.add(logits, labels))
             if keep is not None:
                 keep.append(logits.cpu())
+    meter = meter.in_order(group, losses, number)
     if not meter.num_images:
         raise DataError("no images to evaluate", kind="data.no_images")
     return Evaluation(

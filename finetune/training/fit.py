@@ -21,6 +21,8 @@ from finetune.core.reporter import Reporter
 from finetune.core.seeding import seed_for
 from finetune.core.text import plural
 from finetune.data.images import shown_few
+from finetune.distributed.group import ONE_PROCESS, Group
+from finetune.distributed.verdict import Verdict
 from finetune.features.both_views import averaging
 from finetune.features.source import FeatureBatch, FeatureBatches
 from finetune.freezing.lora import merged
@@ -28,7 +30,7 @@ from finetune.results.features import FeatureCounts, total
 from finetune.training.early_stopping import EarlyStopping
 from finetune.training.epoch_record import Epoch
 from finetune.training.evaluate import evaluate
-from finetune.training.loop import Callbacks, EpochResult, train_epochs
+from finetune.training.loop import Callbacks, EpochResult, Sharing, train_epochs
 from finetune.training.prepare_stage import StageSetup
 from finetune.training.resume import ResumePoint, resume_command
 from finetune.training.state import EarlierStages, TrainState
@@ -82,6 +84,8 @@ class RunOutput:
     start: float
     epochs: int
     reporter: Reporter
+    writes: bool = True
+    """Whether this process writes to the folder; of several processes, the first one does."""
 
 
 def run_epochs(
@@ -92,6 +96,7 @@ def run_epochs(
     *,
     past: EarlierStages,
     resume_point: ResumePoint | None = None,
+    group: Group = ONE_PROCESS,
 ) -> Trained:
     """Train a stage; evaluate, record and save a checkpoint after each epoch.
 
@@ -99,6 +104,7 @@ def run_epochs(
         past: Results of the earlier stages; epoch numbers and keys continue from theirs, and
             the best epoch of all stages is kept.
         resume_point: Checkpoint to resume from; None starts the stage from its beginning.
+        group: Processes that train the stage together; ``batches`` have this process's share.
 
     Raises:
         Interrupted: a signal requested it; the progress so far is saved.
@@ -112,7 +118,9 @@ def run_epochs(
         start=output.start,
         past=past,
         resume_point=resume_point,
+        group=group,
     )
+    verdict = Verdict(group, is_due=lambda: checkpointer.is_due)
     if past.optimizer_state is not None:
         kept = plural(state.state_kept, "tensor")
         does = (
@@ -122,18 +130,20 @@ def run_epochs(
         )
         reporter.say(f"{config.optimizer.name}: {does}")
     progress, monitor = state.loop.progress, state.monitor
-    epochs = _recorded(state, folder)
+    epochs = _recorded(state, folder, writes=output.writes)
     first = len(past.records)
     best = past.best
     if resume_point is not None:
-        best = _best_on_disk(state, epochs, resume_point, output)
+        with group.first_before_others():  # which may repair the file
+            best = _best_on_disk(state, epochs, resume_point, output)
 
     def save_between_steps() -> None:
+        is_due = verdict.save if group.are_several else checkpointer.is_due
+        if signals.asked() or is_due:
+            state.agree()
+            checkpointer.keep_now(state.checkpoint(evaluated=False))
         if signals.asked():
-            checkpointer.keep_now(state.checkpoint(evaluated=False))
             raise _stopped(f"in {progress}", folder)
-        if checkpointer.is_due:
-            checkpointer.keep_now(state.checkpoint(evaluated=False))
 
     def batches_of(epoch: int) -> Iterator[FeatureBatch]:
         left = training.epoch(epoch, progress.batch)
@@ -160,14 +170,17 @@ def run_epochs(
             callbacks=Callbacks(
                 stage_setup.set_mode, after_step=save_between_steps, warn=reporter.warn
             ),
+            sharing=Sharing(verdict, training.sizes) if group.are_several else None,
         )
     try:
         for trained in to_train:
-            epoch = _evaluated(state, trained, batches.validation, output, checkpointer)
+            state.agree()
+            epoch = _evaluated(state, trained, batches.validation, output, checkpointer, group)
             _refuse_not_a_number(epoch, config)
             epochs.append(epoch)
             state.add(epoch)
-            append_line(folder / run_dir.METRICS, json.dumps(epoch.record()))
+            if output.writes:
+                append_line(folder / run_dir.METRICS, json.dumps(epoch.record()))
             best = epoch if best is None else best_of((best, epoch), monitor)
             checkpointer.keep(state.checkpoint(evaluated=True), is_best=best is epoch)
             shown = epoch.line(
@@ -215,17 +228,25 @@ def _evaluated(
     validation: FeatureBatches | None,
     output: RunOutput,
     checkpointer: Checkpointer,
+    group: Group,
 ) -> Epoch:
     loop = state.loop
     if validation is None:
         return Epoch(trained, None, 0.0, loop.progress.stage + 1)
     batches = signals.unless_asked(validation.epoch())
-    tracked = output.reporter.track(batches, "evaluate", total=len(validation))
+    total = group.ranks.batches(len(validation))
+    tracked = output.reporter.track(batches, "evaluate", total=total)
     start = time.perf_counter()
     try:
         with state.averaged(), merged(state.stage_setup.model):
             model = averaging(loop.model, state.stage_setup.config.model)
-            val = evaluate(model, tracked, num_classes=loop.num_classes)
+            val = evaluate(
+                model,
+                tracked,
+                num_classes=loop.num_classes,
+                group=group,
+                number=len(validation),
+            )
     except (Interrupted, RuntimeError):
         if not signals.asked():
             raise
@@ -236,7 +257,7 @@ def _evaluated(
     return Epoch(trained, val, time.perf_counter() - start, loop.progress.stage + 1)
 
 
-def _recorded(state: TrainState, folder: Path) -> list[Epoch]:
+def _recorded(state: TrainState, folder: Path, *, writes: bool) -> list[Epoch]:
     """Return the epochs already evaluated, and rewrite ``metrics.jsonl`` to contain only these."""
     try:
         epochs = [Epoch.of(record) for record in state.records]
@@ -244,6 +265,8 @@ def _recorded(state: TrainState, folder: Path) -> list[Epoch]:
         raise CheckpointError(
             f"damaged: {error!r}", kind="checkpoint.damaged", path=folder / run_dir.LAST
         ) from error
+    if not writes:
+        return epochs
     if epochs:
         lines = "".join(f"{json.dumps(record)}\n" for record in state.records)
         write_text(folder / run_dir.METRICS, lines)
@@ -265,6 +288,8 @@ def _best_on_disk(
         return None
     best = best_of(epochs, state.monitor)
     path = output.folder / run_dir.BEST
+    if not output.writes:
+        return best
     try:
         _, metadata = load_checkpoint(path)
     except CheckpointError as error:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from finetune.checkpoints.train_progress import TrainProgress
+from finetune.distributed.group import ONE_PROCESS
+from finetune.distributed.verdict import Verdict, reading
 from finetune.training.ema import EMA
 from finetune.training.loss import Loss, LossConfig
 from finetune.training.metrics import Meter
+from finetune.training.shared_step import SharedStep
 from finetune.training.step import Batch, Step, StepConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,18 @@ class Callbacks:
     warn: Callable[[str], None] = lambda _: None
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """What the processes that share each batch of a training have in common.
+
+    Attributes:
+        sizes: Number of images of each whole batch of an epoch.
+    """
+
+    verdict: Verdict
+    sizes: Sequence[int]
+
+
 def train_epochs(
     state: LoopState,
     batches: Callable[[int], Iterable[Batch]],
@@ -81,6 +99,7 @@ def train_epochs(
     step: StepConfig,
     loss: LossConfig | None = None,
     callbacks: Callbacks,
+    sharing: Sharing | None = None,
 ) -> Iterator[EpochResult]:
     """Train and yield after each epoch; the caller evaluates, saves and reports in between.
 
@@ -92,6 +111,8 @@ def train_epochs(
             mixed images, of which the largest is the label for the accuracy.
         epochs: Number of the last epoch to train.
         loss: Options of the loss; None for plain cross-entropy.
+        sharing: What several processes share; ``batches`` then have this process's rows of each
+            batch, and metrics are those of all processes.
 
     Raises:
         NotFiniteError: a loss or a gradient is not finite.
@@ -99,39 +120,50 @@ def train_epochs(
     """
     progress, meter = state.progress, state.meter
     device = next(state.model.parameters()).device
-    steps = Step(
-        state.model,
-        state.optimizer,
-        Loss(loss or LossConfig(), device=device),
-        step,
-        warn=callbacks.warn,
-    )
+    criterion = Loss(loss or LossConfig(), device=device)
+    steps: Step | SharedStep
+    if sharing is None:
+        steps = Step(state.model, state.optimizer, criterion, step, warn=callbacks.warn)
+        group = ONE_PROCESS
+    else:
+        group = sharing.verdict.group
+        steps = SharedStep(
+            state.model,
+            state.optimizer,
+            criterion,
+            step,
+            warn=callbacks.warn,
+            verdict=sharing.verdict,
+            sizes=sharing.sizes,
+        )
     while progress.epoch <= epochs:
         if not progress.batch:
             meter.reset()
             progress.lr = max(group["lr"] for group in state.optimizer.param_groups)
         start = time.perf_counter() - progress.elapsed_s
         callbacks.set_mode()
-        for group in _groups_of(step.accumulate, batches(progress.epoch)):
-            steps.take(group, meter, progress)
+        epoch = batches(progress.epoch)
+        for together in _groups_of(step.accumulate, reading(epoch) if sharing else epoch):
+            steps.take(together, meter, progress)  # type: ignore[arg-type]  # Unread if shared
             state.schedule.step()
             if state.average is not None:
                 state.average.update()
-            progress.advance(len(group), elapsed_s=time.perf_counter() - start)
+            progress.advance(len(together), elapsed_s=time.perf_counter() - start)
             callbacks.after_step()
         steps.finite.check()
+        whole = meter.added_up(group)
         yield EpochResult(
             epoch=progress.epoch,
             lr=progress.lr,
-            loss=meter.loss,
-            top1=meter.top1,
-            num_images=meter.num_images,
+            loss=whole.loss,
+            top1=whole.top1,
+            num_images=whole.num_images,
             elapsed_s=time.perf_counter() - start,
         )
         progress.begin_next_epoch()
 
 
-def _groups_of(count: int, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+def _groups_of(count: int, batches: Iterable[T]) -> Iterator[list[T]]:
     iterator = iter(batches)
     while group := list(itertools.islice(iterator, count)):
         yield group

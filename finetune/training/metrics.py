@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finetune.distributed.group import Group
+
 TOP5_FROM = 6
 """Smallest number of classes for which top-5 accuracy is reported; with five it is always 1."""
 
@@ -69,9 +71,37 @@ class Meter:
         for name, total in self.tensors().items():
             total.copy_(tensors[name])
 
+    def added_up(self, group: Group) -> Meter:
+        """Return the meter of all processes' batches."""
+        if not group.are_several:
+            return self
+        whole = Meter(self.num_classes, self._loss.device)
+        for name, total in whole.tensors().items():
+            group.add_up(total.copy_(self.tensors()[name]))
+        return whole
+
+    def in_order(self, group: Group, losses: Sequence[Tensor], batches: int) -> Meter:
+        """Return the meter of all processes' batches, with the bits that one process would get.
+
+        Args:
+            losses: What `add` returned for each batch of this process, which are those at its rank
+                and at every so many further as there are processes.
+            batches: Number of batches of all processes.
+        """
+        if not group.are_several:
+            return self
+        whole = self.added_up(group)
+        every = torch.zeros(batches, dtype=self._loss.dtype, device=self._loss.device)
+        if losses:
+            every[group.ranks.rank :: group.ranks.size] = torch.stack(list(losses))
+        whole._loss.zero_()
+        for loss in group.add_up(every):  # one after the other: the order decides the last bits
+            whole._loss += loss
+        return whole
+
     @torch.no_grad()
-    def add(self, logits: Tensor, labels: Tensor, *, loss: Tensor | None = None) -> None:
-        """Add one batch.
+    def add(self, logits: Tensor, labels: Tensor, *, loss: Tensor | None = None) -> Tensor:
+        """Add one batch, and return the sum of the losses of its samples.
 
         Args:
             logits: Logits ``(N, num_classes)``.
@@ -82,7 +112,8 @@ class Meter:
             loss_sum = F.cross_entropy(logits.float(), labels, reduction="sum")
         else:
             loss_sum = loss.detach() * len(labels)
-        self._loss += loss_sum.to(self._loss.dtype)
+        loss_sum = loss_sum.to(self._loss.dtype)
+        self._loss += loss_sum
         answers = logits.argmax(dim=1)
         hit = answers == labels
         every = torch.ones_like(hit)
@@ -91,6 +122,7 @@ class Meter:
         self._answered += self._by_class(answers, every)
         if self.num_classes >= TOP5_FROM:
             self._top5 += (logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1).sum()
+        return loss_sum
 
     def _by_class(self, classes: Tensor, counted: Tensor) -> Tensor:
         """Count the samples of each class, without bincount or a mask.

@@ -18,12 +18,16 @@ from finetune.config.stages import RunConfig
 from finetune.core.errors import ConfigError
 from finetune.core.reporter import Reporter
 from finetune.core.text import listed_patterns, plural
+from finetune.core.threads import WORTH_SHARING
 from finetune.data.checks.preflight import Skipped
 from finetune.data.images import TrainVal
 from finetune.data.loading.class_weights import class_weights
 from finetune.data.loading.mixup_cutmix import Mixing
 from finetune.data.loading.views import Views
 from finetune.data.loading.workers import resolve_workers
+from finetune.distributed.global_batch import share_layers
+from finetune.distributed.group import group
+from finetune.distributed.ranks import ALONE, Ranks
 from finetune.features.engine import (
     Engine,
     Network,
@@ -111,6 +115,22 @@ class StageSetup:
         """Return a new optimizer over the trainable parameters."""
         return build_optimizer(named_trainable(self.model), config, depths=self.plan.depths)
 
+    @property
+    def is_for_one_process(self) -> bool:
+        """Whether only the first of several processes trains: a small part on cached features.
+
+        A step would take no longer than the exchange of its gradient.
+        """
+        config = self.config
+        is_cached = self.engine.split.prefix is not None and config.features.cache != "off"
+        work = self.plan.cost.forward_trainable * config.data.batch_size
+        return is_cached and training_views(config).count is not None and work < WORTH_SHARING
+
+    def share_layers(self) -> None:
+        """Make random layers and batch norms of the trainable part see the whole batch."""
+        part = self.engine.trainable_part
+        share_layers(part, norms=self.config.runtime.norms == "together")
+
     def set_mode(self) -> None:
         """Put every module into its mode for training."""
         set_train_mode(self.model, update_norm_stats=updates_norm_stats(self.config))
@@ -138,7 +158,8 @@ def prepare_stage(
     run_config = run_setup.run_config if carried is None else carried.run_config
     config, plan, data = run_config.stages[number], run_setup.plans[number], run_setup.data
     device = run_setup.device
-    model = _network(run_setup, carried, resume_point, reporter)
+    with group().first_before_others():  # which downloads the weights
+        model = _network(run_setup, carried, resume_point, reporter)
     apply_freeze(model, plan.frozen)
     updates = updates_norm_stats(config)
     frozen_hashes = hash_frozen(model, update_norm_stats=updates)
@@ -268,15 +289,18 @@ def resolve(
     """Resolve each ``auto`` that depends on the data, the machine and the engine's timings."""
     # Images of 8 bits alone leave the levels auto.
     levels = FULL_RANGE if config.data.levels == AUTO else config.data.levels
-    workers = resolve_workers(
-        config.data.workers,
-        data.train,
-        engine.device,
-        batch_bytes=config.data.batch_size * engine.extractor.pixel_bytes,
+    workers = group().first(
+        lambda: resolve_workers(
+            config.data.workers,
+            data.train,
+            engine.device,
+            batch_bytes=config.data.batch_size * engine.extractor.pixel_bytes,
+        )
     )
     policy = resolve_policy(config, plan, engine.split.crossing)
     views = Views.of_training(config.augment.with_values({"policy": policy}), seed=config.seed)
-    cache = resolve_cache(config, engine, len(data.train), len(data.val), views, reporter)
+    sizes = len(data.train), len(data.val)
+    cache = group().first(lambda: resolve_cache(config, engine, *sizes, views, reporter))
     resolved = config.resolved_as(
         ResolvedConfig,
         {
@@ -408,12 +432,18 @@ def parameter_counts(reports: Sequence[FreezeReport]) -> ParameterCounts:
 
 
 def feature_batches_of(
-    stage_setup: StageSetup, reporter: Reporter, *, training: bool, both_views: bool = False
+    stage_setup: StageSetup,
+    reporter: Reporter,
+    *,
+    training: bool,
+    both_views: bool = False,
+    ranks: Ranks = ALONE,
 ) -> FeatureBatches:
     """Return the batches of the training images (in their views) or of the validation images.
 
     Args:
         both_views: Whether batches also have the features of the mirror images.
+        ranks: Place of this process among those that share the batches.
     """
     config, data = stage_setup.config, stage_setup.data
     mixing = Mixing.of(config.augment, num_classes=stage_setup.plan.num_classes, seed=config.seed)
@@ -426,5 +456,10 @@ def feature_batches_of(
         both_views=both_views,
     )
     return make_source(
-        stage_setup.engine, config, split, workers=config.data.workers, reporter=reporter
+        stage_setup.engine,
+        config,
+        split,
+        workers=config.data.workers,
+        reporter=reporter,
+        ranks=ranks,
     )

@@ -31,9 +31,10 @@ from finetune.core.errors import (
 )
 from finetune.core.files import exists
 from finetune.core.reporter import Reporter
-from finetune.core.text import first_few
+from finetune.core.text import first_few, plural
 from finetune.data.fingerprint import differences, fingerprint_of
 from finetune.data.images import TrainVal
+from finetune.distributed.group import group
 from finetune.freezing.frozen_hashes import FrozenHashes
 from finetune.freezing.plan import Plan
 from finetune.models.build import ModelSpec
@@ -313,6 +314,8 @@ def _say_what_may_differ(checkpoint: Checkpoint, training: Training, reporter: R
     ]
     if record.threads != torch.get_num_threads():
         others.append(f"{record.threads} threads, now {torch.get_num_threads()}")
+    if record.processes != group().ranks.size:
+        others.append(f"{plural(record.processes, 'process')}, now {group().ranks.size}")
     if others:
         reporter.warn(
             f"resuming a run that started with {'; '.join(others)}: results may differ in the last "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from finetune.config.base import AUTO
 from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config, DataConfig
 from finetune.config.stages import RunConfig, stage_configs
-from finetune.core.device import make_deterministic, select_device
+from finetune.core.device import make_deterministic, own_device, select_device
 from finetune.core.errors import ConfigError, OutputError
 from finetune.core.files import expand_user
 from finetune.core.memory import use_one_heap
@@ -24,6 +25,7 @@ from finetune.data.images import Images, TrainVal
 from finetune.data.levels import settled_levels
 from finetune.data.loading.sampler import batch_sizes
 from finetune.data.sources.open import find_train_val
+from finetune.distributed.group import group
 from finetune.freezing.lora import require_peft
 from finetune.freezing.plan import Plan, make_plan
 from finetune.models.build import ModelSpec, check_input_size
@@ -83,9 +85,9 @@ def set_up_run(
     if config.adapt is not None:
         require_peft()
     use_one_heap()
-    device = select_device(config.runtime.device)
+    device = own_device(select_device(config.runtime.device), group().ranks.local_rank)
     make_deterministic(device)
-    data = _found(config, reporter)
+    data = group().first(lambda: _found(config, reporter), TrainVal)
     _refuse_writing_among_classes(config, data)
     names = data.train.class_names
     config = _expanded(config, len(data.train), reporter)
@@ -107,11 +109,13 @@ def set_up_run(
         resume_point.refuse_other_network(plans[resume_point.stage])
     for warning in dict.fromkeys(warning for plan in plans for warning in plan.freeze.warnings):
         reporter.warn(warning)
-    data, checked = _checked(data, config.data, reporter)
+    data, checked = group().first(
+        partial(_checked, data, config.data, reporter), tuple[TrainVal, PreflightResult]
+    )
     if resume_point is not None:
         resume_point.refuse_other_data(data, reporter)
     if resume_point is None:
-        levels = levels_of(data, config.data, reporter)
+        levels = group().first(partial(levels_of, data, config.data, reporter))
         if levels is not None:
             stages = tuple(stage.with_values({"data.levels": levels}) for stage in stages)
         if levels != plans[0].spec.preprocessing.levels:

@@ -18,6 +18,8 @@ from finetune.checkpoints.train_progress import TrainProgress
 from finetune.core.device import versions
 from finetune.core.errors import CheckpointError, NotFiniteError
 from finetune.data.fingerprint import fingerprint_of
+from finetune.distributed.group import ONE_PROCESS, Group
+from finetune.freezing.frozen_hashes import hash_tensor
 from finetune.freezing.lora import named_plainly, plain_state
 from finetune.results.train import StageSummary
 from finetune.training.early_stopping import EarlyStopping
@@ -34,6 +36,7 @@ from finetune.training.optimizer_state import (
 from finetune.training.prepare_stage import CarriedState, StageSetup
 from finetune.training.resume import ResumePoint
 
+_STATISTICS = "running_mean", "running_var"
 _OPTIMIZER, _METER, _WEIGHTS = "optimizer/", "meter/", "weights/"
 """Key prefixes of the tensors in a checkpoint's `Training`.
 
@@ -88,6 +91,7 @@ class TrainState:
             processes took.
         past: Results of the earlier stages.
         resume_point: Checkpoint to restore the state from.
+        group: Processes that train the stage together.
 
     Attributes:
         loop: Model, optimizer, schedule, EMA, progress and metrics of the current epoch.
@@ -108,9 +112,11 @@ class TrainState:
         start: float,
         past: EarlierStages,
         resume_point: ResumePoint | None = None,
+        group: Group = ONE_PROCESS,
     ) -> None:
         config, model = stage_setup.config, stage_setup.model
         self.stage_setup = stage_setup
+        self._group = group
         self.past = past
         self.records: list[dict[str, Any]] = list(past.records)
         self.state_kept = 0
@@ -180,7 +186,7 @@ class TrainState:
         optimizer, numbers = optimizer_tensors(loop.optimizer, self._parameters)
         tensors = _under(_OPTIMIZER, optimizer)
         if not evaluated:
-            tensors |= _under(_METER, loop.meter.tensors())
+            tensors |= _under(_METER, loop.meter.added_up(self._group).tensors())
         if loop.average is not None or self._has_adapters:
             tensors |= _under(_WEIGHTS, self._changing)
         # model_construct skips validation, which takes as long as a short epoch for many records.
@@ -191,6 +197,7 @@ class TrainState:
             data=self._data,
             frozen=self.stage_setup.frozen_hashes.digest,
             threads=self.stage_setup.threads,
+            processes=self._group.ranks.size,
             optimizer=numbers,
             elapsed_s=time.perf_counter() - self._start,
             resumed_at=self.resumed_at,
@@ -211,7 +218,7 @@ class TrainState:
         self.records = list(record.records)
         self.resumed_at = (*record.resumed_at, str(record.position))
         self.state_kept = record.state_kept
-        if loop.progress.batch:
+        if loop.progress.batch and self._group.is_first:  # it has the batches of all processes
             loop.meter.load(_of(_METER, tensors))
         here = [Epoch.of(line) for line in self.records[len(self.past.records) :]]
         for epoch in here:
@@ -263,6 +270,25 @@ class TrainState:
     def optimizer_state(self) -> OptimizerState:
         """Return the optimizer state, for the next stage."""
         return OptimizerState.of(self.loop.optimizer, self._parameters)
+
+    def agree(self) -> None:
+        """Average the running statistics of norm layers over the processes, and compare the rest.
+
+        Statistics differ between processes only with ``runtime.norms: apart``.
+
+        Raises:
+            FinetuneError: weights differ between processes.
+        """
+        if not self._group.are_several:
+            return
+        average = {} if self.loop.average is None else self.loop.average.tensors
+        hashes = []
+        for name, tensor in self._changing.items():
+            for one in (tensor, average.get(name)):
+                if one is not None and name.endswith(_STATISTICS):
+                    self._group.add_up(one).div_(self._group.ranks.size)
+            hashes.append(hash_tensor(tensor))
+        self._group.refuse_differences(weights=" ".join(hashes))
 
     def _refuse_not_finite(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():

@@ -129,12 +129,20 @@ class Step:
         """
         while not self._fits(batches, progress):
             largest = progress.at_once or max(len(labels) for _, labels in batches)
-            progress.at_once = _half_of(largest)
-            self.warn(
-                f"out of memory: continuing with micro-batches of {progress.at_once} images and "
-                "gradient accumulation; trainable norm layers now see micro-batch statistics"
-            )
+            progress.at_once = halved(largest)
+            self.warn_of_memory(progress.at_once)
         self._move(progress, whole=len(batches) == 1 and not progress.at_once)
+        self._count(meter)
+
+    def warn_of_memory(self, at_once: int) -> None:
+        """Warn that micro-batches of this many images are used from now on."""
+        self.warn(
+            f"out of memory: continuing with micro-batches of {at_once} images and "
+            "gradient accumulation; trainable norm layers now see micro-batch statistics"
+        )
+
+    def _count(self, meter: Meter) -> None:
+        """Add the losses and predictions of the step to the meter."""
         for logits, labels, loss in self._seen:
             meter.add(logits, labels if labels.dim() == 1 else labels.argmax(dim=1), loss=loss)
         self._seen.clear()
@@ -146,7 +154,7 @@ class Step:
         try:
             for number, (inputs, labels) in enumerate(batches):
                 torch.manual_seed(seed_for(self.config.seed, "step", progress.batches + number))
-                for part, part_labels in _cut(inputs, labels, progress.at_once):
+                for part, part_labels in cut(inputs, labels, progress.at_once):
                     total = self._loss(part, part_labels)
                     self.finite.add(total, self._error("the training loss", progress, number))
                     if len(batches) > 1 or progress.at_once:
@@ -190,7 +198,12 @@ class Step:
         return NotFiniteError(what, epoch=progress.epoch, batch=batch, lr=lr)
 
 
-def _half_of(images: int) -> int:
+def halved(images: int) -> int:
+    """Return half of a number of images.
+
+    Raises:
+        FinetuneError: it would be less than two.
+    """
     if images // 2 < _FEWEST_AT_ONCE:
         raise FinetuneError(
             f"out of memory with {images} images at a time",
@@ -201,7 +214,7 @@ def _half_of(images: int) -> int:
     return images // 2
 
 
-def _cut(inputs: Features, labels: Tensor, at_once: int) -> Iterator[Batch]:
+def cut(inputs: Features, labels: Tensor, at_once: int) -> Iterator[Batch]:
     """Split a batch into micro-batches of about equal size and at least two images; 0: no split."""
     if not at_once:
         yield inputs, labels

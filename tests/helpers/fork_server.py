@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,13 +87,24 @@ class ForkServer:
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         return answer
 
-    def start(self, *arguments: str, call: str = "finetune.cli.app:main") -> Program:
+    def start(
+        self,
+        *arguments: str,
+        call: str = "finetune.cli.app:main",
+        environment: Mapping[str, str] | None = None,
+    ) -> Program:
         """Start the command line, or another function, which finds its arguments in sys.argv."""
         self._count += 1
         out, err = (self.folder / f"{self._count}.{name}" for name in ("out", "err"))
         out.touch()
         err.touch()
-        given = {"argv": ["finetune", *arguments], "call": call, "out": str(out), "err": str(err)}
+        given = {
+            "argv": ["finetune", *arguments],
+            "call": call,
+            "out": str(out),
+            "err": str(err),
+            "environment": dict(environment or {}),
+        }
         return Program(self, self.ask(**given)["pid"], out, err)
 
     def run(self, *arguments: str) -> tuple[int, str]:
@@ -136,6 +147,7 @@ def _serve() -> None:
         else:
             pid = os.fork()
             if pid == 0:
+                os.environ.update(request["environment"])
                 _become(request["argv"], Path(request["out"]), Path(request["err"]))
                 module, _, name = request["call"].partition(":")
                 getattr(importlib.import_module(module), name)()

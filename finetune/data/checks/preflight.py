@@ -9,9 +9,10 @@ still reported together before training.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from finetune.core.reporter import Reporter
 from finetune.data.checks.inspect_file import FileInspection, inspect_file
 from finetune.data.checks.inspection_cache import InspectionCache, key_of_file
 from finetune.data.images import Images, shown, shown_few
+from finetune.distributed.group import group
 
 _MOST_LISTED = 20
 _MOST_FAULTS = 3
@@ -113,25 +115,34 @@ def dropping_unreadable(work: Callable[[int], T], *, on_unreadable: str, reporte
         try:
             return work(attempt)
         except UnreadableError as error:
-            suspects = {path for path, _ in error.found} - error.passing - known
-            # A file that is completed during its inspection must get another key than the result.
-            keys = {path: key_of_file(str(path)) for path in suspects}
-            inspections = {path: inspect_file(str(path), full=True) for path in suspects}
-            broken = {
-                path: inspection
-                for path, inspection in inspections.items()
-                if inspection.reason and inspection.lasting
-            }
-            with InspectionCache() as cache:
-                cache.keep((keys[path], inspection) for path, inspection in broken.items())
-            passing = error.passing | (suspects - broken.keys())
-            if passing:
-                raise UnreadableError(error.found, passing=passing) from error
-            if on_unreadable == "fail" or not broken:
-                raise
-            known |= broken.keys()
+            known |= set(group().first(partial(_broken, error, known, on_unreadable), list[Path]))
             reporter.warn(f"{error.found[0][0]}: failed to decode; restarting without it")
             attempt += 1
+
+
+def _broken(error: UnreadableError, known: Collection[Path], on_unreadable: str) -> list[Path]:
+    """Return the images of an error that are broken indeed, and note them in the inspection cache.
+
+    Raises:
+        UnreadableError: As `dropping_unreadable`.
+    """
+    suspects = {path for path, _ in error.found} - error.passing - set(known)
+    # A file that is completed during its inspection must get another key than the result.
+    keys = {path: key_of_file(str(path)) for path in suspects}
+    inspections = {path: inspect_file(str(path), full=True) for path in suspects}
+    broken = {
+        path: inspection
+        for path, inspection in inspections.items()
+        if inspection.reason and inspection.lasting
+    }
+    with InspectionCache() as cache:
+        cache.keep((keys[path], inspection) for path, inspection in broken.items())
+    passing = error.passing | (suspects - broken.keys())
+    if passing:
+        raise UnreadableError(error.found, passing=passing) from error
+    if on_unreadable == "fail" or not broken:
+        raise error
+    return list(broken)
 
 
 def known_contents(paths: Sequence[Path]) -> list[str]:

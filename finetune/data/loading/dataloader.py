@@ -26,6 +26,7 @@ from finetune.data.loading.sampler import Key, KeyedBatches, by_image
 from finetune.data.loading.transforms import build_draw, build_fit
 from finetune.data.loading.views import Views
 from finetune.data.loading.workers import BATCHES_AHEAD, InSharedMemory, InWorkers
+from finetune.distributed.ranks import ALONE, Ranks
 
 Batch = tuple[Tensor, Tensor]
 """Pixels ``(N, 3, crop, crop)`` uint8 and labels ``(N,)`` int64, on the CPU."""
@@ -122,6 +123,8 @@ def collate(samples: list[Sample | Unreadable]) -> Batch | list[Unreadable]:
     broken = [sample for sample in samples if isinstance(sample, Unreadable)]
     if broken:
         return broken
+    if not samples:  # the share of a process in a batch of fewer rows than processes
+        return torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
     pixels, labels = zip(*samples, strict=True)
     return torch.stack(pixels), torch.tensor(labels, dtype=torch.int64)
 
@@ -137,7 +140,10 @@ class Batches:
         workers: int,
         device: torch.device,
         shuffle: bool = False,
+        ranks: Ranks = ALONE,
+        previous_row: bool = False,
     ) -> None:
+        """Create the batches; the last two arguments are those of `KeyedBatches`."""
         self._images = images = dataset.images
         self._sampler = KeyedBatches(
             len(images),
@@ -145,11 +151,23 @@ class Batches:
             views=dataset.views,
             shuffle=shuffle,
             balanced=images.labels if images.balanced else None,
+            ranks=ranks,
+            previous_row=previous_row,
         )
         self._loader = photo_loader(dataset, self._sampler, workers, device)
 
     def __len__(self) -> int:
         return len(self._sampler)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of images in each whole batch of an epoch."""
+        return self._sampler.sizes
+
+    @property
+    def previous_row(self) -> bool:
+        """Whether a batch begins with the row before this process's share."""
+        return self._sampler.previous_row
 
     def keys(self, epoch: int = 0, start: int = 0) -> list[list[Key]]:
         """Return the keys of each batch of one epoch, from batch ``start`` on."""

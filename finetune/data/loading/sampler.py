@@ -14,6 +14,7 @@ from torch.utils.data import Sampler
 from finetune.core.seeding import seed_for
 from finetune.data.images import Images
 from finetune.data.loading.views import Views
+from finetune.distributed.ranks import ALONE, Ranks
 
 Key = tuple[int, int]
 """Index of an image and number of its view."""
@@ -28,7 +29,12 @@ def by_image(keys: list[Key]) -> Iterator[tuple[int, list[int]]]:
 
 
 class KeyedBatches(Sampler[list[Key]]):
-    """Batch sampler of image and view keys; order and views are functions of seed and epoch."""
+    """Batch sampler of image and view keys; order and views are functions of seed and epoch.
+
+    Several processes share each batch of a shuffled epoch, which is one step of training, row by
+    row; otherwise each takes whole batches, since the last bits of a result may depend on the
+    batch that it is computed in.
+    """
 
     def __init__(
         self,
@@ -38,11 +44,16 @@ class KeyedBatches(Sampler[list[Key]]):
         views: Views,
         shuffle: bool,
         balanced: Sequence[int] | None = None,
+        ranks: Ranks = ALONE,
+        previous_row: bool = False,
     ) -> None:
         """Create the sampler.
 
         Args:
             balanced: Labels of the images, if an epoch should draw every class equally often.
+            ranks: Place of this process among those that share the batches.
+            previous_row: Whether a share also begins with the row before it, or with the last one
+                of the batch: mixup and cutmix mix each row with its predecessor.
         """
         self.count = count
         self.balanced = None if balanced is None else torch.tensor(balanced)
@@ -52,9 +63,26 @@ class KeyedBatches(Sampler[list[Key]]):
         self.epoch = 0
         self.start = 0
         """Number of batches of the epoch to skip."""
+        self.ranks = ranks
+        self.previous_row = previous_row and ranks.are_several
 
     def __iter__(self) -> Iterator[list[Key]]:
-        return itertools.islice(self._all(), self.start, None)
+        batches = itertools.islice(self._all(), self.start, None)
+        if not self.ranks.are_several:
+            return batches
+        if self.shuffle:
+            return map(self._share, batches)
+        return itertools.islice(batches, self.ranks.rank, None, self.ranks.size)
+
+    def _share(self, batch: list[Key]) -> list[Key]:
+        rows = self.ranks.rows(len(batch))
+        own = [batch[row] for row in rows]
+        return [batch[rows.start - 1], *own] if self.previous_row and own else own
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of images in each whole batch of an epoch."""
+        return batch_sizes(self.count, self.batch_size, join_last_of_one=self.shuffle)
 
     def _all(self) -> Iterator[list[Key]]:
         if self.shuffle:
@@ -68,18 +96,20 @@ class KeyedBatches(Sampler[list[Key]]):
             order = list(range(self.count))
         start = 0
         drawn: Counter[int] = Counter()
-        for size in batch_sizes(self.count, self.batch_size, join_last_of_one=self.shuffle):
+        for size in self.sizes:
             chosen = order[start : start + size]
             yield [(index, self._view(index, drawn)) for index in chosen]
             start += size
 
     def __len__(self) -> int:
-        return len(batch_sizes(self.count, self.batch_size, join_last_of_one=self.shuffle))
+        """Return the number of whole batches, those of other processes included."""
+        return len(self.sizes)
 
     def files(self, images: Images, epoch: int, batch: int) -> list[Path]:
         """Return the paths of the images of one batch (0-based)."""
-        self.epoch, self.start = epoch, batch
-        return [images.paths[index] for index, _ in next(iter(self))]
+        self.epoch = epoch
+        whole = next(itertools.islice(self._all(), batch, None))
+        return [images.paths[index] for index, _ in whole]
 
     def _view(self, index: int, drawn: Counter[int]) -> int:
         """Return the view of an image; a repeat within an epoch counts as another epoch."""

@@ -1,0 +1,1 @@
+"""Several processes of one run: their ranks, what they exchange, and torch's launcher."""

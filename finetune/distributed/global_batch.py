@@ -1,0 +1,206 @@
+"""Layers that see the whole batch of which this process computes some rows.
+
+With them, a step of several processes is the step of one process, up to rounding: dropout and
+stochastic depth draw the mask of the whole batch and take their rows of it, and batch norm uses the
+mean and variance of all rows. ``torch.nn.SyncBatchNorm`` runs on GPUs only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import StochasticDepth
+
+from finetune.distributed.group import group
+
+
+class _Rows:
+    """Rows of the batch that is being computed: their range, and the size of the whole batch."""
+
+    start = 0
+    whole: int | None = None
+
+
+@contextmanager
+def rows_of_batch(start: int, whole: int) -> Iterator[None]:
+    """Tell the layers which rows of the whole batch their input has.
+
+    Args:
+        start: Position of the first row.
+        whole: Number of rows of all processes.
+    """
+    _Rows.start, _Rows.whole = start, whole
+    try:
+        yield
+    finally:
+        _Rows.whole = None
+
+
+def share_layers(module: nn.Module, *, norms: bool) -> None:
+    """Make random layers, and batch norms in train mode, see the whole batch; in place.
+
+    Parameters, buffers and their names stay as they are. May be called repeatedly.
+
+    Args:
+        norms: Whether batch norms are computed over the rows of all processes.
+    """
+    for layer in module.modules():
+        kind = _SHARED.get(type(layer))
+        if kind is None or (issubclass(kind, _SharedNorm) and not norms):
+            continue
+        if issubclass(kind, _SharedNorm) and next(layer.buffers()).device.type == "cuda":
+            kind = nn.SyncBatchNorm
+            vars(layer)["process_group"] = None  # the group of all processes
+        layer.__class__ = kind
+
+
+def norms_are_shared(module: nn.Module) -> bool:
+    """Return whether the forward pass of a module exchanges statistics of batch norms."""
+    kinds = _SharedNorm, nn.SyncBatchNorm
+    return any(isinstance(layer, kinds) and layer.training for layer in module.modules())
+
+
+def _own_rows(mask: Tensor, rows: int) -> Tensor:
+    return mask[_Rows.start : _Rows.start + rows]
+
+
+class _SharedDropout(nn.Dropout):
+    """Dropout whose mask is that of the whole batch."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or _Rows.whole is None or not self.p:
+            return super().forward(input)
+        ones = torch.ones((_Rows.whole, *input.shape[1:]), dtype=input.dtype, device=input.device)
+        return input * _own_rows(F.dropout(ones, self.p), len(input))
+
+
+class _SharedStochasticDepth(StochasticDepth):  # type: ignore[misc]
+    """Stochastic depth that drops the rows of the whole batch."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or _Rows.whole is None or not self.p:
+            return cast(Tensor, super().forward(input))
+        survival = 1.0 - self.p
+        whole = [_Rows.whole if self.mode == "row" else 1] + [1] * (input.dim() - 1)
+        noise = torch.empty(whole, dtype=input.dtype, device=input.device).bernoulli_(survival)
+        if survival > 0:
+            noise.div_(survival)
+        return input * (_own_rows(noise, len(input)) if self.mode == "row" else noise)
+
+
+class _SharedNorm(_BatchNorm):
+    """Batch norm over the rows of all processes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None:  # a cumulative average
+            momentum = 1.0 / float(self.num_batches_tracked or 1)
+        output: Tensor = _NormOfAll.apply(
+            input,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            momentum,
+            self.eps,
+        )
+        return output
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Accept what the layer that this one replaces has accepted."""
+
+
+class _SharedNorm1d(_SharedNorm, nn.BatchNorm1d): ...
+
+
+class _SharedNorm2d(_SharedNorm, nn.BatchNorm2d): ...
+
+
+_SHARED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Dropout: _SharedDropout,
+    StochasticDepth: _SharedStochasticDepth,
+    nn.BatchNorm1d: _SharedNorm1d,
+    nn.BatchNorm2d: _SharedNorm2d,
+}
+
+
+class _NormOfAll(torch.autograd.Function):
+    """Batch norm of this process's rows with the statistics of all processes' rows.
+
+    The forward pass exchanges the sums of the values and of their squares, in float64, since their
+    difference cancels in float32; the backward pass exchanges the gradients of weight and bias. The
+    gradient of the weight that is returned is that of this process's rows alone, since the step
+    adds up all gradients.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0913
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        dims = [0, *range(2, x.dim())]
+        channels, count = x.shape[1], x.numel() // x.shape[1]
+        exact = x.double() if x.dtype == torch.float64 else x.float()
+        if count:
+            var, mean = torch.var_mean(exact, dims, correction=0)
+        else:
+            var = mean = exact.new_zeros(channels)
+        precise = mean.dtype if x.device.type == "mps" else torch.float64
+        var, mean = var.to(precise), mean.to(precise)
+        own = [mean * count, (var + mean.square()) * count, mean.new_tensor([count])]
+        sums = group().add_up(torch.cat(own))
+        total = sums[-1]
+        mean_of_all = sums[:channels] / total
+        var_of_all = (sums[channels:-1] / total - mean_of_all.square()).clamp_(min=0)
+        if running_mean is not None and running_var is not None:
+            running_mean.lerp_(mean_of_all.to(running_mean.dtype), momentum)
+            unbiased = var_of_all * (total / (total - 1))
+            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+        mean_of_all = mean_of_all.to(exact.dtype)
+        inverse = torch.rsqrt(var_of_all + eps).to(exact.dtype)
+        ctx.save_for_backward(x, weight, mean_of_all, inverse)
+        ctx.total = total
+        scale = inverse if weight is None else inverse * weight.to(exact.dtype)
+        shift = -mean_of_all * scale
+        if bias is not None:
+            shift = shift + bias.to(exact.dtype)
+        return torch.addcmul(_wide(shift, x), exact, _wide(scale, x)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse = ctx.saved_tensors
+        dims = [0, *range(2, x.dim())]
+        exact = gradient.to(mean.dtype)
+        normalised = (x.to(mean.dtype) - _wide(mean, x)) * _wide(inverse, x)
+        of_bias, of_weight = exact.sum(dims), (exact * normalised).sum(dims)
+        precise = mean.dtype if x.device.type == "mps" else torch.float64
+        of_all = group().add_up(torch.cat([of_bias, of_weight]).to(precise)) / ctx.total
+        bias_mean, weight_mean = of_all.to(mean.dtype).chunk(2)
+        scale = inverse if weight is None else inverse * weight.to(mean.dtype)
+        centred = exact - _wide(bias_mean, x) - normalised * _wide(weight_mean, x)
+        of_input = (centred * _wide(scale, x)).to(x.dtype)
+        if weight is None:
+            return of_input, None, None, None, None, None, None
+        of_weight, of_bias = of_weight.to(weight.dtype), of_bias.to(weight.dtype)
+        return of_input, of_weight, of_bias, None, None, None, None
+
+
+def _wide(values: Tensor, x: Tensor) -> Tensor:
+    """Return values by channel in the shape that combines with a batch."""
+    return values.view(1, -1, *[1] * (x.dim() - 2))
