@@ -41,8 +41,8 @@ def launch(arguments: Sequence[str], processes: int, reporter: Reporter) -> int:
     available = cores.available_cores()
     if processes > available:
         reporter.warn(
-            f"--nproc {processes}: this machine has {plural(available, 'core')}, so that the processes will "
-            "wait for each other"
+            f"--nproc {processes}: this machine has {plural(available, 'core')}, so that the "
+            "processes will wait for each other"
         )
     logging.disable()  # torch's launcher would report failures with tracebacks of its own
     os.environ.setdefault("OMP_NUM_THREADS", str(max(available // processes, 1)))
