@@ -19,6 +19,9 @@ from torchvision.ops import StochasticDepth
 
 from finetune.distributed.group import group
 
+_FEWEST_ROWS = 2
+"""Smallest number of rows on which batch norm can be trained."""
+
 
 class _Rows:
     """Rows of the batch that is being computed: their range, and the size of the whole batch."""
@@ -48,22 +51,33 @@ def share_layers(module: nn.Module, *, norms: bool) -> None:
     Parameters, buffers and their names stay as they are. May be called repeatedly.
 
     Args:
-        norms: Whether batch norms are computed over the rows of all processes.
+        norms: Whether batch norms use the rows of all processes. If not, they do so only for
+            batches of which a process has fewer than two rows, on which it cannot normalise.
     """
     for layer in module.modules():
         kind = _SHARED.get(type(layer))
-        if kind is None or (issubclass(kind, _SharedNorm) and not norms):
+        if kind is None:
             continue
-        if issubclass(kind, _SharedNorm) and next(layer.buffers()).device.type == "cuda":
-            kind = nn.SyncBatchNorm
-            vars(layer)["process_group"] = None  # the group of all processes
+        if issubclass(kind, _SharedNorm):
+            if norms and next(layer.buffers()).device.type == "cuda":
+                kind = nn.SyncBatchNorm
+                vars(layer)["process_group"] = None  # the group of all processes
+            vars(layer)["always_shared"] = norms
         layer.__class__ = kind
 
 
-def norms_are_shared(module: nn.Module) -> bool:
-    """Return whether the forward pass of a module exchanges statistics of batch norms."""
-    kinds = _SharedNorm, nn.SyncBatchNorm
-    return any(isinstance(layer, kinds) and layer.training for layer in module.modules())
+def norms_are_shared(module: nn.Module, whole: int) -> bool:
+    """Return whether the forward pass of a batch exchanges statistics of batch norms.
+
+    Args:
+        whole: Number of rows of the batch.
+    """
+    return any(
+        isinstance(layer, nn.SyncBatchNorm)
+        or (isinstance(layer, _SharedNorm) and layer.is_shared(whole))
+        for layer in module.modules()
+        if layer.training
+    )
 
 
 def _own_rows(mask: Tensor, rows: int) -> Tensor:
@@ -95,10 +109,20 @@ class _SharedStochasticDepth(StochasticDepth):  # type: ignore[misc]
 
 
 class _SharedNorm(_BatchNorm):
-    """Batch norm over the rows of all processes."""
+    """Batch norm over the rows of all processes.
+
+    Attributes:
+        always_shared: Whether it is for batches of any size.
+    """
+
+    always_shared: bool
+
+    def is_shared(self, whole: int) -> bool:
+        """Return whether it uses the rows of all processes, for a batch of ``whole`` rows."""
+        return self.always_shared or whole < _FEWEST_ROWS * group().ranks.size
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
+        if not self.training or _Rows.whole is None or not self.is_shared(_Rows.whole):
             return super().forward(input)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)

@@ -268,7 +268,9 @@ def joined() -> Iterator[Group]:
         return
     _end_with_parent()
     store = _store_of(ranks)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # NCCL refuses several processes on one GPU.
+    is_one_each = torch.cuda.is_available() and torch.cuda.device_count() >= ranks.local_size
+    backend = "cpu:gloo,cuda:nccl" if is_one_each else "gloo"
     dist.init_process_group(
         backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=_LONGEST_WAIT
     )

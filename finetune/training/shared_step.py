@@ -110,14 +110,15 @@ class SharedStep(Step):
         """
         self.optimizer.zero_grad(set_to_none=True)
         self._seen.clear()
-        shares_norms = norms_are_shared(self.model)
-        at_once = 0 if shares_norms else progress.at_once
+        shares_norms = False
         ranks = self._verdict.group.ranks
         try:
             for number, (inputs, labels) in enumerate(batches):
                 torch.manual_seed(seed_for(self.config.seed, "step", progress.batches + number))
                 whole = self._sizes[progress.batch + number]
                 start = ranks.rows(whole).start
+                shares_norms = norms_are_shared(self.model, whole)
+                at_once = 0 if shares_norms else progress.at_once
                 bad = torch.zeros((), device=labels.device)
                 for part, part_labels in cut(inputs, labels, at_once):
                     if not len(part_labels) and not shares_norms:

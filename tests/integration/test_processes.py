@@ -188,6 +188,11 @@ def test_norms_apart_use_the_statistics_of_each_share(runs: Runs) -> None:
     assert gap(runs.weights("together"), runs.weights("apart")) > 1e-3
 
 
+def test_norms_apart_share_a_batch_that_leaves_a_process_one_row(runs: Runs) -> None:
+    runs.train("few", 3, EPOCHS, "model.name=shufflenet_v2_x0_5", "runtime.norms=apart")
+    assert runs.records("few")[0]["num_images"] == 18
+
+
 def codes(programs: list[Program]) -> list[int]:
     """Exit codes of the processes, which end within five seconds of each other."""
     first = programs[0].wait()
