@@ -159,18 +159,12 @@ def _as_process(precision: str, arguments: Sequence[str]) -> None:
 
     if precision == "float64":
         import torch
-        from torch import Tensor
 
         from finetune.features.compute_format import ComputeFormat
-        from finetune.training.metrics import Meter
-
-        def by_class(meter: Meter, classes: Tensor, counted: Tensor) -> Tensor:
-            return torch.zeros(meter.num_classes).index_add_(0, classes, counted.double()).long()
 
         torch.set_default_dtype(torch.float64)
         torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
         ComputeFormat.dtype = torch.float64  # type: ignore[assignment]
-        Meter._by_class = by_class  # type: ignore[method-assign, assignment]
     sys.argv = ["finetune", *arguments]
     command_line()
 

@@ -49,6 +49,20 @@ def own_device(device: torch.device, local_rank: int) -> torch.device:
     return own
 
 
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Seed the generators of the CPU and of one device.
+
+    ``torch.manual_seed`` would seed those of all visible GPUs, in every step, and would record a
+    traceback for each unused type of device, which takes longer than a small step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 def make_deterministic(device: torch.device) -> None:
     """Select deterministic kernels: the same input gives the same bits on the same machine.
 

@@ -56,6 +56,7 @@ class Meter:
         self._correct = torch.zeros(num_classes, dtype=torch.int64, device=device)
         self._count = torch.zeros(num_classes, dtype=torch.int64, device=device)
         self._answered = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self._classes = (torch.arange(num_classes, device=device),)  # no sum, so not in `tensors`
 
     def reset(self) -> None:
         """Reset all sums to zero."""
@@ -125,13 +126,13 @@ class Meter:
         return loss_sum
 
     def _by_class(self, classes: Tensor, counted: Tensor) -> Tensor:
-        """Count the samples of each class, without bincount or a mask.
+        """Count the samples of each class by comparisons.
 
-        Both would synchronize with the device to get the size of their result. The counts are
-        float32, which is exact for any batch, because MPS has no index_add for integers.
+        bincount or a mask would synchronise with the device to get the size of their result, and
+        index_add would sort on CUDA in deterministic mode.
         """
-        counts = torch.zeros(self.num_classes, dtype=torch.float32, device=classes.device)
-        return counts.index_add_(0, classes, counted.float()).long()
+        [every] = self._classes
+        return ((classes[:, None] == every) & counted[:, None]).sum(dim=0)
 
     @property
     def num_images(self) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from finetune.checkpoints.train_progress import TrainProgress
+from finetune.core.device import seed_generators
 from finetune.core.errors import FinetuneError, UnreadableError
 from finetune.core.memory import is_out_of_memory
 from finetune.core.seeding import seed_for
@@ -114,7 +115,8 @@ class SharedStep(Step):
         ranks = self._verdict.group.ranks
         try:
             for number, (inputs, labels) in enumerate(batches):
-                torch.manual_seed(seed_for(self.config.seed, "step", progress.batches + number))
+                seed = seed_for(self.config.seed, "step", progress.batches + number)
+                seed_generators(labels.device, seed)
                 whole = self._sizes[progress.batch + number]
                 start = ranks.rows(whole).start
                 shares_norms = norms_are_shared(self.model, whole)

@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from finetune.checkpoints.train_progress import TrainProgress
+from finetune.core.device import seed_generators
 from finetune.core.errors import FinetuneError, NotFiniteError
 from finetune.core.memory import is_out_of_memory
 from finetune.core.seeding import seed_for
@@ -22,7 +23,7 @@ from finetune.training.metrics import Meter
 Batch = tuple[Features, Tensor]
 """Model input and labels, as described in `finetune.training.loop.train_epochs`."""
 
-_CHECK_EVERY = 8
+_CHECK_EVERY = 64
 """Number of values that accumulate on a GPU before they are copied to the CPU and checked."""
 
 _FEWEST_AT_ONCE = 2
@@ -153,7 +154,8 @@ class Step:
         self._seen.clear()
         try:
             for number, (inputs, labels) in enumerate(batches):
-                torch.manual_seed(seed_for(self.config.seed, "step", progress.batches + number))
+                seed = seed_for(self.config.seed, "step", progress.batches + number)
+                seed_generators(labels.device, seed)
                 for part, part_labels in cut(inputs, labels, progress.at_once):
                     total = self._loss(part, part_labels)
                     self.finite.add(total, self._error("the training loss", progress, number))

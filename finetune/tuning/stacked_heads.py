@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from finetune.config.resolved import ResolvedSchedule
+from finetune.core.device import seed_generators
 from finetune.core.seeding import seed_for
 from finetune.features.source import FeatureBatch, FeatureBatches
 from finetune.freezing.graph_split import TrainablePart
@@ -95,17 +96,10 @@ class StackedHeads(nn.Module):
         return logits.reshape(-1, self.count, self.num_classes)
 
     def seed(self, seed: int) -> None:
-        """Seed the generators used in a step.
-
-        On a CPU, `torch.manual_seed` would record a traceback for each unused device type, which
-        takes longer than a head's step.
-        """
+        """Seed the generators used in a step."""
         for dropout in self._dropouts:
             dropout.begin(seed)
-        if self.layer.weight.device.type == "cpu":
-            torch.default_generator.manual_seed(seed)
-        else:
-            torch.manual_seed(seed)
+        seed_generators(self.layer.weight.device, seed)
 
     def keep(self, chosen: Tensor) -> None:
         """Keep only the heads with these indices, ``(k,)`` int64."""

@@ -68,16 +68,10 @@ def in_float64() -> None:
 
     from finetune.cli.app import main
     from finetune.features.compute_format import ComputeFormat
-    from finetune.training.metrics import Meter
 
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
     ComputeFormat.dtype = torch.float64  # type: ignore[assignment, misc]
-
-    def by_class(meter: Meter, classes: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(meter.num_classes).index_add_(0, classes, counted.double()).long()
-
-    Meter._by_class = by_class  # type: ignore[method-assign]
     sys.argv[0] = "finetune"
     main()
 
