@@ -214,7 +214,7 @@ def _equal(folder: Path, _: int) -> tuple[Any, str]:
 
 
 def _link_photos(folder: Path, most: int) -> None:
-    """Link this many photos of ants_bees to train on, and 31 to validate, evenly of both classes."""
+    """Link this many photos of ants_bees to train on, and 31 to validate, of both classes."""
     for split, number in (("train", most), ("val", 31)):
         photos = sorted((SHARED / "data/ants_bees" / split).rglob("*.jpg"))
         for photo in (photos[at * len(photos) // number] for at in range(number)):
