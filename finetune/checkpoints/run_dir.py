@@ -281,8 +281,11 @@ def reopen(folder: Path, checkpoint: Path) -> None:
         ) from error
 
 
-def prepare(folder: Path, *, overwrite: bool) -> None:
+def prepare(folder: Path, *, overwrite: bool, launch: str | None = None) -> None:
     """Create a run directory with its marker, or remove the files of an earlier run from it.
+
+    Args:
+        launch: Name of the launch of several processes that begin the run.
 
     Raises:
         OutputError: The directory is not usable (see `check_usable`), or cannot be written.
@@ -291,8 +294,10 @@ def prepare(folder: Path, *, overwrite: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _mark(folder)
+        if launch is not None:
+            write_text(folder / LAUNCH, launch)
         for name in _OWN:
-            if not _leads_elsewhere(folder, name):
+            if not _leads_elsewhere(folder, name) and (name != LAUNCH or launch is None):
                 (folder / name).unlink(missing_ok=True)
         for path in folder.glob(".tmp-*"):  # left by a killed process
             if path.is_symlink() or not path.is_dir():
@@ -301,8 +306,6 @@ def prepare(folder: Path, *, overwrite: bool) -> None:
             with suppress(OSError):  # absent, or it contains files of the user
                 if not _leads_elsewhere(folder, below):
                     (folder / below).rmdir()
-        if launch := os.environ.get("TORCHELASTIC_RUN_ID"):
-            write_text(folder / LAUNCH, launch)
     except OSError as error:
         raise OutputError(
             error.strerror or str(error), kind="output.unwritable", key="output_dir", path=folder
@@ -375,12 +378,8 @@ def remove(folder: Path) -> None:
         ) from error
 
 
-def is_restarted(folder: Path) -> bool:
-    """Return whether a launcher has restarted the processes that began the run in a directory."""
-    launch = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    counts = ("TORCHELASTIC_RESTART_COUNT", "FINETUNE_RESTART_COUNT")
-    if not launch or all(os.environ.get(name, "0") == "0" for name in counts):
-        return False
+def was_launched_as(folder: Path, launch: str) -> bool:
+    """Return whether processes that were launched under this name began the run in a directory."""
     try:
         return (folder / LAUNCH).read_text(encoding="utf-8") == launch
     except (OSError, ValueError):

@@ -486,7 +486,8 @@ def _run() -> int:
         if error.errno not in _DISK:
             return _unexpected(error)
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}cannot be written: {error.strerror}", OutputError.exit_code)
+        message = f"{where}cannot be written: {error.strerror}"
+        return _fail(message, OutputError.exit_code, error)
     except Exception as error:
         return _unexpected(error)
     if code == 130:  # typer converts KeyboardInterrupt into this exit code

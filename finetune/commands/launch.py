@@ -21,6 +21,7 @@ from finetune.core import cores
 from finetune.core.errors import FinetuneError
 from finetune.core.reporter import Reporter
 from finetune.core.text import plural
+from finetune.distributed.group import KILLED
 
 _MOST_RESTARTS = 3
 _LOOPBACK = "127.0.0.1"
@@ -46,7 +47,7 @@ def launch(arguments: Sequence[str], processes: int, reporter: Reporter) -> int:
         )
     logging.disable()  # torch's launcher would report failures with tracebacks of its own
     os.environ.setdefault("OMP_NUM_THREADS", str(max(available // processes, 1)))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     name = f"finetune-{uuid.uuid4()}"
     os.environ["TORCHELASTIC_RUN_ID"] = name
     for restart in range(_MOST_RESTARTS + 1):
@@ -85,11 +86,12 @@ def _run(arguments: Sequence[str], processes: int, name: str) -> int:
         elastic_launch(config, sys.executable)("-m", "finetune", "train", *arguments)
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
-        # Processes that a failing one leaves behind end with its code, or with 1 where it was
-        # killed, or by the launcher's SIGTERM.
-        reported = codes - {1, -signal.SIGTERM} - {code for code in codes if code < 0}
         killed = {code for code in codes if code < 0} - {-signal.SIGTERM, -signal.SIGINT}
-        return min(reported or killed or (codes & {1}) or {128 + signal.SIGTERM})
+        by_signal = {128 + signal.SIGTERM, 128 + signal.SIGINT}
+        reported = {code for code in codes if code > 0} - by_signal - {KILLED}
+        if reported:
+            return min(reported)
+        return min(killed, default=-signal.SIGKILL if KILLED in codes else 128 + signal.SIGTERM)
     except SignalException as received:
         return 128 + int(received.sigval)
     return 0

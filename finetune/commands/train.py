@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -107,7 +108,10 @@ def train_in_group(
         if attempt:  # overwrites what the first attempt wrote
             replaces = not resume
         elif group.are_several and not resume:
-            resumes, replaces = group.first(lambda: _after_restart(folder, overwrite=overwrite))
+            is_restart = _is_restart(group)
+            resumes, replaces = group.first(
+                lambda: _after_restart(folder, overwrite=overwrite, is_restart=is_restart)
+            )
         resume_point = None
         if resumes:
             with group.first_before_others():
@@ -117,19 +121,40 @@ def train_in_group(
     run_lock = RunLock(folder)
     with run_lock if group.is_first else nullcontext():
         skip = config.data.on_unreadable
-        return dropping_unreadable(train_once, on_unreadable=skip, reporter=shown)
+        return dropping_unreadable(
+            train_once,
+            on_unreadable=skip,
+            reporter=shown,
+            decide=lambda inspect: group.first(inspect, list[Path]),
+        )
 
 
-def _after_restart(folder: Path, *, overwrite: bool) -> tuple[bool, bool]:
+def _after_restart(folder: Path, *, overwrite: bool, is_restart: bool) -> tuple[bool, bool]:
     """Return whether to resume the run in a folder, and whether to overwrite it.
 
     A launcher that restarts killed processes repeats the command that began the run. The run is
     then resumed; if there is no checkpoint yet, it begins again.
     """
-    if not run_dir.is_restarted(folder):
+    if not is_restart:
+        # The name of an earlier launch may be the same, as torchrun's is by default.
+        with suppress(OSError):  # there is no such folder
+            (folder / run_dir.LAUNCH).unlink()
+        return False, overwrite
+    if not run_dir.was_launched_as(folder, _launch()):
         return False, overwrite
     checkpoints = (folder / name for name in (run_dir.LAST, run_dir.PREVIOUS))
     return any(map(exists, checkpoints)), True
+
+
+def _launch() -> str:
+    """Return the name of the launch of this process."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "none")
+
+
+def _is_restart(group: Group) -> bool:
+    """Return whether a launcher has restarted the processes; machines may count differently."""
+    counts = ("TORCHELASTIC_RESTART_COUNT", "FINETUNE_RESTART_COUNT")
+    return any(group.gather(any(os.environ.get(name, "0") != "0" for name in counts)))
 
 
 def _train(
@@ -350,7 +375,8 @@ class _Run:
         if resume_point is not None:
             run_dir.reopen(folder, resume_point.path)
         elif not number:
-            run_dir.prepare(folder, overwrite=self.overwrite)
+            launch = _launch() if self.group.are_several else None
+            run_dir.prepare(folder, overwrite=self.overwrite, launch=launch)
             self.run_lock.take()  # prepare() may have created the folder
         return self._write_facts(ready.stage_setup, ready.report, number)
 

@@ -41,7 +41,18 @@ def select_device(wanted: str) -> torch.device:
 
 
 def own_device(device: torch.device, local_rank: int) -> torch.device:
-    """Return the GPU of one of several processes on this machine; other devices are shared."""
+    """Return the GPU of one of several processes on this machine; they share a CPU.
+
+    Raises:
+        ConfigError: The processes cannot share the device.
+    """
+    if device.type == "mps":
+        raise ConfigError(
+            "several processes cannot share an mps device",
+            kind="config.one_process",
+            key="runtime.device",
+            to_do="use one process, or set runtime.device: cpu",
+        )
     if device.type != "cuda":
         return device
     own = torch.device("cuda", local_rank % torch.cuda.device_count())

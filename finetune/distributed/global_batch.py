@@ -2,7 +2,8 @@
 
 With them, a step of several processes is the step of one process, up to rounding: dropout and
 stochastic depth draw the mask of the whole batch and take their rows of it, and batch norm uses the
-mean and variance of all rows. ``torch.nn.SyncBatchNorm`` runs on GPUs only.
+mean and variance of all rows. torch's own function for that, which is used on GPUs, does not run on
+CPUs.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
@@ -59,9 +62,6 @@ def share_layers(module: nn.Module, *, norms: bool) -> None:
         if kind is None:
             continue
         if issubclass(kind, _SharedNorm):
-            if norms and next(layer.buffers()).device.type == "cuda":
-                kind = nn.SyncBatchNorm
-                vars(layer)["process_group"] = None  # the group of all processes
             vars(layer)["always_shared"] = norms
         layer.__class__ = kind
 
@@ -73,10 +73,8 @@ def norms_are_shared(module: nn.Module, whole: int) -> bool:
         whole: Number of rows of the batch.
     """
     return any(
-        isinstance(layer, nn.SyncBatchNorm)
-        or (isinstance(layer, _SharedNorm) and layer.is_shared(whole))
+        isinstance(layer, _SharedNorm) and layer.training and layer.is_shared(whole)
         for layer in module.modules()
-        if layer.training
     )
 
 
@@ -91,6 +89,8 @@ class _SharedDropout(nn.Dropout):
         if not self.training or _Rows.whole is None or not self.p:
             return super().forward(input)
         ones = torch.ones((_Rows.whole, *input.shape[1:]), dtype=input.dtype, device=input.device)
+        if input.dim() == 4 and not input.is_contiguous():  # masks are drawn in memory order
+            ones = ones.contiguous(memory_format=torch.channels_last)
         return input * _own_rows(F.dropout(ones, self.p), len(input))
 
 
@@ -129,6 +129,22 @@ class _SharedNorm(_BatchNorm):
         momentum = self.momentum
         if momentum is None:  # a cumulative average
             momentum = 1.0 / float(self.num_batches_tracked or 1)
+        if input.device.type == "cuda" and _Rows.whole >= group().ranks.size:
+            # Faster; with an empty share it would exchange different types under autocast.
+            return cast(
+                Tensor,
+                SyncBatchNorm.apply(
+                    input,
+                    self.weight,
+                    self.bias,
+                    self.running_mean,
+                    self.running_var,
+                    self.eps,
+                    momentum,
+                    dist.group.WORLD,
+                    group().ranks.size,
+                ),
+            )
         output: Tensor = _NormOfAll.apply(
             input,
             self.weight,
@@ -139,9 +155,6 @@ class _SharedNorm(_BatchNorm):
             self.eps,
         )
         return output
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        """Accept what the layer that this one replaces has accepted."""
 
 
 class _SharedNorm1d(_SharedNorm, nn.BatchNorm1d): ...

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -35,16 +36,26 @@ _RENDEZVOUS = timedelta(minutes=10)
 _LONGEST_WAIT = timedelta(days=7)
 """Others may wait for the first process for long, while it trains a head alone; a process that
 ends closes its connections, which the others notice at once."""
+_OF_CONNECTIONS = ("onnect", "ocket", "peer", "NCCL", "roken pipe", "imed out")
+"""Parts of the messages of gloo and NCCL about a process that has ended."""
 _REASON_ROUNDS, _REASON_ROUND_S = 20, 0.05
+_WATCH_S, _GRACE_S = 0.5, 4.0
 _PR_SET_PDEATHSIG = 1
 
 
+KILLED = 128 + signal.SIGKILL
+"""Exit code of a process that ends because another one was killed or lost."""
+
+
 class OtherProcessError(FinetuneError):
-    """Another process of the run failed and has reported why; nothing more is printed."""
+    """Another process of the run failed and has reported why, or received a signal to stop."""
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("another process of this run failed", kind="distributed.other_failed")
+        is_signal = exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+        what = "received a signal to stop" if is_signal else "failed"
+        super().__init__(f"another process of this run {what}", kind="distributed.other_failed")
         self.exit_code = exit_code
+        self.is_signal = is_signal
 
 
 class Group:
@@ -184,14 +195,14 @@ class Group:
         if not self.are_several or self._store is None:
             return True
         if isinstance(error, OtherProcessError):
-            return False
-        if isinstance(error, Interrupted) and not self.is_first:
-            return False  # a signal reaches all processes
+            return self.is_first and error.is_signal
         code = str(getattr(error, "exit_code", 1))
         me = f"{self.ranks.rank} {code}"
+        is_mine = True
         with suppress(RuntimeError):
-            return bool(self._store.compare_set(_FAILED, "", me) == me.encode())
-        return True
+            is_mine = bool(self._store.compare_set(_FAILED, "", me) == me.encode())
+        # A signal usually reaches all processes, and the first one reports it.
+        return self.is_first if isinstance(error, Interrupted) else is_mine
 
     def _broadcast(self, message: Any) -> None:
         text = _encoded(message)
@@ -227,7 +238,7 @@ class Group:
         try:
             yield
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if not any(word in str(error) for word in _OF_CONNECTIONS):
                 raise
             raise OtherProcessError(self._code_of_other()) from error
 
@@ -237,7 +248,7 @@ class Group:
                 if self._store is not None and self._store.check([_FAILED]):
                     return int(self._store.get(_FAILED).split()[1])
                 time.sleep(_REASON_ROUND_S)
-        return 1  # it was killed, or its machine is gone
+        return KILLED
 
 
 ONE_PROCESS = Group()
@@ -274,6 +285,8 @@ def joined() -> Iterator[Group]:
     dist.init_process_group(
         backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=_LONGEST_WAIT
     )
+    if is_one_each:
+        _watch(PrefixStore("finetune", store))
     cores.share_among(ranks.local_size)
     torch.set_num_threads(cores.available_cores())
     _joined = Group(ranks, PrefixStore("finetune", store))
@@ -308,6 +321,22 @@ def _store_of(ranks: Ranks) -> Store:
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     is_one_machine = ranks.local_size == ranks.size
     return PrefixStore(f"restart {restart}" if is_one_machine else "run", store)
+
+
+def _watch(store: Store) -> None:
+    """End this process some seconds after another one has failed.
+
+    Under NCCL it would wait on the GPU, where no exception reaches it.
+    """
+
+    def watch() -> None:
+        with suppress(RuntimeError):  # the process that kept the store is gone
+            while not store.check([_FAILED]):
+                time.sleep(_WATCH_S)
+            time.sleep(_GRACE_S)
+            os._exit(int(store.get(_FAILED).split()[1]))
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _end_with_parent() -> None:

@@ -329,6 +329,7 @@ class _Filling:
                 if not self.share[0]:  # rows that others may read are not dropped
                     used = None if group().are_several else places
                     make_room_for(self.store, len(missing), used)
+                group().barrier()  # before anybody looks at the other stores
                 if self.extractor.pads:
                     continued, by_this_process = self._from_earlier_cuts(self.store, missing)
                     computed += by_this_process

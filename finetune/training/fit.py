@@ -22,7 +22,7 @@ from finetune.core.seeding import seed_for
 from finetune.core.text import plural
 from finetune.data.images import shown_few
 from finetune.distributed.group import ONE_PROCESS, Group
-from finetune.distributed.verdict import Verdict
+from finetune.distributed.verdict import StepStopped, Verdict
 from finetune.features.both_views import averaging
 from finetune.features.source import FeatureBatch, FeatureBatches
 from finetune.freezing.lora import merged
@@ -194,6 +194,10 @@ def run_epochs(
                 raise _stopped(f"after epoch {trained.epoch}", folder)
             if monitor.stop:
                 break
+    except StepStopped:
+        state.agree()
+        checkpointer.keep_now(state.checkpoint(evaluated=False))
+        raise _stopped(f"in {progress}", folder) from None
     except NotFiniteError as error:
         raise _with_files(error, training, config) from error
     except RuntimeError as error:

@@ -85,7 +85,9 @@ def set_up_run(
     if config.adapt is not None:
         require_peft()
     use_one_heap()
-    device = own_device(select_device(config.runtime.device), group().ranks.local_rank)
+    device = select_device(config.runtime.device)
+    if group().are_several:
+        device = own_device(device, group().ranks.local_rank)
     make_deterministic(device)
     data = group().first(lambda: _found(config, reporter), TrainVal)
     _refuse_writing_among_classes(config, data)

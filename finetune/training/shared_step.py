@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from finetune.checkpoints.train_progress import TrainProgress
 from finetune.core.device import seed_generators
-from finetune.core.errors import FinetuneError, UnreadableError
+from finetune.core.errors import FinetuneError
 from finetune.core.memory import is_out_of_memory
 from finetune.core.seeding import seed_for
 from finetune.distributed.global_batch import norms_are_shared, rows_of_batch
@@ -60,14 +60,19 @@ class SharedStep(Step):
 
         Raises:
             UnreadableError: a process cannot decode images of a batch.
+            StepStopped: a process cannot read its batch because of a signal.
             NotFiniteError: a loss or the gradient is not finite; no weight has changed.
             FinetuneError: memory does not suffice for two images, or for this process's share.
         """
-        unread = next((one.error for one in batches if isinstance(one, Unread)), None)
+        unread = next((one for one in batches if isinstance(one, Unread)), None)
+        whole = self._whole(progress, self.config.accumulate)
+        if any(norms_are_shared(self.model, size) for size in whole):
+            # The others would wait within a norm for a process that has no batch.
+            self._verdict.exchange(unread)
         own = [one for one in batches if not isinstance(one, Unread)]
         while not self._all_fit(own, unread, progress):
             ranks = self._verdict.group.ranks
-            largest = progress.at_once or -(-max(self._whole(progress, len(own))) // ranks.size)
+            largest = progress.at_once or -(-max(whole) // ranks.size)
             progress.at_once = halved(largest)
             self.warn_of_memory(progress.at_once)
         self._move(progress, whole=True)
@@ -77,7 +82,7 @@ class SharedStep(Step):
         return self._sizes[progress.batch : progress.batch + number]
 
     def _all_fit(
-        self, batches: Sequence[Batch], unread: UnreadableError | None, progress: TrainProgress
+        self, batches: Sequence[Batch], unread: Unread | None, progress: TrainProgress
     ) -> bool:
         """Compute this process's gradient and add up those of all; return False if memory runs out
         in any of them."""

@@ -287,7 +287,8 @@ class TrainState:
             for one in (tensor, average.get(name)):
                 if one is not None and name.endswith(_STATISTICS):
                     self._group.add_up(one).div_(self._group.ranks.size)
-            hashes.append(hash_tensor(tensor))
+            if tensor.is_floating_point():  # norm layers count micro-batches, each process its own
+                hashes.append(hash_tensor(tensor))
         self._group.refuse_differences(weights=" ".join(hashes))
 
     def _refuse_not_finite(self, tensors: Mapping[str, Tensor]) -> None:

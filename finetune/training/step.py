@@ -218,7 +218,7 @@ def halved(images: int) -> int:
 
 def cut(inputs: Features, labels: Tensor, at_once: int) -> Iterator[Batch]:
     """Split a batch into micro-batches of about equal size and at least two images; 0: no split."""
-    if not at_once:
+    if not at_once or not len(labels):
         yield inputs, labels
         return
     pieces = min(-(-len(labels) // at_once), max(len(labels) // _FEWEST_AT_ONCE, 1))

@@ -229,15 +229,22 @@ def test_a_loss_that_is_no_number_ends_all_with_one_message(runs: Runs) -> None:
     assert not (runs.folder / "diverged" / "last.pt").exists()
 
 
+@pytest.mark.parametrize("network", ["squeezenet1_1", "shufflenet_v2_x0_5"])
 @pytest.mark.parametrize("policy", ["fail", "skip"])
 def test_a_photo_that_one_process_cannot_decode_is_met_by_all(
-    runs: Runs, policy: str, tmp_path: Path
+    runs: Runs, policy: str, network: str, tmp_path: Path
 ) -> None:
     for split in ("train", "val"):
         draw_photos(tmp_path / split, count=6)
     damage(sorted((tmp_path / "train").rglob("*.png"))[3])
+    name = f"broken-{policy}-{network}"
     arguments = runs.arguments(
-        f"broken-{policy}", EPOCHS, f"data.root={tmp_path}", f"data.on_unreadable={policy}"
+        name,
+        EPOCHS,
+        f"model.name={network}",
+        "optimizer.lr=1e-5",
+        f"data.root={tmp_path}",
+        f"data.on_unreadable={policy}",
     )
     programs = start_ranks(runs.server, 2, *arguments)
     if policy == "fail":
@@ -246,7 +253,7 @@ def test_a_photo_that_one_process_cannot_decode_is_met_by_all(
         assert "cannot be decoded" in line
     else:
         assert codes(programs) == [0, 0]
-        assert [record["num_images"] for record in runs.records("broken-skip")] == [11, 11]
+        assert [record["num_images"] for record in runs.records(name)] == [11, 11]
 
 
 def test_other_weights_in_one_process_are_refused_before_the_first_step(runs: Runs) -> None:
@@ -278,11 +285,19 @@ def test_a_signal_to_one_process_stops_all_and_another_number_of_them_resumes(ru
     assert [one["top1"] for one in alone] == [one["top1"] for one in shared]
 
 
+def test_a_signal_before_the_first_step_ends_all_with_one_message(runs: Runs) -> None:
+    programs = start_ranks(runs.server, 2, *runs.arguments("early", "train.epochs=500"))
+    wait_for(lambda: "checked 32 images" in programs[0].said)
+    programs[1].send(signal.SIGTERM)
+    assert codes(programs) == [143, 143]
+    assert len(words(programs)) == 1
+
+
 def test_a_killed_process_ends_the_others(runs: Runs) -> None:
     programs = start_ranks(runs.server, 3, *runs.arguments("killed", "train.epochs=500"))
     wait_for(lambda: "epoch   1/500" in programs[0].said)
     programs[2].send(signal.SIGKILL)
-    assert codes(programs) == [1, 1, -signal.SIGKILL]
+    assert codes(programs) == [137, 137, -signal.SIGKILL]
 
 
 def launch(*words: str, module: str = "finetune") -> subprocess.Popen[str]:

@@ -21,7 +21,6 @@ from finetune.core.reporter import Reporter
 from finetune.data.checks.inspect_file import FileInspection, inspect_file
 from finetune.data.checks.inspection_cache import InspectionCache, key_of_file
 from finetune.data.images import Images, shown, shown_few
-from finetune.distributed.group import group
 
 _MOST_LISTED = 20
 _MOST_FAULTS = 3
@@ -96,7 +95,13 @@ def preflight_check(
     return PreflightResult(kept, tuple(bad), facts + copies[0], bool(bad) or copies[1])
 
 
-def dropping_unreadable(work: Callable[[int], T], *, on_unreadable: str, reporter: Reporter) -> T:
+def dropping_unreadable(
+    work: Callable[[int], T],
+    *,
+    on_unreadable: str,
+    reporter: Reporter,
+    decide: Callable[[Callable[[], list[Path]]], list[Path]] = lambda inspect: inspect(),
+) -> T:
     """Run work that begins with a preflight check, and restart it if images turn out to be broken.
 
     Images that passed the check but fail to decode are stored in the inspection cache, so that the
@@ -105,6 +110,8 @@ def dropping_unreadable(work: Callable[[int], T], *, on_unreadable: str, reporte
 
     Args:
         work: Function of the number of the attempt, from 0.
+        decide: Function that returns the result of an inspection, of several processes the first
+            one's.
 
     Raises:
         UnreadableError: Broken images must not be skipped, or the images are not broken.
@@ -115,7 +122,7 @@ def dropping_unreadable(work: Callable[[int], T], *, on_unreadable: str, reporte
         try:
             return work(attempt)
         except UnreadableError as error:
-            known |= set(group().first(partial(_broken, error, known, on_unreadable), list[Path]))
+            known |= set(decide(partial(_broken, error, known, on_unreadable)))
             reporter.warn(f"{error.found[0][0]}: failed to decode; restarting without it")
             attempt += 1
 
