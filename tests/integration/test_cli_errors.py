@@ -57,7 +57,7 @@ def train_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], N
         def fail(*_: Any, **__: Any) -> None:
             raise error
 
-        stub = SimpleNamespace(train=fail, dry_run=fail)
+        stub = SimpleNamespace(train_in_group=fail, dry_run=fail)
         monkeypatch.setattr(finetune.commands, "train", stub, raising=False)
 
     return arrange
@@ -274,7 +274,7 @@ def stop(*_, **__):
 
 name, config = sys.argv[1:]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-finetune.commands.train = types.SimpleNamespace(train=stop)
+finetune.commands.train = types.SimpleNamespace(train_in_group=stop)
 sys.argv = ["finetune", "train", "--config", config]
 app.main()
 """

@@ -637,6 +637,7 @@ def test_model_and_root_alone_make_a_run(load: Load) -> None:
             "live_precision": "auto",
             "live_memory_format": "auto",
             "compile": "auto",
+            "norms": "together",
         },
         "output_dir": "runs/pets",
         "seed": 0,
