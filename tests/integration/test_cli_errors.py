@@ -20,6 +20,7 @@ from helpers.paths import REPOSITORY
 from typer.testing import CliRunner
 
 import finetune.commands
+import finetune.commands.ladder  # imports train, which a test replaces
 from finetune.checkpoints import run_dir
 from finetune.cli import app, support
 from finetune.core import errors
@@ -265,6 +266,7 @@ def test_ctrl_c_is_code_130(
 STOPPED = """
 import os, signal, sys, time, types
 import finetune.commands
+import finetune.commands.ladder  # imports train, which a test replaces
 import finetune.commands.ladder
 from finetune.cli import app
 
