@@ -266,7 +266,6 @@ def test_ctrl_c_is_code_130(
 STOPPED = """
 import os, signal, sys, time, types
 import finetune.commands
-import finetune.commands.ladder  # imports train, which a test replaces
 import finetune.commands.ladder
 from finetune.cli import app
 
