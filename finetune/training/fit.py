@@ -138,11 +138,12 @@ def run_epochs(
             best = _best_on_disk(state, epochs, resume_point, output)
 
     def save_between_steps() -> None:
+        asked = signals.asked()
         is_due = verdict.save if group.are_several else checkpointer.is_due
-        if signals.asked() or is_due:
+        if asked or is_due:
             state.agree()
             checkpointer.keep_now(state.checkpoint(evaluated=False))
-        if signals.asked():
+        if asked:
             raise _stopped(f"in {progress}", folder)
 
     def batches_of(epoch: int) -> Iterator[FeatureBatch]:

@@ -419,15 +419,13 @@ def test_two_equal_stages_are_one_run_of_both_lengths(make: Make, tmp_path: Path
 
 def test_steps_of_two_stages_share_no_key(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
-    real = torch.manual_seed
-    train_epochs = epochs_module.train_epochs
+    real = step.seed_generators
 
-    def listening(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr(step.torch, "manual_seed", lambda n: seeds.append(n) or real(n))
-        yield from train_epochs(*arguments, **options)
-        monkeypatch.setattr(step.torch, "manual_seed", real)
+    def listening(device: torch.device, seed: int) -> None:
+        seeds.append(seed)
+        real(device, seed)
 
-    monkeypatch.setattr(epochs_module, "train_epochs", listening)
+    monkeypatch.setattr(step, "seed_generators", listening)
     train(make(stages=[HEAD, {**HEAD, "epochs": 2}]))
     assert len(seeds) == 9
     assert len({*seeds}) == 9

@@ -343,10 +343,10 @@ def test_another_device_is_asked_for_many_steps_at_once() -> None:
     """No GPU is at hand: the device's values are the CPU's, and what is counted is the asking."""
     watch = FiniteCheck(torch.device("cuda"))
     error = [NotFiniteError("x", epoch=1, batch=batch, lr=0.1) for batch in range(100)]
-    for batch in range(7):
+    for batch in range(63):
         watch.add(torch.tensor(float("nan") if batch == 4 else 1.0), error[batch])
     with pytest.raises(NotFiniteError) as caught:
-        watch.add(torch.tensor(1.0), error[7])
+        watch.add(torch.tensor(1.0), error[63])
     assert caught.value.batch == 4
     watch.add(torch.tensor(float("inf")), error[70])
     with pytest.raises(NotFiniteError):
