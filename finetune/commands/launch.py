@@ -91,7 +91,7 @@ def _run(arguments: Sequence[str], processes: int, name: str) -> int:
         reported = {code for code in codes if code > 0} - by_signal - {KILLED}
         if reported:
             return min(reported)
-        return min(killed, default=-signal.SIGKILL if KILLED in codes else 128 + signal.SIGTERM)
+        return min(killed, default=128 - KILLED if KILLED in codes else 128 + signal.SIGTERM)
     except SignalException as received:
         return 128 + int(received.sigval)
     return 0

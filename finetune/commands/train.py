@@ -103,10 +103,13 @@ def train_in_group(
     shown = reporter if reporter is not None and group.is_first else SilentReporter()
     folder = Path(config.output_dir)
 
+    resumes = resume
+
     def train_once(attempt: int) -> TrainSummary | None:
-        resumes, replaces = resume, overwrite
+        nonlocal resumes
+        replaces = overwrite
         if attempt:  # overwrites what the first attempt wrote
-            replaces = not resume
+            replaces = not resumes
         elif group.are_several and not resume:
             is_restart = _is_restart(group)
             resumes, replaces = group.first(

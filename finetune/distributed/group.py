@@ -17,17 +17,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from finetune.core import cores
 from finetune.core.errors import FinetuneError, Interrupted
 from finetune.distributed.ranks import ALONE, Ranks
+
+if TYPE_CHECKING:  # absent in builds of torch without torch.distributed
+    from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ _WATCH_S, _GRACE_S = 0.5, 4.0
 _PR_SET_PDEATHSIG = 1
 
 
-KILLED = 128 + signal.SIGKILL
+KILLED = 137
 """Exit code of a process that ends because another one was killed or lost."""
 
 
@@ -277,6 +279,8 @@ def joined() -> Iterator[Group]:
     if not ranks.are_several:
         yield ONE_PROCESS
         return
+    from torch._C._distributed_c10d import PrefixStore
+
     _end_with_parent()
     store = _store_of(ranks)
     # NCCL refuses several processes on one GPU.
@@ -310,6 +314,8 @@ def _store_of(ranks: Ranks) -> Store:
     restarts, in which the addresses of killed processes would be found. The number of restarts may
     differ between machines.
     """
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+
     of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = TCPStore(
         os.environ["MASTER_ADDR"],
