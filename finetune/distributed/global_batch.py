@@ -184,8 +184,8 @@ class _NormOfAll(torch.autograd.Function):
     def forward(  # noqa: PLR0913
         ctx: Any,
         x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
         running_mean: Tensor | None,
         running_var: Tensor | None,
         momentum: float,
@@ -193,51 +193,47 @@ class _NormOfAll(torch.autograd.Function):
     ) -> Tensor:
         dims = [0, *range(2, x.dim())]
         channels, count = x.shape[1], x.numel() // x.shape[1]
-        exact = x.double() if x.dtype == torch.float64 else x.float()
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
         if count:
-            var, mean = torch.var_mean(exact, dims, correction=0)
+            var, mean = torch.var_mean(x.to(exact), dims, correction=0)
         else:
-            var = mean = exact.new_zeros(channels)
-        precise = mean.dtype if x.device.type == "mps" else torch.float64
-        var, mean = var.to(precise), mean.to(precise)
+            var = mean = x.new_zeros(channels, dtype=exact)
+        var, mean = var.double(), mean.double()
         own = [mean * count, (var + mean.square()) * count, mean.new_tensor([count])]
         sums = group().add_up(torch.cat(own))
         total = sums[-1]
-        mean_of_all = sums[:channels] / total
-        var_of_all = (sums[channels:-1] / total - mean_of_all.square()).clamp_(min=0)
+        mean = sums[:channels] / total
+        var = (sums[channels:-1] / total - mean.square()).clamp_(min=0)
         if running_mean is not None and running_var is not None:
-            running_mean.lerp_(mean_of_all.to(running_mean.dtype), momentum)
-            unbiased = var_of_all * (total / (total - 1))
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            unbiased = var * (total / (total - 1))
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-        mean_of_all = mean_of_all.to(exact.dtype)
-        inverse = torch.rsqrt(var_of_all + eps).to(exact.dtype)
-        ctx.save_for_backward(x, weight, mean_of_all, inverse)
-        ctx.total = total
-        scale = inverse if weight is None else inverse * weight.to(exact.dtype)
-        shift = -mean_of_all * scale
-        if bias is not None:
-            shift = shift + bias.to(exact.dtype)
-        return torch.addcmul(_wide(shift, x), exact, _wide(scale, x)).to(x.dtype)
+        mean, var = mean.to(exact), var.to(exact)
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.total, ctx.eps = float(total), eps
+        # torch's kernel for given statistics is faster than single operations.
+        output, _, _ = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse = ctx.saved_tensors
-        dims = [0, *range(2, x.dim())]
-        exact = gradient.to(mean.dtype)
-        normalised = (x.to(mean.dtype) - _wide(mean, x)) * _wide(inverse, x)
-        of_bias, of_weight = exact.sum(dims), (exact * normalised).sum(dims)
-        precise = mean.dtype if x.device.type == "mps" else torch.float64
-        of_all = group().add_up(torch.cat([of_bias, of_weight]).to(precise)) / ctx.total
-        bias_mean, weight_mean = of_all.to(mean.dtype).chunk(2)
-        scale = inverse if weight is None else inverse * weight.to(mean.dtype)
-        centred = exact - _wide(bias_mean, x) - normalised * _wide(weight_mean, x)
-        of_input = (centred * _wide(scale, x)).to(x.dtype)
-        if weight is None:
-            return of_input, None, None, None, None, None, None
-        of_weight, of_bias = of_weight.to(weight.dtype), of_bias.to(weight.dtype)
+        x, weight, mean, var = ctx.saved_tensors
+        empty = mean.new_empty(0)
+        gradient = gradient.to(x.dtype)
+        # The gradient for given statistics; what these add to that of the input is linear in it.
+        of_input, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, var, empty, empty, False, ctx.eps, [True, True, True]
+        )
+        of_all = group().add_up(torch.cat([of_weight, of_bias]).double()) / ctx.total
+        weight_mean, bias_mean = of_all.to(mean.dtype).chunk(2)
+        inverse = torch.rsqrt(var + ctx.eps)
+        scale = inverse * weight.to(mean.dtype)
+        slope = -scale * weight_mean * inverse
+        shift = -scale * bias_mean - slope * mean
+        of_input = of_input.addcmul_(x, _wide(slope, x)).add_(_wide(shift, x))
         return of_input, of_weight, of_bias, None, None, None, None
 
 
 def _wide(values: Tensor, x: Tensor) -> Tensor:
-    """Return values by channel in the shape that combines with a batch."""
-    return values.view(1, -1, *[1] * (x.dim() - 2))
+    """Return values by channel in the type and shape that combine with a batch."""
+    return values.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2))
