@@ -24,6 +24,7 @@ from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config
 from finetune.config.stages import epochs_of
 from finetune.core import signals
+from finetune.core.errors import Interrupted
 from finetune.core.files import exists, write_csv, write_text
 from finetune.core.memory import peak_memory_mib, steps_of
 from finetune.core.reporter import Reporter, SilentReporter
@@ -340,16 +341,21 @@ class _Run:
                 writes=self.output.writes,
             )
             together = signals.together() if group.are_several else nullcontext()
-            with together, steps_of(work), checkpointer:
-                trained = run_epochs(
-                    stage_setup,
-                    ready.batches,
-                    self.output,
-                    checkpointer,
-                    past=past,
-                    resume_point=resume_point,
-                    group=group,
-                )
+            try:
+                with together, steps_of(work), checkpointer:
+                    trained = run_epochs(
+                        stage_setup,
+                        ready.batches,
+                        self.output,
+                        checkpointer,
+                        past=past,
+                        resume_point=resume_point,
+                        group=group,
+                    )
+            except Interrupted:
+                # A launcher ends all processes when one has ended; the first may still be saving.
+                group.barrier()
+                raise
         with signals.impatiently(after):
             verified = stage_setup.frozen_hashes
             if self.output.writes:

@@ -332,15 +332,18 @@ def _store_of(ranks: Ranks) -> Store:
 def _watch(store: Store) -> None:
     """End this process some seconds after another one has failed.
 
-    Under NCCL it would wait on the GPU, where no exception reaches it.
+    Under NCCL it would wait on the GPU, where no exception reaches it. After a signal, all end on
+    their own once they have saved.
     """
 
     def watch() -> None:
         with suppress(RuntimeError):  # the process that kept the store is gone
             while not store.check([_FAILED]):
                 time.sleep(_WATCH_S)
-            time.sleep(_GRACE_S)
-            os._exit(int(store.get(_FAILED).split()[1]))
+            code = int(store.get(_FAILED).split()[1])
+            if not OtherProcessError(code).is_signal:
+                time.sleep(_GRACE_S)
+                os._exit(code)
 
     threading.Thread(target=watch, daemon=True).start()
 
