@@ -17,12 +17,11 @@ import json
 import random
 import sys
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from measure import commit, describe_machine, versions
-from recipes import REPOSITORY, SHARED, WEIGHTS, run_finetune
+from measure import origin
+from recipes import SHARED, WEIGHTS, run_finetune
 from tables import markdown
 
 SETS = ("ants_bees", "flowers5", "cifar100")
@@ -40,12 +39,7 @@ def main() -> None:
     document: dict[str, Any] = {"runs": []}
     if options.json.exists():
         document = json.loads(options.json.read_text())
-    document |= {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit(REPOSITORY),
-        "machine": describe_machine(),
-        "versions": versions(sys.executable, ("torch", "torchvision")),
-    }
+    document |= origin(("torch", "torchvision"))
     done = {(run["set"], run["budget"], run["seed"]) for run in document["runs"]}
     for data in options.sets:
         for budget in options.budgets:

@@ -12,11 +12,14 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 SAMPLE_EVERY_S = 0.2
 _PROC = Path("/proc")
@@ -170,6 +173,16 @@ print(json.dumps(found))
     )
     found: dict[str, str] = json.loads(done.stdout)
     return found
+
+
+def origin(packages: Sequence[str]) -> dict[str, Any]:
+    """Return date, commit, machine and versions of a measurement by this interpreter."""
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": commit(Path(__file__).resolve().parent.parent),
+        "machine": describe_machine(),
+        "versions": versions(sys.executable, packages),
+    }
 
 
 def commit(repository: Path) -> str:

@@ -26,12 +26,11 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from logistic import features_of
-from measure import commit, describe_machine, versions
+from measure import origin
 from sklearn.linear_model import LogisticRegressionCV
 
 from finetune.config.load import load_config
@@ -54,13 +53,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="compare with `finetune tune`")
     parser.add_argument("--json", type=Path, required=True, help="output file of all measurements")
     options = parser.parse_args()
-    document: dict[str, Any] = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit(REPOSITORY),
-        "machine": describe_machine(),
-        "versions": versions(sys.executable, ("torch", "torchvision", "scikit-learn")),
-        "runs": [],
-    }
+    document = origin(("torch", "torchvision", "scikit-learn")) | {"runs": []}
     if options.json.exists():
         document = json.loads(options.json.read_text())
     done = {(run["set"], run["seed"]) for run in document["runs"]}

@@ -30,11 +30,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from measure import ProcessError, commit, describe_machine, versions
+from measure import ProcessError, origin
 from tables import markdown
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -67,12 +66,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10, help="killed processes by each launcher")
     parser.add_argument("--json", type=Path, help="output file of all measurements")
     options = parser.parse_args()
-    document: dict[str, Any] = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit(REPOSITORY),
-        "machine": describe_machine(),
-        "versions": versions(sys.executable, ("torch", "torchvision")),
-    }
+    document = origin(("torch", "torchvision"))
     for part in options.parts:
         with tempfile.TemporaryDirectory() as name:
             document[part], table = PARTS[part](Path(name), options.kills)

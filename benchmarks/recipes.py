@@ -24,12 +24,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from logistic import logistic_regression
-from measure import commit, describe_machine, run_process, versions
+from measure import origin, run_process
 
 BENCHMARKS = Path(__file__).resolve().parent
 REPOSITORY = BENCHMARKS.parent
@@ -72,12 +71,7 @@ def main() -> None:
     document: dict[str, Any] = {"runs": {}}
     if options.json.exists():
         document = json.loads(options.json.read_text())
-    document |= {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit(REPOSITORY),
-        "machine": describe_machine(),
-        "versions": versions(sys.executable, ("torch", "torchvision", "scikit-learn")),
-    }
+    document |= origin(("torch", "torchvision", "scikit-learn"))
     for key, run in _runs(options.sets, options.seeds):
         if key not in document["runs"]:
             with tempfile.TemporaryDirectory() as name:

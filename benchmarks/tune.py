@@ -17,11 +17,10 @@ import statistics
 import sys
 import tempfile
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from measure import commit, describe_machine, run_process, versions
+from measure import origin, run_process
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("FINETUNE_SHARED", REPOSITORY.parent / "shared"))
@@ -33,13 +32,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="output file of all measurements")
     options = parser.parse_args()
-    document: dict[str, Any] = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit(REPOSITORY),
-        "machine": describe_machine(),
-        "versions": versions(sys.executable, ("torch", "torchvision")),
-        "rounds": [],
-    }
+    document = origin(("torch", "torchvision")) | {"rounds": []}
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as name:
             document["rounds"].append(_round(Path(name)))

@@ -289,11 +289,12 @@ def joined() -> Iterator[Group]:
     dist.init_process_group(
         backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=_LONGEST_WAIT
     )
+    notes = PrefixStore("finetune", store)
     if is_one_each:
-        _watch(PrefixStore("finetune", store))
+        _watch(notes)
     cores.share_among(ranks.local_size)
     torch.set_num_threads(cores.available_cores())
-    _joined = Group(ranks, PrefixStore("finetune", store))
+    _joined = Group(ranks, notes)
     try:
         yield _joined
         _joined.barrier()  # so that no process closes a connection that another one still uses

@@ -46,14 +46,12 @@ class Verdict:
         is_due: Whether a checkpoint should be saved; the first process decides.
         save: Whether one is due after the step that ended last.
         fits: Whether memory sufficed in all processes.
-        is_finite: Whether all losses are finite.
     """
 
     group: Group
     is_due: Callable[[], bool] = lambda: False
     save: bool = False
     fits: bool = True
-    is_finite: bool = True
 
     def report(self, *, fits: bool = True, unread: Unread | None = None) -> list[float]:
         """Return what this process reports; the reports of all are to be summed."""

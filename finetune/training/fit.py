@@ -137,12 +137,14 @@ def run_epochs(
         with group.first_before_others():  # which may repair the file
             best = _best_on_disk(state, epochs, resume_point, output)
 
+    def save() -> None:
+        state.agree()
+        checkpointer.keep_now(state.checkpoint(evaluated=False))
+
     def save_between_steps() -> None:
         asked = signals.asked()
-        is_due = verdict.save if group.are_several else checkpointer.is_due
-        if asked or is_due:
-            state.agree()
-            checkpointer.keep_now(state.checkpoint(evaluated=False))
+        if asked or (verdict.save if group.are_several else checkpointer.is_due):
+            save()
         if asked:
             raise _stopped(f"in {progress}", folder)
 
@@ -196,8 +198,7 @@ def run_epochs(
             if monitor.stop:
                 break
     except StepStopped:
-        state.agree()
-        checkpointer.keep_now(state.checkpoint(evaluated=False))
+        save()
         raise _stopped(f"in {progress}", folder) from None
     except NotFiniteError as error:
         raise _with_files(error, training, config) from error

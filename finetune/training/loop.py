@@ -81,7 +81,7 @@ class Callbacks:
 
 @dataclass(frozen=True)
 class Sharing:
-    """What the processes that share each batch of a training have in common.
+    """Verdict and batch sizes of a training of which several processes share each batch.
 
     Attributes:
         sizes: Number of images of each whole batch of an epoch.
@@ -111,8 +111,8 @@ def train_epochs(
             mixed images, of which the largest is the label for the accuracy.
         epochs: Number of the last epoch to train.
         loss: Options of the loss; None for plain cross-entropy.
-        sharing: What several processes share; ``batches`` then have this process's rows of each
-            batch, and metrics are those of all processes.
+        sharing: Verdict and batch sizes of several processes; ``batches`` then have this process's
+            rows of each batch, and metrics are those of all processes.
 
     Raises:
         NotFiniteError: a loss or a gradient is not finite.

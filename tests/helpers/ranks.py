@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from helpers.fork_server import ForkServer, Program
 
@@ -52,6 +54,12 @@ def run_ranks(
         code = program.wait()
         assert code == 0, program.said
     return programs
+
+
+def gap(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> float:
+    """The largest difference of an element of two sets of weights."""
+    assert one.keys() == two.keys()
+    return max(float((one[name].double() - two[name].double()).abs().max()) for name in one)
 
 
 def wait_for(condition: Callable[[], Any], timeout: float = 60.0) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.paths import REPOSITORY
+from helpers.ranks import gap
 from torch import Tensor
 
 from finetune.checkpoints.checkpoint import load_checkpoint
@@ -50,11 +51,6 @@ def make(make_config: Callable[..., Config], tmp_path: Path) -> Callable[..., Co
 def weights(config: Config) -> dict[str, Tensor]:
     """The weights of a run's last epoch."""
     return load_checkpoint(Path(config.output_dir) / "last.pt")[0]
-
-
-def gap(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
-    """The largest difference of an element."""
-    return max(float((one[name].double() - two[name].double()).abs().max()) for name in one)
 
 
 @pytest.mark.parametrize("patterns", [["*"], BLOCK["patterns"], []])

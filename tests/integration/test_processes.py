@@ -17,7 +17,7 @@ from helpers.broken_files import damage
 from helpers.fork_server import ForkServer, Program
 from helpers.paths import REPOSITORY
 from helpers.photos import draw_photos
-from helpers.ranks import FLOAT64, run_ranks, start_ranks, wait_for
+from helpers.ranks import FLOAT64, gap, run_ranks, start_ranks, wait_for
 from torch import Tensor
 
 from finetune.checkpoints.checkpoint import load_checkpoint
@@ -87,12 +87,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         yield Runs(folder, server)
     finally:
         server.close()
-
-
-def gap(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
-    """The largest difference of an element."""
-    assert one.keys() == two.keys()
-    return max(float((one[name].double() - two[name].double()).abs().max()) for name in one)
 
 
 CASES = {
