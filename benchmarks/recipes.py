@@ -34,7 +34,7 @@ BENCHMARKS = Path(__file__).resolve().parent
 REPOSITORY = BENCHMARKS.parent
 SHARED = Path(os.environ.get("FINETUNE_SHARED", REPOSITORY.parent / "shared"))
 WEIGHTS = SHARED / "weights/mobilenet_v2_imagenet.pth"
-RECIPES = ("linear_probe", "last_block", "norm_only", "head_then_all", "full")
+RECIPES = ("linear_probe", "last_block", "bias_only", "norm_only", "head_then_all", "full")
 TUNED, PLAIN = "tuned_probe", "plain"
 
 
