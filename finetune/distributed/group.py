@@ -89,6 +89,17 @@ class Group:
                 dist.all_reduce(tensor)
         return tensor
 
+    def start_adding_up(self, tensor: Tensor) -> Callable[[], None]:
+        """Start to sum a tensor over all processes, in place; return what waits for the end."""
+        with self._noticing():
+            work = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> None:
+            with self._noticing():
+                work.wait()
+
+        return wait
+
     def barrier(self) -> None:
         """Wait until all processes are here."""
         self.add_up(torch.zeros(1))

@@ -1,16 +1,18 @@
 """Optimizer step of several processes, each of which computes some rows of every batch.
 
-One all-reduce carries the gradients, summed over images, and what each process reports about the
-step (`finetune.distributed.verdict`). Dividing by the number of images of all processes gives the
-gradient of one process with the whole batch. torch's DistributedDataParallel would average the
-means of the shares instead, which differ from that where shares are uneven; it would reduce at
-every backward pass of an accumulated step, and it cannot go on where one process runs out of memory
-(docs/distributed.md has the figures).
+The gradients are summed over the images of all processes (`finetune.distributed.gradient_sum`),
+together with what each process reports about the step (`finetune.distributed.verdict`). Dividing by
+the number of images of all processes gives the gradient of one process with the whole batch.
+torch's DistributedDataParallel would average the means of the shares instead, which differ from
+that where shares are uneven; it would reduce at every backward pass of an accumulated step, and it
+cannot go on where one process runs out of memory (docs/distributed.md has the figures).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +24,33 @@ from finetune.core.errors import FinetuneError
 from finetune.core.memory import is_out_of_memory
 from finetune.core.seeding import seed_for
 from finetune.distributed.global_batch import norms_are_shared, rows_of_batch
+from finetune.distributed.gradient_sum import GradientSum
 from finetune.distributed.verdict import Unread, Verdict
+from finetune.freezing.graph_split import Features
 from finetune.training.loss import Loss
 from finetune.training.metrics import Meter
 from finetune.training.step import Batch, Step, StepConfig, cut, halved
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of a batch that are computed at once.
+
+    Attributes:
+        number: Index of the batch in the step.
+        is_first: Whether these are the first rows of this process in the batch.
+        start: Index of the first row in the whole batch.
+        whole: Number of rows of the whole batch.
+        shares_norms: Whether batch norms use the rows of all processes.
+    """
+
+    number: int
+    is_first: bool
+    inputs: Features
+    labels: Tensor
+    start: int
+    whole: int
+    shares_norms: bool
 
 
 class SharedStep(Step):
@@ -50,8 +75,8 @@ class SharedStep(Step):
         super().__init__(model, optimizer, loss, config, warn=warn)
         self._verdict = verdict
         self._sizes = sizes
-        self._used: list[bool] | None = None
-        """Whether each parameter has a gradient; known after the first backward pass."""
+        self._sum: GradientSum | None = None
+        """Sum of the gradients that a step computes; known after the first backward pass."""
 
     def take(
         self, batches: Sequence[Batch | Unread], meter: Meter, progress: TrainProgress
@@ -98,7 +123,7 @@ class SharedStep(Step):
         )
         self._verdict.take(reports, unread)
         if not self._verdict.fits:
-            self._used = None  # a process may not have come to all parameters
+            self._sum = None  # a process may not have come to all parameters
             return False
         if bad_of_all:
             raise self._first_not_finite(not_finite, progress)
@@ -116,35 +141,31 @@ class SharedStep(Step):
         """
         self.optimizer.zero_grad(set_to_none=True)
         self._seen.clear()
-        shares_norms = False
-        ranks = self._verdict.group.ranks
+        is_within_norms = False
+        parts = self._parts(batches, progress)
         try:
-            for number, (inputs, labels) in enumerate(batches):
-                seed = seed_for(self.config.seed, "step", progress.batches + number)
-                seed_generators(labels.device, seed)
-                whole = self._sizes[progress.batch + number]
-                start = ranks.rows(whole).start
-                shares_norms = norms_are_shared(self.model, whole)
-                at_once = 0 if shares_norms else progress.at_once
-                bad = torch.zeros((), device=labels.device)
-                for part, part_labels in cut(inputs, labels, at_once):
-                    if not len(part_labels) and not shares_norms:
-                        continue
-                    with rows_of_batch(start, whole):
-                        total = self._loss(part, part_labels)
-                    start += len(part_labels)
-                    if len(part_labels):
-                        bad += ~total.detach().isfinite()
-                        total = total * len(part_labels)
-                    else:  # a share without rows takes part in the norms alone
-                        self._seen.pop()
-                        total = torch.nan_to_num(total) * 0
+            for part in parts:
+                is_within_norms = part.shares_norms
+                if part.is_first:
+                    seed = seed_for(self.config.seed, "step", progress.batches + part.number)
+                    seed_generators(part.labels.device, seed)
+                    not_finite.append(torch.zeros((), device=part.labels.device))
+                if not len(part.labels) and not part.shares_norms:
+                    continue
+                with rows_of_batch(part.start, part.whole):
+                    total = self._loss(part.inputs, part.labels)
+                if len(part.labels):
+                    not_finite[-1] += ~total.detach().isfinite()
+                    total = total * len(part.labels)
+                else:  # a share without rows takes part in the norms alone
+                    self._seen.pop()
+                    total = torch.nan_to_num(total) * 0
+                with self._exchanging(is_last=part is parts[-1]):
                     total.backward()  # type: ignore[no-untyped-call]
-                not_finite.append(bad)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if shares_norms:  # the others wait for this process within their forward pass
+            if is_within_norms:  # the others wait for this process within their forward pass
                 raise FinetuneError(
                     "out of memory within a batch norm over all processes",
                     kind="machine.out_of_memory",
@@ -153,6 +174,23 @@ class SharedStep(Step):
                 ) from error
             return False
         return True
+
+    def _exchanging(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Return the context of a backward pass; in the last one, sums of gradients are started."""
+        return self._sum.overlapping() if self._sum and is_last else nullcontext()
+
+    def _parts(self, batches: Sequence[Batch], progress: TrainProgress) -> list[_Part]:
+        """Divide the batches into what is computed at once."""
+        parts = []
+        for number, (inputs, labels) in enumerate(batches):
+            whole = self._sizes[progress.batch + number]
+            start = self._verdict.group.ranks.rows(whole).start
+            shares_norms = norms_are_shared(self.model, whole)
+            at_once = 0 if shares_norms else progress.at_once
+            for at, (some, own) in enumerate(cut(inputs, labels, at_once)):
+                parts.append(_Part(number, at == 0, some, own, start, whole, shares_norms))
+                start += len(own)
+        return parts
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -167,25 +205,14 @@ class SharedStep(Step):
             computed: Whether all gradients of this process were computed; if not, zeros are added.
         """
         parameters, group = self._parameters(), self._verdict.group
-        if self._used is None:
+        if self._sum is None:
             has = torch.tensor([float(p.grad is not None) for p in parameters])
-            self._used = [bool(count) for count in group.add_up(has).tolist()]
-        used = [p for p, is_used in zip(parameters, self._used, strict=True) if is_used]
-        used = used or parameters
-        for parameter in used:
-            if parameter.grad is None or not computed:
-                parameter.grad = torch.zeros_like(parameter)
-        like = used[0]
-        tail = like.new_tensor(reports)
+            every = zip(parameters, group.add_up(has).tolist(), strict=True)
+            self._sum = GradientSum(group, [p for p, count in every if count] or parameters)
+        like = parameters[0]
         count = like.new_zeros(1) if bad is None else bad.to(like).reshape(1)
-        flat = torch.cat([*(_grad(p).reshape(-1) for p in used), count, tail])
-        group.add_up(flat)
-        at = 0
-        for parameter in used:
-            size = parameter.numel()
-            _grad(parameter).copy_(flat[at : at + size].view_as(parameter))
-            at += size
-        bad_of_all, images, *others = flat[at:].tolist()
+        tail = torch.cat([count, like.new_tensor(reports)])
+        bad_of_all, images, *others = self._sum.finish(tail, computed=computed).tolist()
         return [images, bad_of_all, *others]
 
     def _first_not_finite(
@@ -194,8 +221,3 @@ class SharedStep(Step):
         own = [number for number, bad in enumerate(not_finite) if bad.item()]
         every = [number for of_one in self._verdict.group.gather(own) for number in of_one]
         return self._error("the training loss", progress, min(every))
-
-
-def _grad(parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad

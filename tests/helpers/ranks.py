@@ -71,12 +71,14 @@ def wait_for(condition: Callable[[], Any], timeout: float = 60.0) -> None:
 
 
 def in_float64() -> None:
-    """The command line, with weights, features and sums in float64."""
+    """The command line, with weights, features and sums in float64, in many small buckets."""
     import torch
 
     from finetune.cli.app import main
+    from finetune.distributed import gradient_sum
     from finetune.features.compute_format import ComputeFormat
 
+    gradient_sum.BUCKET_BYTES = 2**17
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
     ComputeFormat.dtype = torch.float64  # type: ignore[assignment, misc]
@@ -85,19 +87,25 @@ def in_float64() -> None:
 
 
 def short_of_memory() -> None:
-    """`in_float64`, where the second process runs out of memory in its third step."""
+    """`in_float64`, where the second process runs out of memory in its third backward pass."""
     import os
 
     import torch
 
     from finetune.training.shared_step import SharedStep
 
-    loss, calls = SharedStep._loss, []
+    loss, calls, hooks = SharedStep._loss, [], []
+
+    def fail(_: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
     def failing(step: SharedStep, *arguments: Any) -> torch.Tensor:
         calls.append(1)
+        parameters = step._parameters()
         if os.environ["RANK"] == "1" and len(calls) == 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            hooks.append(parameters[len(parameters) // 2].register_hook(fail))
+        elif len(calls) > 3 and hooks:
+            hooks.pop().remove()
         return loss(step, *arguments)
 
     SharedStep._loss = failing  # type: ignore[method-assign]
