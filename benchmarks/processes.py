@@ -9,10 +9,12 @@ names. The parts print Markdown tables, which docs/distributed.md contains:
   two or three, after a single step of 31 photos of ants_bees at 64 px, in float32 and in float64,
   and after two epochs of 85 photos (batches of 32, 32 and 21) in float64;
 - metrics: accuracy on ants_bees and cifar100, in float32, in one, two and three processes;
-- killed: runs of two processes under ``--nproc``, and under torchrun with ``--max-restarts``, of
-  which one process is killed at a random time; each is to end with the weights of a whole run;
 - speed: images per second of one process and of two, each with one core, everything training;
+- overlap: images per second of two processes that exchange the gradients of ResNet-50 in buckets
+  during the backward pass, and all at once behind it;
 - exchange: seconds of an all-reduce of the gradient of a network, and its share of a step.
+
+`process_faults.py` measures what happens when processes fail.
 """
 
 from __future__ import annotations
@@ -20,16 +22,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
-import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +48,16 @@ CASES: dict[str, list[str]] = {
     "… EMA of 0.9": ["freeze.patterns=[]", "train.ema=0.9"],
     "… mixup and cutmix": ["freeze.patterns=[]", "augment.mixup=0.2", "augment.cutmix=1.0"],
     "… balanced draws": ["freeze.patterns=[]", "data.balance=sampler"],
-    "… AdamW": ["freeze.patterns=[]", "optimizer.name=adamw", "optimizer.lr=0.0005"],
+    "… a head first, as a stage": [
+        "stages=[{epochs: 1, freeze: {patterns: ['*']}}, {epochs: 1, freeze: {patterns: []}}]",
+    ],
+    "LoRA adapters of swin_t": [
+        "model.name=swin_t",
+        "model.weights=none",
+        "freeze.patterns=['*']",
+        "adapt={lora: {rank: 4, targets: ['*.mlp.*']}}",
+    ],
+    "everything, AdamW": ["freeze.patterns=[]", "optimizer.name=adamw", "optimizer.lr=0.0005"],
 }
 NETWORKS = {"mobilenet_v2": 2.23, "resnet50": 25.6, "convnext_tiny": 28.6, "vit_b_16": 86.6}
 """Millions of parameters."""
@@ -63,19 +70,18 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--kills", type=int, default=10, help="killed processes by each launcher")
     parser.add_argument("--json", type=Path, help="output file of all measurements")
     options = parser.parse_args()
     document = origin(("torch", "torchvision"))
     for part in options.parts:
         with tempfile.TemporaryDirectory() as name:
-            document[part], table = PARTS[part](Path(name), options.kills)
+            document[part], table = PARTS[part](Path(name))
         print(f"\n{part}\n\n{table}", flush=True)
         if options.json is not None:
             options.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _config(folder: Path, data: Path, size: int = 96) -> Path:
+def write_config(folder: Path, data: Path, size: int = 96) -> Path:
     """Write a config without any choice by timing, so that all runs compute alike."""
     values = {
         "model": {
@@ -108,9 +114,35 @@ def train(
     config: Path, run: Path, size: int, *settings: str, precision: str = "float32"
 ) -> dict[str, Any]:
     """Train in several processes without a launcher, and return the first one's summary."""
-    pairs = [word for one in (*settings, f"output_dir={run}") for word in ("--set", one)]
+    children = start(config, run, size, "--overwrite", *pairs(settings), precision=precision)
+    ended = [(*child.communicate(), child.returncode) for child in children]
+    for _, said, code in ended:
+        if code:
+            raise ProcessError(said)
+    found: dict[str, Any] = json.loads(ended[0][0])
+    return found
+
+
+def pairs(settings: Sequence[str]) -> list[str]:
+    """Return the words of the command line for some settings."""
+    return [word for one in settings for word in ("--set", one)]
+
+
+def start(
+    config: Path,
+    run: Path,
+    size: int,
+    *words: str,
+    precision: str = "float32",
+    of_each: Sequence[Sequence[str]] = (),
+) -> list[subprocess.Popen[str]]:
+    """Start to train in several processes, without a launcher.
+
+    Args:
+        of_each: More words of the command line for each process.
+    """
     command = [sys.executable, str(Path(__file__).resolve()), "--as-process", precision]
-    command += ["train", "--config", str(config), "--overwrite", "--json", *pairs]
+    command += ["train", "--config", str(config), "--json", "--set", f"output_dir={run}", *words]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -131,7 +163,7 @@ def train(
         }
         children.append(
             subprocess.Popen(
-                command,
+                [*command, *(of_each[rank] if of_each else ())],
                 cwd=REPOSITORY,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -139,18 +171,17 @@ def train(
                 text=True,
             )
         )
-    ended = [(*child.communicate(), child.returncode) for child in children]
-    for _, said, code in ended:
-        if code:
-            raise ProcessError(said)
-    found: dict[str, Any] = json.loads(ended[0][0])
-    return found
+    return children
 
 
 def _as_process(precision: str, arguments: Sequence[str]) -> None:
-    """Run the command line; in float64 if asked for, with everything that computes."""
+    """Run the command line; in float64, or with a single exchange a step, if asked for."""
     from finetune.cli.app import main as command_line
 
+    if precision == "one bucket":
+        from finetune.distributed import gradient_sum
+
+        gradient_sum.BUCKET_BYTES = 2**60
     if precision == "float64":
         import torch
 
@@ -176,11 +207,11 @@ def gap(one: Path, two: Path) -> float:
     return max(gaps)
 
 
-def _equal(folder: Path, _: int) -> tuple[Any, str]:
+def _equal(folder: Path) -> tuple[Any, str]:
     """Compare one process with two and three, after one step and after two epochs."""
     few, some = folder / "few", folder / "some"
-    _link_photos(few, 31)
-    _link_photos(some, 85)
+    link_photos(few, 31)
+    link_photos(some, 85)
     rows: list[list[str]] = []
     found = {}
     for name, settings in CASES.items():
@@ -189,11 +220,11 @@ def _equal(folder: Path, _: int) -> tuple[Any, str]:
             (few, 1, ("float32", "float64")),
             (some, 2, ("float64",)),
         ):
-            config = _config(folder, data, 64)
+            config = write_config(folder, data, 64)
             more = [*settings, f"train.epochs={epochs}"]
             for precision in precisions:
-                if data == few and "accumulate" in " ".join(more):
-                    continue
+                if data == few and any(word in " ".join(more) for word in ("accumulate", "stages")):
+                    continue  # a single step has nothing to accumulate, or no second stage
                 for size in (1, 2, 3):
                     train(config, folder / f"run-{size}", size, *more, precision=precision)
                 gaps[f"{data.name} {precision}"] = [
@@ -207,7 +238,7 @@ def _equal(folder: Path, _: int) -> tuple[Any, str]:
     return found, markdown(header, rows)
 
 
-def _link_photos(folder: Path, most: int) -> None:
+def link_photos(folder: Path, most: int) -> None:
     """Link this many photos of ants_bees to train on, and 31 to validate, of both classes."""
     for split, number in (("train", most), ("val", 31)):
         photos = sorted((SHARED / "data/ants_bees" / split).rglob("*.jpg"))
@@ -217,7 +248,7 @@ def _link_photos(folder: Path, most: int) -> None:
             link.symlink_to(photo)
 
 
-def _metrics(folder: Path, _: int) -> tuple[Any, str]:
+def _metrics(folder: Path) -> tuple[Any, str]:
     """Compare the accuracy of one, two and three processes in float32."""
     rows: list[list[str]] = []
     found = {}
@@ -226,7 +257,7 @@ def _metrics(folder: Path, _: int) -> tuple[Any, str]:
         ("ants_bees", "everything"),
         ("cifar100", "block 18"),
     ):
-        config = _config(folder, SHARED / "data" / data, 96 if data == "ants_bees" else 32)
+        config = write_config(folder, SHARED / "data" / data, 96 if data == "ants_bees" else 32)
         epochs = 4 if data == "ants_bees" else 1
         scores = []
         for size in (1, 2, 3):
@@ -238,67 +269,9 @@ def _metrics(folder: Path, _: int) -> tuple[Any, str]:
     return found, markdown(header, rows)
 
 
-def _killed(folder: Path, kills: int) -> tuple[Any, str]:
-    """Kill a process at a random time, and compare the weights with those of a whole run."""
-    config = _config(folder, SHARED / "data/ants_bees", 48)
-    settings = ["freeze.patterns=[]", "train.epochs=6", "train.checkpoint_minutes=0.02"]
-    train(config, folder / "whole", 2, *settings)
-    words = ["train", "--config", str(config)]
-    words += [word for one in settings for word in ("--set", one)]
-    launchers = {
-        "`finetune train --nproc 2`": ["-m", "finetune", *words, "--nproc", "2"],
-        "`torchrun --max-restarts 3`": [
-            *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *("--max-restarts=3", "-m", "finetune", *words),
-        ],
-    }
-    rng, found = random.Random(0), {}
-    rows: list[list[str]] = []
-    for name, command in launchers.items():
-        same = finished = restarts = 0
-        for number in range(kills):
-            run = folder / f"run-{len(rows)}-{number}"
-            child = subprocess.Popen(
-                [sys.executable, *command, "--set", f"output_dir={run}"],
-                cwd=REPOSITORY,
-                env=os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            time.sleep(rng.uniform(8.0, 16.0))
-            ranks = _children(child.pid)
-            if ranks:
-                with suppress(ProcessLookupError):
-                    os.kill(rng.choice(ranks), signal.SIGKILL)
-                    restarts += 1
-            try:
-                _, said = child.communicate(timeout=180)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                continue
-            finished += child.returncode == 0
-            if child.returncode == 0:
-                same += gap(folder / "whole", run) == 0
-            else:
-                print(said[-1500:], file=sys.stderr, flush=True)
-        found[name] = {"killed": restarts, "finished": finished, "same": same}
-        rows.append([name, *(str(value) for value in (kills, restarts, finished, same))])
-    header = ["launcher", "runs", "killed before their end", "finished", "with identical weights"]
-    return found, markdown(header, rows)
-
-
-def _children(pid: int) -> list[int]:
-    """Return the processes of a run that a launcher has started."""
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def _speed(folder: Path, _: int) -> tuple[Any, str]:
+def _speed(folder: Path) -> tuple[Any, str]:
     """Measure images per second of one process on one core, and of two on a core each."""
-    config = _config(folder, SHARED / "data/ants_bees", 160)
+    config = write_config(folder, SHARED / "data/ants_bees", 160)
     settings = ["freeze.patterns=[]", "train.epochs=3", "runtime.live_memory_format=channels_last"]
     rows, found = [], {}
     for name, size, more in (
@@ -322,7 +295,24 @@ def _speed(folder: Path, _: int) -> tuple[Any, str]:
     return found, markdown(["processes", "images per second, one process is 1"], rows)
 
 
-def _exchange(folder: Path, _: int) -> tuple[Any, str]:
+def _overlap(folder: Path) -> tuple[Any, str]:
+    """Measure two processes with gradients exchanged behind the backward pass, and during it."""
+    config = write_config(folder, SHARED / "data/ants_bees", 64)
+    settings = ["model.name=resnet50", "model.weights=none", "freeze.patterns=[]"]
+    settings += ["train.epochs=4", "runtime.norms=apart", "train.checkpoint_minutes=60"]
+    seconds: dict[str, list[float]] = {"one bucket": [], "float32": []}
+    for _ in range(2):
+        for how, found in seconds.items():
+            train(config, folder / "run", 2, *settings, precision=how)
+            lines = (folder / "run/metrics.jsonl").read_text().splitlines()
+            found += [json.loads(line)["elapsed_s"] for line in lines[1:]]
+    apart, during = (statistics.median(found) for found in seconds.values())
+    rows = [["behind the backward pass", "1.00"], ["during it", f"{apart / during:.2f}"]]
+    header = ["gradients are exchanged", "images per second"]
+    return seconds, markdown(header, rows)
+
+
+def _exchange(folder: Path) -> tuple[Any, str]:
     """Time the all-reduce of gradients between two processes, and compute it for many GPUs."""
     script = """
 import json, os, statistics, sys, time, torch, torch.distributed as dist
@@ -367,12 +357,12 @@ dist.destroy_process_group()
     return found, markdown(header, rows)
 
 
-Part = Callable[[Path, int], tuple[Any, str]]
+Part = Callable[[Path], tuple[Any, str]]
 PARTS: dict[str, Part] = {
     "equal": _equal,
     "metrics": _metrics,
-    "killed": _killed,
     "speed": _speed,
+    "overlap": _overlap,
     "exchange": _exchange,
 }
 
