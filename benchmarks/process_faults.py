@@ -257,14 +257,14 @@ def _chain(folder: Path, _: argparse.Namespace) -> tuple[Any, str]:
     """Begin in two processes, continue in one and end in three."""
     link_photos(folder / "photos", 85)
     config = write_config(folder, folder / "photos", 64)
-    settings = [EVERYTHING, "schedule.name=constant"]
+    settings = ["freeze.patterns=['*', '!features.18.*']", "schedule.name=constant"]
     train(config, folder / "alone", 1, *settings, "train.epochs=6", precision="float64")
     for epochs, size in ((2, 2), (4, 1), (6, 3)):
         how = ["--resume"] if epochs > 2 else ["--overwrite"]
         words = pairs([*settings, f"train.epochs={epochs}"])
         children = start(config, folder / "run", size, *how, *words, precision="float64")
         for child in children:
-            _, said = child.communicate(timeout=LONGEST_S)
+            said = child.communicate(timeout=LONGEST_S)[1]
             if child.returncode:
                 raise SystemExit(said)
     found = gap(folder / "alone", folder / "run")
@@ -293,6 +293,7 @@ def _freezing(folder: Path, _: argparse.Namespace) -> tuple[Any, str]:
         train(config, folder / "one", 1, *settings, precision="float64")
         train(config, folder / "two", 2, *settings, precision="float64")
         rows.append([case, f"{gap(folder / 'one', folder / 'two'):.0e} from one process"])
+        print(rows[-1], file=sys.stderr, flush=True)
 
     def refused(case: str, *of_each: Sequence[str]) -> None:
         began = time.monotonic()

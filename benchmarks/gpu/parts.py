@@ -284,7 +284,7 @@ def _head(setting: Setting) -> tuple[list[str], Rows]:
         optimizer = torch.optim.SGD(head.parameters(), lr=0.01, momentum=0.9)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         source = CachedFeatures(
-            rows_of,
+            rows_of.on(device),
             images,
             batch_size=batch_size,
             views=Views.of("none"),

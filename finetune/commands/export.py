@@ -146,11 +146,16 @@ def _expected(
 ) -> dict[str, list[Tensor]]:
     """Return the probabilities that ``eval`` computes, by precision.
 
-    If the run computes in bfloat16, float32 probabilities are returned as well.
+    If the run computes in another precision, those in float32 are returned as well.
     """
     own = metadata.config
     plain = own.with_values({"runtime.precision": "float32", "runtime.live_precision": "float32"})
-    configs = {"bfloat16": own, "float32": plain} if plain != own else {"float32": own}
+    runtime = own.runtime
+    if plain == own:
+        configs = {"float32": own}
+    else:
+        half = runtime.precision if runtime.precision != "float32" else runtime.live_precision
+        configs = {half: own, "float32": plain}
     none = Images((), (), metadata.class_names)
     expected = {}
     for precision, config in configs.items():

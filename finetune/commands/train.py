@@ -26,7 +26,7 @@ from finetune.config.stages import epochs_of
 from finetune.core import signals
 from finetune.core.errors import Interrupted
 from finetune.core.files import exists, write_csv, write_text
-from finetune.core.memory import peak_memory_mib, steps_of
+from finetune.core.memory import peak_gpu_memory_mib, peak_memory_mib, steps_of
 from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.checks.preflight import dropping_unreadable
 from finetune.data.images import below
@@ -566,6 +566,7 @@ def _summary(
         features=features,
         found_rates=found_rates,
         peak_memory_mib=peak_memory_mib(),
+        peak_gpu_memory_mib=peak_gpu_memory_mib(stage_setup.engine.device),
         rerun=run_dir.rerun_command(Path(folder) / run_dir.CONFIG, folder),
         next=next_commands(folder, has_val=trained.last.val is not None),
     )

@@ -21,6 +21,7 @@ from finetune.config.schema import (
     Config,
     Device,
     FeaturesConfig,
+    FrozenPrecision,
     MemoryFormat,
     Precision,
     RuntimeConfig,
@@ -92,7 +93,7 @@ class ResolvedFeatures(FeaturesConfig):
 class ResolvedRuntime(RuntimeConfig):
     """Section ``runtime`` without ``auto``."""
 
-    precision: Precision
+    precision: FrozenPrecision
     memory_format: MemoryFormat
     live_precision: Precision
     live_memory_format: MemoryFormat

@@ -118,6 +118,7 @@ def _is_this_format(given: int) -> int:
 
 
 Precision = Literal["float32", "bfloat16"]
+FrozenPrecision = Literal["float32", "bfloat16", "float16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
 Switch = Literal["on", "off"]
 Device = Literal["cpu", "cuda", "mps"]
@@ -127,8 +128,8 @@ Cache = Literal["memory", "disk", "off"]
 class StageRuntime(Section):
     """Compute formats of a run or a stage."""
 
-    precision: Literal["auto", Precision] = "auto"
-    """Precision of the frozen prefix; auto times both and uses the faster."""
+    precision: Literal["auto", FrozenPrecision] = "auto"
+    """Precision of the frozen prefix; auto times what the device supports and uses the fastest."""
     memory_format: Literal["auto", MemoryFormat] = "auto"
     """Memory format of the frozen prefix; auto times both and uses the faster."""
     live_precision: Literal["auto", Precision] = "auto"

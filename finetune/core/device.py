@@ -85,6 +85,10 @@ def make_deterministic(device: torch.device) -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     if device.type == "cuda":
+        # torch's defaults, which the results depend on: float32 convolutions round their inputs to
+        # TF32, matrix products do not.
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = False
         warnings.filterwarnings("ignore", ".*(a deterministic implementation|non-deterministic).*")
         torch.use_deterministic_algorithms(True, warn_only=True)
         # No code here reads uninitialised memory, and filling it takes time.

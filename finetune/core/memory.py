@@ -124,6 +124,19 @@ def spare_memory_bytes() -> int:
     return available_memory_bytes() // (_SHARE_OF_MEMORY * processes_here())
 
 
+def spare_gpu_bytes(device: torch.device) -> int:
+    """Return the memory of a CUDA device that may be used to keep what the CPU keeps as well."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free // _SHARE_OF_MEMORY
+
+
+def peak_gpu_memory_mib(device: torch.device) -> int | None:
+    """Return the peak memory of this process's tensors on a CUDA device, in MiB; None on others."""
+    if device.type != "cuda":
+        return None
+    return round(torch.cuda.max_memory_allocated(device) / 2**20)
+
+
 def peak_memory_mib() -> int | None:
     """Return the peak resident memory of this process in MiB; None if the system does not report
     it."""

@@ -63,7 +63,8 @@ class ComputeFormat:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights and features."""
-        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        dtype: torch.dtype = getattr(torch, self.precision)
+        return dtype
 
     @property
     def layout(self) -> torch.memory_format:
@@ -107,16 +108,27 @@ Runner = Callable[[ComputeFormat], Callable[[], Tensor]]
 
 def lacks(device: torch.device, precision: str) -> bool:
     """Return whether a device does not support a precision."""
-    if precision != "bfloat16":
-        return False
-    if device.type == "cuda":
-        return not torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "mps"
+    if precision == "float16":
+        return device.type != "cuda"
+    if precision == "bfloat16":
+        if device.type == "cuda":
+            return not torch.cuda.is_bf16_supported(including_emulation=False)
+        return device.type == "mps"
+    return False
 
 
-def candidates(config: RuntimeConfig, device: torch.device) -> list[ComputeFormat]:
-    """Return the formats that the config permits, float32 contiguous first if it is permitted."""
+def candidates(
+    config: RuntimeConfig, device: torch.device, *, is_frozen: bool = False
+) -> list[ComputeFormat]:
+    """Return the formats that the config permits, float32 contiguous first if it is permitted.
+
+    Args:
+        is_frozen: Whether the part is frozen. With auto it may then compute in float16 on GPUs
+            without bfloat16; gradients would lose their small values.
+    """
     precisions = ["float32", "bfloat16"] if config.precision == "auto" else [config.precision]
+    if is_frozen and config.precision == "auto" and lacks(device, "bfloat16"):
+        precisions.append("float16")
     able = [precision for precision in precisions if not lacks(device, precision)]
     formats = (
         ["contiguous", "channels_last"]
@@ -136,6 +148,7 @@ def choose_format(
     images: int,
     key: str,
     work: int | None = None,
+    is_frozen: bool = False,
 ) -> FormatChoice:
     """Time the permitted formats; choose the first unless another is faster by more than `MARGIN`.
 
@@ -146,8 +159,9 @@ def choose_format(
             same training is repeated and evaluated in the same format.
         work: Number of images that the whole training will process; None for a part that is never
             compiled.
+        is_frozen: Whether the part is frozen.
     """
-    choice = _fastest(config, run, device, images, key, work)
+    choice = _fastest(config, run, device, images, key, work, is_frozen)
     if work is not None and config.compile == "on":
         return replace(choice, form=replace(choice.form, compiled=True))
     return choice
@@ -160,8 +174,9 @@ def _fastest(
     images: int,
     key: str,
     work: int | None,
+    is_frozen: bool,
 ) -> FormatChoice:
-    forms = candidates(config, device)
+    forms = candidates(config, device, is_frozen=is_frozen)
     may_compile = work is not None and config.compile == "auto" and device.type == "cuda"
     if len(forms) == 1 and not may_compile:
         return FormatChoice(forms[0], {})
@@ -233,7 +248,7 @@ def _seconds_of(
         with large_apart():
             result = step()
         first = clock() - start
-        if distance(result, reference) > TOLERANCE:
+        if not distance(result, reference) <= TOLERANCE:  # or not a number
             continue
         bound = _FAR_BEHIND * min(took.values(), default=math.inf) + _PREPARING_S
         if first < bound or not on_cpu:
@@ -278,7 +293,7 @@ def _with_compiled(choice: FormatChoice, run: Runner, images: int, work: int) ->
         result = step()
     except Exception:  # no compiler is installed, or it does not support this network
         return choice
-    if distance(result, reference) > TOLERANCE:
+    if not distance(result, reference) <= TOLERANCE:
         return choice
     compiled = min(_timed(step, time.perf_counter) for _ in range(1 + _FEWEST_ROUNDS)) / images
     timed = choice.seconds | {str(form): compiled}

@@ -173,6 +173,7 @@ def build_engine(
                 lambda form: forward_runner(plain, pixels(rows))(form),
                 device=device,
                 images=rows * cores,  # every core processes this many at the same time
+                is_frozen=True,
                 # Without the head, so that features are the same with another one.
                 key=f"{described} {identity}",
             ),
@@ -239,6 +240,8 @@ def trainable_runtime(runtime: RuntimeConfig) -> RuntimeConfig:
     Its own keys are used where they are not ``auto``, else the common ones.
     """
     precision = runtime.live_precision
+    if precision == "auto" and runtime.precision == "float16":
+        precision = "float32"  # gradients would lose their small values
     layout = runtime.live_memory_format
     return runtime.model_copy(
         update={
@@ -342,7 +345,7 @@ def make_source(
             Wanted(images, views, split.what, engine.prefix_seconds),
             workers=workers,
             reporter=reporter,
-        )
+        ).on(engine.device)
 
         def cached(views: Views) -> CachedFeatures:
             return CachedFeatures(

@@ -29,6 +29,11 @@ On two cores MobileNetV2's prefix ran at 451 images/s with 8 and at 242 with 32 
 channels_last); ResNet-18 and -50, DenseNet and ConvNeXt were fastest with 8 or 16 as well.
 """
 
+_GPU_ROWS = 256
+_GPU_WIDE_BYTES = 512 * 2**20
+"""Size limit of the largest tensor of a batch of rows to be kept on a GPU, beside which two or
+three of this size need room."""
+
 _FEWEST_ROWS = 2
 _WIDE_BYTES = 16 * 2**20
 """Size limit of the largest tensor; if it would be exceeded, a core processes fewer images at once.
@@ -141,8 +146,18 @@ class FeatureExtractor:
 
     @property
     def batch_rows(self) -> int:
-        """Number of images in each batch of rows to be kept."""
-        return self.rows if self.device.type == "cpu" else BLOCK_ROWS
+        """Number of images in each batch of rows to be kept.
+
+        A GPU computes several blocks at once, unless rows depend on their neighbours, so that they
+        have to be computed in the same blocks again.
+        """
+        if self.device.type == "cpu":
+            return self.rows
+        rows = _GPU_ROWS if self.pads else BLOCK_ROWS
+        wide = self.widest * self.form.dtype.itemsize
+        while rows > BLOCK_ROWS and rows * wide > _GPU_WIDE_BYTES:
+            rows //= 2
+        return rows
 
     @property
     def pixel_bytes(self) -> int:

@@ -13,11 +13,13 @@ import errno
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,9 +28,9 @@ from torch import Tensor
 
 from finetune.config.schema import FeaturesConfig
 from finetune.core.cores import available_cores
-from finetune.core.errors import OutputError
+from finetune.core.errors import FinetuneError, OutputError
 from finetune.core.files import warn_once
-from finetune.core.memory import release_memory
+from finetune.core.memory import release_memory, spare_gpu_bytes
 from finetune.core.reporter import Reporter
 from finetune.core.signals import unless_asked
 from finetune.core.text import mib
@@ -62,6 +64,8 @@ from finetune.results.features import FeatureCounts
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+_MOST_WAITING = 2
+"""Number of blocks that may wait to be stored."""
 _MOST_ROUNDS = 3
 """How often rows that were just written may turn out to be damaged."""
 
@@ -105,20 +109,81 @@ def compute_blocks(
     """
     if extractor is None:
         yield from _in_threads(lambda keys: _decoded(decoder, keys), blocks)
+    elif extractor.device.type == "cpu" and not workers:
+        yield from _in_threads(lambda keys: _computed(decoder, keys, extractor), blocks)
     elif workers:
         assert isinstance(decoder, PhotoDataset)
-        loaded = photo_loader(decoder, blocks, min(workers, len(blocks)), extractor.device)
-        for block, batch in zip(blocks, loaded, strict=True):
-            if isinstance(batch, list):  # some are broken: the others are decoded again
-                yield _computed(decoder, block, extractor)
-            else:
-                yield Block(list(range(len(block))), extractor.rows_of(batch[0]), [])
-    elif extractor.device.type == "cpu":
-        yield from _in_threads(lambda keys: _computed(decoder, keys, extractor), blocks)
+        yield from computed_together(_decoded_ahead(decoder, blocks, workers, extractor), extractor)
     else:
-        for pixels in _in_threads(lambda keys: _decoded(decoder, keys), blocks):
-            features = extractor.rows_of(pixels.features[0]) if pixels.at else ()
-            yield replace(pixels, features=features)
+        decoded = _in_threads(lambda keys: _decoded(decoder, keys), blocks)
+        yield from computed_together(decoded, extractor)
+
+
+def _decoded_ahead(
+    decoder: PhotoDataset, blocks: Sequence[list[Key]], workers: int, extractor: FeatureExtractor
+) -> Iterator[Block]:
+    loaded = photo_loader(decoder, blocks, min(workers, len(blocks)), extractor.device)
+    for keys, batch in zip(blocks, loaded, strict=True):
+        if isinstance(batch, list):  # some are broken: the others are decoded again
+            yield _decoded(decoder, keys)
+        else:
+            yield Block(list(range(len(keys))), (batch[0],), [])
+
+
+def computed_together(decoded: Iterable[Block], extractor: FeatureExtractor) -> Iterator[Block]:
+    """Compute the rows of decoded blocks, as many of them at once as a batch takes.
+
+    While a GPU computes the next batch, the rows of the one before are copied from it.
+    """
+    before: tuple[list[Block], Callable[[], Features]] | None = None
+    for blocks in _batches(decoded, max(extractor.batch_rows // BLOCK_ROWS, 1)):
+        pixels = [
+            block.features[0].to(extractor.device, non_blocking=True)
+            for block in blocks
+            if block.at
+        ]
+        rows = copied_back(extractor.rows_of(torch.cat(pixels)) if pixels else ())
+        if before is not None:
+            yield from _apart(*before)
+        before = blocks, rows
+    if before is not None:
+        yield from _apart(*before)
+
+
+def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def copied_back(features: Features) -> Callable[[], Features]:
+    """Start to copy features to the CPU; return what waits for the copies and returns them."""
+    if not features or features[0].device.type != "cuda":
+        return lambda: tuple(tensor.cpu() for tensor in features)
+    copies = tuple(
+        torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+            tensor, non_blocking=True
+        )
+        for tensor in features
+    )
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+
+    def wait() -> Features:
+        copied.synchronize()
+        return copies
+
+    return wait
+
+
+def _apart(blocks: Sequence[Block], rows: Callable[[], Features]) -> Iterator[Block]:
+    """Divide rows that were computed together among the blocks that they belong to."""
+    features, start = rows(), 0
+    for block in blocks:
+        end = start + len(block.at)
+        own = tuple(tensor[start:end] for tensor in features) if block.at else ()
+        yield replace(block, features=own)
+        start = end
 
 
 def _computed(decoder: Decoder, keys: list[Key], extractor: FeatureExtractor) -> Block:
@@ -192,12 +257,34 @@ class FeatureRows:
 
     def take(self, images: Tensor, views: Tensor) -> Features:
         """Return copies of the rows of images in views, by their indices."""
-        places = self.places[images, views]
+        own = self.places.device
+        places = self.places[images.to(own), views.to(own)]
         return tuple(tensor[places] for tensor in self.tensors)
 
     def part(self, images: Sequence[int]) -> FeatureRows:
         """Return the features of some of the images, by their indices."""
-        return replace(self, places=self.places[torch.tensor(images, dtype=torch.int64)])
+        at = torch.tensor(images, dtype=torch.int64)
+        return replace(self, places=self.places[at.to(self.places.device)])
+
+    def on(self, device: torch.device) -> FeatureRows:
+        """Return these rows, and no others, on a GPU that has ample memory for them.
+
+        Each step would otherwise copy its rows from the CPU, which takes longer than to train a
+        head on them.
+        """
+        if device.type != "cuda":
+            return self
+        row_bytes = sum(tensor[0].nbytes for tensor in self.tensors)
+        if self.places.numel() * row_bytes > spare_gpu_bytes(device):
+            return self
+        return self.moved_to(device)
+
+    def moved_to(self, device: torch.device) -> FeatureRows:
+        """Return copies of these rows, and no others, on a device."""
+        at = self.places.reshape(-1)
+        tensors = tuple(tensor[at].to(device) for tensor in self.tensors)
+        places = torch.arange(len(at), device=device).view_as(self.places)
+        return replace(self, tensors=tensors, places=places)
 
 
 def feature_rows(
@@ -379,6 +466,15 @@ class _Filling:
         return sum(len(rows[block]) for block in blocks)
 
     def _append(self, rows: NDArray[np.int64], features: Features) -> None:
+        if any(
+            tensor.dtype == torch.float16 and not tensor.isfinite().all() for tensor in features
+        ):
+            raise FinetuneError(
+                "features exceed the range of float16",
+                kind="features.overflow",
+                key="runtime.precision",
+                to_do="set runtime.precision: float32",
+            )
         photos = self.photos[rows // (self.wanted.views.count or 1)]
         self.store.append(self.keys[rows], photos, [tensor.cpu() for tensor in features])
 
@@ -403,10 +499,11 @@ class _Filling:
         what = f"{self.wanted.what} features"
         broken: list[Unreadable] = []
         tracked = self.reporter.track(computing, what, total=len(blocks))
-        for rows_of_block, block in zip(blocks, tracked, strict=True):
-            broken += [photo for _, photo in block.broken]
-            if block.at and (self.extractor.pads or not block.broken):
-                self._append(rows_of_block[block.at], block.features)
+        with _in_background(self._append) as append:
+            for rows_of_block, block in zip(blocks, tracked, strict=True):
+                broken += [photo for _, photo in block.broken]
+                if block.at and (self.extractor.pads or not block.broken):
+                    append(rows_of_block[block.at], block.features)
         broken = [
             Unreadable(Path(path), reason, lasting)
             for of_process in group().gather(
@@ -442,6 +539,43 @@ class _Filling:
             f"image{'' if views == 1 else f' in each of {views} views'}) are computed: "
             f"{mib(num_bytes)}{known}"
         )
+
+
+_Arguments = ParamSpec("_Arguments")
+
+
+@contextmanager
+def _in_background(
+    work: Callable[_Arguments, object],
+) -> Iterator[Callable[_Arguments, None]]:
+    """Run some work in a thread of its own, in the order of its calls, a few of which may wait.
+
+    Yields:
+        Function that calls ``work`` later. It raises the error of an earlier call, as the end of
+        the block does; nothing is done after an error.
+    """
+    waiting: deque[Future[object]] = deque()
+    has_failed = False
+
+    def unless_failed(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> None:
+        nonlocal has_failed
+        if has_failed:
+            return
+        try:
+            work(*arguments, **named)
+        except BaseException:
+            has_failed = True
+            raise
+
+    def call(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> None:
+        if len(waiting) >= _MOST_WAITING:
+            waiting.popleft().result()
+        waiting.append(pool.submit(unless_failed, *arguments, **named))
+
+    with ThreadPoolExecutor(1) as pool:
+        yield call
+        for future in waiting:
+            future.result()
 
 
 def _first_of_each(keys: Keys, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -123,7 +123,7 @@ class CachedFeatures:
         self.images = images
         self.views = views
         self.device = device
-        self._labels = torch.tensor(images.labels, dtype=torch.int64)
+        self._labels = torch.tensor(images.labels, dtype=torch.int64).to(rows.places.device)
         self._batches = KeyedBatches(
             len(images),
             batch_size,
@@ -149,7 +149,8 @@ class CachedFeatures:
         """Yield the batches of an epoch, starting at index ``start``."""
         self._batches.epoch, self._batches.start = epoch, start
         for keys in self._batches:
-            at, views = torch.tensor(keys, dtype=torch.int64).reshape(-1, 2).unbind(dim=1)
+            both = torch.tensor(keys, dtype=torch.int64).reshape(-1, 2)
+            at, views = both.to(self._labels.device).unbind(dim=1)
             features = tuple(tensor.to(self.device) for tensor in self.rows.take(at, views))
             yield in_float32(features), self._labels[at].to(self.device)
 

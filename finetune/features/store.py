@@ -58,7 +58,7 @@ _OWN_NAME = re.compile(
     + r"|\d+\.bin|\.tmp-\w+"
 )
 """Names of a store's files; other files in its folder are not touched."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Keys = NDArray[np.uint64]
 """Keys of rows, ``(n, 2)``."""
@@ -80,7 +80,7 @@ class RowLayout:
 
     Attributes:
         shapes: Shape of each feature tensor, for one image.
-        dtype: Name of the dtype, float32 or bfloat16.
+        dtype: Name of the dtype, one of `DTYPES`.
         names: Name of each feature tensor in the network's graph; empty if it is not known.
     """
 

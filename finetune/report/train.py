@@ -83,6 +83,8 @@ def _resumed(summary: TrainSummary) -> list[tuple[str, str]]:
 
 def _trained(summary: TrainSummary) -> str:
     memory = f", {summary.peak_memory_mib:,} MiB at most" if summary.peak_memory_mib else ""
+    if summary.peak_gpu_memory_mib:
+        memory += f", {summary.peak_gpu_memory_mib:,} MiB on the GPU"
     stages = f"{len(summary.stages)} stages, " if len(summary.stages) > 1 else ""
     return (
         f"{summary.model}: {plural(summary.trainable_parameters, 'parameter')} in "

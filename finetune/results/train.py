@@ -184,6 +184,7 @@ class TrainSummary(RunFacts):
     elapsed_s: float
     features: FeatureCounts | None
     peak_memory_mib: int | None
+    peak_gpu_memory_mib: int | None
     rerun: str
     next: tuple[str, ...]
 

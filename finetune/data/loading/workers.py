@@ -24,7 +24,8 @@ BATCHES_AHEAD = 2
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 _BYTES_WORTH_A_WORKER = 16 * 2**20
-_MOST_WORKERS = 8
+_MOST_WORKERS = 64
+"""Largest value of ``data.workers``; some machines have this many cores for each GPU."""
 _WITHOUT_WORKERS = (
     "set data.workers to 0 or to fewer; in a container, a larger --shm-size may also help"
 )

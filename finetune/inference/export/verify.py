@@ -16,7 +16,7 @@ from finetune.inference.export.formats import Answer
 from finetune.inference.export.graph import LARGEST_SIDE, SMALLEST_SIDE
 from finetune.results.evaluation import Agreement
 
-TOLERANCES = {"float32": 0.02, "bfloat16": 0.1}
+TOLERANCES = {"float32": 0.02, "float16": 0.1, "bfloat16": 0.1}
 """Maximum difference of a probability, by the precision of ``eval``.
 
 The export is float32, and its resizing differs from that of ``eval`` by at most two of 255 levels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Callable
@@ -295,6 +296,27 @@ def test_a_slow_first_run_on_cuda_costs_no_form_its_chance(
 
 def test_compiling_is_not_tried_on_a_cpu(choose: Callable[..., FormatChoice]) -> None:
     assert not choose(Clock(SECONDS), work=10**9).form.compiled
+
+
+@pytest.mark.parametrize(("is_frozen", "half"), [(True, ["float16"]), (False, [])])
+def test_a_gpu_without_bfloat16_may_compute_what_is_frozen_in_float16(
+    monkeypatch: pytest.MonkeyPatch, is_frozen: bool, half: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    config = RuntimeConfig(memory_format="contiguous")
+    forms = compute_format.candidates(config, torch.device("cuda"), is_frozen=is_frozen)
+    assert [form.precision for form in forms] == ["float32", *half]
+
+
+def test_float16_of_the_frozen_part_leaves_the_trainable_part_in_float32() -> None:
+    assert trainable_runtime(RuntimeConfig(precision="float16")).precision == "float32"
+
+
+def test_a_form_whose_result_is_not_a_number_is_not_taken(
+    choose: Callable[..., FormatChoice],
+) -> None:
+    clock = Clock(SECONDS, off={"bfloat16, channels_last": math.nan})
+    assert choose(clock).form != ComputeFormat("bfloat16", "channels_last")
 
 
 def test_a_device_without_bfloat16_computes_in_float32(choose: Callable[..., FormatChoice]) -> None:
