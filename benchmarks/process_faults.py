@@ -305,7 +305,9 @@ def _freezing(folder: Path, _: argparse.Namespace) -> tuple[Any, str]:
         rows.append([case, f"{found}: {lines[0] if lines else said}"])
 
     for case, stages in STAGES.items():
-        compared(case, f"stages={stages}")
+        write_config(folder, folder / "photos", 64, stages=stages)
+        compared(case)
+    write_config(folder, folder / "photos", 64)
     compared("batch norms over both processes, on CPUs", EVERYTHING, "train.epochs=2")
     compared("all but the new head frozen", "augment.policy=crop_flip")
     refused(
