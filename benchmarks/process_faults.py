@@ -35,7 +35,7 @@ from processes import REPOSITORY, SHARED, gap, link_photos, pairs, start, train,
 from tables import markdown
 
 EVERYTHING = "freeze.patterns=[]"
-LONGEST_S = 180
+LONGEST_S = 900
 """Seconds after which a run counts as hung."""
 MODULE = ["-m", "finetune"]
 TORCHRUN = ["-m", "torch.distributed.run"]
