@@ -202,6 +202,7 @@ def test_photos_are_decoded_where_the_self_test_fails(
     assert len(decoded) == 40
 
 
+@pytest.mark.usefixtures("own_forms")
 def test_a_wrong_rest_fails_the_self_test(
     make: Make, decoded: Decoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +217,7 @@ def test_a_wrong_rest_fails_the_self_test(
     assert len(decoded) == 40
 
 
+@pytest.mark.usefixtures("own_forms")
 def test_the_answer_of_the_self_test_is_remembered(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from helpers.broken_files import damage
+from helpers.cache import new_cache
 from helpers.fork_server import ForkServer, Program
 from helpers.paths import REPOSITORY
 from helpers.photos import draw_photos
@@ -82,7 +83,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         draw_photos(folder / "photos" / split, count=count)
     (folder / "c.yaml").write_text(CONFIG.replace("PHOTOS", str(folder / "photos")))
     (folder / "io").mkdir()
-    server = ForkServer(folder / "io", XDG_CACHE_HOME=str(folder / "cache"))
+    server = ForkServer(folder / "io", XDG_CACHE_HOME=new_cache(folder / "cache"))
     try:
         yield Runs(folder, server)
     finally:
