@@ -35,13 +35,17 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _shared_forms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Timings of compute formats are shared by all tests, also by those of other workers."""
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Timings of compute formats are shared by all tests, also by those of other workers.
+
+    What fixtures of a module or a session cache does not go to the user's folder either.
+    """
     base = tmp_path_factory.getbasetemp()
     forms = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "forms"
     forms.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FORMS, str(forms))
+        patch.setenv("XDG_CACHE_HOME", new_cache(tmp_path_factory.mktemp("cache")))
         yield
 
 
