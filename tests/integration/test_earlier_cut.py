@@ -103,7 +103,6 @@ def stores(cache: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("name", "weights", "runtime", "policy"),
     [
-        ("resnet18", "none", {}, "none"),
         ("resnet18", "none", {"precision": "bfloat16", "memory_format": "channels_last"}, "none"),
         ("shufflenet_v2_x0_5", "bundled", {}, "flip"),
     ],

@@ -102,16 +102,16 @@ CASES = {
         "freeze.patterns=['*', '!features.7.*', '!features.8.*']",
         "features.cache=off",
     ],
-    "accumulated, clipped, averaged": [
+    "accumulated, clipped, averaged; weighted classes, smoothed labels": [
         "train.accumulate=2",
         "train.clip_norm=0.1",
         "train.ema=0.9",
+        "data.balance=weights",
+        "train.label_smoothing=0.1",
     ],
     "mixed": ["augment.mixup=0.4", "augment.cutmix=1.0"],
-    "weighted classes, smoothed labels": ["data.balance=weights", "train.label_smoothing=0.1"],
     "balanced draws, adamw": ["data.balance=sampler", "optimizer.name=adamw"],
-    "both views": ["model.average_mirror=true"],
-    "fewer rows than processes": ["data.batch_size=8"],
+    "both views; fewer rows than processes": ["model.average_mirror=true", "data.batch_size=8"],
 }
 
 
