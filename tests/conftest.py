@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.cache import FORMS, new_cache
 from helpers.command_line import CommandLine
 from helpers.counting import Count, keep
 from helpers.messages import TEMPORARY
@@ -33,13 +34,34 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Timings of compute formats are shared by all tests, also by those of other workers.
+
+    What fixtures of a module or a session cache does not go to the user's folder either.
+    """
+    base = tmp_path_factory.getbasetemp()
+    forms = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "forms"
+    forms.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FORMS, str(forms))
+        patch.setenv("XDG_CACHE_HOME", new_cache(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Features and timed forms of a test stay with the test."""
+    """Features of a test stay with the test."""
     folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", new_cache(folder))
     monkeypatch.setenv(TEMPORARY, str(tmp_path_factory.getbasetemp()))
     return folder
+
+
+@pytest.fixture
+def own_forms(own_cache: Path) -> None:
+    """What a test times, and what its self-tests find, stays with the test."""
+    (own_cache / "finetune" / "forms").unlink()
 
 
 @pytest.fixture

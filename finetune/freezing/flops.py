@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from finetune.models.shapes import ShapesOnly
+
 _BATCH = 2
 
 
@@ -86,7 +88,7 @@ def forward_multiply_adds(module: nn.Module, crop: int, dtype: torch.dtype) -> i
         dtype: Dtype of its weights.
     """
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    with counter, ShapesOnly(), torch.no_grad():
         copy.deepcopy(module).to("meta")(
             torch.empty(_BATCH, 3, crop, crop, dtype=dtype, device="meta")
         )
@@ -118,7 +120,7 @@ def _run(model: nn.Module, images: Tensor) -> tuple[list[_Step], int]:
     counter = FlopCounterMode(
         display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward_flops}
     )
-    with counter, _recorded_steps(model, counter) as steps:
+    with counter, ShapesOnly(), _recorded_steps(model, counter) as steps:
         output: Tensor = model(images)
         forward = counter.get_total_flops()
         if output.requires_grad:

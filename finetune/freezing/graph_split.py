@@ -30,6 +30,7 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention
 from torchvision.ops import StochasticDepth
 
 from finetune.freezing.tracing import Tracer
+from finetune.models.shapes import ShapesOnly
 
 Features = tuple[Tensor, ...]
 """Outputs of the frozen prefix, or the images themselves; the first dimension is the batch."""
@@ -339,7 +340,7 @@ class _ShapeReader(fx.Interpreter):
 
 def _shapes(skeleton: nn.Module, graph: fx.Graph, crop: int) -> dict[fx.Node, tuple[int, ...]]:
     reader = _ShapeReader(skeleton, graph)
-    with torch.no_grad():
+    with torch.no_grad(), ShapesOnly():
         dtype = next(skeleton.parameters()).dtype
         reader.run(torch.empty(2, 3, crop, crop, dtype=dtype, device="meta"))
     return reader.shapes

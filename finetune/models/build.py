@@ -24,6 +24,7 @@ from finetune.models.known_weights import (
     origin_of,
     preprocessing_of,
 )
+from finetune.models.shapes import ShapesOnly
 from finetune.models.weight_files import about
 
 _BUNDLED_PREPROCESSING = PreprocessingConfig(resize=64, crop=64)
@@ -276,7 +277,7 @@ def check_input_size(skeleton: nn.Module, spec: ModelSpec, *, batch_size: int) -
     crop = spec.preprocessing.crop
     images = torch.empty(min(batch_size, 2), 3, crop, crop, device="meta")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), ShapesOnly():
             skeleton(images)
     except (ValueError, RuntimeError, AssertionError, TypeError, IndexError) as error:
         raise _size_error(spec, batch_size, error) from error

@@ -1,15 +1,12 @@
-"""Aligned text tables with rich: correct for wide characters, plain in a pipe."""
+"""Aligned text tables, correct for wide characters, plain in a pipe."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.control import strip_control_codes
 
 
 def table(
@@ -29,14 +26,23 @@ def table(
         right: Indices of right-aligned columns.
         gap: Number of spaces between columns.
     """
-    lines = [tuple(header), *(tuple(row) for row in rows)]
-    width = sum(max(map(cell_len, column)) + gap for column in zip_longest(*lines, fillvalue=""))
-    grid = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), show_header=any(header))
-    for index, title in enumerate(header):
-        justify = "right" if index in right else "left"
-        grid.add_column(Text(title), justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for row in lines[1:]:
-        grid.add_row(*(Text(cell) for cell in row))
-    out = io.StringIO()
-    Console(file=out, width=max(width, 1), no_color=True, highlight=False).print(grid)
-    return "\n".join(f"  {line.rstrip()}".rstrip() for line in out.getvalue().splitlines())
+    lines = [line for row in (header, *rows) for line in _lines(row)]
+    widths = [max(map(cell_len, column)) for column in zip_longest(*lines, fillvalue="")]
+    shown = (
+        (" " * gap).join(
+            _pad(cell, width, right=index in right)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=False))
+        )
+        for line in (lines if any(header) else lines[1:])
+    )
+    return "\n".join(f"  {line}".rstrip() for line in shown)
+
+
+def _lines(row: Sequence[str]) -> Iterable[tuple[str, ...]]:
+    """Lines of a row, whose cells may have several."""
+    return zip_longest(*(strip_control_codes(cell).split("\n") for cell in row), fillvalue="")
+
+
+def _pad(cell: str, width: int, *, right: bool) -> str:
+    space = " " * (width - cell_len(cell))
+    return f"{space}{cell}" if right else f"{cell}{space}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.cache import new_cache
 from helpers.fork_server import ForkServer
 from helpers.photos import draw_photos
 
@@ -69,7 +70,7 @@ def serve_runs(folder: Path) -> Iterator[Runs]:
         draw_photos(folder / "photos" / split, count=count)
     (folder / "c.yaml").write_text(CONFIG.replace("PHOTOS", str(folder / "photos")))
     (folder / "io").mkdir()
-    server = ForkServer(folder / "io", XDG_CACHE_HOME=str(folder / "cache"))
+    server = ForkServer(folder / "io", XDG_CACHE_HOME=new_cache(folder / "cache"))
     runs = Runs(folder, server, {})
     try:
         for kind in KINDS:

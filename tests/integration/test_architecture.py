@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from helpers.paths import REPOSITORY
 
 import finetune
@@ -45,28 +43,3 @@ def test_every_import_is_declared() -> None:
                 continue  # an extra may be absent: imported where it is used
             if root not in sys.stdlib_module_names and root != "finetune":
                 assert f'"{names.get(root, root)}>=' in declared, f"{path.name} imports {root}"
-
-
-def run_python(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert not done.stderr, done.stderr
-    return done.stdout.strip()
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["train", "--help"], ["train", "--config", "absent.yaml"], ["--version"]],
-)
-def test_answers_at_once_without_torch(arguments: list[str]) -> None:
-    code = (
-        "import sys, contextlib, io\n"
-        f"sys.argv = ['finetune', *{arguments!r}]\n"
-        "from finetune.cli import app\n"
-        "out = io.StringIO()\n"
-        "with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):\n"
-        "    app._run()\n"
-        "print('torch' in sys.modules, 'torchvision' in sys.modules)"
-    )
-    assert run_python(code) == "False False"

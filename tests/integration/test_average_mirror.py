@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.cache import new_cache
 from helpers.messages import fails
 from helpers.photos import draw_photos
 from torch import Tensor
@@ -44,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     draw_photos(folder / "photos" / "train", count=4)
     draw_photos(folder / "photos" / "val", count=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("XDG_CACHE_HOME", new_cache(folder / "cache"))
         values = {
             "model": SMALL,
             "data": {"root": str(folder / "photos"), "batch_size": 8, "workers": 0},

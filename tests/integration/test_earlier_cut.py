@@ -103,7 +103,6 @@ def stores(cache: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("name", "weights", "runtime", "policy"),
     [
-        ("resnet18", "none", {}, "none"),
         ("resnet18", "none", {"precision": "bfloat16", "memory_format": "channels_last"}, "none"),
         ("shufflenet_v2_x0_5", "bundled", {}, "flip"),
     ],
@@ -202,6 +201,7 @@ def test_photos_are_decoded_where_the_self_test_fails(
     assert len(decoded) == 40
 
 
+@pytest.mark.usefixtures("own_forms")
 def test_a_wrong_rest_fails_the_self_test(
     make: Make, decoded: Decoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +216,7 @@ def test_a_wrong_rest_fails_the_self_test(
     assert len(decoded) == 40
 
 
+@pytest.mark.usefixtures("own_forms")
 def test_the_answer_of_the_self_test_is_remembered(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

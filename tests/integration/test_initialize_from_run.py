@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.cache import new_cache
 from helpers.messages import fails
 from helpers.photos import draw_photos
 
@@ -48,7 +49,7 @@ def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "output_dir": str(folder / "run"),
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("XDG_CACHE_HOME", new_cache(folder / "cache"))
         train(Config.model_validate(values))
     return folder / "run"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.cache import new_cache
 from helpers.command_line import CommandLine
 from helpers.messages import fails
 from helpers.photos import draw_photos
@@ -70,7 +71,7 @@ def climbed(tmp_path_factory: pytest.TempPathFactory) -> LadderSummary:
     draw_photos(folder / "photos" / "train", count=8)  # no last batch of two
     draw_photos(folder / "photos" / "val", count=5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("XDG_CACHE_HOME", new_cache(folder / "cache"))
         make_brief(patch)
         return train_within(with_budget(folder / "photos", folder / "run"))
 

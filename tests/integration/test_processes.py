@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from helpers.broken_files import damage
+from helpers.cache import new_cache
 from helpers.fork_server import ForkServer, Program
 from helpers.paths import REPOSITORY
 from helpers.photos import draw_photos
@@ -82,7 +83,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         draw_photos(folder / "photos" / split, count=count)
     (folder / "c.yaml").write_text(CONFIG.replace("PHOTOS", str(folder / "photos")))
     (folder / "io").mkdir()
-    server = ForkServer(folder / "io", XDG_CACHE_HOME=str(folder / "cache"))
+    server = ForkServer(folder / "io", XDG_CACHE_HOME=new_cache(folder / "cache"))
     try:
         yield Runs(folder, server)
     finally:
@@ -101,16 +102,16 @@ CASES = {
         "freeze.patterns=['*', '!features.7.*', '!features.8.*']",
         "features.cache=off",
     ],
-    "accumulated, clipped, averaged": [
+    "accumulated, clipped, averaged; weighted classes, smoothed labels": [
         "train.accumulate=2",
         "train.clip_norm=0.1",
         "train.ema=0.9",
+        "data.balance=weights",
+        "train.label_smoothing=0.1",
     ],
     "mixed": ["augment.mixup=0.4", "augment.cutmix=1.0"],
-    "weighted classes, smoothed labels": ["data.balance=weights", "train.label_smoothing=0.1"],
     "balanced draws, adamw": ["data.balance=sampler", "optimizer.name=adamw"],
-    "both views": ["model.average_mirror=true"],
-    "fewer rows than processes": ["data.batch_size=8"],
+    "both views; fewer rows than processes": ["model.average_mirror=true", "data.batch_size=8"],
 }
 
 

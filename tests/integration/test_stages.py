@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.cache import new_cache
 from helpers.messages import check_error, fails
 from helpers.photos import draw_photos
 from helpers.run_files import assert_same_run
@@ -94,7 +95,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainS
         "output_dir": str(folder / "run"),
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("XDG_CACHE_HOME", new_cache(folder / "cache"))
         summary = train(Config.model_validate(values))
     return folder / "run", summary
 

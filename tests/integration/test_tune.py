@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.cache import new_cache
 from helpers.messages import check_message, fails
 from helpers.reporters import RecordingReporter
 
@@ -285,7 +286,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TuneResult]:
 
     folder = tmp_path_factory.mktemp("tune")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("XDG_CACHE_HOME", new_cache(folder / "cache"))
         for split, count in (("train", 9), ("val", 5), ("test", 4)):
             draw_photos(folder / "photos" / split, count=count)
         config = Config.model_validate(

@@ -31,6 +31,7 @@ from finetune.features.compute_format import (
 from finetune.features.engine import _choose_for, _what_is_timed, trainable_runtime
 from finetune.freezing import plan
 
+pytestmark = pytest.mark.usefixtures("own_forms")
 CPU = torch.device("cpu")
 REFERENCE = torch.eye(4)
 
