@@ -106,10 +106,12 @@ def write_config(folder: Path, data: Path, size: int = 96, *, stages: str = "") 
             "compile": "off",
         },
     }
-    if not stages:
-        values |= {"freeze": {"patterns": ["*"]}, "train": {"epochs": 2}}
     path = folder / "c.yaml"
-    path.write_text(f"{json.dumps(values)[:-1]}, stages: {stages or 'null'}}}")
+    if stages:
+        path.write_text(f"{json.dumps(values)[:-1]}, stages: {stages}}}")
+    else:
+        values |= {"freeze": {"patterns": ["*"]}, "train": {"epochs": 2}}
+        path.write_text(json.dumps(values))
     return path
 
 
