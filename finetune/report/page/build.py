@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -217,34 +218,38 @@ def _headline(facts: Facts) -> str:
 
 
 def _figures(result: EvalResult) -> list[Figure]:
-    """Return the headline metrics; accuracies have a common scale around their intervals."""
-    between, correct = result.intervals, sum(row.num_correct for row in result.per_class)
-    shares = {"top1": ("Top-1", result.top1, f"{correct:,} of {result.num_images:,}")}
-    shares["balanced_accuracy"] = (
-        "Balanced",
-        result.balanced_accuracy,
-        "mean recall of the classes",
-    )
-    if result.top5 is not None:
-        shares["top5"] = ("Top-5", result.top5, "")
-    shares["macro_f1"] = ("Macro F1", result.macro.f1, "")
-    values = [value for _, value, _ in shares.values()]
-    scale = Scale.around([*values, *_ends(between.get(key) for key in shares)], most=1.0)
+    """Return the headline metrics; those that differ little have a common scale."""
+    between, macro = result.intervals, result.macro.f1
+    correct = f"{sum(row.num_correct for row in result.per_class):,} of {result.num_images:,}"
+    keys = ("top1", "balanced_accuracy", "macro_f1")
+    values = [result.top1, result.balanced_accuracy, macro]
+    shared = Scale.around([*values, *_ends(between.get(key) for key in keys)], most=1.0)
+
+    def figure(
+        name: str, value: float, key: str, *, most: float = 1.0, percent: bool = True
+    ) -> Figure:
+        scale = Scale.around([value, *_ends([between.get(key)])], most=most)
+        return _figure(name, value, between.get(key), scale, percent=percent)
+
     figures = [
-        _figure(name, value, between.get(key), scale, note=note)
-        for key, (name, value, note) in shares.items()
+        _figure("Top-1", result.top1, between.get("top1"), shared, note=correct),
+        _figure(
+            "Balanced",
+            result.balanced_accuracy,
+            between.get("balanced_accuracy"),
+            shared,
+            note="mean recall",
+        ),
+        _figure("Macro F1", macro, between.get("macro_f1"), shared),
     ]
+    if result.top5 is not None:
+        figures.append(figure("Top-5", result.top5, "top5"))
     if result.auroc is not None:
-        area = between.get("auroc")
-        scale = Scale.around([result.auroc, *_ends([area])], most=1.0)
-        figures.append(_figure("AUROC", result.auroc, area, scale, percent=False))
+        figures.append(figure("AUROC", result.auroc, "auroc", percent=False))
     fitted = result.calibration.error_before is not None
-    name, loss = "Loss, without temperature" if fitted else "Loss", between.get("loss")
-    scale = Scale.around([result.loss, *_ends([loss])])
-    figures.append(_figure(name, result.loss, loss, scale, percent=False))
-    error, apart = result.calibration.error, between.get("calibration_error")
-    scale = Scale.around([0.0, error, *_ends([apart])])
-    figures.append(_figure("Calibration error", error, apart, scale))
+    name = "Loss, without temperature" if fitted else "Loss"
+    figures.append(figure(name, result.loss, "loss", most=math.inf, percent=False))
+    figures.append(figure("Calibration error", result.calibration.error, "calibration_error"))
     return figures
 
 

@@ -150,7 +150,7 @@ def _headline(facts: CheckFacts) -> str:
 def _pair(pair: Pair, items: list[dict[str, Any]], number: Callable[[str], int]) -> dict[str, Any]:
     difference = "equal pixels" if pair.bits is None else f"{pair.bits} of 64 bits differ"
     if pair.difference is not None and pair.bits is not None:
-        difference = f"mean difference of the pixels {pair.difference:.1%}"
+        difference = f"pixels differ by {pair.difference:.1%}"
     found = where_found(pair.kinds)
     items.append(
         {
@@ -210,4 +210,9 @@ def _pairs_text(facts: CheckFacts, drawn: int) -> str:
 def _sizes_text(report: CheckReport) -> str:
     kinds = (report.formats, report.modes)
     formats, modes = (", ".join(f"{name} {n:,}" for name, n in kind.items()) for kind in kinds)
-    return f"Formats: {formats}. Modes: {modes}."
+    text = f"Formats: {formats}. Modes: {modes}."
+    if report.sizes is not None:
+        ends = (report.sizes.smallest, report.sizes.median, report.sizes.largest)
+        small, median, large = (f"{width} x {height}" for width, height in ends)
+        text += f" The smallest image has {small} pixels, the median {median}, the largest {large}."
+    return text

@@ -38,9 +38,10 @@
   });
 
   // Long tables and galleries show their first entries until a button shows all.
+  const narrow = matchMedia("(max-width: 480px)").matches;
   const lists = all("[data-most]").map((list) => {
-    const button = one(".more", list.closest(".scroll, .gallery, table").parentElement);
-    return { list, most: Number(list.dataset.most), open: false, button };
+    const button = one(".more", (list.closest(".scroll") || list).parentElement);
+    return { list, most: Math.ceil(list.dataset.most / (narrow ? 2.5 : 1)), open: false, button };
   });
   const entries = (list) => (list.tBodies ? [...list.tBodies[0].rows] : [...list.children]);
   const shorten = (part) => {
@@ -308,7 +309,7 @@
   // A picture, enlarged, with all that is known of it.
   const view = one("#view");
   let viewed = null;
-  const visible = () => figures.filter((figure) => !figure.hidden);
+  const visible = () => figures.filter((figure) => !figure.filtered && one(".open", figure));
   const panel = (text, content) => make("figure", {}, content, make("figcaption", {}, text));
   const photoOf = (figure) => {
     const photo = one(".photo", figure);
@@ -336,7 +337,7 @@
     const made = [];
     if (whole) made.push(panel("The network saw the whole photo.", part(url, [0, 0, ...size], size)));
     else {
-      made.push(panel("The photo; what is pale the network did not see.", part(url, [0, 0, ...size], size, frame)));
+      made.push(panel("The photo; the network did not see its pale margin.", part(url, [0, 0, ...size], size, frame)));
       made.push(panel("What the network saw.", part(url, seen, size)));
     }
     const heat = one(".heat", figure);
