@@ -9,8 +9,19 @@ from finetune.freezing.freeze_report import make_freeze_report
 from finetune.freezing.plan import make_plan
 from finetune.inference.scoring import score
 from finetune.inference.thumbnails import data_url, thumbnail
-from finetune.report.page import DataFacts, EmbeddingMap, Facts, Listed, MapPoint, Picture
-from finetune.results.check import ClassRow, Finding
+from finetune.report.page import (
+    CheckFacts,
+    DataFacts,
+    EmbeddingMap,
+    Facts,
+    Listed,
+    MapPoint,
+    OddPhotos,
+    Pair,
+    Photo,
+    Picture,
+)
+from finetune.results.check import CheckReport, ClassRow, Finding, SizeRow, SplitRow
 from finetune.results.evaluation import EvalResult
 from finetune.results.freeze import FreezeReport
 
@@ -106,6 +117,54 @@ def facts_of(
         config=f"model: {names[0]}",
         rerun=f"finetune train --config {names[0]}",
         versions={"torch": names[0]},
+    )
+
+
+def check_facts(names: tuple[str, str] = ("ants", "bees")) -> CheckFacts:
+    """Facts of the page of check-data: two pairs that are drawn, and an odd image."""
+    noise = thumbnail(torch.zeros(3, 64, 96).byte())
+    first, second = names
+    pairs = [
+        Pair(
+            Photo(f"{first}/a.jpg", first, "train", noise),
+            Photo(f"{second}/b.jpg", second, "val", noise),
+            ("classes", "splits"),
+            None,
+        ),
+        Pair(
+            Photo(f"{second}/c.jpg", second, "train", noise),
+            Photo(f"{second}/d.jpg", second, "train", noise),
+            ("same",),
+            3,
+            0.021,
+        ),
+    ]
+    classes = tuple(ClassRow(name, 30, (20, 10)) for name in names)
+    report = CheckReport(
+        data=f"data/{first}",
+        num_images=60,
+        num_readable=59,
+        splits=(SplitRow("train", 40, 2, False), SplitRow("val", 20, 2, False)),
+        classes=classes,
+        sizes=SizeRow((64, 96), (64, 96), (640, 96)),
+        formats={"JPEG": 60},
+        modes={"RGB": 60},
+        findings=(Finding("leak", "error", first, "Why.", "What to do.", 1, (second,)),),
+        num_remembered=0,
+        elapsed_s=1.0,
+        images_per_s=60.0,
+        ok=False,
+    )
+    return CheckFacts(
+        report=report,
+        verdict="1 error",
+        pairs=pairs,
+        num_pairs={"classes": 1, "splits": 0, "same": 1},
+        complete=True,
+        odd=[OddPhotos("1 GIF", 1, [Photo(f"{first}/odd.gif", first, "train", noise)])],
+        sizes=[((64, 96), 59)],
+        table="data-pairs.csv",
+        written="28 November 2026",
     )
 
 

@@ -220,11 +220,12 @@ def _named_groups(survey: Survey, config: DataConfig) -> Iterator[Finding]:
     labels = list(survey.class_of)
     found = suggest_group_pattern(keys_of(survey.paths, survey.base), labels)
     if found is not None:
+        in_yaml = found.pattern.replace("'", "''")
         yield Finding(
             "named_groups",
             "note",
             f"names such as {shown(found.example)} show {found.num_groups:,} groups of images; "
-            f"data.group_pattern: {found.pattern!r} keeps each group in one split",
+            f"data.group_pattern: '{in_yaml}' keeps each group in one split",
             "Images of one person, scene or video are alike; in two splits, they make the accuracy "
             "on new ones look better than it is.",
             "Set it if the images of a group show the same thing.",

@@ -48,7 +48,7 @@
     const there = entries(part.list).filter((entry) => !entry.filtered);
     const narrowed = part.list.tBodies ? false : filtering();
     const few = part.open || narrowed ? there.length : part.most;
-    for (const entry of entries(part.list)) entry.hidden = true;
+    for (const entry of entries(part.list)) entry.hidden = !entry.classList.contains("picked");
     for (const entry of there.slice(0, few)) entry.hidden = false;
     part.button.hidden = there.length <= part.most || narrowed;
     const number = there.length.toLocaleString("en");
