@@ -2,8 +2,8 @@
 
 Trains the quickstart with ``--report`` in a temporary folder, and writes report.webp: a screenshot
 of the page without the learning curves, the classes, the confusion matrix and what follows the
-first mistakes. Takes about half a minute. Needs `finetune` installed, and Chromium or Chrome on the PATH (Debian:
-``apt-get install chromium``).
+first mistakes. Takes about half a minute. Needs `finetune` installed, and Chromium or Chrome on the
+PATH (Debian: ``apt-get install chromium``).
 """
 
 from __future__ import annotations

@@ -66,11 +66,15 @@ def inspect(
     reporter = reporter or SilentReporter()
     found = survey(data, seed=config.seed if config else 0, reporter=reporter)
     inspected = inspect_dataset(found.paths, workers=workers, fresh=fresh, reporter=reporter)
-    return _checked(found, inspected, data, config, start)
+    input_size = None if config is None else _input_size(config)
+    return _checked(found, inspected, data, input_size, start)
 
 
-def known_check(config: Config) -> CheckReport | None:
+def known_check(config: Config, *, input_size: int) -> CheckReport | None:
     """Return the report of ``check-data --config`` if it has inspected all images before.
+
+    Args:
+        input_size: Crop size of the network's input, in pixels.
 
     Raises:
         DataError: there are no images to check.
@@ -81,20 +85,18 @@ def known_check(config: Config) -> CheckReport | None:
     if inspections is None:
         return None
     inspected = InspectedDataset(inspections, len(found.paths), None)
-    return _checked(found, inspected, config.data, config, start).report
+    return _checked(found, inspected, config.data, input_size, start).report
 
 
 def _checked(
     found: Survey,
     inspected: InspectedDataset,
     data: DataConfig,
-    config: Config | None,
+    input_size: int | None,
     start: float,
 ) -> Checked:
     inspections = inspected.inspections
-    findings = all_findings(
-        found, inspections, data, input_size=None if config is None else _input_size(config)
-    )
+    findings = all_findings(found, inspections, data, input_size=input_size)
     rows = counts_by_class(found)
     formats, modes = _kinds(inspections)
     report = CheckReport(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from finetune.checkpoints.run_dir import make_output
 from finetune.commands.check_data import Checked
-from finetune.core.files import write_csv, write_text
+from finetune.core.files import is_folder, write_csv, write_text
 from finetune.core.reporter import Reporter
 from finetune.core.text import today
 from finetune.core.threads import on_cores
@@ -66,14 +66,17 @@ def write_check_page(checked: Checked, output: str | None, reporter: Reporter) -
     """Write the page and the table of pairs, and return the report with their paths.
 
     Args:
-        output: Path of the page; by default the name of the data, in the working directory.
+        output: Path of the page, or a folder; by default the page is in the working directory, with
+            the name of the data.
 
     Raises:
         OutputError: A file cannot be written.
     """
     report = checked.report
-    name = Path(report.data.rpartition(":")[2]).resolve().stem
-    page = Path(output if output is not None else f"{name}-check.html")
+    root = Path(report.data.rpartition(":")[2]).resolve()
+    name = f"{root.name if is_folder(root) else root.stem}-check.html"
+    page = Path(output if output is not None else name)
+    page = page / name if is_folder(page) else page
     table = page.with_name(f"{page.stem}-pairs.csv")
     make_output(page.parent)
     pairs, complete = _pairs(checked)

@@ -365,13 +365,14 @@ def _shown(path: str) -> str:
 
 def _data(evaluated: Evaluated, config_file: Path, reporter: Reporter) -> DataFacts:
     """Return the counts of the run's own images, and what check-data has found among them."""
-    config = evaluated.opened.metadata.config
+    metadata = evaluated.opened.metadata
+    config = metadata.config
     try:
         found = find_train_val(config.data, seed=config.seed, reporter=reporter)
         checked = preflight_check(
             found.train, found.val, on_unreadable="skip", base=found.base, reporter=reporter
         )
-        report = known_check(config)
+        report = known_check(config, input_size=metadata.preprocessing.crop)
     except FinetuneError as error:
         return DataFacts(f"The run's own data could not be inspected: {_shown(str(error))}")
     train, val = checked.parts
