@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,14 @@ def test_the_table_holds_all_pairs(pets: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_output_without_a_report_has_no_effect() -> None:
     with fails("config.no_effect", key="--output", source="check-data"):
         data.check_data("pets", output="page.html")
+
+
+def test_data_without_pairs_says_so() -> None:
+    none = {"classes": 0, "splits": 0, "same": 0}
+    text = render_check_page(replace(check_facts(), pairs=[], num_pairs=none))
+    pairs = text[text.index('id="pairs"') : text.index('id="odd"')]
+    assert "None: no two images are equal or look alike." in pairs
+    assert "No picture matches" not in pairs
 
 
 def test_hostile_names_stay_text() -> None:

@@ -163,7 +163,8 @@
     }
     lists.forEach(shorten);
     for (const { list } of galleries) {
-      one(".none", list.parentElement).hidden = entries(list).some((figure) => !figure.filtered);
+      const some = entries(list).some((figure) => !figure.filtered);
+      one(".none", list.parentElement).hidden = some || !filtering();
     }
     one("#filter").value = chosen.text;
     one("#class").value = chosen.class;
