@@ -1,9 +1,9 @@
 """Make the picture of the report page in the README: ``python docs/pictures/make.py``.
 
 Trains the quickstart with ``--report`` in a temporary folder, and writes report.webp: a screenshot
-of the page without the learning curves, the table of classes and what follows the first mistakes.
-Takes about half a minute. Needs `finetune` installed, and Chromium or Chrome on the PATH (Debian:
-``apt-get install chromium``).
+of the page without the learning curves, the classes, the confusion matrix and what follows the
+first mistakes. Takes about half a minute. Needs `finetune` installed, and Chromium or Chrome on the
+PATH (Debian: ``apt-get install chromium``).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from PIL import Image
 FOLDER = Path(__file__).resolve().parent
 CONFIG = FOLDER.parents[1] / "configs" / "quickstart.yaml"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-LEFT_OUT = ("curves", "classes")
+LEFT_OUT = ("curves", "classes", "confusion")
 """Ids of the sections of the page that the picture omits."""
-WIDTH, HEIGHT = 1000, 1618
-"""Size in pixels; the height ends after the captions of the first row of mistakes."""
+WIDTH, HEIGHT = 1080, 1428
+"""Size in pixels; the height ends below the classes of the first row of mistakes."""
 
 
 def main() -> None:

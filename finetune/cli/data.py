@@ -29,6 +29,21 @@ def check_data(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ignore the cached results of earlier checks.")
     ] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="Write an HTML page that shows what was found, and a CSV of all pairs."
+        ),
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="HTML file of --report (default: NAME-check.html).",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
@@ -47,6 +62,8 @@ def check_data(
         )
     if root is not None and overrides:
         raise no_effect("check-data", "--set", "with ROOT", "use it with --config")
+    if output is not None and not report:
+        raise no_effect("check-data", "--output", "without --report", "add --report")
     loaded = load_config(config, overrides or ()) if config is not None else None
     if loaded is not None:
         data = loaded.data
@@ -56,11 +73,16 @@ def check_data(
         from finetune.commands import check_data as command
     from finetune.report.check_data import render_check
 
-    report = command.check_data(
-        data, config=loaded, workers=workers, fresh=fresh, reporter=TerminalReporter()
-    )
-    emit(report, render_check, as_json)
-    if not report.ok:
+    reporter = TerminalReporter()
+    checked = command.inspect(data, config=loaded, workers=workers, fresh=fresh, reporter=reporter)
+    result = checked.report
+    if report:
+        with torch_imports():
+            from finetune.commands.check_page import write_check_page
+
+        result = write_check_page(checked, output, reporter)
+    emit(result, render_check, as_json)
+    if not result.ok:
         raise typer.Exit(DataError.exit_code)
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 
 from finetune.config.schema import Config, DataConfig
 from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.checks.findings import all_findings
-from finetune.data.checks.inspect_dataset import DatasetInspection, inspect_dataset
+from finetune.data.checks.inspect_dataset import (
+    DatasetInspection,
+    InspectedDataset,
+    inspect_dataset,
+    known_inspections,
+)
 from finetune.data.checks.structure import counts_by_class
 from finetune.data.checks.survey import Survey, survey
 from finetune.results.check import CheckReport, ClassRow, SizeRow, SplitRow
@@ -35,17 +41,65 @@ def check_data(
     Raises:
         DataError: there are no images to check.
     """
+    return inspect(data, config=config, workers=workers, fresh=fresh, reporter=reporter).report
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A dataset, the inspections of its images and the report on it."""
+
+    found: Survey
+    inspections: DatasetInspection
+    report: CheckReport
+
+
+def inspect(
+    data: DataConfig,
+    *,
+    config: Config | None = None,
+    workers: int | None = None,
+    fresh: bool = False,
+    reporter: Reporter | None = None,
+) -> Checked:
+    """Inspect every image as `check_data` does, and return more than its report."""
     start = time.perf_counter()
     reporter = reporter or SilentReporter()
     found = survey(data, seed=config.seed if config else 0, reporter=reporter)
     inspected = inspect_dataset(found.paths, workers=workers, fresh=fresh, reporter=reporter)
+    input_size = None if config is None else _input_size(config)
+    return _checked(found, inspected, data, input_size, start)
+
+
+def known_check(config: Config, *, input_size: int) -> CheckReport | None:
+    """Return the report of ``check-data --config`` if it has inspected all images before.
+
+    Args:
+        input_size: Crop size of the network's input, in pixels.
+
+    Raises:
+        DataError: there are no images to check.
+    """
+    start = time.perf_counter()
+    found = survey(config.data, seed=config.seed)
+    inspections = known_inspections(found.paths)
+    if inspections is None:
+        return None
+    inspected = InspectedDataset(inspections, len(found.paths), None)
+    return _checked(found, inspected, config.data, input_size, start).report
+
+
+def _checked(
+    found: Survey,
+    inspected: InspectedDataset,
+    data: DataConfig,
+    input_size: int | None,
+    start: float,
+) -> Checked:
     inspections = inspected.inspections
-    findings = all_findings(
-        found, inspections, data, input_size=None if config is None else _input_size(config)
-    )
+    findings = all_findings(found, inspections, data, input_size=input_size)
     rows = counts_by_class(found)
     formats, modes = _kinds(inspections)
-    return CheckReport(
+    report = CheckReport(
         data=data.root,
         num_images=len(found.paths),
         num_readable=len(inspections.readable),
@@ -63,6 +117,7 @@ def check_data(
         images_per_s=inspected.images_per_s,
         ok=all(finding.level != "error" for finding in findings),
     )
+    return Checked(found, inspections, report)
 
 
 def _input_size(config: Config) -> int:
@@ -90,7 +145,7 @@ def _sizes(inspections: DatasetInspection) -> SizeRow | None:
     sizes = inspections.size[inspections.readable]
     if not len(sizes):
         return None
-    order = np.argsort(sizes.min(axis=1), kind="stable")
+    order = np.argsort(sizes.prod(axis=1, dtype=np.int64), kind="stable")
     chosen = [sizes[order[at]].tolist() for at in (0, len(order) // 2, -1)]
     smallest, median, largest = ((width, height) for width, height in chosen)
     return SizeRow(smallest, median, largest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from finetune.checkpoints import run_dir
+from finetune.commands.check_data import known_check
 from finetune.commands.evaluate import EvalOptions, Evaluated, compute, write_files
 from finetune.config.load import to_yaml
 from finetune.config.stages import stage_configs
@@ -18,6 +20,7 @@ from finetune.core.device import versions
 from finetune.core.errors import FinetuneError
 from finetune.core.files import exists, is_folder, write_text
 from finetune.core.reporter import Reporter, SilentReporter
+from finetune.core.text import plural, today
 from finetune.core.threads import on_cores
 from finetune.data.checks.preflight import preflight_check
 from finetune.data.images import below
@@ -27,15 +30,30 @@ from finetune.data.sources.open import find_train_val
 from finetune.freezing.freeze_report import make_freeze_report
 from finetune.freezing.plan import make_plan
 from finetune.inference.embedding_map import project
-from finetune.inference.thumbnails import data_url, looked_at
+from finetune.inference.prediction_rows import best_classes
+from finetune.inference.thumbnails import data_url, looked_at, seen_part, thumbnail
 from finetune.models.build import ModelSpec
-from finetune.report.page import EmbeddingMap, Facts, MapPoint, Picture, render_page
+from finetune.report.page import (
+    DataFacts,
+    EmbeddingMap,
+    Facts,
+    Listed,
+    MapPoint,
+    Picture,
+    render_page,
+)
 from finetune.report.plots import Curve, draw_confusion, draw_curves, load_matplotlib
+from finetune.results.check import ClassRow
 from finetune.results.evaluation import EvalResult, PageResult
 
 MISTAKES, WITH_HEAT, UNCERTAIN = 96, 16, 24
 """Maximum numbers of pictures on a page: misclassified images, those of them with a Grad-CAM
-overlay, and uncertain images. Each picture is five to ten kilobytes."""
+overlay, and uncertain images. Each picture is ten to twenty kilobytes."""
+LISTED = 2000
+"""Number of mistakes in the page's list, apart from those with pictures."""
+HEAT_FROM = 128
+"""Smallest side of the network's input with heat maps; their grid is coarser than what is seen on a
+smaller one."""
 MAPPED, MAPPED_LARGE = 2000, 400
 """Maximum number of points on a map, and up to how many their thumbnails are larger. A thumbnail is
 one to three kilobytes."""
@@ -150,8 +168,8 @@ def _page(
     )
     plan = make_plan(config, len(metadata.class_names), spec=spec)
     freeze = make_freeze_report(plan, config, config.optimizer, split=evaluated.opened.engine.split)
-    wrong = _mistakes(evaluated)
-    verdict, notes = _verdict(evaluated, reporter)
+    wrong, uncertain = _mistakes(evaluated), _least_certain(evaluated)
+    heat = WITH_HEAT if metadata.preprocessing.crop >= HEAT_FROM else 0
     facts = Facts(
         run=run,
         result=replace(result, checkpoint=path.name),
@@ -159,11 +177,12 @@ def _page(
         epoch=metadata.epoch,
         monitor=config.train.monitor,
         records=run_dir.records_of(path),
-        mistakes=_drawn(evaluated, wrong, reporter, heat=WITH_HEAT),
-        uncertain=_drawn(evaluated, _least_certain(evaluated), reporter, heat=0),
+        mistakes=_drawn(evaluated, wrong, reporter, heat=heat),
+        uncertain=_drawn(evaluated, uncertain, reporter, heat=0),
+        listed=_listed(evaluated, wrong, uncertain),
         num_mistakes=sum(pair.count for pair in result.confused),
-        verdict=verdict,
-        notes=notes,
+        written=today(),
+        data=_data(evaluated, path.parent / run_dir.CONFIG, reporter),
         config=to_yaml(config),
         rerun=_rerun(path.parent / run_dir.CONFIG, config.output_dir),
         chosen_on_these=result.split == "val" and result.data == config.data.root,
@@ -197,8 +216,7 @@ def _mistakes(evaluated: Evaluated) -> list[int]:
     """
     labels, predicted = evaluated.labels, evaluated.predicted
     losses = evaluated.scored.losses
-    wrong = (predicted != labels).nonzero()[:, 0]
-    order: list[int] = wrong[losses[wrong].argsort(descending=True, stable=True)].tolist()
+    order = _by_loss(evaluated)
     worst, rest = order[:WITH_HEAT], order[WITH_HEAT:]
     by_pair: dict[tuple[int, int], list[int]] = {}
     for at in rest:
@@ -213,6 +231,32 @@ def _mistakes(evaluated: Evaluated) -> list[int]:
     return worst + more
 
 
+def _by_loss(evaluated: Evaluated) -> list[int]:
+    """Return indices of all misclassified images, highest loss first."""
+    losses = evaluated.scored.losses
+    wrong = (evaluated.predicted != evaluated.labels).nonzero()[:, 0]
+    order: list[int] = wrong[losses[wrong].argsort(descending=True, stable=True)].tolist()
+    return order
+
+
+def _listed(evaluated: Evaluated, wrong: Sequence[int], uncertain: Sequence[int]) -> list[Listed]:
+    """Return the images of the page's list: mistakes, highest loss first, then uncertain ones."""
+    order = _by_loss(evaluated)
+    mistakes = {*order[:LISTED], *wrong}
+    positions = dict.fromkeys([*(at for at in order if at in mistakes), *uncertain])
+    images, predicted = evaluated.images, evaluated.predicted.tolist()
+    return [
+        Listed(
+            path=_shown(below(images.paths[at], evaluated.base)),
+            true=images.class_names[images.labels[at]],
+            predicted=images.class_names[predicted[at]],
+            probability=float(evaluated.scored.probabilities[at, predicted[at]]),
+            uncertain=at in {*uncertain},
+        )
+        for at in positions
+    ]
+
+
 def _least_certain(evaluated: Evaluated) -> list[int]:
     two = evaluated.scored.probabilities.topk(2, dim=1).values
     margins = two[:, 0] - two[:, 1]
@@ -224,25 +268,34 @@ def _drawn(
     evaluated: Evaluated, positions: Sequence[int], reporter: Reporter, *, heat: int
 ) -> list[Picture]:
     """Build thumbnails of the photos, with Grad-CAM overlays for the first ``heat`` of them."""
-    images = evaluated.images
+    images, metadata = evaluated.images, evaluated.opened.metadata
     photos = list(_photos(evaluated, positions, reporter))
     predicted = evaluated.predicted[list(positions)].tolist()
     heats: list[str | None] = [None] * len(photos)
     if heat and photos:
-        opened = evaluated.opened
-        model = opened.model.eval()
-        first = looked_at(model, photos[:heat], predicted[:heat], opened.metadata.preprocessing)
+        model = evaluated.opened.model.eval()
+        first = looked_at(model, photos[:heat], predicted[:heat], metadata.preprocessing)
         heats[: len(first)] = first
+    chosen = list(positions)
+    best = best_classes(evaluated.logits[chosen], evaluated.scored.probabilities[chosen], 5)
     return [
         Picture(
             path=_shown(below(images.paths[at], evaluated.base)),
             true=images.class_names[images.labels[at]],
             predicted=images.class_names[label],
             probability=float(evaluated.scored.probabilities[at, label]),
-            photo=data_url(photo),
+            photo=thumbnail(photo),
+            size=(photo.shape[2], photo.shape[1]),
+            seen=seen_part(photo, metadata.preprocessing),
+            top=[
+                (images.class_names[number], share)
+                for number, share in zip(numbers, shares, strict=True)
+            ],
             heat=hot,
         )
-        for at, label, photo, hot in zip(positions, predicted, photos, heats, strict=True)
+        for at, label, photo, hot, numbers, shares in zip(
+            positions, predicted, photos, heats, *best, strict=True
+        )
     ]
 
 
@@ -310,19 +363,38 @@ def _shown(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode()
 
 
-def _verdict(evaluated: Evaluated, reporter: Reporter) -> tuple[str, list[str]]:
-    """Verdict and notes of a preflight check of the training and validation images."""
-    config = evaluated.opened.metadata.config
+def _data(evaluated: Evaluated, config_file: Path, reporter: Reporter) -> DataFacts:
+    """Return the counts of the run's own images, and what check-data has found among them."""
+    metadata = evaluated.opened.metadata
+    config = metadata.config
     try:
         found = find_train_val(config.data, seed=config.seed, reporter=reporter)
         checked = preflight_check(
             found.train, found.val, on_unreadable="skip", base=found.base, reporter=reporter
         )
+        report = known_check(config, input_size=metadata.preprocessing.crop)
     except FinetuneError as error:
-        return f"The run's own data could not be inspected: {_shown(str(error))}", []
+        return DataFacts(f"The run's own data could not be inspected: {_shown(str(error))}")
     train, val = checked.parts
-    return (
+    text = (
         f"{len(train):,} training and {len(val):,} validation images of "
-        f"{len(train.class_names)} classes; {_shown(checked.verdict)}",
-        [_shown(note) for note in found.notes],
+        f"{len(train.class_names)} classes."
+    )
+    if checked.skipped:
+        text += f" {plural(len(checked.skipped), 'file')} could not be read and were left out."
+    counts = zip(train.class_names, train.counts(), val.counts(), strict=True)
+    file = shlex.quote(str(config_file))
+    return DataFacts(
+        text=text,
+        splits=("train", "val"),
+        classes=[ClassRow(name, sum(row), tuple(row)) for name, *row in counts],
+        findings=None
+        if report is None
+        else [
+            replace(one, title=_shown(one.title), examples=tuple(map(_shown, one.examples[:3])))
+            for one in report.findings
+            if one.kind != "note"  # a note on the data, which follows
+        ],
+        notes=[_shown(note) for note in found.notes],
+        command=f"finetune check-data --config {file} --report" if exists(config_file) else "",
     )

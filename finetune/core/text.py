@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 
 def nearest(word: str, choices: Iterable[str], *, limit: int = 3, cutoff: float = 0.6) -> list[str]:
@@ -78,3 +79,9 @@ def plural(number: int, noun: str) -> str:
     """Format a number with its noun: ``1 tensor``, ``2 tensors``, ``2 classes``."""
     ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
     return f"{number:,} {noun}{ending}"
+
+
+def today() -> str:
+    """Return the date as 28 November 2026."""
+    now = datetime.now().astimezone()
+    return f"{now.day} {now:%B %Y}"

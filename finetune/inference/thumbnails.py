@@ -16,21 +16,48 @@ from finetune.config.schema import PreprocessingConfig
 from finetune.data.loading.transforms import build_fit, normalise
 from finetune.inference.grad_cam import grad_cam
 
-SIDE = 176
-_QUALITY = 72
+_LARGE, _SMALL = (288, 66), (192, 60)
+"""Maximum side in pixels, and quality, of a thumbnail, and of one of a photo full of detail."""
+_MOST_CHARACTERS = 28_000
 _AT_ONCE = 8
 
 # Black, violet, orange, yellow: brightness increases, so the scale also works in grayscale.
 _HEAT = torch.tensor([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]])
 
 
-def data_url(pixels: Tensor, *, side: int = SIDE, quality: int = _QUALITY) -> str:
+def thumbnail(pixels: Tensor) -> str:
+    """Encode uint8 pixels ``(3, H, W)`` as a data URL of at most about 30 kB.
+
+    A page of a hundred photos thus stays below 10 MB, whatever they show.
+    """
+    url = data_url(pixels, side=_LARGE[0], quality=_LARGE[1])
+    if len(url) > _MOST_CHARACTERS:
+        url = data_url(pixels, side=_SMALL[0], quality=_SMALL[1])
+    return url
+
+
+def data_url(pixels: Tensor, *, side: int, quality: int) -> str:
     """Encode uint8 pixels ``(3, H, W)`` as a JPEG data URL of at most ``side`` pixels per side."""
     image: Image.Image = to_pil_image(pixels)
     image.thumbnail((side, side))
     drawn = io.BytesIO()
     image.save(drawn, format="JPEG", quality=quality, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(drawn.getvalue()).decode()}"
+
+
+def seen_part(
+    pixels: Tensor, preprocessing: PreprocessingConfig
+) -> tuple[float, float, float, float]:
+    """Return left, top, width and height of the part of a photo that the network sees.
+
+    The values are fractions of the width and height of the photo ``(3, H, W)``.
+    """
+    if preprocessing.fit != "crop":
+        return 0.0, 0.0, 1.0, 1.0
+    height, width = pixels.shape[1:]
+    side = min(height, width) * preprocessing.crop / preprocessing.resize
+    across, down = min(1.0, side / width), min(1.0, side / height)
+    return (1 - across) / 2, (1 - down) / 2, across, down
 
 
 def looked_at(
@@ -59,7 +86,7 @@ def looked_at(
         if heat is None:
             found += [None] * len(pixels)
         else:
-            found += [data_url(_overlaid(p, h)) for p, h in zip(pixels, heat, strict=True)]
+            found += [thumbnail(_overlaid(p, h)) for p, h in zip(pixels, heat, strict=True)]
     return found
 
 

@@ -23,7 +23,9 @@ def render_check(report: CheckReport) -> str:
     parts += ["\n".join(_finding(f)) for f in report.findings if f.level != "note"]
     notes = [_note(finding) for finding in report.findings if finding.level == "note"]
     parts += ["\n".join(notes)] if notes else []
-    return "\n\n".join([*parts, f"  {_verdict(report)}"])
+    parts.append(f"  {verdict(report)}")
+    parts += ["\n".join(f"  Written    {file}" for file in report.files)] if report.files else []
+    return "\n\n".join(parts)
 
 
 def _heading(report: CheckReport) -> str:
@@ -110,7 +112,8 @@ def _note(finding: Finding) -> str:
     return f"  note       {finding.title}{f': {some}{more}' if some else ''}"
 
 
-def _verdict(report: CheckReport) -> str:
+def verdict(report: CheckReport) -> str:
+    """Return the numbers of errors and warnings, and what they mean, in one sentence."""
     counts = Counter(finding.level for finding in report.findings)
     listed = " and ".join(
         plural(counts[level], level) for level in ("error", "warning") if counts[level]

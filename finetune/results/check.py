@@ -44,7 +44,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class SizeRow:
-    """Width and height of the smallest, median and largest image, ordered by shorter side."""
+    """Width and height of the smallest, median and largest image, ordered by area."""
 
     smallest: tuple[int, int]
     median: tuple[int, int]
@@ -60,6 +60,7 @@ class CheckReport:
         num_remembered: Number of images whose inspection was read from the inspection cache.
         images_per_s: Inspection speed, without cached inspections; None if all were cached.
         ok: Whether no finding is an error.
+        files: Paths of the page and the table that ``--report`` writes.
     """
 
     data: str
@@ -75,3 +76,4 @@ class CheckReport:
     elapsed_s: float
     images_per_s: float | None
     ok: bool
+    files: tuple[str, ...] = ()

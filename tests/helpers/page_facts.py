@@ -8,8 +8,20 @@ from finetune.config.schema import Config
 from finetune.freezing.freeze_report import make_freeze_report
 from finetune.freezing.plan import make_plan
 from finetune.inference.scoring import score
-from finetune.inference.thumbnails import data_url
-from finetune.report.page import EmbeddingMap, Facts, MapPoint, Picture
+from finetune.inference.thumbnails import data_url, thumbnail
+from finetune.report.page import (
+    CheckFacts,
+    DataFacts,
+    EmbeddingMap,
+    Facts,
+    Listed,
+    MapPoint,
+    OddPhotos,
+    Pair,
+    Photo,
+    Picture,
+)
+from finetune.results.check import CheckReport, ClassRow, Finding, SizeRow, SplitRow
 from finetune.results.evaluation import EvalResult
 from finetune.results.freeze import FreezeReport
 
@@ -58,17 +70,29 @@ def facts_of(
         ignored=0,
         files=(),
     )
-    noise = data_url(torch.randint(0, 256, (3, 176, 176), generator=generator).byte())
+    noise = thumbnail(torch.randint(0, 256, (3, 256, 256), generator=generator).byte())
+    heat = thumbnail(torch.randint(0, 256, (3, 224, 224), generator=generator).byte())
     drawn = [
         Picture(
-            path=f"val/{names[at % len(names)]}.jpg",
+            path=f"val/{at}{names[at % len(names)]}.jpg",
             true=names[at % len(names)],
             predicted=names[(at + 1) % len(names)],
             probability=0.9,
             photo=noise,
-            heat=noise if at < 16 else None,
+            size=(256, 256),
+            seen=(0.0625, 0.0625, 0.875, 0.875),
+            top=[(name, 0.9 / 2**rank) for rank, name in enumerate(names[at % 3 :][:5])],
+            heat=heat if at < 16 else None,
         )
         for at in range(pictures)
+    ]
+    listed = [
+        Listed(one.path, one.true, one.predicted, one.probability, uncertain=at < 24)
+        for at, one in enumerate(drawn)
+    ]
+    listed += [
+        Listed(f"val/more{at}.jpg", names[0], names[1], 0.8, uncertain=False)
+        for at in range(150 - pictures)
     ]
     figures = {"loss": 0.5, "top1": 0.5, "balanced_accuracy": 0.5}
     return Facts(
@@ -80,11 +104,67 @@ def facts_of(
         mistakes=drawn,
         uncertain=drawn[:24],
         num_mistakes=150,
-        verdict=names[2 % len(names)],
-        notes=[names[0]],
+        listed=listed,
+        written="28 November 2026",
+        data=DataFacts(
+            text=names[2 % len(names)],
+            splits=("train", "val"),
+            classes=[ClassRow(name, 30, (20, 10)) for name in names],
+            findings=[Finding("leak", "error", names[0], "Why.", "What to do.", 1, (names[-1],))],
+            notes=[names[0]],
+            command="finetune check-data",
+        ),
         config=f"model: {names[0]}",
         rerun=f"finetune train --config {names[0]}",
         versions={"torch": names[0]},
+    )
+
+
+def check_facts(names: tuple[str, str] = ("ants", "bees")) -> CheckFacts:
+    """Facts of the page of check-data: two pairs that are drawn, and an odd image."""
+    noise = thumbnail(torch.zeros(3, 64, 96).byte())
+    first, second = names
+    pairs = [
+        Pair(
+            Photo(f"{first}/a.jpg", first, "train", noise),
+            Photo(f"{second}/b.jpg", second, "val", noise),
+            ("classes", "splits"),
+            None,
+        ),
+        Pair(
+            Photo(f"{second}/c.jpg", second, "train", noise),
+            Photo(f"{second}/d.jpg", second, "train", noise),
+            ("same",),
+            3,
+            0.021,
+        ),
+    ]
+    classes = tuple(ClassRow(name, 30, (20, 10)) for name in names)
+    report = CheckReport(
+        data=f"data/{first}",
+        num_images=60,
+        num_readable=59,
+        splits=(SplitRow("train", 40, 2, False), SplitRow("val", 20, 2, False)),
+        classes=classes,
+        sizes=SizeRow((64, 96), (64, 96), (640, 96)),
+        formats={"JPEG": 60},
+        modes={"RGB": 60},
+        findings=(Finding("leak", "error", first, "Why.", "What to do.", 1, (second,)),),
+        num_remembered=0,
+        elapsed_s=1.0,
+        images_per_s=60.0,
+        ok=False,
+    )
+    return CheckFacts(
+        report=report,
+        verdict="1 error",
+        pairs=pairs,
+        num_pairs={"classes": 1, "splits": 0, "same": 1},
+        complete=True,
+        odd=[OddPhotos("1 GIF", 1, [Photo(f"{first}/odd.gif", first, "train", noise)])],
+        sizes=[((64, 96), 59)],
+        table="data-pairs.csv",
+        written="28 November 2026",
     )
 
 
@@ -93,7 +173,8 @@ def map_of(
 ) -> EmbeddingMap:
     """A map of random positions, on which every third image is a mistake."""
     generator = torch.Generator().manual_seed(0)
-    photo = photo or data_url(torch.randint(0, 256, (3, 48, 48), generator=generator).byte())
+    noise = torch.randint(0, 256, (3, 48, 48), generator=generator).byte()
+    photo = photo or data_url(noise, side=48, quality=72)
     places = torch.randn(points, 2, generator=generator, dtype=torch.float64).tolist()
     return EmbeddingMap(
         method="pca",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,16 +90,40 @@ def equal_groups(inspections: DatasetInspection) -> list[list[int]]:
     return sorted(groups)
 
 
-def near_copies(
-    survey: Survey, inspections: DatasetInspection, groups: Sequence[Sequence[int]]
-) -> Iterator[Finding]:
-    """Yield findings on similar images, such as one image cropped, resized or recoloured."""
+@dataclass(frozen=True)
+class AlikePairs:
+    """Pairs of images that look alike, without copies of the same pixels.
+
+    Attributes:
+        pairs: Positions ``(N, 2)``.
+        bits: Number of bits in which the perceptual hashes of a pair differ.
+        complete: Whether all pairs were found.
+    """
+
+    pairs: NDArray[np.int64]
+    bits: NDArray[np.int64]
+    complete: bool
+
+
+def alike_pairs(inspections: DatasetInspection, groups: Sequence[Sequence[int]]) -> AlikePairs:
+    """Return pairs of similar images; of each group of equal images, the first stands for all."""
     alone = inspections.has_phash.copy()
     for group in groups:
         alone[group[1:]] = False
     positions = np.flatnonzero(alone)
     near = near_pairs(inspections.phash[positions])
     pairs = positions[near.pairs]
+    hashes = inspections.phash[pairs]
+    bits = np.bitwise_count(hashes[:, 0] ^ hashes[:, 1]).astype(np.int64)
+    return AlikePairs(pairs, bits, near.complete)
+
+
+def near_copies(
+    survey: Survey, inspections: DatasetInspection, groups: Sequence[Sequence[int]]
+) -> Iterator[Finding]:
+    """Yield findings on similar images, such as one image cropped, resized or recoloured."""
+    near = alike_pairs(inspections, groups)
+    pairs = near.pairs
     split_of, class_of = np.asarray(survey.split_of), np.asarray(survey.class_of)
     homes = np.array([survey.home_of(at) for at in pairs.ravel().tolist()]).reshape(pairs.shape)
     across = homes[:, 0] != homes[:, 1]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.config.base import AUTO
 from finetune.config.data import DataConfig
 from finetune.data.checks.duplicates import MOST_EXAMPLES, copies, equal_groups, near_copies
+from finetune.data.checks.group_names import suggest_group_pattern
 from finetune.data.checks.inspect_dataset import DatasetInspection
 from finetune.data.checks.structure import (
     counts_by_class,
@@ -22,6 +25,7 @@ from finetune.data.checks.structure import (
 from finetune.data.checks.survey import Survey
 from finetune.data.images import is_other_photo, shown
 from finetune.data.levels import auto_levels, doubts, extents
+from finetune.data.splits.holdout import keys_of
 from finetune.results.check import Finding
 
 IMBALANCED_FROM = 5.0
@@ -56,6 +60,7 @@ def all_findings(
         *_too_small(survey, inspections, input_size),
         *_levels(survey, inspections, config),
         *_conversions(survey, inspections),
+        *_named_groups(survey, config),
         *_left_out(survey),
     ]
     return tuple(sorted(found, key=lambda finding: _LEVELS.index(finding.level)))
@@ -145,6 +150,44 @@ def _levels(
 
 def _conversions(survey: Survey, inspections: DatasetInspection) -> Iterator[Finding]:
     """Yield findings on images that are not plain colour or grey, and on rare formats."""
+    texts = {
+        "mode": (
+            "They are converted to RGB when they are read.",
+            "Look at one or two of them, if they should matter.",
+        ),
+        "frames": (
+            "The first one is used.",
+            "Save the frames as files, if the others should count.",
+        ),
+        "odd_format": (
+            "What is saved unlike all others is often no photo but a placeholder or a logo.",
+            "Look at what it shows.",
+        ),
+    }
+    for odd in odd_images(inspections):
+        why, todo = texts[odd.kind]
+        yield Finding(
+            odd.kind,
+            "note",
+            odd.title,
+            why,
+            todo,
+            len(odd.positions),
+            _paths(survey, odd.positions),
+        )
+
+
+@dataclass(frozen=True)
+class OddImages:
+    """Positions of images that are unlike most photos."""
+
+    kind: str
+    title: str
+    positions: NDArray[np.int64]
+
+
+def odd_images(inspections: DatasetInspection) -> Iterator[OddImages]:
+    """Yield images that are not plain colour or grey, have several frames, or a rare format."""
     words = np.array([_mode_words(mode) for _, mode in inspections.kinds] or [""], dtype=object)
     readable = inspections.readable
     found = words[inspections.kind[readable]]
@@ -152,28 +195,12 @@ def _conversions(survey: Survey, inspections: DatasetInspection) -> Iterator[Fin
     if len(odd):
         kinds = Counter(found[found != ""])
         listed = ", ".join(f"{count:,} {name}" for name, count in kinds.most_common())
-        yield Finding(
-            "mode",
-            "note",
-            f"{len(odd):,} image{' is' if len(odd) == 1 else 's are'} not plain colour or grey: "
-            f"{listed}",
-            "They are converted to RGB when they are read.",
-            "Look at one or two of them, if they should matter.",
-            len(odd),
-            _paths(survey, odd),
-        )
+        are = "image is" if len(odd) == 1 else "images are"
+        yield OddImages("mode", f"{len(odd):,} {are} not plain colour or grey: {listed}", odd)
     animated = readable[inspections.frames[readable] > 1]
     if len(animated):
-        yield Finding(
-            "frames",
-            "note",
-            f"{len(animated):,} image{'' if len(animated) == 1 else 's'} with several frames or "
-            "pages",
-            "The first one is used.",
-            "Save the frames as files, if the others should count.",
-            len(animated),
-            _paths(survey, animated),
-        )
+        several = f"image{'' if len(animated) == 1 else 's'} with several frames or pages"
+        yield OddImages("frames", f"{len(animated):,} {several}", animated)
     formats: Counter[str] = Counter()
     counts = np.bincount(inspections.kind[readable], minlength=len(inspections.kinds))
     for (format_name, _), count in zip(inspections.kinds, counts.tolist(), strict=True):
@@ -182,14 +209,27 @@ def _conversions(survey: Survey, inspections: DatasetInspection) -> Iterator[Fin
     for name in rare:
         chosen = [k for k, (format_name, _) in enumerate(inspections.kinds) if format_name == name]
         places = np.flatnonzero(np.isin(inspections.kind, chosen))
+        title = f"{len(places):,} {name} among {len(readable):,} images"
+        yield OddImages("odd_format", title, places)
+
+
+def _named_groups(survey: Survey, config: DataConfig) -> Iterator[Finding]:
+    """Yield a note on names that show which images belong together, such as those of a person."""
+    if config.group_pattern or survey.groups:
+        return
+    labels = list(survey.class_of)
+    found = suggest_group_pattern(keys_of(survey.paths, survey.base), labels)
+    if found is not None:
+        in_yaml = found.pattern.replace("'", "''")
         yield Finding(
-            "odd_format",
+            "named_groups",
             "note",
-            f"{len(places):,} {name} among {len(readable):,} images",
-            "What is saved unlike all others is often no photo but a placeholder or a logo.",
-            "Look at it." if len(places) == 1 else "Look at them.",
-            len(places),
-            _paths(survey, places),
+            f"names such as {shown(found.example)} show {found.num_groups:,} groups of images; "
+            f"data.group_pattern: '{in_yaml}' keeps each group in one split",
+            "Images of one person, scene or video are alike; in two splits, they make the accuracy "
+            "on new ones look better than it is.",
+            "Set it if the images of a group show the same thing.",
+            found.num_images,
         )
 
 

@@ -93,20 +93,8 @@ def inspect_dataset(
         workers: Number of worker processes; None uses all available CPUs.
         fresh: Whether to ignore cached inspections.
     """
-    inspections = DatasetInspection.of(len(paths))
     with InspectionCache() as cache:
-        keys: list[bytes | None] = []
-        unknown: list[int] = []
-        for start in range(0, len(paths), _ASKED_AT_ONCE):
-            some = [key_of_file(path) for path in paths[start : start + _ASKED_AT_ONCE]]
-            known = {} if fresh else cache.find(some)
-            for at, key in enumerate(some, start=start):
-                inspection = known.get(key) if key is not None else None
-                if inspection is not None and inspection.decoded:
-                    inspections.put(at, inspection)
-                else:
-                    unknown.append(at)
-            keys += some
+        inspections, keys, unknown = _known(paths, cache, fresh=fresh)
         begun = time.perf_counter()
         new = _inspect_and_store(paths, keys, unknown, workers or available_cores(), cache)
         with closing(new):
@@ -118,6 +106,33 @@ def inspect_dataset(
     return InspectedDataset(
         inspections, len(paths) - len(unknown), len(unknown) / elapsed_s if unknown else None
     )
+
+
+def known_inspections(paths: Sequence[str]) -> DatasetInspection | None:
+    """Return the inspection of all images from the inspection cache; None if one is not in it."""
+    with InspectionCache() as cache:
+        inspections, _, unknown = _known(paths, cache, fresh=False)
+    return None if unknown else inspections
+
+
+def _known(
+    paths: Sequence[str], cache: InspectionCache, *, fresh: bool
+) -> tuple[DatasetInspection, list[bytes | None], list[int]]:
+    """Return the cached inspections, the key of each image, and the positions of the others."""
+    inspections = DatasetInspection.of(len(paths))
+    keys: list[bytes | None] = []
+    unknown: list[int] = []
+    for start in range(0, len(paths), _ASKED_AT_ONCE):
+        some = [key_of_file(path) for path in paths[start : start + _ASKED_AT_ONCE]]
+        known = {} if fresh else cache.find(some)
+        for at, key in enumerate(some, start=start):
+            inspection = known.get(key) if key is not None else None
+            if inspection is not None and inspection.decoded:
+                inspections.put(at, inspection)
+            else:
+                unknown.append(at)
+        keys += some
+    return inspections, keys, unknown
 
 
 def _inspect_and_store(

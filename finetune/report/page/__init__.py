@@ -1,7 +1,22 @@
-"""Self-contained HTML page of a run; the template, style and script are in this folder."""
+"""Self-contained HTML pages of a run and of ``check-data``, with templates, style and script."""
 
-from finetune.report.page.build import Facts, Picture
+from finetune.report.page.build import Facts, Listed, Picture
+from finetune.report.page.data_page import CheckFacts, OddPhotos, Pair, Photo
+from finetune.report.page.data_rows import DataFacts
 from finetune.report.page.embedding_map import EmbeddingMap, MapPoint
-from finetune.report.page.render import render_page
+from finetune.report.page.render import render_check_page, render_page
 
-__all__ = ["EmbeddingMap", "Facts", "MapPoint", "Picture", "render_page"]
+__all__ = [
+    "CheckFacts",
+    "DataFacts",
+    "EmbeddingMap",
+    "Facts",
+    "Listed",
+    "MapPoint",
+    "OddPhotos",
+    "Pair",
+    "Photo",
+    "Picture",
+    "render_check_page",
+    "render_page",
+]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from finetune.config.resolved import PlannedConfig
 from finetune.core.text import count, plural
-from finetune.report.page.charts import Chart, Column, line_chart, reliability
-from finetune.report.page.confusion import MOST_CLASSES, Matrix, matrix_of, shown_classes
+from finetune.report.page.charts import Chart, Scale, line_chart, reliability
+from finetune.report.page.confusion import IN_ORDER, Matrix, matrix_of, shown_classes
+from finetune.report.page.data_rows import DataFacts, counts_table, finding_rows
 from finetune.report.page.embedding_map import EmbeddingMap, lay_out
 from finetune.report.page.network_bars import strip
 from finetune.report.page.stages import first_epochs, stage_rows
@@ -17,9 +20,10 @@ from finetune.results.evaluation import Calibration, ClassScore, EvalResult, Int
 from finetune.results.freeze import FreezeReport
 from finetune.results.train import MONITORED
 
-MOST_CLASS_ROWS = 300
-_MOST_PAIRS = 10
-_WEAK = 0.8
+_MOST_PAIRS = 100
+
+Number = Callable[[str], int]
+"""Function from a name to its index in the page's list of names."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,12 @@ class Picture:
     """An image on the page.
 
     Attributes:
+        probability: Probability of ``predicted``.
+        top: Most probable classes and their probabilities, in descending order.
         photo: Data URL of the photo.
-        heat: Data URL of the Grad-CAM overlay for the predicted class; may be None.
+        size: Width and height of the original photo in pixels.
+        seen: Part of the photo that the network saw: left, top, width and height as fractions.
+        heat: Data URL of the Grad-CAM overlay of this part for the predicted class; may be None.
     """
 
     path: str
@@ -36,7 +44,21 @@ class Picture:
     predicted: str
     probability: float
     photo: str
+    size: tuple[int, int]
+    seen: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    top: Sequence[tuple[str, float]] = ()
     heat: str | None = None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An image in the page's list: a mistake, or one of the least certain predictions."""
+
+    path: str
+    true: str
+    predicted: str
+    probability: float
+    uncertain: bool
 
 
 @dataclass(frozen=True)
@@ -46,8 +68,9 @@ class Facts:
     Attributes:
         monitor: Value of ``train.monitor``.
         records: Records of ``metrics.jsonl``; empty if the checkpoint has no run directory.
+        listed: Images of the list that can be filtered and saved: all pictures, and more mistakes.
         num_mistakes: Number of misclassified images, of which ``mistakes`` shows some.
-        verdict: Verdict on the data, in one line.
+        written: Date of the page.
         rerun: Command that repeats the run.
         stages: Stages of the run; may be empty.
         chosen_on_these: Whether the run chose its best epoch on these images.
@@ -61,12 +84,13 @@ class Facts:
     records: Sequence[Mapping[str, Any]]
     mistakes: Sequence[Picture]
     uncertain: Sequence[Picture]
+    listed: Sequence[Listed]
     num_mistakes: int
-    verdict: str
-    notes: Sequence[str]
+    data: DataFacts
     config: str
     rerun: str
     versions: Mapping[str, str]
+    written: str
     monitor: str = "top1"
     stages: Sequence[PlannedConfig] = ()
     chosen_on_these: bool = True
@@ -78,19 +102,21 @@ class Figure:
     """A headline metric.
 
     Attributes:
-        at: Position of the value on an axis of length 200.
+        at: Position of the value, in percent of the scale.
         low: Position of the interval's lower bound.
-        high: Position of the interval's upper bound.
+        width: Width of the interval.
+        between: Interval as text.
+        ends: Values at the two ends of the scale.
     """
 
     name: str
     text: str
-    note: str
+    note: str = ""
     at: float | None = None
-    low: float | None = None
-    high: float | None = None
-    text_low: str = ""
-    text_high: str = ""
+    low: float = 0.0
+    width: float = 0.0
+    between: str = ""
+    ends: tuple[str, str] = ("", "")
 
 
 def build_page(facts: Facts) -> dict[str, Any]:
@@ -103,12 +129,18 @@ def build_page(facts: Facts) -> dict[str, Any]:
         return names.setdefault(name, len(names))
 
     matrix = matrix_of(result.per_class, result.confused, shown, number)
-    rows, rows_text = _classes(result.per_class)
     charts, chart_text = _charts(facts)
     drawn = facts.embedding_map
+    places = {image.path: at for at, image in enumerate(facts.listed)}
+    data = facts.data
     return {
+        "title": facts.run,
+        "contents": _contents(facts),
         "run": facts.run,
         "headline": _headline(facts),
+        "written": facts.written,
+        # An evaluation has this field as soon as it looks for such facts.
+        "caveats": getattr(result, "caveats", ()),
         "figures": _figures(result),
         "interval_method": result.interval_method,
         "strip": strip(facts.freeze),
@@ -116,32 +148,62 @@ def build_page(facts: Facts) -> dict[str, Any]:
         "stages": stage_rows(facts.stages, facts.records, facts.epoch, monitor=facts.monitor),
         "charts": charts,
         "chart_text": chart_text,
-        "classes": rows,
-        "classes_text": rows_text,
+        "classes": _classes(result.per_class, number),
         "matrix": matrix,
         "matrix_text": _matrix_text(result, matrix),
         "pairs": [
             {
                 "true": pair.true,
                 "predicted": pair.predicted,
-                "count": f"{pair.count:,}",
-                "share": f"{pair.share:.1%}",
+                "true_at": number(pair.true),
+                "predicted_at": number(pair.predicted),
+                "count": pair.count,
+                "share": pair.share,
             }
             for pair in result.confused[:_MOST_PAIRS]
         ],
-        "mistakes": [_picture(picture, number) for picture in facts.mistakes],
+        "mistakes": [_picture(picture, number, places) for picture in facts.mistakes],
         "mistakes_text": _mistakes_text(facts),
-        "uncertain": [_picture(picture, number) for picture in facts.uncertain],
-        "columns": _columns(result.calibration),
+        "uncertain": [_picture(picture, number, places) for picture in facts.uncertain],
+        "listed": [_listed(image, number) for image in facts.listed],
+        "listed_text": _listed_text(facts),
+        "columns": reliability(result.calibration.bins),
         "calibration_text": _calibration_text(result.calibration),
-        "data_text": facts.verdict,
-        "data_notes": list(facts.notes),
+        "calibrate": f"finetune eval {shlex.quote(facts.run)} --calibrate"
+        if result.calibration.error_before is None
+        else "",
+        "data": {
+            "text": data.text,
+            "notes": data.notes,
+            "command": data.command,
+            "counts": counts_table(data.splits, data.classes, number),
+            "findings": None if data.findings is None else finding_rows(data.findings),
+        },
         "rerun": facts.rerun,
         "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
         "config": facts.config,
         "map": None if drawn is None else lay_out(drawn, result, number),
-        "names": list(names),
+        "class_numbers": [number(name) for name in sorted(row.name for row in result.per_class)],
+        "names": names,
     }
+
+
+def _contents(facts: Facts) -> list[tuple[str, str]]:
+    """Return the ids and names of the sections that the page links to."""
+    return [
+        ("figures", "Accuracy"),
+        ("network", "What trained"),
+        *([("curves", "Training")] if facts.records else []),
+        ("classes", "Classes"),
+        ("confusion", "Confusion"),
+        *([("map", "Map")] if facts.embedding_map else []),
+        ("mistakes", "Mistakes"),
+        ("uncertain", "Least certain"),
+        ("images", "List"),
+        ("calibration", "Calibration"),
+        ("data", "Data"),
+        ("rerun", "Run again"),
+    ]
 
 
 def _headline(facts: Facts) -> str:
@@ -156,39 +218,72 @@ def _headline(facts: Facts) -> str:
 
 
 def _figures(result: EvalResult) -> list[Figure]:
-    between, correct = result.intervals, sum(row.num_correct for row in result.per_class)
+    """Return the headline metrics; those that differ little have a common scale."""
+    between, macro = result.intervals, result.macro.f1
+    correct = f"{sum(row.num_correct for row in result.per_class):,} of {result.num_images:,}"
+    keys = ("top1", "balanced_accuracy", "macro_f1")
+    values = [result.top1, result.balanced_accuracy, macro]
+    shared = Scale.around([*values, *_ends(between.get(key) for key in keys)], most=1.0)
+
+    def figure(
+        name: str, value: float, key: str, *, most: float = 1.0, percent: bool = True
+    ) -> Figure:
+        scale = Scale.around([value, *_ends([between.get(key)])], most=most)
+        return _figure(name, value, between.get(key), scale, percent=percent)
+
     figures = [
-        _share("Top-1", result.top1, between.get("top1"), f"{correct:,} of {result.num_images:,}"),
-        _share("Balanced", result.balanced_accuracy, between.get("balanced_accuracy")),
+        _figure("Top-1", result.top1, between.get("top1"), shared, note=correct),
+        _figure(
+            "Balanced",
+            result.balanced_accuracy,
+            between.get("balanced_accuracy"),
+            shared,
+            note="mean recall",
+        ),
+        _figure("Macro F1", macro, between.get("macro_f1"), shared),
     ]
     if result.top5 is not None:
-        figures.append(_share("Top-5", result.top5, between.get("top5")))
-    figures.append(_share("Macro F1", result.macro.f1, between.get("macro_f1")))
+        figures.append(figure("Top-5", result.top5, "top5"))
     if result.auroc is not None:
-        figures.append(_share("AUROC", result.auroc, between.get("auroc")))
-    loss = between.get("loss")
-    note = "" if loss is None else f"{loss.low:.3f} to {loss.high:.3f}"
+        figures.append(figure("AUROC", result.auroc, "auroc", percent=False))
     fitted = result.calibration.error_before is not None
     name = "Loss, without temperature" if fitted else "Loss"
-    figures.append(Figure(name, f"{result.loss:.4f}", note))
-    error = result.calibration.error
-    figures.append(_share("Calibration error", error, between.get("calibration_error")))
+    figures.append(figure(name, result.loss, "loss", most=math.inf, percent=False))
+    figures.append(figure("Calibration error", result.calibration.error, "calibration_error"))
     return figures
 
 
-def _share(name: str, value: float, interval: Interval | None, note: str = "") -> Figure:
+def _ends(intervals: Iterable[Interval | None]) -> list[float]:
+    return [end for one in intervals if one is not None for end in (one.low, one.high)]
+
+
+def _figure(
+    name: str,
+    value: float,
+    interval: Interval | None,
+    scale: Scale,
+    *,
+    note: str = "",
+    percent: bool = True,
+) -> Figure:
+    text = f"{value:.2%}" if percent else f"{value:.4f}"
     if interval is None:
-        return Figure(name, f"{value:.2%}", note)
+        return Figure(name, text, note)
+    low, high = (f"{end:.1%}" if percent else f"{end:.4f}" for end in (interval.low, interval.high))
     return Figure(
         name,
-        f"{value:.2%}",
+        text,
         note,
-        at=round(200 * value, 1),
-        low=round(200 * interval.low, 1),
-        high=round(200 * interval.high, 1),
-        text_low=f"{interval.low:.1%}",
-        text_high=f"{interval.high:.1%}",
+        at=scale.at(value),
+        low=scale.at(interval.low),
+        width=round(scale.at(interval.high) - scale.at(interval.low), 2),
+        between=f"{low} to {high}",
+        ends=(_tick(scale.low, percent), _tick(scale.high, percent)),
     )
+
+
+def _tick(value: float, percent: bool) -> str:
+    return f"{100 * value:.3g}%" if percent else f"{value:.3g}"
 
 
 def _network_text(freeze: FreezeReport) -> str:
@@ -257,78 +352,104 @@ def _charts(facts: Facts) -> tuple[list[Chart], str]:
     return [losses, accuracies], text
 
 
-def _classes(classes: Sequence[ClassScore]) -> tuple[list[dict[str, Any]], str]:
+def _classes(classes: Sequence[ClassScore], number: Number) -> dict[str, Any]:
+    """Return the rows of the classes, lowest recall first, and the scale of their intervals."""
     order = sorted(classes, key=lambda row: (1.0 if row.top1 is None else row.top1, row.name))
-    text = ""
-    if len(order) > MOST_CLASS_ROWS:
-        text = f"The {MOST_CLASS_ROWS} weakest of {len(order):,} classes; metrics.json lists all."
-        order = order[:MOST_CLASS_ROWS]
-    return [_class_row(row) for row in order], text
-
-
-def _class_row(row: ClassScore) -> dict[str, Any]:
-    interval = row.interval
+    there = [row.top1 for row in order if row.top1 is not None]
+    scale = Scale.around([*there, *_ends(row.interval for row in order), 1.0], most=1.0)
     return {
-        "name": row.name,
-        "images": f"{row.num_images:,}",
-        "precision": _percent(row.precision),
-        "recall": _percent(row.top1),
-        "f1": _percent(row.f1),
-        "weak": row.top1 is not None and row.top1 < _WEAK,
-        "at": None if row.top1 is None else round(200 * row.top1, 1),
-        "low": 0 if interval is None else round(200 * interval.low, 1),
-        "high": 0 if interval is None else round(200 * interval.high, 1),
+        "rows": [_class_row(row, scale, number) for row in order],
+        "ends": (_tick(scale.low, True), _tick(scale.high, True)),
     }
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+def _class_row(row: ClassScore, scale: Scale, number: Number) -> dict[str, Any]:
+    interval = row.interval
+    low, high = (scale.low, scale.low) if interval is None else (interval.low, interval.high)
+    return {
+        "name": row.name,
+        "number": number(row.name),
+        "images": row.num_images,
+        "precision": row.precision,
+        "recall": row.top1,
+        "f1": row.f1,
+        "between": "" if interval is None else f"{interval.low:.1%} to {interval.high:.1%}",
+        "at": None if row.top1 is None else scale.at(row.top1),
+        "low": scale.at(low),
+        "width": round(scale.at(high) - scale.at(low), 2),
+    }
 
 
 def _matrix_text(result: EvalResult, matrix: Matrix) -> str:
-    if matrix.size == len(result.per_class):
-        return ""
+    text = "Classes that are often confused with each other are neighbours."
+    if matrix.columns == matrix.size:
+        return text * (matrix.size > IN_ORDER)
     return (
-        f"Only the {MOST_CLASSES} of {len(result.per_class):,} classes with the most mistakes are "
-        "shown."
+        f"The {matrix.size} classes of the most confused pairs are shown, of "
+        f"{len(result.per_class):,}; the last column counts predictions of the others. {text}"
     )
 
 
-def _picture(picture: Picture, number: Any) -> dict[str, Any]:
+def _picture(picture: Picture, number: Number, places: Mapping[str, int]) -> dict[str, Any]:
+    left, top, width, height = picture.seen
+    across, down = picture.size
     return {
+        "item": places[picture.path],
         "path": picture.path,
         "true": picture.true,
         "predicted": picture.predicted,
-        "true_at": number(picture.true),
-        "predicted_at": number(picture.predicted),
+        "wrong": picture.true != picture.predicted,
         "probability": f"{picture.probability:.1%} sure",
         "photo": picture.photo,
+        "size": picture.size,
+        "seen": tuple(
+            round(value, 1) for value in (left * across, top * down, width * across, height * down)
+        ),
+        "top": " ".join(f"{number(name)}:{share:.4f}" for name, share in picture.top),
         "heat": picture.heat,
+    }
+
+
+def _listed(image: Listed, number: Number) -> dict[str, Any]:
+    wrong = image.true != image.predicted
+    return {
+        "path": image.path,
+        "true": image.true,
+        "predicted": image.predicted,
+        "classes": f"{number(image.true)} {number(image.predicted)}",
+        "kinds": " ".join(["mistake"] * wrong + ["uncertain"] * image.uncertain),
+        "probability": f"{image.probability:.4f}",
     }
 
 
 def _mistakes_text(facts: Facts) -> str:
     shown = len(facts.mistakes)
-    which = "All" if shown == facts.num_mistakes else f"{shown:,} of"
-    heat = any(picture.heat for picture in facts.mistakes)
-    heat_note = (
-        " The heat map beside each photo shows which regions support the predicted class "
-        "(Grad-CAM, Selvaraju et al. 2017)."
-    )
-    return (
-        f"{which} {plural(facts.num_mistakes, 'mistake')}, sorted by descending loss."
-        f"{heat_note if heat else ''}"
-    )
+    which = f"All {plural(facts.num_mistakes, 'mistake')}, those with the highest loss first."
+    if shown < facts.num_mistakes:
+        which = (
+            f"{shown:,} of {plural(facts.num_mistakes, 'mistake')}: those with the highest loss, "
+            "and some of every confused pair."
+        )
+    if any(picture.heat for picture in facts.mistakes):
+        which += (
+            " Where two pictures stand side by side, they are the part that the network saw, and "
+            "which regions of it support the predicted class (Grad-CAM, Selvaraju et al. 2017)."
+        )
+    return which
 
 
-def _columns(calibration: Calibration) -> tuple[Column, ...]:
-    return reliability(calibration.bins)
+def _listed_text(facts: Facts) -> str:
+    mistakes = sum(image.true != image.predicted for image in facts.listed)
+    text = f"All {plural(mistakes, 'mistake')}"
+    if mistakes < facts.num_mistakes:
+        text = f"{mistakes:,} of {plural(facts.num_mistakes, 'mistake')}"
+    return f"{text} and the least certain predictions as a list"
 
 
 def _calibration_text(calibration: Calibration) -> str:
     text = f"Expected calibration error {calibration.error:.2%}"
     if calibration.error_before is None:
-        return f"{text}. A temperature can be fitted with `finetune eval RUN --calibrate`."
+        return f"{text}. A temperature, which changes no prediction, may lower it:"
     fitted = ", fitted on these images" if calibration.fitted else ""
     return (
         f"{text} at temperature {calibration.temperature:.3g}{fitted}; without it "

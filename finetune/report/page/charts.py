@@ -56,6 +56,24 @@ class Column:
     text: str
 
 
+@dataclass(frozen=True)
+class Scale:
+    """A horizontal axis whose positions are percentages of the width of the drawing."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, values: Sequence[float], *, most: float = math.inf) -> Scale:
+        """Return the scale between round values that spans ``values``, and ends at ``most``."""
+        ticks = nice_ticks(min(values), max(values))
+        return cls(ticks[0], min(ticks[-1], most))
+
+    def at(self, value: float) -> float:
+        """Return the position of a value in percent of the width."""
+        return round(100 * (value - self.low) / (self.high - self.low), 2)
+
+
 Series = tuple[str, str, Sequence[float]]
 """Name, CSS class and values per epoch."""
 

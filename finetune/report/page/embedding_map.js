@@ -115,18 +115,21 @@
 
   // Which images are highlighted: those of a name of the legend, and of the filter.
   const buttons = [...document.querySelectorAll(".legend button")];
-  const word = one("#filter");
+  let fits = () => true;
   const update = () => {
     const pressed = buttons.find((button) => button.getAttribute("aria-pressed") === "true");
-    const wanted = word ? word.value.trim().toLowerCase() : "";
     for (const point of points) {
       const { dataset, classList } = point.mark;
-      const words = [dataset.path, names[dataset.true], names[dataset.predicted]].join(" ");
-      const fits = words.toLowerCase().includes(wanted);
+      const classes = [dataset.true, dataset.predicted];
+      const words = [dataset.path, ...classes.map((at) => names[at])].join(" ").toLowerCase();
       const chosen = !pressed || classList.contains(pressed.dataset.only);
-      classList.toggle("faded", !(fits && chosen));
+      classList.toggle("faded", !(fits({ classes, words }) && chosen));
     }
   };
+  document.addEventListener("filtered", (event) => {
+    fits = event.detail;
+    update();
+  });
   for (const button of buttons) {
     button.addEventListener("click", () => {
       const on = button.getAttribute("aria-pressed") === "true";
@@ -135,5 +138,4 @@
       update();
     });
   }
-  if (word) word.addEventListener("input", update);
 })();

@@ -90,7 +90,7 @@ def lay_out(
     """Return the template's variable ``page.map``.
 
     Args:
-        result: Evaluation whose classes are coloured: all, or those with the most mistakes.
+        result: Evaluation whose classes are coloured: all, or those of the most confused pairs.
         number: Function from a name to its index in the page's list of names.
     """
     coloured = shown_classes(result.per_class, result.confused, most=MOST_COLOURS)
@@ -118,7 +118,7 @@ def lay_out(
         "problem": drawn.problem,
         "method_text": _method_text(drawn),
         "points_text": _points_text(drawn, result),
-        "classes_text": f"The {MOST_COLOURS} classes with the most mistakes are coloured."
+        "classes_text": f"The {MOST_COLOURS} classes of the most confused pairs are coloured."
         if others
         else "",
         "width": _WIDTH,

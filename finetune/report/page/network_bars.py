@@ -1,4 +1,4 @@
-"""Bar drawing of a network: frozen and trainable modules, and the split point."""
+"""Bars of a network: frozen and trainable modules, and the split point."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.core.text import count
-from finetune.report.page.text_width import text_width
 from finetune.results.freeze import FreezeReport, ParameterRow
 
 MOST_BARS = 40
 _ENOUGH_BARS = 8
-STEP, TALLEST, SHORTEST = 26, 110, 12
-"""Distance between bars, and heights of the tallest and shortest bar, in pixels."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A module with its submodules; the height grows with the log of its parameter count.
+    """A module with its submodules.
 
     Attributes:
         state: One of ``frozen``, ``partly`` and ``trained``.
@@ -30,8 +27,6 @@ class Bar:
     parameters: int
     trainable: int
     head: bool
-    height: int
-    text: str
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Strip:
     """Bars of a network, from input to output.
 
     Attributes:
-        cut: Split point, in bars from the left: an integer between two bars, a half within a bar;
+        cut: Split point, in bars from the first: an integer between two bars, a half within a bar;
             None if there is no frozen prefix.
     """
 
@@ -55,8 +50,7 @@ def strip_of(parameters: Sequence[ParameterRow], cut_after: str | None) -> Strip
         if len(deeper) > MOST_BARS or (depth > 2 and len(modules) >= _ENOUGH_BARS):
             break
         modules = deeper
-    most = max(sum(row.numel for row in rows) for rows in modules.values())
-    bars = tuple(_bar(name, rows, most) for name, rows in modules.items())
+    bars = tuple(_bar(name, rows) for name, rows in modules.items())
     return Strip(bars, _cut(bars, cut_after))
 
 
@@ -68,26 +62,11 @@ def _modules(parameters: Sequence[ParameterRow], depth: int) -> dict[str, list[P
     return modules
 
 
-def _bar(name: str, rows: Sequence[ParameterRow], most: int) -> Bar:
+def _bar(name: str, rows: Sequence[ParameterRow]) -> Bar:
     trainable = sum(row.numel for row in rows if not row.frozen)
     total = sum(row.numel for row in rows)
     state = "trained" if trainable == total else "partly" if trainable else "frozen"
-    head = all(row.head for row in rows)
-    said = {
-        "frozen": "frozen",
-        "trained": "all of them trained",
-        "partly": f"{count(trainable)} of them trained",
-    }
-    share = math.log1p(total) / math.log1p(most)
-    return Bar(
-        name=name,
-        state=state,
-        parameters=total,
-        trainable=trainable,
-        head=head,
-        height=round(SHORTEST + (TALLEST - SHORTEST) * share**2),
-        text=f"{name}{', the new head' if head else ''}: {count(total)} parameters, {said[state]}",
-    )
+    return Bar(name, state, total, trainable, head=all(row.head for row in rows))
 
 
 def _cut(bars: Sequence[Bar], cut_after: str | None) -> float | None:
@@ -105,33 +84,25 @@ def _cut(bars: Sequence[Bar], cut_after: str | None) -> float | None:
     return float(next((at for at, bar in enumerate(bars) if bar.state != "frozen"), len(bars)))
 
 
-_SAID = "computed once per image, up to the split"
-
-
 def strip(freeze: FreezeReport) -> dict[str, Any]:
-    """Build the template's variable ``page.strip``, with room for all labels."""
+    """Build the template's variable ``page.strip``: bars on a logarithmic axis from 1."""
     drawn = strip_of(freeze.parameters, freeze.cut.after)
-    longest = max(text_width(bar.name) for bar in drawn.bars)
-    base = TALLEST + 22
-    # The names below the bars are slanted by 50 degrees.
-    width = 8 + STEP * len(drawn.bars) + round(0.65 * longest) + 8
-    cut, said = None, None
-    if drawn.cut is not None:
-        cut = round(8 + STEP * drawn.cut - 2, 1)
-        room = 6 + text_width(_SAID)
-        # The label is left of the split point if it fits, otherwise right of it.
-        said = {
-            "text": _SAID,
-            "x": cut - 6 if cut > room else cut + 6,
-            "anchor": "end" if cut > room else "start",
-        }
-        width = width if cut > room else max(width, round(cut + room))
+    powers = math.ceil(math.log10(max(10, *(bar.parameters for bar in drawn.bars))))
     return {
-        "bars": drawn.bars,
-        "step": STEP,
-        "base": base,
-        "width": width,
-        "total": base + round(0.77 * longest) + 22,
-        "cut": cut,
-        "said": said,
+        "bars": [
+            {
+                "name": bar.name,
+                "head": bar.head,
+                "state": bar.state,
+                "parameters": bar.parameters,
+                "count": count(bar.parameters),
+                "trained": {"frozen": "none", "trained": "all"}.get(
+                    bar.state, count(bar.trainable)
+                ),
+                "width": round(100 * math.log10(bar.parameters) / powers, 2),
+            }
+            for bar in drawn.bars
+        ],
+        "ticks": [(round(100 * at / powers, 2), count(10**at)) for at in range(powers + 1)],
+        "cut": drawn.cut,
     }

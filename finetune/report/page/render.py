@@ -1,6 +1,6 @@
-"""HTML rendering of the page with Jinja2, with every value escaped.
+"""HTML rendering of the pages with Jinja2, with every value escaped.
 
-The page's content security policy allows only its own style and script, by hash, so that injected
+The pages' content security policy allows only their own style and script, by hash, so that injected
 markup could neither run nor load anything. For this reason there are no style attributes; elements
 with a computed length are SVG.
 """
@@ -9,13 +9,27 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping, Sequence
 from importlib import resources
+from typing import Any
 
 from finetune.report.page.build import Facts, build_page
+from finetune.report.page.data_page import CheckFacts, build_check_page
 
 
 def render_page(facts: Facts) -> str:
-    """Render the page as a single self-contained file."""
+    """Render the page of a run as a single self-contained file."""
+    parts = ["page"] if facts.embedding_map is None else ["page", "embedding_map"]
+    return _render("page.html.j2", build_page(facts), parts)
+
+
+def render_check_page(facts: CheckFacts) -> str:
+    """Render the page of ``check-data`` as a single self-contained file."""
+    return _render("data.html.j2", build_check_page(facts), ["page"])
+
+
+def _render(template: str, page: Mapping[str, Any], parts: Sequence[str]) -> str:
+    """Render a template with the style and the script of these parts."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -26,13 +40,12 @@ def render_page(facts: Facts) -> str:
         trim_blocks=True,
     )
     folder = resources.files("finetune.report.page")
-    parts = ["page"] if facts.embedding_map is None else ["page", "embedding_map"]
     style, script = (
         "".join(folder.joinpath(f"{part}.{kind}").read_text(encoding="utf-8") for part in parts)
         for kind in ("css", "js")
     )
-    return environment.get_template("page.html.j2").render(
-        page=build_page(facts),
+    return environment.get_template(template).render(
+        page=page,
         style=Markup(style),  # noqa: S704  # our own files
         script=Markup(script),  # noqa: S704
         style_hash=_hash(style),

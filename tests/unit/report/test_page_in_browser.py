@@ -1,10 +1,12 @@
 """Tests of the HTML report in headless Chromium: no errors, no requests, no markup.
 
-Needs Chromium and playwright (`pip install playwright`; its own browsers are not needed).
+Needs Chromium and playwright (`pip install playwright`; its own browsers are not needed), and
+axe-playwright-python for the test of accessibility.
 """
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,9 +15,9 @@ from typing import Any
 
 import pytest
 from helpers.hostile_names import HOSTILE
-from helpers.page_facts import facts_of, freeze_report, map_of
+from helpers.page_facts import check_facts, facts_of, freeze_report, map_of
 
-from finetune.report.page import render_page
+from finetune.report.page import render_check_page, render_page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -53,6 +55,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "map.html").write_text(render_page(mapped))
     drawn = facts_of(freeze_report(["conv1.*", "stage2.*"]), list(LABELS))
     (folder / "labels.html").write_text(render_page(drawn))
+    many = facts_of(freeze, [f"class {at:04d}" for at in range(1000)], images=2000)
+    (folder / "many.html").write_text(render_page(many))
+    (folder / "data.html").write_text(render_check_page(check_facts()))
     hostile = replace(facts_of(freeze, list(HOSTILE)), embedding_map=map_of(list(HOSTILE)))
     (folder / "hostile.html").write_text(render_page(hostile))
     return folder
@@ -64,7 +69,7 @@ def open_page(chromium: Any, pages: Path) -> Iterator[Open]:
     messages: list[str] = []
     contexts: list[Any] = []
 
-    def open_(name: str = "plain", **options: Any) -> Any:
+    def open_(name: str = "plain", address: str = "", **options: Any) -> Any:
         context = chromium.new_context(**options)
         contexts.append(context)
         page = context.new_page()
@@ -72,7 +77,7 @@ def open_page(chromium: Any, pages: Path) -> Iterator[Open]:
         page.on("pageerror", lambda error: messages.append(str(error)))
         page.on("dialog", lambda dialog: messages.append(f"dialog {dialog.message}"))
         page.on("request", lambda request: _note(request.url, messages))
-        page.goto((pages / f"{name}.html").as_uri())
+        page.goto((pages / f"{name}.html").as_uri() + address)
         return page
 
     yield open_
@@ -86,7 +91,7 @@ def _note(url: str, messages: list[str]) -> None:
         messages.append(f"asked for {url}")
 
 
-@pytest.mark.parametrize("name", ["plain", "map"])
+@pytest.mark.parametrize("name", ["plain", "map", "many", "data"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1100])
 def test_the_page_fits_and_says_nothing_on_the_console(
@@ -134,40 +139,226 @@ def test_a_point_of_a_curve_says_its_value(open_page: Open) -> None:
     assert page.locator("#tip").inner_text() == "epoch 1: training 1"
 
 
-def test_a_click_on_a_cell_shows_its_pictures_and_can_be_taken_back(open_page: Open) -> None:
+def pictured(page: Any) -> list[list[str]]:
+    """True and predicted class of each mistake that is shown."""
+    return page.locator("#mistakes figure:visible").evaluate_all(
+        "all => all.map(f => [...f.querySelectorAll('figcaption b')].map(b => b.textContent))"
+    )
+
+
+def test_a_click_on_a_cell_shows_its_pictures_and_a_chip_takes_it_back(open_page: Open) -> None:
     page = open_page()
-    shown = page.locator("#mistakes figure:visible")
-    every = shown.count()
-    page.locator('svg [data-t="0"][data-p="1"]').click()
-    assert 0 < shown.count() < every
-    words = shown.evaluate_all("all => all.map(f => f.querySelector('figcaption b').textContent)")
-    assert set(words) == {"ants"}
-    assert page.locator("#chosen-text").inner_text().startswith("ants predicted as bees: ")
+    every = len(pictured(page))
+    page.locator('#matrix [data-t="0"][data-p="1"]').click()
+    assert 0 < len(pictured(page)) < every
+    assert {tuple(pair) for pair in pictured(page)} == {("ants", "bees")}
     assert page.locator("#tip").is_hidden()
-    page.locator("#clear").click()
-    assert shown.count() == every
-    assert page.locator("#chosen").is_hidden()
+    chips = page.locator("#chips button")
+    assert chips.all_inner_texts() == ["ants predicted as bees ✕"]
+    chips.first.click()
+    assert len(pictured(page)) == every
+    assert chips.count() == 0
+
+
+def test_filters_that_exclude_each_other_say_so(open_page: Open) -> None:
+    page = open_page()
+    page.locator('#matrix [data-t="0"][data-p="1"]').click()
+    page.locator("#filter").fill("wasps")
+    assert page.locator("#matching").inner_text() == "no picture matches"
+    assert pictured(page) == []
+    notes = page.locator(".none:visible")
+    assert notes.count() == 2  # below the mistakes and the least certain
+    assert page.locator("#copy").is_disabled()
+    notes.first.locator("button").click()
+    assert page.locator(".none:visible").count() == 0
+    assert page.locator("#filter").input_value() == ""
+    assert len(pictured(page)) == 24
+
+
+def test_rows_and_names_of_the_matrix_are_filters(open_page: Open) -> None:
+    page = open_page()
+    page.locator("#classes tbody tr", has_text="bees").click()
+    assert all("bees" in pair for pair in pictured(page))
+    assert page.locator("#class").evaluate("select => select.selectedOptions[0].text") == "bees"
+    page.locator("#classes tbody tr", has_text="bees").locator("button").click()
+    assert page.locator("#chips button").count() == 0
+    page.locator("#matrix text.pick", has_text="wasps").first.click()
+    assert all("wasps" in pair for pair in pictured(page))
+    page.locator("#confusion tr[data-pair]").first.click()
+    said = page.locator("#confusion tr[data-pair]").first.locator("button").inner_text()
+    assert page.locator("#chips button").all_inner_texts() == [f"{said} ✕"]
+    page.locator("#class").select_option(label="flies")
+    assert page.locator("#chips button").all_inner_texts() == ["flies ✕"]
+    page.locator("#kind").select_option("uncertain")
+    assert page.locator("#chips button").count() == 3
+    page.locator("#chips .clear").click()
+    assert len(pictured(page)) == 24
+
+
+def test_a_header_sorts_its_table_in_both_directions(open_page: Open) -> None:
+    page = open_page()
+    header = page.locator("#classes th", has_text="images")
+    cells = page.locator("#classes tbody td:nth-child(2)")
+    header.locator("button").click()
+    numbers = [int(text) for text in cells.all_inner_texts()]
+    assert numbers == sorted(numbers, reverse=True)
+    assert header.get_attribute("aria-sort") == "descending"
+    header.locator("button").click()
+    assert [int(text) for text in cells.all_inner_texts()] == sorted(numbers)
+    page.locator("#classes th", has_text="class").locator("button").click()
+    names = page.locator("#classes td.name").all_inner_texts()
+    assert names == sorted(names)
+    assert page.locator("#classes th[aria-sort]").count() == 1
+
+
+def test_a_picture_is_enlarged_with_what_the_network_saw_and_its_best_classes(
+    open_page: Open,
+) -> None:
+    page = open_page()
+    figure = page.locator("#mistakes figure").first
+    figure.locator(".open").click()
+    view = page.locator("#view")
+    assert view.is_visible()
+    panels = view.locator("#view-pictures figure")
+    assert panels.count() == 3  # the photo, what the network saw, the heat map
+    assert panels.nth(1).locator("svg").get_attribute("viewBox") == "16 16 224 224"
+    shapes = [panels.nth(at).locator("img, svg").bounding_box() for at in (1, 2)]
+    assert shapes[0]["width"] / shapes[0]["height"] == pytest.approx(
+        shapes[1]["width"] / shapes[1]["height"], rel=0.02
+    )
+    assert view.locator("tbody tr").count() == 4
+    assert view.locator("tbody tr").first.inner_text().split("\t")[0] == "ants (true class)"
+    assert "val/0ants.jpg" in view.locator("#view-text").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert "val/1bees.jpg" in view.locator("#view-text").inner_text()
+    view.locator("#view-back").click()
+    assert "val/0ants.jpg" in view.locator("#view-text").inner_text()
+    assert view.locator("#view-back").is_disabled()
+    page.keyboard.press("Escape")
+    assert view.is_hidden()
+    figure.locator(".open").click()
+    view.locator("#view-close").click()
+    assert view.is_hidden()
+
+
+def test_the_paths_of_a_selection_are_copied(open_page: Open) -> None:
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    page.locator('#matrix [data-t="2"][data-p="3"]').click()
+    page.locator("#copy").click()
+    copied = page.evaluate("navigator.clipboard.readText()").split()
+    assert len(copied) == 6
+    assert copied[0] == "val/2wasps.jpg"
+    assert page.locator("#copy").inner_text() == "6 paths copied"
+    page.locator("#mistakes figure:visible .open").first.click()
+    page.locator("#view-copy").click()
+    assert page.evaluate("navigator.clipboard.readText()") == "val/2wasps.jpg\n"
+
+
+def test_a_selection_is_saved_as_a_table(open_page: Open) -> None:
+    page = open_page("hostile")
+    page.locator("#kind").select_option("mistake")
+    with page.expect_download() as started:
+        page.locator("#save").click()
+    with Path(started.value.path()).open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["path", "true", "predicted", "probability"]
+    assert len(rows) == 150
+    assert {row[1] for row in rows} <= set(HOSTILE)
+
+
+@pytest.mark.parametrize(
+    ("address", "chips"),
+    [
+        ("#class=bees", ["bees ✕"]),
+        ("#true=ants&predicted=bees&only=mistake", ["ants predicted as bees ✕", "mistakes only ✕"]),
+        ("#text=wasp", ["“wasp” ✕"]),
+        ("#class=unicorns", ["“unicorns” ✕"]),
+        ("#classes", []),
+    ],
+)
+def test_an_address_holds_the_filter(open_page: Open, address: str, chips: list[str]) -> None:
+    page = open_page(address=address)
+    shown = page.locator("#chips .chip").all_inner_texts()
+    assert shown == chips
+    if chips:
+        page.locator("#chips .chip").first.click()
+    page.locator("#class").select_option(label="flies")
+    assert "class=flies" in page.evaluate("location.hash")
+
+
+def test_the_filter_stays_in_sight_below_which_sections_begin(open_page: Open) -> None:
+    page = open_page(viewport={"width": 390, "height": 800})
+    page.locator("nav a", has_text="Mistakes").click()
+    bar, title = page.locator("#bar").bounding_box(), page.locator("#mistakes h2").bounding_box()
+    assert bar["y"] == 0
+    assert bar["height"] < 130
+    assert bar["height"] <= title["y"] < 300
+
+
+def test_of_many_classes_the_first_are_shown_until_a_button_shows_all(open_page: Open) -> None:
+    page = open_page("many", address="#class=class 0777")
+    rows = page.locator("#classes tbody tr:visible")
+    assert rows.count() == 41  # the picked one among them
+    assert page.locator("#classes tr.picked").inner_text().startswith("class 0777")
+    more = page.locator("#classes .more")
+    assert more.inner_text() == "Show all 1,000"
+    more.click()
+    assert rows.count() == 1000
+    more.click()
+    assert rows.count() == 41
 
 
 def test_the_keyboard_reaches_the_cells_too(open_page: Open) -> None:
     page = open_page()
-    page.locator('svg [data-t="1"][data-p="2"]').focus()
-    assert "bees predicted as wasps" in page.locator("#tip").inner_text()
+    stops = page.locator('#matrix [tabindex="0"]')
+    assert stops.count() == 1
+    stops.focus()
+    said = page.locator("#tip").inner_text()
+    assert " predicted as " in said
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#tip").inner_text() != said
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#tip").inner_text() == said
     page.keyboard.press("Enter")
-    assert page.locator("#chosen").is_visible()
+    assert page.locator("#chips .chip").inner_text() == f"{said.partition(':')[0]} ✕"
 
 
 def test_a_word_filters_classes_and_pictures(open_page: Open) -> None:
     page = open_page()
     page.locator("#filter").fill("WASP")
-    rows = page.locator("tr[data-name]:visible")
+    rows = page.locator("#classes tbody tr:visible")
     assert rows.count() == 1
     assert rows.first.locator("td").first.inner_text() == "wasps"
-    words = page.locator("figure[data-words]:visible").evaluate_all(
-        "all => all.map(f => f.dataset.words)"
-    )
-    assert words
-    assert all("wasps" in one for one in words)
+    assert pictured(page)
+    assert all("wasps" in pair for pair in pictured(page))
+
+
+def test_the_pairs_of_the_data_are_filtered_and_enlarged(open_page: Open) -> None:
+    page = open_page("data")
+    pairs = page.locator("#pairs figure:visible")
+    assert pairs.count() == 2
+    page.locator("#kind").select_option("classes")
+    assert pairs.count() == 1
+    assert "ants" in pairs.inner_text()
+    pairs.locator(".open").click()
+    view = page.locator("#view")
+    assert view.locator("#view-pictures img").count() == 2
+    assert "a.jpg" in view.inner_text()
+    page.keyboard.press("Escape")
+    page.locator("#kind").select_option("odd")
+    assert page.locator("#matching").inner_text() == "1 of 3 entries, 1 picture"
+    assert page.locator("#pairs .none").is_visible()
+
+
+@pytest.mark.parametrize("name", ["map", "data"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(open_page: Open, name: str, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is missing")
+    script = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    page = open_page(name, color_scheme=scheme)
+    page.evaluate(script)
+    found = page.evaluate("axe.run().then(result => result.violations)")
+    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
 
 
 def test_hostile_names_run_nothing_and_stay_readable(open_page: Open) -> None:
@@ -255,5 +446,5 @@ def test_a_printed_page_is_white_and_without_controls(open_page: Open) -> None:
     page = open_page(color_scheme="dark")
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert page.locator("#filter").is_hidden()
+    assert page.locator("#bar").is_hidden()
     assert page.locator("#mistakes img").first.is_visible()

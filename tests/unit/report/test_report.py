@@ -24,22 +24,25 @@ from torch import nn
 import finetune
 from finetune.cli import app
 from finetune.commands import report as command
+from finetune.commands.check_data import check_data
 from finetune.commands.evaluate import EvalOptions, compute
 from finetune.commands.report import evaluate_and_report, report
 from finetune.commands.train import train
 from finetune.config.load import to_yaml
-from finetune.config.schema import Config, PreprocessingConfig
+from finetune.config.schema import Config, DataConfig, PreprocessingConfig
 from finetune.core.reporter import SilentReporter
+from finetune.data.loading.transforms import build_fit
 from finetune.inference.grad_cam import grad_cam
-from finetune.inference.thumbnails import data_url, looked_at
+from finetune.inference.thumbnails import data_url, looked_at, seen_part, thumbnail
 from finetune.report.page import MapPoint, render_page
+from finetune.report.page.build import build_page
 from finetune.report.page.charts import line_chart, nice_ticks
-from finetune.report.page.confusion import MOST_CLASSES
+from finetune.report.page.confusion import MOST_CLASSES, matrix_of, shown_classes
 from finetune.report.page.embedding_map import MOST_COLOURS, choose_method, lay_out
 from finetune.report.page.network_bars import MOST_BARS, strip_of
 from finetune.report.plots import draw_confusion
 from finetune.report.prediction import render_page_result
-from finetune.results.evaluation import PageResult
+from finetune.results.evaluation import ClassScore, ConfusedPair, Interval, PageResult
 from finetune.results.freeze import FreezeReport
 
 Make = Callable[..., Config]
@@ -80,7 +83,8 @@ def assert_harmless(page: Page) -> None:
     assert not {name for name in names if name.startswith("on")}
     # The content security policy would refuse them: a length drawn by one would be missing.
     assert "style" not in names
-    assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
+    assert all(link.startswith(("data:image/jpeg;base64,", "#")) for link in page.links)
+    assert {link[1:] for link in page.links if link[0] == "#"} <= page.ids
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +118,95 @@ def test_every_part_is_on_the_page(run: str) -> None:
     assert "unsafe" not in policy
     assert "up to the split" in text
     assert f"finetune train --config {run}/config.yaml --set output_dir={run}-rerun" in text
-    assert "18 training and 10 validation images of 2 classes" in text
+    assert "18 training and 10 validation images of 2 classes." in text
     assert "name: shufflenet_v2_x0_5" in text
     assert f"torch {torch.__version__}" in text
     assert page.tags.count("polyline") == 4
+    # All mistakes are in the list, and the network's input is too small for a heat map.
+    wrong = int(re.search(r"All (\d+) mistakes? and", text)[1])
+    assert text.count('data-kinds="mistake') == wrong
+    assert 'class="heat"' not in text
+    assert "Copies, look-alikes and wrong labels have not been looked for" in text
+    assert f"finetune check-data --config {run}/config.yaml --report" in text
+
+
+def test_a_page_says_what_check_data_has_found(
+    run: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "HEAT_FROM", 32)
+    check_data(DataConfig(root=str(photos)), workers=1)
+    report(run, output=tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "have not been looked for" not in text
+    assert "What check-data found" in text or "check-data found nothing wrong" in text
+    page = Page(text)
+    assert_harmless(page)
+    assert ("img", "class", "heat") in page.attributes
+
+
+def test_caveats_stand_beside_the_accuracy(freeze: FreezeReport) -> None:
+    facts = facts_of(freeze, ["ants", "bees"])
+    assert 'class="caveats"' not in render_page(facts)
+    object.__setattr__(facts.result, "caveats", ("All of it is known.", "Little of it."))
+    text = render_page(facts)
+    assert text.index("All of it is known.") < text.index("Little of it.") < text.index("Top-1")
+
+
+def test_a_figure_has_one_unit_and_a_scale_that_shows_its_interval(freeze: FreezeReport) -> None:
+    facts = facts_of(freeze, ["ants", "bees", "wasps"])
+    intervals = facts.result.intervals | {"top1": Interval(0.931, 0.953)}
+    result = replace(facts.result, top1=0.942, balanced_accuracy=0.94, intervals=intervals)
+    figures = {one.name: one for one in build_page(replace(facts, result=result))["figures"]}
+    assert figures["AUROC"].text == f"{result.auroc:.4f}"
+    assert figures["Top-1"].text == "94.20%"
+    for figure in figures.values():
+        if figure.at is not None:
+            assert 0 <= figure.low <= figure.low + figure.width <= 100.01
+    assert figures["Loss"].ends[1] != "100%"
+
+
+def test_of_many_classes_the_most_confused_pairs_are_in_the_matrix(freeze: FreezeReport) -> None:
+    names = [f"class {at}" for at in range(95)]
+    classes = [ClassScore(name, 50, 30, 50, 0.6, 0.6, 0.6, None) for name in names]
+    pairs = [ConfusedPair(names[at], names[94 - at], 7, 0.14) for at in (3, 10, 40)] + [
+        ConfusedPair(name, names[(at + 1) % 95], 1, 0.02) for at, name in enumerate(names)
+    ]
+    shown = shown_classes(classes, pairs)
+    assert len(shown) == MOST_CLASSES
+    for at in (3, 10, 40):
+        places = [shown.index(names[at]), shown.index(names[94 - at])]
+        assert abs(places[0] - places[1]) == 1, "the most confused classes are neighbours"
+    matrix = matrix_of(classes, pairs, shown, names.index)
+    assert matrix.columns == MOST_CLASSES + 1
+    mistakes = {name: sum(pair.count for pair in pairs if pair.true == name) for name in shown}
+    drawn: dict[str, int] = dict.fromkeys(shown, 0)
+    for cell in matrix.cells:
+        drawn[names[cell.true]] += cell.count * (not cell.right)
+    assert drawn == mistakes, "no mistake of a shown class is lost"
+
+
+def test_few_classes_keep_their_order(freeze: FreezeReport) -> None:
+    names = ["ants", "bees", "cats"]
+    result = facts_of(freeze, names).result
+    assert shown_classes(result.per_class, result.confused) == names
+
+
+@pytest.mark.parametrize(
+    ("fit", "seen"),
+    [("crop", (0.34375, 0.1875, 0.3125, 0.625)), ("pad", (0, 0, 1, 1)), ("stretch", (0, 0, 1, 1))],
+)
+def test_the_part_that_the_network_sees_is_that_of_the_transform(
+    fit: str, seen: tuple[float, ...]
+) -> None:
+    preprocessing = PreprocessingConfig(resize=64, crop=40, fit=fit)
+    photo = torch.zeros(3, 200, 400).byte()
+    assert seen_part(photo, preprocessing) == pytest.approx(seen)
+    if fit == "crop":
+        left, top, width, height = seen
+        photo[:, int(200 * top) : int(200 * (top + height)), int(400 * left) :][
+            :, :, : int(400 * width)
+        ] = 255
+        assert build_fit(preprocessing)(photo).float().mean() > 250
 
 
 def test_a_page_reads_the_same_the_second_time(run: str, tmp_path: Path) -> None:
@@ -262,6 +351,7 @@ def test_a_map_changes_nothing_else_on_the_page(run: str, tmp_path: Path) -> Non
     assert mapped == again
     assert "embedding" not in plain
     without = re.sub(r'<section id="map">.*?</section>\n', "", mapped, flags=re.DOTALL)
+    without = without.replace('<a href="#map">Map</a>', "")
     body = without.partition("<body>")[2].partition("<script>")[0]
     assert body == plain.partition("<body>")[2].partition("<script>")[0]
 
@@ -322,7 +412,7 @@ def test_only_the_classes_with_the_most_mistakes_are_coloured(freeze: FreezeRepo
     laid = lay_out(map_of(names), facts.result, names.index)
     assert len(laid["legend"]) == MOST_COLOURS + 1
     assert laid["legend"][-1] == {"name": "90 other classes", "kind": "other"}
-    assert "10 classes with the most mistakes are coloured" in laid["classes_text"]
+    assert "10 classes of the most confused pairs are coloured" in laid["classes_text"]
     few = lay_out(map_of(names[:10]), facts_of(freeze, names[:10]).result, names.index)
     assert [entry["name"] for entry in few["legend"]] == names[:10]
     assert few["classes_text"] == ""
@@ -446,8 +536,8 @@ def test_a_page_stays_below_ten_megabytes(freeze: FreezeReport) -> None:
 
 
 def test_a_thumbnail_is_small_whatever_the_photo_was() -> None:
-    url = data_url(torch.randint(0, 256, (3, 4000, 1000)).byte())
-    assert len(url) < 30_000
+    for shape in ((3, 4000, 1000), (3, 1000, 1000)):
+        assert len(thumbnail(torch.randint(0, 256, shape).byte())) < 30_000
 
 
 # What is drawn
