@@ -24,6 +24,7 @@ from finetune.data.checks.inspect_file import inspect_file
 from finetune.data.sources.open import find_train_val
 from finetune.report.check_data import render_check
 from finetune.report.json_text import to_json
+from finetune.report.layout import plain
 from finetune.results.check import CheckReport, Finding
 
 
@@ -281,8 +282,8 @@ def test_odd_names_are_shown_on_one_line_and_in_json(sound: Path) -> None:
     report = check(sound)
     assert kinds(report)["unreadable"].count == len(odd)
     assert all(example.isprintable() for example in kinds(report)["unreadable"].examples)
-    assert "'train/cats/caf\\udce9\\n.jpg': " in render_check(report)
-    render_check(report).encode()
+    assert "'train/cats/caf\\udce9\\n.jpg': " in plain(render_check(report))
+    plain(render_check(report)).encode()
     to_json(report).encode()
 
 
@@ -494,7 +495,7 @@ def test_the_report_fits_a_screen_whatever_the_number_of_classes(tmp_path: Path)
     for index in range(60):
         copy(tmp_path, f"train/{index:03d}/00.png", f"val/{(index + 1) % 60:03d}/x.png")
     (tmp_path / "train/000/broken.jpg").write_bytes(b"")
-    text = render_check(check(tmp_path))
+    text = plain(render_check(check(tmp_path)))
     assert len(text.splitlines()) < 60
     assert "… 52 more" in text
     assert "… and 54 more; --json lists them" in text
@@ -502,7 +503,7 @@ def test_the_report_fits_a_screen_whatever_the_number_of_classes(tmp_path: Path)
 
 def test_bars_show_proportions(sound: Path) -> None:
     fill(sound, "train/dogs", count=96)
-    lines = render_check(check(sound)).splitlines()
+    lines = plain(render_check(check(sound))).splitlines()
     cats, dogs = (next(x for x in lines if x.startswith(f"  {c}")) for c in ("cats", "dogs"))
     assert (cats.count("█"), dogs.count("█")) == (9, 30)
 

@@ -15,6 +15,7 @@ from finetune.commands.depth_report import depth_report
 from finetune.config.load import to_yaml
 from finetune.config.schema import Config
 from finetune.report.depth_probes import render_depths
+from finetune.report.layout import plain
 from finetune.results.freeze import DepthReport
 
 Make = Callable[..., Config]
@@ -72,7 +73,7 @@ def test_validation_images_are_required(make_config: Make) -> None:
 
 
 def test_every_block_is_rendered(report: DepthReport) -> None:
-    text = render_depths(report)
+    text = plain(render_depths(report))
     assert all(row.block in text for row in report.rows)
     assert "18 training images" in text
 

@@ -44,10 +44,10 @@ class Told(SilentReporter):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, good: bool = False) -> None:
         self.lines.append(text)
 
-    warn = say
+    warn = detail = say
 
 
 @pytest.fixture

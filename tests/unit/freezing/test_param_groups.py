@@ -24,6 +24,7 @@ from finetune.models.build import build_skeleton, build_untrained, resolve_model
 from finetune.models.layer_depths import depths_of
 from finetune.report.dry_run import render_dry_run
 from finetune.report.freeze_report import render_freeze_report
+from finetune.report.layout import plain
 from finetune.report.param_groups import render_groups
 from finetune.training.optimizers import build_optimizer
 
@@ -283,8 +284,8 @@ def test_the_groups_are_shown_before_training(make_config: Make) -> None:
     assert by_name["stage4.0.branch1.0.weight"] == (1e-4, 0.0)
     assert sum(row.tensors for row in rows) == len(by_name)
     for text in (
-        render_freeze_report(freeze_report(config)),
-        render_dry_run(dry_run(config)),
+        plain(render_freeze_report(freeze_report(config))),
+        plain(render_dry_run(dry_run(config))),
     ):
         line = next(line for line in text.splitlines() if "stage4.0.branch1.0.weight" in line)
         assert line.split()[:2] == ["0.0001", "0"]
