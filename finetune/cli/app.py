@@ -59,7 +59,7 @@ app = App(
     name="finetune",
     help="Fine-tune torchvision image classifiers; cache the outputs of frozen layers.",
     no_args_is_help=True,
-    add_completion=False,
+    epilog="`finetune COMMAND --help` shows the options of a command, with an example.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -57,4 +57,4 @@ def begin(console: Console) -> Progress:
 def _short(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
-    return str(timedelta(seconds=round(seconds))).removeprefix("0:")
+    return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")

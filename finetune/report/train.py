@@ -88,8 +88,8 @@ def _figures(summary: TrainSummary) -> list[Field]:
         Field("Loss", f"{val.loss:.4f}", detail=True),
         Field(
             "Last",
-            f"epoch: accuracy {last.top1:.2%}, balanced {last.balanced_accuracy:.2%}, loss "
-            f"{last.loss:.4f}",
+            f"accuracy {last.top1:.2%}, balanced {last.balanced_accuracy:.2%}, loss "
+            f"{last.loss:.4f} in the last epoch",
             detail=True,
         ),
     ]
@@ -111,10 +111,11 @@ def _best(summary: TrainSummary, val: Scores) -> str:
 def _resumed(summary: TrainSummary) -> list[Field]:
     if not summary.resumed_at:
         return []
-    if len(summary.resumed_at) == 1:
-        return [Field("Resumed", f"once, at {summary.resumed_at[0]}")]
-    times = f"{len(summary.resumed_at)} times, the last time"
-    return [Field("Resumed", f"{times} at {summary.resumed_at[-1]}")]
+    last = f"at {summary.resumed_at[-1]}"
+    if last == f"at the start of epoch {summary.last_epoch + 1}":  # nothing was left to do
+        last = "after the last epoch"
+    times = len(summary.resumed_at)
+    return [Field("Resumed", f"once, {last}" if times == 1 else f"{times} times, lastly {last}")]
 
 
 def _trained(summary: TrainSummary) -> str:

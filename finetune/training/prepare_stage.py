@@ -351,8 +351,9 @@ def _augmentation_and_cache(
         used = "Augmentation: each image and its mirror image"
         if resolved.data.fit != "crop":
             return f"{used}; data.fit {resolved.data.fit} does not crop"
-        price = "the frozen part in every epoch" if extra is None else f"+{extra} an epoch"
-        return f"{used}. Random crops: {price} (augment.policy: crop_flip)"
+        if extra is None:
+            return f"{used}. Random crops are not cached (augment.policy: crop_flip)"
+        return f"{used}. Random crops: +{extra} an epoch (augment.policy: crop_flip)"
     return ""
 
 

@@ -9,15 +9,17 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.broken_files import BROKEN, ODD_NAMES, damage, picture, save
 from helpers.messages import check_message, fails
 from PIL import Image
 
 from finetune.cli import app
-from finetune.commands.check_data import check_data
+from finetune.commands.check_data import _sizes, check_data
 from finetune.config.schema import Config, DataConfig
 from finetune.data.checks import inspect_dataset
 from finetune.data.checks.inspect_file import inspect_file
@@ -25,7 +27,7 @@ from finetune.data.sources.open import find_train_val
 from finetune.report.check_data import render_check
 from finetune.report.json_text import to_json
 from finetune.report.layout import plain
-from finetune.results.check import CheckReport, Finding
+from finetune.results.check import CheckReport, Finding, SizeRow
 
 
 @pytest.fixture(autouse=True)
@@ -535,3 +537,9 @@ def test_ten_thousand_remembered_files_are_checked_in_seconds(
     start = time.perf_counter()
     assert check(tmp_path).num_images == 10_200
     assert time.perf_counter() - start < 20
+
+
+def test_the_smallest_and_the_largest_image_are_those_by_area() -> None:
+    sizes = np.array([(400, 533), (400, 400), (900, 100), (400, 936), (399, 469)])
+    inspections: Any = SimpleNamespace(size=sizes, readable=np.arange(len(sizes)))
+    assert _sizes(inspections) == SizeRow((900, 100), (399, 469), (400, 936))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -200,7 +201,8 @@ def test_the_text_names_every_class_and_the_confused_ones(best: Path) -> None:
         assert f"  {row.name} " in text
     assert "\x1b" not in text
     if result.confused:
-        assert f"{result.confused[0].true} predicted as {result.confused[0].predicted}" in text
+        pair = result.confused[0]
+        assert re.search(rf"^  {pair.true} +{pair.predicted} +{pair.count} ", text, re.MULTILINE)
 
 
 def test_rows_of_numbers_stand_on_one_line_of_json(best: Path) -> None:
