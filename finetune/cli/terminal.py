@@ -191,9 +191,14 @@ def _bar(description: str, total: int) -> Iterator[Any]:
 
 
 def _shown_progress() -> Progress | None:
-    """Return the display of progress, which is begun; None if stderr is no terminal."""
+    """Return the display of progress, which is begun; None if stderr is no terminal.
+
+    Of several processes, the first one has it.
+    """
     global _progress
-    if level == QUIET or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    is_first = os.environ.get("RANK", "0") == "0"
+    is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    if level == QUIET or not is_terminal or not is_first:
         return None
     if _progress is None:
         from finetune.cli.progress import begin

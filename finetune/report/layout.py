@@ -298,9 +298,10 @@ class _Plan:
                 natural[at] = max(min(natural[at], fits), natural[at] - plan.total() + limit)
         least = [_least(title, table) for title in table.header]
         flexible = [at for at in shown if at not in table.right and not bars[at]]
-        for floor in (_READABLE_NAME, _FEWEST_CELLS):
+        # Names stay readable as long as possible, those in the first column longest.
+        for readable in (table.names, table.names[:1], ()):
             floors = {
-                at: max(floor if at in table.names else 0, _FEWEST_CELLS, least[at])
+                at: max(_READABLE_NAME if at in readable else 0, _FEWEST_CELLS, least[at])
                 for at in flexible
             }
             while plan.total() > limit:

@@ -72,10 +72,15 @@ def render_predictions(
         (path.removeprefix(folder), *_answer(answer))
         for path, answer in zip(paths, answers, strict=True)
     ]
+    # Warnings have the reasons why files cannot be read.
+    brief = [
+        (*row[:3], "") if isinstance(answer, Unreadable) else row
+        for row, answer in zip(rows, answers, strict=True)
+    ]
     header = ("image", "answer", "probability", "runner-up")
     return document(
         Paragraph(f"in {folder}", hanging=2) if folder else None,
-        Table(header, rows, right=(2,), names=(0, 1, 3)),
+        Table(header, rows, right=(2,), names=(0, 1, 3), brief=brief),
         Fields(
             [
                 Field("Answers", _counted(answers)),

@@ -143,7 +143,7 @@ def _frozen(summary: TrainSummary) -> str:
         return f"nothing: all weights were trained{' in some stage' if in_stages else ''}"
     adapted = ""
     if summary.adapted:
-        adapted = f"; adapters were merged into the other {plural(summary.adapted, 'tensor')}"
+        adapted = f"; adapters were merged into the other {plural(summary.adapted, 'weight')}"
     exempt = f"; {len(summary.exempt)} norm statistics updated" if summary.exempt else ""
     return f"weights unchanged: checked{' in every stage' if in_stages else ''}{exempt}{adapted}"
 

@@ -90,9 +90,7 @@ def test_the_command_prints_one_document(
     assert picture.is_file()
 
 
-@pytest.mark.parametrize(
-    "options", [("--probe", "--verbose"), ("--probe", "--num-classes", "3"), ("--output", "x.png")]
-)
+@pytest.mark.parametrize("options", [("--probe", "--num-classes", "3"), ("--output", "x.png")])
 def test_options_without_effect_are_errors(
     make_config: Make, tmp_path: Path, command_line: CommandLine, options: tuple[str, ...]
 ) -> None:

@@ -87,7 +87,7 @@ def test_a_file_is_written_and_the_next_step_named(
     file = tmp_path / "my pets.yaml"
     code, out, _ = run(capsys, str(photos), "--weights", "none", "--output", str(file))
     assert code == 0
-    assert f"finetune train --config '{file}'" in out
+    assert f"finetune train '{file}'" in out
     assert load_config(file).data.root == str(photos)
 
 

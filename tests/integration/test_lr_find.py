@@ -215,7 +215,7 @@ def test_it_suggests_a_rate_and_writes_only_the_picture(make: Make, tmp_path: Pa
         assert image.width > 800
     text = plain(render_lr_range(found))
     assert f"--set optimizer.lr={found.lr:.2g}" in text
-    assert max(map(len, text.split("\n\n")[0].splitlines())) <= 80
+    assert max(map(len, text.split("\n\n")[1].splitlines())) <= 80
 
 
 def test_a_picture_of_somebody_else_is_kept_and_an_earlier_curve_replaced(

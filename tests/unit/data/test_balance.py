@@ -268,8 +268,8 @@ def test_every_result_gives_balanced_accuracy(make_config: Make, photos: Path) -
     assert line["val"]["balanced_accuracy"] == result.balanced_accuracy
     assert summary.val.balanced_accuracy == result.balanced_accuracy
     figure = f"{result.balanced_accuracy:.2%}"
-    assert re.search(rf"Balanced +{figure}.*mean per-class recall", plain(render_eval(result)))
-    assert f"val {figure} (mean per-class recall)" in plain(render_train(summary))
+    assert re.search(rf"Balanced +{figure}.*mean recall of the classes", plain(render_eval(result)))
+    assert f"Balanced   {figure}, the mean recall" in plain(render_train(summary))
 
 
 def test_the_dry_run_shows_class_weights(make_config: Make, photos: Path) -> None:
