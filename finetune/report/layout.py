@@ -37,6 +37,8 @@ _FEWEST_CELLS = 8
 _READABLE_NAME = 20
 _SHORT_TITLE = 14
 _ELLIPSIS = "…"
+_COMMAND = r"`finetune [^`]+`\S*|(?<=: )finetune .*"
+_WORD = re.compile(rf"\s*(?:{_COMMAND}|\S+)\s*")
 
 
 @dataclass(frozen=True)
@@ -398,21 +400,32 @@ def _folded(text: Text, view: View, first: int = 0) -> list[Text]:
 def _wrap(text: Text, width: int) -> list[Text]:
     """Break a line at spaces; `Text.wrap` would break words that are wider."""
     starts, used = [], 0
-    for word in re.finditer(r"\s*\S+\s*", text.plain):
-        if used and used + cell_len(word[0].rstrip()) > width:
-            starts.append(word.start())
+    for start, word in _words(text.plain, width):
+        if used and used + cell_len(word.rstrip()) > width:
+            starts.append(start)
             used = 0
-        used += cell_len(word[0])
+        used += cell_len(word)
     made = list(text.divide(starts))
     for line in made:
         line.rstrip()
     return made
 
 
+def _words(text: str, width: int) -> Iterator[tuple[int, str]]:
+    """Yield the words with the spaces around them; a command that fits into a line is one word."""
+    for found in _WORD.finditer(text):
+        if cell_len(found[0].rstrip()) <= width:
+            yield found.start(), found[0]
+        else:
+            for word in re.finditer(r"\s*\S+\s*", found[0]):
+                yield found.start() + word.start(), word[0]
+
+
 def _with_short_words(text: Text, width: int) -> Text:
+    """Shorten the words that are too wide, but not those of a command, which would be useless."""
     made, end = Text(), 0
-    for word in re.finditer(r"\S+", text.plain):
-        if cell_len(word[0]) > width:
+    for word in re.finditer(rf"({_COMMAND})|\S+", text.plain):
+        if not word[1] and cell_len(word[0]) > width:
             made.append_text(text[end : word.start()])
             made.append_text(_shortened(text[word.start() : word.end()], width))
             end = word.end()

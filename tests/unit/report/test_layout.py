@@ -219,6 +219,24 @@ def test_a_command_that_does_not_fit_can_be_pasted() -> None:
     assert " ".join(joined.replace("''", "").split()) == command
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "stopped. Resume with: finetune train --resume runs/x",
+        "write a new one with `finetune init a b`",
+    ],
+)
+def test_a_command_in_prose_stays_on_one_line_where_it_fits(text: str) -> None:
+    shown = plain(document(Paragraph(text, hanging=0)), width=40).split("\n")
+    assert len(shown) == 2
+    assert shown[1].strip().strip("`").startswith("finetune ")
+
+
+def test_a_command_in_prose_is_not_shortened() -> None:
+    command = f"finetune train --resume {PATH}"
+    assert PATH in plain(document(Paragraph(f"Resume with: {command}")), width=60)
+
+
 def test_bars_take_the_room_that_is_left() -> None:
     table = Table(("class", ""), [("a" * 20, Bar(1.0)), ("b", Bar(0.5))], names=(0,))
     full = plain(document(table), width=40).split("\n")
