@@ -256,8 +256,8 @@ def _shell_words(command: str) -> list[str]:
 
 def _table(table: Table, view: View) -> Iterator[Text]:
     columns = [at for at in range(len(table.header)) if view.verbose or at not in table.details]
-    limit = None if view.width is None or not view.shortens else view.width - _INDENT
-    plan = _Plan.of(table, columns, limit)
+    limit = None if view.width is None else view.width - _INDENT
+    plan = _Plan.of(table, columns, limit, shortens=view.shortens)
     for number, block in enumerate(plan.blocks()):
         if number:
             yield Text()
@@ -277,8 +277,11 @@ class _Plan:
     limit: int | None
 
     @classmethod
-    def of(cls, table: Table, shown: Sequence[int], limit: int | None) -> _Plan:
-        """Choose widths: those of the cells, made smaller step by step where that is too wide."""
+    def of(cls, table: Table, shown: Sequence[int], limit: int | None, *, shortens: bool) -> _Plan:
+        """Choose widths: those of the cells, made smaller step by step where that is too wide.
+
+        Without ``shortens``, only the gaps become smaller.
+        """
         columns = [[row[at] for row in table.rows] for at in range(len(table.header))]
         bars = [any(isinstance(cell, Bar) for cell in cells) for cells in columns]
         natural = [
@@ -286,10 +289,12 @@ class _Plan:
             for title, cells, is_bar in zip(table.header, columns, bars, strict=True)
         ]
         natural = [width if at in shown else 0 for at, width in enumerate(natural)]
-        plan = cls(natural, _GAP, limit)
+        plan = cls(natural, _GAP, limit if shortens else None)
         if limit is None or plan.total() <= limit:
             return plan
         plan.gap = _NARROW_GAP
+        if not shortens:
+            return plan
         for at, is_bar in enumerate(bars):
             if is_bar:
                 fits = natural[at] - (plan.total() - limit)

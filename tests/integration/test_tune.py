@@ -347,7 +347,7 @@ def test_what_is_reported_took_no_part_in_the_choice(searched: TuneResult) -> No
 
 
 def test_the_text_fits_a_terminal_where_it_is_a_table(searched: TuneResult) -> None:
-    text = plain(render_tune(searched))
+    text = plain(render_tune(searched), width=80)
     listed = text.split("\n\n")[1]
     assert max(map(len, listed.splitlines())) <= 80
     assert "config" in listed  # the config's own settings are among the rows
