@@ -32,6 +32,7 @@ LAST = "last.pt"
 PREVIOUS = "previous.pt"
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
+LOG = "log.txt"
 SUMMARY = "summary.json"
 FREEZE_TEXT = "freeze-report.txt"
 FREEZE_JSON = "freeze-report.json"
@@ -52,7 +53,7 @@ EXPORT_README = "README.md"
 
 _OWN = (
     *(BEST, LAST, PREVIOUS, CONFIG, METRICS, SUMMARY, FREEZE_TEXT, FREEZE_JSON, SPLIT, SKIPPED),
-    LAUNCH,
+    *(LAUNCH, LOG),
     *(PREDICTIONS, EVALUATION, REPORT, CURVES, CONFUSION),
     *(
         f"{EXPORT}/{kind}/{name}"

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +20,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from finetune.cli import data, evaluation, support, tuning
-from finetune.cli.options import CacheFolderOption, ConfigOption, JsonOption, SetOption
+from finetune.cli import data, evaluation, support, terminal, tuning
+from finetune.cli.options import (
+    CacheFolderOption,
+    ConfigArgument,
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    is_config,
+    load,
+    one_config,
+)
 from finetune.cli.support import App, DebugOption, emit, no_effect, torch_imports
 from finetune.cli.terminal import TerminalReporter
 from finetune.core import signals
@@ -33,7 +42,6 @@ from finetune.core.errors import (
     address_problem,
 )
 from finetune.core.reporter import Reporter, SilentReporter
-from finetune.core.text import printable
 from finetune.distributed.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -51,18 +59,20 @@ app = App(
     name="finetune",
     help="Fine-tune torchvision image classifiers; cache the outputs of frozen layers.",
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
+    epilog="`finetune COMMAND --help` shows the options of a command, with an example.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-cache = App(
-    help="List or clear the cached features of earlier runs.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-app.add_typer(cache, name="cache")
+cache = App()
+
+
+@cache.callback(invoke_without_command=True)
+def cache_root(ctx: typer.Context) -> None:
+    """List or clear the cached features of earlier runs."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+        raise typer.Exit
 
 
 @app.callback(invoke_without_command=True)
@@ -77,22 +87,22 @@ def root(
         raise typer.Exit
 
 
-@app.command()
 def train(
-    run: Annotated[
+    source: Annotated[
         str | None,
-        typer.Argument(metavar="RUN", help="Run directory to resume with its own config."),
+        typer.Argument(
+            metavar="CONFIG",
+            help="YAML config file, or run directory: its config, or with --resume the run.",
+        ),
     ] = None,
-    config: Annotated[
-        str | None, typer.Option("--config", "-c", metavar="FILE", help="YAML config file.")
-    ] = None,
+    config: ConfigOption = None,
     overrides: SetOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing run in output_dir.")
     ] = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Resume the run in output_dir or in RUN."),
+        typer.Option("--resume", help="Resume the given run, or the one in output_dir."),
     ] = False,
     budget: Annotated[
         str | None,
@@ -126,20 +136,13 @@ def train(
     if resume and (overwrite or dry_run):
         other = "--overwrite" if overwrite else "--dry-run"
         raise no_effect("train", other, "with --resume", "remove one of them")
-    if run is not None and not resume:
-        raise ConfigError(
-            f"the argument {run!r} is only for --resume",
-            kind="config.conflict",
-            source="train",
-            to_do="pass a config with --config FILE, or resume a run with --resume RUN",
-        )
     if resume and budget is not None:
         raise no_effect("train", "--budget", "with --resume", "remove one of them")
     ranks = Ranks.of_environment()
     if nproc is not None and (dry_run or ranks.are_several):
         when = "with --dry-run" if dry_run else "in processes that a launcher has started"
         raise no_effect("train", "--nproc", when, "remove one of them")
-    loaded = _config_to_train(run, config, overrides or (), resume=resume)
+    loaded = _config_to_train(source, config, overrides or (), resume=resume)
     reporter: Reporter = TerminalReporter() if ranks.is_first else SilentReporter()
     if budget is not None:
         loaded = _with_budget(loaded, budget, reporter)
@@ -166,6 +169,7 @@ def train(
     if nproc is not None:
         with torch_imports():
             from finetune.commands.launch import launch
+        terminal.end_progress()  # the processes show their own
         raise support.Finished(launch(_without_nproc(sys.argv[2:]), nproc, reporter))
     with torch_imports():
         from finetune.checkpoints.run_dir import report_command
@@ -238,41 +242,35 @@ def _with_budget(config: Config, budget: str, reporter: Reporter) -> Config:
 
 
 def _config_to_train(
-    run: str | None, config: str | None, overrides: Sequence[str], *, resume: bool
+    source: str | None, config: str | None, overrides: Sequence[str], *, resume: bool
 ) -> Config:
-    """Load the given config file, or the config saved in the run directory ``run``."""
+    """Load the given config; to resume a run directory, by default the one saved in it."""
     from finetune.checkpoints import run_dir
-    from finetune.config.load import load_config
 
-    if run is None:
-        if config is None:
-            hint = (
-                "give the folder of the run to resume"
-                if resume
-                else "`finetune init` writes a config file"
-            )
-            raise ConfigError(
-                "the option is missing",
-                kind="config.missing_argument",
-                source="train",
-                key="--config",
-                to_do=hint,
-            )
-        return load_config(config, overrides)
+    if resume and source is None and config is None:
+        raise ConfigError(
+            "the argument is missing",
+            kind="config.missing_argument",
+            source="train",
+            key="--resume",
+            to_do="give the folder of the run to resume",
+        )
+    if not resume or source is None or is_config(source):
+        return load(one_config("train", source, config), overrides)
     if any(override.partition("=")[0].strip() == "output_dir" for override in overrides):
         raise no_effect(
             "train",
             "--set output_dir",
-            f"with --resume {run}, which resumes in its own folder",
+            f"with --resume {source}, which resumes in its own folder",
             "remove one of them",
         )
-    loaded = load_config(config or run_dir.config_of(run), overrides)
-    return loaded.with_values({"output_dir": run})
+    loaded = load(config or str(run_dir.config_of(source)), overrides)
+    return loaded.with_values({"output_dir": source})
 
 
-@app.command(name="freeze-report")
 def freeze_report(
-    config: ConfigOption,
+    source: ConfigArgument = None,
+    config: ConfigOption = None,
     overrides: SetOption = None,
     num_classes: Annotated[
         int | None,
@@ -281,9 +279,6 @@ def freeze_report(
     stage: Annotated[
         int | None, typer.Option("--stage", min=1, help="Show one stage of a multi-stage run.")
     ] = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="List every parameter and its pattern.")
-    ] = False,
     probe: Annotated[
         bool,
         typer.Option("--probe", help="Show the accuracy of a linear probe after each block."),
@@ -300,23 +295,23 @@ def freeze_report(
     """Show which parameters are frozen and what that saves.
 
     Reads neither weights nor images, except with --probe. Without the data, pass --num-classes.
+    With --verbose, lists every parameter and its pattern.
     """
-    from finetune.config.load import load_config
-
     if probe:
-        given = {"--num-classes": num_classes, "--stage": stage, "--verbose": verbose}
-        for option in (name for name, value in given.items() if value):
+        alone = {"--num-classes": num_classes, "--stage": stage}
+        for option in (name for name, value in alone.items() if value):
             raise no_effect("freeze-report", option, "with --probe", "remove one of them")
     elif output is not None:
         raise no_effect("freeze-report", "--output", "without --probe", "remove it")
-    loaded = load_config(config, overrides or ())
+    given = one_config("freeze-report", source, config)
+    loaded = load(given, overrides)
     if probe:
         with torch_imports():
             from finetune.commands import depth_report as depth_command
         from finetune.report.depth_probes import render_depths
 
         reporter = TerminalReporter()
-        picture = Path(output) if output else tuning.default_plot(config, "depth", reporter)
+        picture = Path(output) if output else tuning.default_plot(given, "depth", reporter)
         depths = depth_command.depth_report(loaded, picture=picture, reporter=reporter)
         emit(depths, render_depths, as_json)
         return
@@ -327,17 +322,9 @@ def freeze_report(
     report = command.freeze_report(
         loaded, num_classes=num_classes, stage=stage, reporter=TerminalReporter()
     )
-    emit(report, lambda result: render_freeze_report(result, verbose=verbose), as_json)
+    emit(report, render_freeze_report, as_json)
 
 
-evaluation.register(app)
-tuning.register(app)
-app.command(name="check-data")(data.check_data)
-app.command()(data.init)
-app.command(name="show-batch")(data.show_batch)
-
-
-@app.command()
 def models(
     word: Annotated[
         str | None, typer.Argument(metavar="WORD", help="List only models containing WORD.")
@@ -356,7 +343,7 @@ def models(
     emit(command.list_models(word), render_models, as_json)
 
 
-@cache.command(name="list")
+@cache.command(name="list", epilog="Example: finetune cache list")
 def cache_list(
     folder: CacheFolderOption = None,
     as_json: JsonOption = False,
@@ -366,7 +353,7 @@ def cache_list(
     emit(_cache_command().list_cache(folder), _cache_text(), as_json)
 
 
-@cache.command(name="clear")
+@cache.command(name="clear", epilog="Example: finetune cache clear --unused 30")
 def cache_clear(
     folder: CacheFolderOption = None,
     unused: Annotated[
@@ -398,6 +385,38 @@ def _cache_text() -> Any:
     from finetune.report.catalog import render_cache
 
     return render_cache
+
+
+_COMMANDS: dict[str, Sequence[tuple[str, Callable[..., None], str]]] = {
+    "Your photos": (
+        ("init", data.init, "finetune init photos/pets --output pets.yaml"),
+        ("check-data", data.check_data, "finetune check-data photos/pets"),
+        ("show-batch", data.show_batch, "finetune show-batch pets.yaml"),
+    ),
+    "Training": (
+        ("train", train, "finetune train pets.yaml --budget 15m"),
+        ("tune", tuning.tune, "finetune tune pets.yaml --backbones auto"),
+        ("lr-find", tuning.lr_find, "finetune lr-find pets.yaml"),
+        ("freeze-report", freeze_report, "finetune freeze-report pets.yaml"),
+    ),
+    "Results": (
+        ("eval", evaluation.evaluate, "finetune eval runs/pets --split test"),
+        ("report", evaluation.report, "finetune report runs/pets"),
+        ("compare", evaluation.compare, "finetune compare runs/pets runs/pets-2"),
+    ),
+    "Using the model": (
+        ("predict", evaluation.predict, "finetune predict runs/pets photos/new"),
+        ("embed", evaluation.embed, "finetune embed runs/pets photos/new --output new.npz"),
+        ("export", evaluation.export, "finetune export runs/pets --format onnx"),
+    ),
+    "Backbones and cache": (("models", models, "finetune models mobilenet"),),
+}
+"""Commands with an example each, in the order in which a user comes to need them."""
+
+for _title, _commands in _COMMANDS.items():
+    for _name, _function, _example in _commands:
+        app.command(name=_name, rich_help_panel=_title, epilog=f"Example: {_example}")(_function)
+app.add_typer(cache, name="cache", rich_help_panel="Backbones and cache")
 
 
 def main() -> NoReturn:
@@ -464,6 +483,7 @@ def _refuse_several_processes(arguments: Sequence[str]) -> None:
 
 
 def _run() -> int:
+    terminal.set_level(terminal.NORMAL)
     try:
         _refuse_addresses(sys.argv[1:])
         _refuse_several_processes(sys.argv[1:])
@@ -549,6 +569,5 @@ def _fail(message: str, code: int, error: BaseException | None = None) -> int:
         return code
     if support.debug_is_on:
         traceback.print_exc()
-    text = printable(message, but="\n")
-    sys.stderr.write(f"finetune: {text}\n")
+    terminal.show_error(message)
     return code

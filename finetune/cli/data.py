@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.options import ConfigOption, JsonOption, SetOption
+from finetune.cli.options import (
+    ConfigArgument,
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    config_file,
+    is_config,
+    load,
+    name_of,
+    one_config,
+)
 from finetune.cli.support import DebugOption, emit, no_effect, torch_imports
 from finetune.cli.terminal import TerminalReporter
 from finetune.core.errors import ConfigError, DataError
@@ -16,11 +26,15 @@ from finetune.core.errors import ConfigError, DataError
 def check_data(
     root: Annotated[
         str | None,
-        typer.Argument(metavar="ROOT", help="Folder, table or dataset name, as in data.root."),
+        typer.Argument(
+            metavar="DATA",
+            help="Folder, table or dataset name, as in data.root; or a config or run, whose data "
+            "is checked.",
+        ),
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option("--config", "-c", metavar="FILE", help="Check the data of this YAML config."),
+        typer.Option("--config", "-c", metavar="CONFIG", help="Check the data of this config."),
     ] = None,
     overrides: SetOption = None,
     workers: Annotated[
@@ -51,20 +65,22 @@ def check_data(
 
     Inspects every image. Exits with code 3 if there is a finding of level error.
     """
-    from finetune.config.load import data_of, load_config
+    from finetune.config.load import data_of
     from finetune.data.sources.table_guess import guess_table
 
     if (root is None) == (config is None):
         raise ConfigError(
-            "needs either ROOT or --config FILE",
+            "needs either DATA or --config CONFIG",
             kind="config.missing_argument",
             source="check-data",
         )
+    if root is not None and (is_config(root) or config_file(root) != root):
+        root, config = None, root
     if root is not None and overrides:
-        raise no_effect("check-data", "--set", "with ROOT", "use it with --config")
+        raise no_effect("check-data", "--set", "without a config", "remove it")
     if output is not None and not report:
         raise no_effect("check-data", "--output", "without --report", "add --report")
-    loaded = load_config(config, overrides or ()) if config is not None else None
+    loaded = load(config, overrides) if config is not None else None
     if loaded is not None:
         data = loaded.data
     else:
@@ -81,13 +97,14 @@ def check_data(
             from finetune.commands.check_page import write_check_page
 
         result = write_check_page(checked, output, reporter)
-    emit(result, render_check, as_json)
+    emit(result, lambda checked: render_check(checked, config), as_json)
     if not result.ok:
         raise typer.Exit(DataError.exit_code)
 
 
 def show_batch(
-    config: ConfigOption,
+    source: ConfigArgument = None,
+    config: ConfigOption = None,
     overrides: SetOption = None,
     count: Annotated[
         int, typer.Option("--count", min=1, max=200, help="Number of images per split.")
@@ -106,16 +123,15 @@ def show_batch(
 
     The sheet shows the network's input after preprocessing, with class names.
     """
-    from finetune.config.load import load_config
-
-    loaded = load_config(config, overrides or ())
+    given = one_config("show-batch", source, config)
+    loaded = load(given, overrides)
     with torch_imports():
         from finetune.commands import show_batch as command
     from finetune.report.show_batch import render_shown_batch
 
     result = command.show_batch(
         loaded,
-        Path(output or f"{Path(config).stem}-batch.png"),
+        Path(output or f"{name_of(given)}-batch.png"),
         epoch=epoch,
         count=count,
         reporter=TerminalReporter(),

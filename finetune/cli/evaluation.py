@@ -10,8 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune.cli.options import JsonOption, OptionalConfigOption, SetOption
-from finetune.cli.support import DebugOption, emit, no_effect, torch_imports, write_bytes
+from finetune.cli.options import (
+    JsonOption,
+    OptionalConfigOption,
+    SetOption,
+    load,
+    run_named,
+)
+from finetune.cli.support import DebugOption, emit, no_effect, show, torch_imports, write_bytes
 from finetune.cli.terminal import TerminalReporter
 from finetune.core.errors import ConfigError
 from finetune.core.reporter import Reporter
@@ -30,25 +36,14 @@ DataOption = Annotated[
     str | None,
     typer.Option("--data", metavar="DIR", help="Folder to use instead of the run's own data."),
 ]
-RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="Run directory (runs/x) or checkpoint file.")
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to ``app``."""
-    app.command(name="eval")(evaluate)
-    app.command()(compare)
-    app.command()(predict)
-    app.command()(embed)
-    app.command()(export)
-    app.command()(report)
+_RUN = "Run directory (runs/x), checkpoint file, or config file of the run."
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help=_RUN)]
 
 
 def evaluate(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="RUN", help="Run directory (runs/x) or checkpoint file."),
+        typer.Argument(metavar="RUN", help=_RUN),
     ] = None,
     split: SplitOption = Split.val,
     data: DataOption = None,
@@ -118,14 +113,13 @@ def _checkpoint_path(
     if run is not None:
         from finetune.checkpoints.run_dir import checkpoint_of
 
-        return checkpoint_of(run)
+        return checkpoint_of(run_named(run))
     if checkpoint is not None:
         return Path(checkpoint)
     from finetune.checkpoints.run_dir import BEST
-    from finetune.config.load import load_config
 
     assert config is not None
-    return Path(load_config(config, overrides).output_dir) / BEST
+    return Path(load(config, overrides).output_dir) / BEST
 
 
 def compare(
@@ -151,7 +145,7 @@ def compare(
     from finetune.report.evaluation import render_comparison
 
     result = command.compare(
-        runs,
+        [run_named(run) for run in runs],
         data=data,
         split=split.value,
         plot=Path(plot) if plot is not None else None,
@@ -209,14 +203,14 @@ def predict(
     if as_json:
         writer = writers.AsJson(write_bytes)
     elif form is Form.csv:
-        writer = writers.AsCsv(write_bytes, every_class=every_class)
+        writer = writers.AsCsv(write_bytes, others=top - 1, every_class=every_class)
     elif form is Form.jsonl:
         writer = writers.AsJsonLines(write_bytes)
     else:
-        writer = writers.AsTable(write_bytes)
+        writer = writers.AsTable(show)
     reporter = TerminalReporter()
     summary = command.predict(
-        run,
+        run_named(run),
         _with_lists(paths),
         show=writer.show,
         top=None if every_class else top,
@@ -225,7 +219,8 @@ def predict(
         reporter=reporter,
     )
     writer.end(summary)
-    reporter.say(writers.render_predict(summary))
+    if as_json or form is not Form.table:
+        reporter.say(writers.render_predict(summary))
 
 
 def _with_lists(paths: list[str]) -> list[str]:
@@ -283,11 +278,7 @@ def embed(
             kind="config.missing_argument",
             source="embed",
         )
-    source: Any = paths[0]
-    if config is not None:
-        from finetune.config.load import load_config
-
-        source = load_config(config, overrides or [])
+    source: Any = load(config, overrides) if config is not None else run_named(paths[0])
     writer = open_writer(Path(output), overwrite=overwrite)
     with torch_imports():
         from finetune.commands import embed as command
@@ -339,7 +330,7 @@ def export(
     from finetune.report.prediction import render_export
 
     result = command.export(
-        run,
+        run_named(run),
         file_format=file_format.value,
         preprocessing=not no_preprocessing,
         output=Path(output) if output is not None else None,
@@ -406,7 +397,7 @@ def report(
     from finetune.report.prediction import render_page_result
 
     result = command.report(
-        run,
+        run_named(run),
         data=data,
         split=split.value,
         output=output,

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import inspect
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, TextIO, get_type_hints
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
+from finetune.cli import terminal
 from finetune.core.errors import ConfigError, FinetuneError, OutputError
 
 debug_is_on = False
+
+_WHOLE_SENTENCE = 1_000
+"""Limit of the summary of a command in a list, which is wrapped and not cut."""
 
 ends_at_once = False
 """Whether the process exits without interpreter teardown; set by ``main``, not for callers from
@@ -58,25 +64,115 @@ class _Command(TyperCommand):
         before, _stdout = _stdout, sys.stdout
         try:
             with redirect_stdout(sys.stderr):
+                terminal.show_status("starting")
                 return super().invoke(ctx)
         finally:
+            terminal.end_progress()
             _stdout = before
+
+
+def _set_quiet(value: bool) -> None:
+    if value:
+        terminal.set_level(terminal.QUIET)
+
+
+def _set_verbose(value: bool) -> None:
+    if value:
+        terminal.set_level(terminal.VERBOSE)
+
+
+_VERBOSITY = {
+    "quiet": Annotated[
+        bool,
+        typer.Option(
+            "--quiet", "-q", callback=_set_quiet, help="Show warnings, errors and the result only."
+        ),
+    ],
+    "verbose": Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            callback=_set_verbose,
+            help="Show all details: resolved autos, timings, hashes.",
+        ),
+    ],
+}
+"""Options of every command; `terminal.level` has their value."""
+
+
+def _with_verbosity(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that also takes the options of `_VERBOSITY`."""
+
+    @functools.wraps(function)
+    def command(**given: Any) -> None:
+        function(**{name: value for name, value in given.items() if name not in _VERBOSITY})
+
+    hints = get_type_hints(function, include_extras=True)
+    own = inspect.signature(function).parameters.values()
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            *(parameter.replace(annotation=hints[parameter.name]) for parameter in own),
+            *(
+                inspect.Parameter(
+                    name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option
+                )
+                for name, option in _VERBOSITY.items()
+            ),
+        ]
+    )
+    command.__annotations__ = {**hints, **_VERBOSITY}
+    return command
+
+
+class _Group(TyperGroup):
+    """Group of commands, listed under the titles that they were registered with."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        titles: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            title = getattr(command, "rich_help_panel", None)
+            summary = command.get_short_help_str(_WHOLE_SENTENCE)
+            titles.setdefault(title if isinstance(title, str) else "Commands", []).append(
+                (name, summary)
+            )
+        widest = max(len(name) for rows in titles.values() for name, _ in rows)
+        for title, rows in titles.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:<{widest}}", summary) for name, summary in rows])
 
 
 class App(typer.Typer):
     """A `typer.Typer` whose commands write only their results to stdout."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(cls=_Group, rich_markup_mode=None, **settings)
+
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
         """Register a command, like `typer.Typer.command`."""
-        return super().command(name, cls=_Command, **settings)
+        register = super().command(name, cls=_Command, **settings)
+        return lambda function: register(_with_verbosity(function))
 
 
 def emit(result: Any, render: Any, as_json: bool) -> None:
-    """Print a result on stdout, as text or as JSON."""
+    """Print a result on stdout, as text or as JSON.
+
+    Args:
+        render: Function that returns the `Document` of the result.
+    """
     from finetune.report.json_text import to_json
 
-    text = to_json(result) if as_json else render(result)
-    write_bytes(f"{text}\n".encode())
+    if as_json:
+        write_bytes(f"{to_json(result)}\n".encode())
+    else:
+        show(render(result))
+
+
+def show(document: Any) -> None:
+    """Print a `finetune.report.layout.Document` on stdout."""
+    terminal.end_progress()
+    write_bytes(f"{terminal.printed(document, _stdout or sys.stdout)}\n".encode())
 
 
 def write_bytes(text: bytes) -> None:
@@ -85,6 +181,7 @@ def write_bytes(text: bytes) -> None:
     Raises:
         OutputError: stdout cannot be written.
     """
+    terminal.end_progress()
     try:
         typer.echo(text, nl=False, file=_stdout)
     except BrokenPipeError:
@@ -115,6 +212,7 @@ class torch_imports:  # noqa: N801
     """
 
     def __enter__(self) -> None:
+        terminal.show_status("importing torch")
         self.before = gc.get_threshold()
         gc.set_threshold(_GARBAGE_AFTER, *self.before[1:])
 
@@ -122,6 +220,7 @@ class torch_imports:  # noqa: N801
         if ends_at_once:  # interpreter teardown would report frozen objects as leaked
             gc.freeze()
         gc.set_threshold(*self.before)
+        terminal.show_status("starting")
         if isinstance(error, ImportError | RuntimeError | OSError):
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise FinetuneError(

@@ -7,21 +7,24 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.options import ConfigOption, JsonOption, SetOption
+from finetune.cli.options import (
+    ConfigArgument,
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    load,
+    name_of,
+    one_config,
+)
 from finetune.cli.support import DebugOption, emit, torch_imports
 from finetune.cli.terminal import TerminalReporter
 from finetune.config.base import AUTO
 from finetune.core.errors import ConfigError
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to ``app``."""
-    app.command()(tune)
-    app.command(name="lr-find")(lr_find)
-
-
 def tune(
-    config: ConfigOption,
+    source: ConfigArgument = None,
+    config: ConfigOption = None,
     overrides: SetOption = None,
     trials: Annotated[
         int | None,
@@ -81,11 +84,10 @@ def tune(
     Varies learning rate, weight decay, batch size and the other keys of the config section tune,
     on cached features.
     """
-    from finetune.config.load import load_config
     from finetune.config.schema import TuneConfig
     from finetune.tuning.search_space import with_backbones
 
-    loaded = load_config(config, overrides or ())
+    loaded = load(one_config("tune", source, config), overrides)
     section = loaded.tune or TuneConfig()
     if grid and (trials or section.trials):
         raise ConfigError(
@@ -126,7 +128,8 @@ def tune(
 
 
 def lr_find(
-    config: ConfigOption,
+    source: ConfigArgument = None,
+    config: ConfigOption = None,
     overrides: SetOption = None,
     lowest: Annotated[
         float, typer.Option("--min-lr", min=1e-12, max=1e3, help="First learning rate.")
@@ -149,15 +152,14 @@ def lr_find(
 
     Increases the learning rate at each step on the trainable part. Changes no weights.
     """
-    from finetune.config.load import load_config
-
-    loaded = load_config(config, overrides or ())
+    given = one_config("lr-find", source, config)
+    loaded = load(given, overrides)
     with torch_imports():
         from finetune.commands import lr_find as command
     from finetune.report.tuning import render_lr_range
 
     reporter = TerminalReporter()
-    plot = Path(output) if output is not None else default_plot(config, "lr", reporter)
+    plot = Path(output) if output is not None else default_plot(given, "lr", reporter)
     result = command.lr_find(
         loaded, plot=plot, lowest=lowest, highest=highest, steps=steps, reporter=reporter
     )
@@ -168,7 +170,7 @@ def default_plot(config: str, what: str, reporter: TerminalReporter) -> Path | N
     """Return the default path of a plot, or None with a warning if matplotlib is missing."""
     from finetune.report.plots import load_matplotlib
 
-    path = Path(f"{Path(config).stem}-{what}.png")
+    path = Path(f"{name_of(config)}-{what}.png")
     try:
         load_matplotlib(path)
     except ConfigError as error:

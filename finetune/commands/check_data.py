@@ -64,9 +64,11 @@ def inspect(
     """Inspect every image as `check_data` does, and return more than its report."""
     start = time.perf_counter()
     reporter = reporter or SilentReporter()
+    reporter.status("listing the images")
     found = survey(data, seed=config.seed if config else 0, reporter=reporter)
     inspected = inspect_dataset(found.paths, workers=workers, fresh=fresh, reporter=reporter)
     input_size = None if config is None else _input_size(config)
+    reporter.status("comparing the images")
     return _checked(found, inspected, data, input_size, start)
 
 

@@ -129,6 +129,7 @@ def compute(
             key="--calibrate",
             to_do="use --split val",
         )
+    reporter.status("loading the checkpoint")
     state, metadata = load_checkpoint(path)
     try:
         return dropping_unreadable(
@@ -150,7 +151,9 @@ def _compute(
     reporter: Reporter,
 ) -> Evaluated:
     split = options.split
+    reporter.status("checking the images")
     images, ignored = _images(metadata, options, reporter)
+    reporter.status("loading the network")
     opened = open_network(path, state, metadata, images, reporter=reporter)
     start = time.perf_counter()
     source = make_source(
@@ -189,6 +192,7 @@ def _compute(
         if options.calibrate:
             metadata = _calibrate(path, metadata, logits, labels, these, reporter)
         fitted = metadata.temperature_images == these
+    reporter.status("computing the confidence intervals")
     scored = score(
         logits,
         labels,

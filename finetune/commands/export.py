@@ -65,13 +65,14 @@ def export(
     path = run_dir.checkpoint_of(run)
     folder = path.parent / run_dir.EXPORT / file_format if output is None else output
     _refuse_foreign_files(folder, file_format)
+    reporter.status("loading the checkpoint")
     state, metadata = load_checkpoint(path)
     photos = _photos(metadata, data, num_images, reporter)
     expected = _expected(path, state, metadata, photos, reporter)
     about = describe(metadata, preprocessing=inside)
     network = load_network(path, state, metadata).eval()
     with _scratch(folder) as scratch:
-        reporter.say(f"{metadata.model_name} is written as {file_format}")
+        reporter.status(f"writing {metadata.model_name} as {file_format}")
         answer, runtime, dynamic = write(
             file_format, scratch, network, metadata, about, preprocessing=inside
         )

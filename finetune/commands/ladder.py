@@ -236,6 +236,7 @@ class _Ladder:
     ) -> tuple[dict[str, tuple[str, ...]], dict[str, Cost]]:
         """Return the freeze patterns and the predicted durations of the candidates."""
         self.reporter.say("timing what more could be trained")
+        self.reporter.status("timing what more could be trained")
         config = load_config(Path(probe.run_dir) / run_dir.CONFIG)
         plan = make_plan(config, len(probe.class_names))
         blocks = units_of(Anatomy.of(plan.skeleton, plan.spec).parameters, plan.spec.family.block)

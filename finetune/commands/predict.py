@@ -57,7 +57,9 @@ def predict(
     """
     reporter = reporter or SilentReporter()
     _refuse_swapped(run)
+    reporter.status("listing the images")
     files = list_images(paths, reporter, command="predict", purpose="classify")
+    reporter.status("loading the network")
     predictor = open_predictor(run, batch_size=batch_size, keeps=True, reporter=reporter)
     warn_of_levels(predictor.levels, files, reporter)
     names = predictor.class_names

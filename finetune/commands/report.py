@@ -161,6 +161,7 @@ def _page(
     reporter: Reporter,
     drawn: EmbeddingMap | None = None,
 ) -> Path:
+    reporter.status("drawing the page")
     result, metadata = evaluated.result, evaluated.opened.metadata
     config = metadata.config
     spec = ModelSpec(

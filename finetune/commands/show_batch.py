@@ -60,6 +60,7 @@ def show_batch(
     data, checked = find_data(config, reporter)
     if checked.worrying:
         reporter.warn(checked.verdict)
+    reporter.status("drawing the sheet")
     names = data.train.class_names
     config, plan = _stage_of(epoch, config, data)
     augment = config.augment.with_values({"policy": resolve_policy(config, plan)})

@@ -27,15 +27,18 @@ from finetune.core import signals
 from finetune.core.errors import Interrupted
 from finetune.core.files import exists, write_csv, write_text
 from finetune.core.memory import peak_gpu_memory_mib, peak_memory_mib, steps_of
-from finetune.core.reporter import Reporter, SilentReporter
+from finetune.core.reporter import LoggingReporter, Reporter, SilentReporter
 from finetune.data.checks.preflight import dropping_unreadable
 from finetune.data.images import below
 from finetune.distributed.group import ONE_PROCESS, Group
 from finetune.distributed.ranks import ALONE
 from finetune.freezing.freeze_report import make_freeze_report, staged_report
 from finetune.freezing.frozen_hashes import FrozenHashes
+from finetune.inference.confidence_intervals import wilson
 from finetune.report.freeze_report import render_freeze_report
 from finetune.report.json_text import to_json
+from finetune.report.layout import plain
+from finetune.results.evaluation import Interval
 from finetune.results.features import FeatureCounts, total
 from finetune.results.freeze import FreezeReport
 from finetune.results.train import FoundRates, Scores, StageSummary, TrainSummary
@@ -101,7 +104,9 @@ def train_in_group(
     Raises:
         FinetuneError: any of its subclasses.
     """
-    shown = reporter if reporter is not None and group.is_first else SilentReporter()
+    shown = LoggingReporter(
+        reporter if reporter is not None and group.is_first else SilentReporter()
+    )
     folder = Path(config.output_dir)
 
     resumes = resume
@@ -168,7 +173,7 @@ def _train(
     run_lock: RunLock,
     *,
     overwrite: bool,
-    reporter: Reporter,
+    reporter: LoggingReporter,
 ) -> TrainSummary | None:
     before_s = 0.0 if resume_point is None else resume_point.training.record.elapsed_s
     start = time.perf_counter() - before_s
@@ -178,7 +183,7 @@ def _train(
     with signals.impatiently(_BEFORE):
         run_setup = set_up_run(config, reporter, resume_point)
     output = RunOutput(folder, start, epochs_of(run_setup.stages), reporter, writes=group.is_first)
-    run = _Run(run_setup, output, run_lock, overwrite, group)
+    run = _Run(run_setup, output, reporter, run_lock, overwrite, group)
     past = EarlierStages() if resume_point is None else EarlierStages.of(resume_point)
     stage: _TrainedStage | None = None
     carried: CarriedState | None = None
@@ -248,6 +253,7 @@ class _Run:
 
     run_setup: RunSetup
     output: RunOutput
+    log: LoggingReporter
     run_lock: RunLock
     overwrite: bool
     group: Group
@@ -357,6 +363,7 @@ class _Run:
                 group.barrier()
                 raise
         with signals.impatiently(after):
+            self.output.reporter.status("verifying the frozen weights")
             verified = stage_setup.frozen_hashes
             if self.output.writes:
                 verified = self._verify(stage_setup, past, trained)
@@ -387,6 +394,8 @@ class _Run:
             launch = _launch() if self.group.are_several else None
             run_dir.prepare(folder, overwrite=self.overwrite, launch=launch)
             self.run_lock.take()  # prepare() may have created the folder
+        if resume_point is not None or not number:
+            self.log.write_to(folder / run_dir.LOG)
         return self._write_facts(ready.stage_setup, ready.report, number)
 
     def _write_facts(
@@ -406,7 +415,7 @@ class _Run:
             ]
             shown = staged_report(reports, [config.train.epochs for config in stages])
             write_text(folder / run_dir.FREEZE_JSON, to_json(shown))
-            text = render_freeze_report(shown, verbose=True)
+            text = plain(render_freeze_report(shown))
             write_text(folder / run_dir.FREEZE_TEXT, f"{text}\n")
         write_text(folder / run_dir.CONFIG, to_yaml(stage_setup.run_config.saved_at(number)))
         _write_tables(stage_setup, folder)
@@ -535,6 +544,14 @@ def _scores(val: Evaluation | None) -> Scores | None:
     return Scores(val.top1, val.loss, val.balanced_accuracy, val.macro_f1)
 
 
+def _interval(val: Evaluation | None, stage_setup: StageSetup) -> Interval | None:
+    """Return Wilson's interval of the top-1; None for images in groups, where it is too narrow."""
+    grouped = stage_setup.data.val.groups or stage_setup.config.data.group_pattern
+    if val is None or grouped:
+        return None
+    return wilson(round(val.top1 * val.num_images), val.num_images)
+
+
 def _verify_saved(frozen_hashes: FrozenHashes, path: Path) -> None:
     state, _ = load_checkpoint(path)
     frozen_hashes.verify(state, where=str(path))
@@ -556,6 +573,7 @@ def _summary(
         monitor=stage_setup.config.train.monitor,
         best_epoch=trained.best.trained.epoch if trained.best.val else None,
         val=_scores(trained.best.val),
+        top1_interval=_interval(trained.best.val, stage_setup),
         last=_scores(trained.last.val),
         frozen_verified=stage.verified.count,
         exempt=tuple(dict.fromkeys(name for one in past.stages for name in one.exempt)),
@@ -574,10 +592,6 @@ def _summary(
 
 def next_commands(folder: str, *, has_val: bool) -> tuple[str, ...]:
     """Return the commands that look at a finished run."""
-    checkpoint = shlex.quote(str(Path(folder) / run_dir.BEST))
-    saved_config = shlex.quote(str(Path(folder) / run_dir.CONFIG))
-    judged = (
-        f"finetune eval --checkpoint {checkpoint}",
-        run_dir.report_command(folder),
-    )
-    return (*(judged if has_val else ()), f"finetune freeze-report --config {saved_config}")
+    run = shlex.quote(folder)
+    judged = f"finetune eval {run}", run_dir.report_command(folder)
+    return (*(judged if has_val else ()), f"finetune freeze-report {run}")

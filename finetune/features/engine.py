@@ -265,7 +265,9 @@ def _fixed(runtime: RuntimeConfig, precision: str, memory_format: str) -> Runtim
 def _say(reporter: Reporter, what: str, choice: FormatChoice) -> None:
     if choice.seconds:
         timed = ", ".join(f"{name} {1 / seconds:,.0f}" for name, seconds in choice.seconds.items())
-        reporter.say(f"fastest format of the {what}: {choice.form} (images/s: {timed})")
+        fastest = choice.seconds.get(str(choice.form))
+        speed = "" if fastest is None else f", {1 / fastest:,.0f} images/s"
+        reporter.detail(f"fastest here, {what}: {choice.form}{speed} (images/s: {timed})")
 
 
 def _some_pixels(images: Images, preprocessing: PreprocessingConfig, number: int) -> Tensor:

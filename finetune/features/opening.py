@@ -71,7 +71,7 @@ def open_store(
     old = remove_unreadable(folder.parent)
     if old:
         size = mib(sum(store.num_bytes for store in old))
-        reporter.say(
+        reporter.detail(
             f"{folder.parent}: {plural(len(old), 'store')} of features that an earlier version of "
             f"finetune wrote, {size}, removed"
         )

@@ -226,6 +226,23 @@ def _in_threads(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> Ite
                 future.cancel()
 
 
+_TIMED = 16
+"""Number of images whose decoding is timed."""
+
+
+def decode_seconds(dataset: PhotoDataset, positions: Sequence[int], workers: int) -> float:
+    """Return the time per image of reading images, from timing some of them.
+
+    Cores, or worker processes, read different images at the same time.
+    """
+    some = list(positions[: _TIMED + 1])
+    if len(some) > 1:  # reading the first image imports its decoder
+        dataset.__getitems__([(some.pop(0), 0)])
+    start = time.perf_counter()
+    dataset.__getitems__([(at, 0) for at in some])
+    return (time.perf_counter() - start) / len(some) / max(available_cores(), workers)
+
+
 @dataclass(frozen=True)
 class Wanted:
     """Features that are wanted.
@@ -233,7 +250,7 @@ class Wanted:
     Attributes:
         views: A bounded number of views of each image.
         what: Name of the images in messages.
-        seconds: Measured time per row; None if unknown.
+        seconds: Measured time of the frozen prefix per row; None if unknown.
     """
 
     images: Images
@@ -448,9 +465,8 @@ class _Filling:
     def _continue_from(self, known: EarlierRows, rows: NDArray[np.int64]) -> int:
         """Compute this process's share of the rows, and return their number."""
         self.reporter.say(
-            f"{self.wanted.what}: {len(rows):,} of {len(self.keys):,} rows of features are "
-            f"computed from stored features of an earlier split point ({known.cut.first.cut}), "
-            "without decoding photos"
+            f"{self.wanted.what} features: computing {len(rows):,} of {len(self.keys):,} from "
+            f"stored ones of an earlier split point ({known.cut.first.cut}), without reading images"
         )
         number, of = self.share
         starts = range(0, len(rows), BLOCK_ROWS)[number::of]
@@ -489,9 +505,9 @@ class _Filling:
             blocks = [np.arange(n * size, min((n + 1) * size, end)) for n in numbers.tolist()]
         number, of = self.share
         all_blocks, blocks = blocks, blocks[number::of]
-        self._announce(len(missing))
-        release_memory()  # filling the store is the peak of a run's memory use
         dataset = PhotoDataset(self.wanted.images, self.extractor.preprocessing, self.wanted.views)
+        self._announce(missing, dataset, workers)
+        release_memory()  # filling the store is the peak of a run's memory use
         asked = [[divmod(row, views) for row in block.tolist()] for block in blocks]
         computing = unless_asked(
             compute_blocks(dataset, asked, self.extractor, workers=workers) if asked else []
@@ -527,16 +543,19 @@ class _Filling:
             if owner != number:
                 self._append(block, features)
 
-    def _announce(self, missing: int) -> None:
+    def _announce(self, rows: NDArray[np.int64], dataset: PhotoDataset, workers: int) -> None:
+        missing, views = len(rows), self.wanted.views.count or 1
         num_bytes = missing * layout_of(self.extractor).num_bytes
         known = ""
-        if self.wanted.seconds is not None:
-            expected = self.wanted.seconds * missing / self.share[1]
+        if self.wanted.seconds is not None and missing:
+            photos = np.unique(rows // views)
+            decode_s = decode_seconds(dataset, photos.tolist(), workers)
+            all_s = missing * self.wanted.seconds + len(photos) * decode_s
+            expected = all_s / self.share[1]
             known = f", about {expected:,.0f} s" if expected >= 1 else ", under a second"
-        views = self.wanted.views.count
+        each = "" if views == 1 else f", {views} of each image"
         self.reporter.say(
-            f"{self.wanted.what}: {missing:,} of {len(self.keys):,} rows of features (one for each "
-            f"image{'' if views == 1 else f' in each of {views} views'}) are computed: "
+            f"{self.wanted.what} features: computing {missing:,} of {len(self.keys):,}{each}, "
             f"{mib(num_bytes)}{known}"
         )
 

@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
+import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 from finetune.core.text import plural
-from finetune.report.tables import table
+from finetune.report.layout import (
+    Bar,
+    Cell,
+    Command,
+    Document,
+    Field,
+    Fields,
+    Paragraph,
+    Part,
+    Table,
+    document,
+    joined,
+    styled,
+)
 from finetune.results.check import CheckReport, ClassRow, Finding
 
-_BAR = 30
+_LEAST_BAR = 1 / 30
 _MOST_CLASSES = 12
 _SHOWN_AT_ENDS = 4
-_WIDTH = 96
+_LEVEL = len("warning") + 4
+"""Width of the column of levels."""
 _EXAMPLES = {"unreadable": 12, "label_conflict": 6, "leak": 6, "duplicate": 4}
 
 
-def render_check(report: CheckReport) -> str:
-    """Render class counts, then each finding with its reason and remedy."""
-    parts = [_heading(report), _classes(report), table(("", ""), _facts(report))]
-    parts += ["\n".join(_finding(f)) for f in report.findings if f.level != "note"]
+def render_check(report: CheckReport, config: str | None = None) -> Document:
+    """Render the class counts, each finding with its reason and remedy, and the verdict.
+
+    Args:
+        report: Result of the check.
+        config: Config file that named the data, for the next command.
+    """
+    findings = [_finding(one) for one in report.findings if one.level != "note"]
     notes = [_note(finding) for finding in report.findings if finding.level == "note"]
-    parts += ["\n".join(notes)] if notes else []
-    parts.append(f"  {verdict(report)}")
-    parts += ["\n".join(f"  Written    {file}" for file in report.files)] if report.files else []
-    return "\n\n".join(parts)
+    return document(
+        Paragraph(_heading(report), indent=0),
+        _classes(report),
+        Fields(_facts(report)),
+        *findings,
+        notes or None,
+        [_verdict(report), Fields([*_written(report), *_next(report, config)])],
+    )
 
 
 def _heading(report: CheckReport) -> str:
@@ -38,14 +62,15 @@ def _heading(report: CheckReport) -> str:
     return f"{report.data}: {what}{f'; {splits}' if splits else ''}"
 
 
-def _classes(report: CheckReport) -> str:
-    """Render one bar per class; for many classes only the largest and the smallest."""
+def _classes(report: CheckReport) -> Table:
+    """Return one bar per class; for many classes only the largest and the smallest in brief."""
     several = len(report.splits) > 1
+    number = len(report.splits) if several else 0
     most = max((row.num_images for row in report.classes), default=0)
     header = ["class", "images", *([s.name for s in report.splits] if several else []), ""]
-    rows = [_class_row(row, most, several=several) for row in _chosen(report.classes)]
-    right = range(1, 2 + (len(report.splits) if several else 0))
-    return table(header, rows, right=list(right))
+    rows = [_class_row(row, most, several=number) for row in report.classes]
+    brief = [_class_row(row, most, several=number) for row in _chosen(report.classes)]
+    return Table(header, rows, right=range(1, 2 + number), names=(0,), brief=brief)
 
 
 def _chosen(classes: Sequence[ClassRow]) -> list[ClassRow | int]:
@@ -57,25 +82,30 @@ def _chosen(classes: Sequence[ClassRow]) -> list[ClassRow | int]:
     return [*by_count[:_SHOWN_AT_ENDS], between, *by_count[-_SHOWN_AT_ENDS:]]
 
 
-def _class_row(row: ClassRow | int, most: int, *, several: bool) -> list[str]:
+def _class_row(row: ClassRow | int, most: int, *, several: int) -> list[Cell]:
+    """Return a row of the table.
+
+    Args:
+        several: Number of columns of splits.
+    """
     if isinstance(row, int):
-        return [f"… {row:,} more", "", *[""] * several]
+        return [styled(f"… {row:,} more", "dim"), *[""] * (several + 2)]
     counts = [f"{count:,}" if count else "-" for count in row.counts] if several else []
-    bar = "█" * max(1 if row.num_images else 0, round(_BAR * row.num_images / max(most, 1)))
-    return [row.name, f"{row.num_images:,}", *counts, bar]
+    share = row.num_images / max(most, 1)
+    return [row.name, f"{row.num_images:,}", *counts, Bar(max(share, _LEAST_BAR if share else 0))]
 
 
-def _facts(report: CheckReport) -> list[tuple[str, str]]:
-    facts = []
+def _facts(report: CheckReport) -> list[Field]:
+    facts: list[Field] = []
     if report.sizes is not None:
         small, median, large = (
             f"{w} x {h}"
             for w, h in (report.sizes.smallest, report.sizes.median, report.sizes.largest)
         )
-        facts.append(("Sizes", f"median {median}; smallest {small}, largest {large}"))
-        facts.append(("Formats", _listed(report.formats)))
-        facts.append(("Modes", _listed(report.modes)))
-    facts.append(("Checked", _checked(report)))
+        facts.append(Field("Sizes", f"median {median}; smallest {small}, largest {large}"))
+        facts.append(Field("Formats", _listed(report.formats)))
+        facts.append(Field("Modes", _listed(report.modes)))
+    facts.append(Field("Checked", _checked(report), detail=True))
     return facts
 
 
@@ -93,23 +123,30 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def _finding(finding: Finding) -> Iterator[str]:
-    yield f"  {finding.level:<9}  {finding.title}"
+def _finding(finding: Finding) -> list[Part]:
     most = _EXAMPLES.get(finding.kind, 3)
-    for example in finding.examples[:most]:
-        yield f"             {example}"
+    level = styled(f"{finding.level:<{_LEVEL}}", finding.level)
+    examples = [Paragraph(one, indent=_LEVEL + 2) for one in finding.examples[:most]]
     more = finding.count - most
     if more > 0 and finding.examples:
-        yield f"             … and {more:,} more; --json lists them"
+        rest = f"… and {more:,} more; --json lists them"
+        examples.append(Paragraph(styled(rest, "dim"), indent=_LEVEL + 2))
     text = f"{finding.why} {finding.todo}".strip()
-    yield from (f"             {line}" for line in textwrap.wrap(text, _WIDTH - 13))
+    return [
+        Paragraph(joined([level, finding.title], ""), hanging=_LEVEL),
+        *examples,
+        Paragraph(text, indent=_LEVEL + 2, hanging=0),
+    ]
 
 
-def _note(finding: Finding) -> str:
-    """Render a note on one line."""
+def _note(finding: Finding) -> Paragraph:
+    """Render a note in one paragraph."""
     some = ", ".join(finding.examples[:2])
     more = ", …" if finding.count > 2 else ""
-    return f"  note       {finding.title}{f': {some}{more}' if some else ''}"
+    level = styled(f"{'note':<{_LEVEL}}", "dim")
+    return Paragraph(
+        joined([level, f"{finding.title}{f': {some}{more}' if some else ''}"], ""), hanging=_LEVEL
+    )
 
 
 def verdict(report: CheckReport) -> str:
@@ -123,3 +160,23 @@ def verdict(report: CheckReport) -> str:
     if report.ok:
         return f"{listed}: the data can be trained on."
     return f"{listed}: training on this data, or its figures, would be wrong."
+
+
+def _verdict(report: CheckReport) -> Paragraph:
+    is_warned = any(finding.level == "warning" for finding in report.findings)
+    style = "error" if not report.ok else "warning" if is_warned else "good"
+    return Paragraph(styled(verdict(report), style))
+
+
+def _written(report: CheckReport) -> list[Field]:
+    return [Field("Written" if at == 0 else "", file) for at, file in enumerate(report.files)]
+
+
+def _next(report: CheckReport, config: str | None) -> list[Field]:
+    if not report.ok:
+        return []
+    if config is not None:
+        return [Field("Next", Command(f"finetune train {shlex.quote(config)}"))]
+    name = re.sub(r"\W+", "-", Path(report.data).stem).strip("-") or "config"
+    command = f"finetune init {shlex.quote(report.data)} --output {name}.yaml"
+    return [Field("Next", Command(command))]

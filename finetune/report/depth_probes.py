@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 from finetune.core.text import count
-from finetune.report.tables import table
+from finetune.report.layout import Bar, Document, Fields, Table, document
 from finetune.results.freeze import DepthReport, DepthRow
 
-_BAR = 16
+_LEAST_BAR = 1 / 16
 
 
-def render_depths(report: DepthReport) -> str:
+def render_depths(report: DepthReport) -> Document:
     """Render the accuracy of the probe of each block, and where the frozen part may end."""
     low = min(row.top1 for row in report.rows)
     high = max(row.top1 for row in report.rows)
@@ -22,17 +22,12 @@ def render_depths(report: DepthReport) -> str:
             f"{row.work:.0%}",
             f"{row.top1:.1%}",
             f"{100 * row.low:.1f} to {100 * row.high:.1f}",
-            "█" * max(round(_BAR * (row.top1 - low) / ((high - low) or 1)), 1),
+            Bar(max((row.top1 - low) / ((high - low) or 1), _LEAST_BAR)),
         )
         for row in report.rows
     ]
     header = ("linear probe after", "params", "work", "top-1", "95 % interval", "")
-    return "\n\n".join(
-        (
-            table(header, rows, right=(1, 2, 3), gap=2),
-            table(("", ""), _facts(report)),
-        )
-    )
+    return document(Table(header, rows, right=(1, 2, 3), names=(0,)), Fields(_facts(report)))
 
 
 def _facts(report: DepthReport) -> list[tuple[str, str]]:

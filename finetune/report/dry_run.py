@@ -4,33 +4,22 @@ from __future__ import annotations
 
 from finetune.config import yaml_loader
 from finetune.core.text import plural
+from finetune.report.layout import Document, Field, Fields, Paragraph, Verbatim, document
 from finetune.report.param_groups import render_groups
 from finetune.report.stages import planned_facts
-from finetune.report.tables import table
+from finetune.report.train import weights_trained
 from finetune.results.train import DryRun
 
 
-def render_dry_run(result: DryRun) -> str:
-    """Render the plan of a run and its resolved config."""
+def render_dry_run(result: DryRun) -> Document:
+    """Render the plan of a run, and as a detail its resolved config."""
     staged = len(result.stages) > 1
-    some, every, first = (
-        (", in some stage", " in every stage", " for the first") if staged else ("", "", "")
-    )
+    some, first = (", in some stage", " for the first") if staged else ("", "")
     facts = [
-        ("Model", f"{result.model}, weights {result.weights}, on {result.device}"),
-        (
-            "Trainable",
-            f"{plural(result.trainable_parameters, 'parameter')} in "
-            f"{plural(result.trainable_tensors, 'tensor')}, the new head {result.head} among "
-            f"them{some}",
-        ),
-        (
-            "Frozen",
-            f"{plural(result.frozen_parameters, 'parameter')} in "
-            f"{plural(result.frozen_tensors, 'tensor')}{every}; "
-            f"{result.frozen_hashed} tensors and buffers hashed{first}",
-        ),
-        (
+        Field("Model", f"{result.model}, weights {result.weights}, on {result.device}"),
+        Field("Trained", f"{weights_trained(result, result.head)}{some}"),
+        *_tensors(result, first),
+        Field(
             "Data",
             f"{plural(result.num_train, 'training image')} in "
             f"{plural(result.batches_per_epoch, 'step')} per epoch, "
@@ -39,21 +28,34 @@ def render_dry_run(result: DryRun) -> str:
         ),
         *_weights(result),
         *planned_facts(result.stages),
-        ("Output", result.run_dir),
+        Field("Output", result.run_dir),
     ]
     config = "\n".join(f"    {line}" for line in yaml_loader.dump(result.config).splitlines())
-    groups = f"{render_groups(result.groups)}\n\n" if len(result.groups) > 1 else ""
-    return (
-        f"{table(('', ''), facts)}\n\n{groups}  Resolved config:\n{config}\n\n"
-        "  Dry run: nothing was trained or written."
+    several = len(result.groups) > 1
+    return document(
+        Fields(facts),
+        render_groups(result.groups) if several else None,
+        [Paragraph("Resolved config:", detail=True), Verbatim(config.rstrip(), detail=True)],
+        Paragraph("Dry run: nothing was trained or written."),
     )
 
 
-def _weights(result: DryRun) -> list[tuple[str, str]]:
+def _tensors(result: DryRun, first: str) -> list[Field]:
+    if not result.frozen_parameters:
+        return []
+    tensors = (
+        f"{plural(result.trainable_tensors, 'tensor')} trained, "
+        f"{result.frozen_tensors:,} frozen; {result.frozen_hashed} tensors and buffers "
+        f"hashed{first}"
+    )
+    return [Field("", tensors, detail=True)]
+
+
+def _weights(result: DryRun) -> list[Field]:
     if result.class_weights is None:
         return []
     listed = [f"{name} {weight:.3g}" for name, weight in result.class_weights.items()]
-    return [("Weights", f"n / (k n_c) in the loss: {_few(tuple(listed))}")]
+    return [Field("Weights", f"n / (k n_c) in the loss: {_few(tuple(listed))}")]
 
 
 def _few(names: tuple[str, ...], most: int = 8) -> str:

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 from finetune.core.errors import ConfigError
 from finetune.core.files import refuse_to_replace, write_atomically, write_csv
 from finetune.core.text import did_you_mean, mib, plural
-from finetune.report.tables import table
+from finetune.report.layout import Document, Field, Fields, document
 from finetune.results.evaluation import EmbedResult
 
 if TYPE_CHECKING:
@@ -128,17 +128,17 @@ def _pyarrow() -> tuple[Any, Any]:
 _FORMATS = {".npz": _write_npz, ".csv": _write_csv, ".parquet": _write_parquet}
 
 
-def render_embed(result: EmbedResult) -> str:
+def render_embed(result: EmbedResult) -> Document:
     """Render the number and size of the embeddings, and the path of the file."""
     facts = [
-        (
+        Field(
             "Embedded",
             f"{plural(result.num_images, 'image')} by {result.model}, {result.dimensions:,} values "
             f"each, in {result.elapsed_s:.2f} s",
         ),
-        ("Classes", f"known for {result.num_labelled:,} of them"),
+        Field("Classes", f"known for {result.num_labelled:,} of them"),
     ]
     if result.unreadable:
-        facts.append(("Left out", f"{len(result.unreadable):,} that cannot be read"))
-    written = [("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
-    return table(("", ""), [*facts, *written, ("", mib(result.num_bytes))])
+        facts.append(Field("Left out", f"{len(result.unreadable):,} that cannot be read"))
+    written = [Field("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
+    return document(Fields([*facts, *written, Field("", mib(result.num_bytes))]))

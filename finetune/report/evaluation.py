@@ -8,69 +8,81 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.checkpoints.run_dir import REPORT, run_of
+from finetune.checkpoints.run_dir import EVALUATION, REPORT, run_of
 from finetune.core.text import plural
-from finetune.report.tables import table
+from finetune.report.layout import (
+    Bar,
+    Cell,
+    Command,
+    Document,
+    Field,
+    Fields,
+    Paragraph,
+    Part,
+    Table,
+    document,
+    styled,
+)
+from finetune.report.train import accuracy
 from finetune.results.evaluation import Calibration, ClassScore, Comparison, EvalResult, Interval
 
-_BAR = 20
 _MOST_CLASSES = 40
 _MOST_PAIRS = 5
 
 
-def render_eval(result: EvalResult) -> str:
-    """Render the metrics with intervals, one line per class, and the most confused pairs."""
-    parts = [table(("", ""), _facts(result)), _classes(result.per_class)]
-    if result.confused:
-        parts.append(_pairs(result))
-    return "\n\n".join(parts)
+def render_eval(result: EvalResult) -> Document:
+    """Render the metrics with intervals, one row per class, the most confused pairs, and the files
+    written."""
+    return document(
+        Fields(_facts(result)),
+        _classes(result.per_class),
+        _pairs(result) if result.confused else None,
+        Fields(_written(result)),
+    )
 
 
-def _facts(result: EvalResult) -> list[tuple[str, str]]:
-    kept = ", from features that an earlier run computed" * result.features_from_earlier_run
-    correct = round(result.top1 * result.num_images)
+def _facts(result: EvalResult) -> list[Field]:
     unknown = f"; {plural(result.ignored, 'image')} of unknown classes left out"
-    between = result.intervals
+    between, macro = result.intervals, result.macro
     facts = [
-        ("Checkpoint", f"{result.checkpoint} ({result.model})"),
-        (
+        Field("Accuracy", accuracy(result.top1, between.get("top1"), result.num_images, "images")),
+        Field(
+            "Balanced",
+            f"{percent(result.balanced_accuracy, between.get('balanced_accuracy'))}, the mean "
+            "recall of the classes",
+        ),
+    ]
+    if result.top5 is not None:
+        facts.append(Field("Top-5", percent(result.top5, between.get("top5"))))
+    facts += [
+        Field("Macro F1", percent(macro.f1, between.get("macro_f1"))),
+        Field("", f"precision {macro.precision:.2%}, recall {macro.recall:.2%}", detail=True),
+        Field("Loss", number(result.loss, between.get("loss")) + _loss_with(result.calibration)),
+    ]
+    if result.auroc is not None:
+        facts.append(Field("AUROC", number(result.auroc, between.get("auroc"))))
+    kept = ", from features that an earlier run computed" * result.features_from_earlier_run
+    facts += [
+        Field("Calibration", _calibration(result.calibration, between.get("calibration_error"))),
+        Field(
             "Data",
             f"{result.data}{f', {result.split}' if result.split else ''}"
             f"{unknown if result.ignored else ''}",
         ),
-        (
-            "Top-1",
-            f"{percent(result.top1, between.get('top1'))} ({correct:,} of {result.num_images:,})",
-        ),
-        (
-            "Balanced",
-            f"{percent(result.balanced_accuracy, between.get('balanced_accuracy'))}, mean "
-            "per-class recall",
-        ),
+        Field("Checkpoint", f"{result.checkpoint} ({result.model})"),
+        Field("Intervals", result.interval_method, detail=True),
+        Field("Speed", f"{result.images_per_s:,.0f} images/s{kept}", detail=True),
     ]
-    if result.top5 is not None:
-        facts.append(("Top-5", percent(result.top5, between.get("top5"))))
-    macro = result.macro
-    facts += [
-        (
-            "Macro",
-            f"F1 {percent(macro.f1, between.get('macro_f1'))}, precision {macro.precision:.2%}, "
-            f"recall {macro.recall:.2%}",
-        ),
-        ("Loss", number(result.loss, between.get("loss")) + _loss_with(result.calibration)),
-    ]
-    if result.auroc is not None:
-        facts.append(("AUROC", number(result.auroc, between.get("auroc"))))
-    facts += [
-        ("Calibration", _calibration(result.calibration, between.get("calibration_error"))),
-        ("Intervals", result.interval_method),
-        ("Speed", f"{result.images_per_s:,.0f} images/s{kept}"),
-    ]
-    facts += [("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
-    if not any(file.endswith(REPORT) for file in result.files):
-        run = shlex.quote(run_of(Path(result.checkpoint)))
-        facts.append(("Next", f"finetune report {run} writes an HTML report"))
     return facts
+
+
+def _written(result: EvalResult) -> list[Field]:
+    facts = [Field("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
+    run = shlex.quote(run_of(Path(result.checkpoint)))
+    pages = [file for file in result.files if file.endswith(REPORT)]
+    if pages:
+        return [*facts, Field("Next", f"open {pages[0]} in a browser: it works offline")]
+    return [*facts, Field("Next", Command(f"finetune report {run}"))]
 
 
 def percent(share: float, interval: Interval | None) -> str:
@@ -104,70 +116,97 @@ def _loss_with(calibration: Calibration) -> str:
     return f" without the temperature; {calibration.loss:.4f} with it"
 
 
-def _classes(classes: Sequence[ClassScore]) -> str:
-    """Render one line per class; for many classes only those with the lowest recall."""
-    shown = list(classes)
-    below = ""
-    if len(shown) > _MOST_CLASSES:
-        weakest = sorted(shown, key=lambda row: (1.0 if row.top1 is None else row.top1, row.name))
-        shown = weakest[:_MOST_CLASSES]
-        below = (
-            f"\n  … and {len(classes) - len(shown):,} more with at least the same recall; "
-            "metrics.json lists all"
-        )
-    rows = [
-        (
+def _classes(classes: Sequence[ClassScore]) -> list[Part]:
+    """Return one row per class; in brief, for many classes only those with the lowest recall."""
+    rows: dict[str, tuple[Cell, ...]] = {
+        row.name: (
             row.name,
             f"{row.num_images:,}",
             *("-" if x is None else f"{x:.1%}" for x in (row.precision, row.top1, row.f1)),
-            "" if row.top1 is None else "█" * round(_BAR * row.top1),
+            Bar(row.top1 or 0.0),
         )
-        for row in shown
-    ]
+        for row in classes
+    }
     header = ("class", "images", "precision", "recall", "F1", "")
-    return table(header, rows, right=(1, 2, 3, 4)) + below
-
-
-def _pairs(result: EvalResult) -> str:
-    rows = [
-        (f"{pair.true} predicted as {pair.predicted}", f"{pair.count:,}", f"{pair.share:.1%}")
-        for pair in result.confused[:_MOST_PAIRS]
-    ]
-    listed = table(("most confused", "images", "of the class"), rows, right=(1, 2))
-    more = len(result.confused) - len(rows)
-    return f"{listed}\n  … and {plural(more, 'pair')} more" if more else listed
-
-
-def render_comparison(result: Comparison) -> str:
-    """Render the metrics of every run, the config differences and the significance tests."""
-    figures = table(
-        ("run", "images", "top-1", "balanced", "macro F1", "loss", "calibration error"),
-        [
-            (
-                run.run,
-                f"{run.num_images:,}",
-                percent(run.top1, run.intervals.get("top1")),
-                percent(run.balanced_accuracy, run.intervals.get("balanced_accuracy")),
-                percent(run.macro_f1, run.intervals.get("macro_f1")),
-                number(run.loss, run.intervals.get("loss")),
-                percent(run.calibration_error, run.intervals.get("calibration_error")),
-            )
-            for run in result.runs
-        ],
-        right=(1,),
+    right = (1, 2, 3, 4)
+    if len(classes) <= _MOST_CLASSES:
+        return [Table(header, [*rows.values()], right=right, names=(0,))]
+    weakest = sorted(classes, key=lambda row: (1.0 if row.top1 is None else row.top1, row.name))
+    brief = [rows[row.name] for row in weakest[:_MOST_CLASSES]]
+    more = (
+        f"… and {len(classes) - _MOST_CLASSES:,} more with at least the same recall; "
+        f"{EVALUATION} lists all"
     )
-    parts = [figures, _differences(result), "\n".join(f"  {t.sentence}." for t in result.tests)]
-    parts.append(f"  Intervals: {result.interval_method}")
-    if result.plot:
-        parts[-1] += f"\n  Learning curves: {result.plot}"
-    return "\n\n".join(parts)
+    return [
+        Table(header, [*rows.values()], right=right, names=(0,), brief=brief),
+        Paragraph(styled(more, "dim")),
+    ]
 
 
-def _differences(result: Comparison) -> str:
+def _pairs(result: EvalResult) -> list[Part]:
+    rows = [
+        (pair.true, pair.predicted, f"{pair.count:,}", f"{pair.share:.1%}")
+        for pair in result.confused
+    ]
+    header = ("most confused", "predicted as", "images", "of the class")
+    brief = rows[:_MOST_PAIRS]
+    listed = Table(header, rows, right=(2, 3), names=(0, 1), brief=brief)
+    more = len(rows) - len(brief)
+    if not more:
+        return [listed]
+    return [listed, Paragraph(styled(f"… and {plural(more, 'more pair')} (--verbose)", "dim"))]
+
+
+_MEASURES = {
+    "top1": "accuracy",
+    "balanced_accuracy": "balanced",
+    "macro_f1": "macro F1",
+    "loss": "loss",
+    "calibration_error": "calibration error",
+}
+
+
+def render_comparison(result: Comparison) -> Document:
+    """Render the metrics of every run, the config differences and the significance tests.
+
+    Each run is a column.
+    """
+    best = max(run.top1 for run in result.runs)
+    rows: list[list[Cell]] = [["images", *(f"{run.num_images:,}" for run in result.runs)]]
+    for key, name in _MEASURES.items():
+        cells: list[Cell] = [name]
+        ranges: list[Cell] = [""]
+        for run in result.runs:
+            value, interval = getattr(run, key), run.intervals.get(key)
+            figure = f"{value:.4f}" if key == "loss" else f"{value:.2%}"
+            is_best = key == "top1" and value == best
+            cells.append(styled(figure, "result" if is_best else ""))
+            ranges.append(styled(_range(key, interval), "dim"))
+        rows += [cells, ranges] if any(map(str, ranges)) else [cells]
+    header = ("", *(run.run for run in result.runs))
+    plot = [Field("Curves", result.plot)] if result.plot else []
+    return document(
+        Table(header, rows, right=range(1, len(header)), titles=True),
+        _differences(result),
+        [Paragraph(f"{test.sentence}.") for test in result.tests] or None,
+        Fields([Field("Intervals", result.interval_method, detail=True), *plot]),
+    )
+
+
+def _range(key: str, interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    if key == "loss":
+        return f"[{interval.low:.4f}, {interval.high:.4f}]"
+    return f"[{interval.low:.1%}, {interval.high:.1%}]"
+
+
+def _differences(result: Comparison) -> Part:
     if not result.differing:
-        return "  The configs are the same."
+        return Paragraph("The configs are the same.")
     rows = [(row.key, *map(_value, row.values)) for row in result.differing]
-    return table(("config", *(run.run for run in result.runs)), rows)
+    header = ("config", *(run.run for run in result.runs))
+    return Table(header, rows, names=(0,), titles=True)
 
 
 def _value(value: Any) -> str:

@@ -2,59 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from finetune.core.text import count, mib, plural
+from finetune.report.layout import Document, Fields, Paragraph, Part, Table, joined, styled
 from finetune.report.module_tree import render_module_tree
 from finetune.report.param_groups import render_groups
-from finetune.report.tables import table
 from finetune.results.freeze import Cut, FreezeReport, NormRow, StagedFreezeReport
 
 
-def render_freeze_report(
-    report: FreezeReport | StagedFreezeReport, *, verbose: bool = False
-) -> str:
-    """Render the frozen parameters, their patterns and the savings, for each stage.
-
-    Args:
-        report: Freeze report of a stage or of all stages.
-        verbose: Whether to list every parameter.
-    """
+def render_freeze_report(report: FreezeReport | StagedFreezeReport) -> Document:
+    """Render the frozen parameters, their patterns and the savings, for each stage."""
     if isinstance(report, FreezeReport):
-        return _freezing(report, verbose=verbose)
+        return Document(_freezing(report))
     total = len(report.stages)
-    return "\n\n".join(
-        f"Stage {number} of {total}, {_epochs(epochs)}\n{_freezing(stage, verbose=verbose)}"
-        for number, (stage, epochs) in enumerate(zip(report.stages, report.epochs, strict=True), 1)
-    )
+    groups: list[Sequence[Part]] = []
+    for number, (stage, epochs) in enumerate(zip(report.stages, report.epochs, strict=True), 1):
+        title = Paragraph(styled(f"Stage {number} of {total}, {_epochs(epochs)}", "result"), 0)
+        first, *others = _freezing(stage)
+        groups += [[title, *first], *others]
+    return Document(groups)
 
 
 def _epochs(number: int | str) -> str:
     return plural(number, "epoch") if isinstance(number, int) else f"{number} epochs"
 
 
-def _freezing(report: FreezeReport, *, verbose: bool) -> str:
+def _freezing(report: FreezeReport) -> list[Sequence[Part]]:
     totals = report.totals
-    parts = [
-        f"{report.model} for {report.num_classes} classes: {count(totals.frozen)} of "
-        f"{count(totals.parameters)} parameters frozen ({totals.frozen / totals.parameters:.1%}), "
-        f"{totals.trainable + report.adapters.parameters:,} trainable",
-        _patterns(report),
-        render_module_tree(report.parameters),
-        render_groups(report.groups, verbose=verbose),
-        table(
-            ("", ""),
-            [*_adapter_facts(report), *_norm_facts(report.norm_layers), *_saving_facts(report)],
-        ),
+    trained = totals.trainable + report.adapters.parameters
+    facts = [*_adapter_facts(report), *_norm_facts(report.norm_layers), *_saving_facts(report)]
+    warnings = [
+        Paragraph(joined([styled("warning:", "warning"), warning], " "))
+        for warning in report.warnings
     ]
-    if report.warnings:
-        parts.append("\n".join(f"  warning: {warning}" for warning in report.warnings))
-    if verbose:
-        parts.append(_every_parameter(report))
-    return "\n\n".join(parts)
+    return [
+        [
+            Paragraph(
+                f"{report.model} for {report.num_classes} classes: {count(totals.frozen)} of "
+                f"{count(totals.parameters)} parameters frozen "
+                f"({totals.frozen / totals.parameters:.1%}), {trained:,} trainable",
+                indent=0,
+            )
+        ],
+        [_patterns(report)],
+        [render_module_tree(report.parameters)],
+        [render_groups(report.groups)],
+        [Fields(facts)],
+        *([warnings] if warnings else []),
+        [_every_parameter(report)],
+    ]
 
 
-def _patterns(report: FreezeReport) -> str:
+def _patterns(report: FreezeReport) -> Part:
     if not report.patterns:
-        return "  no patterns: everything is trained"
+        return Paragraph("no patterns: everything is trained")
     rows = [
         (
             row.pattern,
@@ -65,7 +67,8 @@ def _patterns(report: FreezeReport) -> str:
         )
         for row in report.patterns
     ]
-    return table(("pattern", "", "tensors", "parameters", "share"), rows, right=(2, 3, 4))
+    header = ("pattern", "", "tensors", "parameters", "share")
+    return Table(header, rows, right=(2, 3, 4), names=(0,))
 
 
 def _adapter_facts(report: FreezeReport) -> list[tuple[str, str]]:
@@ -132,7 +135,7 @@ def _cut(cut: Cut) -> str:
     )
 
 
-def _every_parameter(report: FreezeReport) -> str:
+def _every_parameter(report: FreezeReport) -> Table:
     rows = [
         (
             row.name,
@@ -143,4 +146,5 @@ def _every_parameter(report: FreezeReport) -> str:
         )
         for row in report.parameters
     ]
-    return table(("parameter", "shape", "count", "", "decided by"), rows, right=(2,))
+    header = ("parameter", "shape", "count", "", "decided by")
+    return Table(header, rows, right=(2,), names=(0, 4), detail=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from finetune.core.text import plural
-from finetune.report.tables import table
-from finetune.report.train import render_run
+from finetune.report.layout import Cell, Document, Field, Fields, Table, document, styled
+from finetune.report.train import accuracy, run_facts, saved_facts
+from finetune.results.evaluation import Interval
 from finetune.results.train import MONITORED, LadderSummary, Rung
 
 _WHAT = {
@@ -14,43 +15,55 @@ _WHAT = {
 }
 
 
-def render_ladder(summary: LadderSummary) -> str:
-    """Render what was reached after which time, what twice the budget may reach, and the run."""
+def render_ladder(summary: LadderSummary) -> Document:
+    """Render the accuracy, what was reached after which time, what twice the budget may reach, and
+    the run."""
     rows = [_row(rung, summary.chosen) for rung in summary.rungs]
     header = ("", "trained", "epochs", "after", "val top-1", "95 % interval")
-    return "\n\n".join(
-        (
-            table(header, rows, right=(2, 3, 4)),
-            table(("", ""), [*_facts(summary), *render_run(summary.train)]),
-        )
+    return document(
+        Fields(_figures(summary)),
+        Table(header, rows, right=(2, 3, 4)),
+        Fields([*_facts(summary), *run_facts(summary.train), *saved_facts(summary.train)]),
     )
 
 
-def _row(rung: Rung, chosen: int) -> tuple[str, ...]:
-    return (
-        f"{rung.number}{' *' if rung.number == chosen else ''}",
+def _figures(summary: LadderSummary) -> list[Field]:
+    rung = next(one for one in summary.rungs if one.number == summary.chosen)
+    interval = Interval(rung.low, rung.high)
+    facts = [
+        Field("Accuracy", accuracy(rung.val.top1, interval, summary.num_val, "val images")),
+    ]
+    runs = len(summary.rungs)
+    if runs > 1:
+        chose = f"val images chose among {plural(runs, 'run')}: expect slightly less on new ones"
+        facts.append(Field("", chose))
+    return facts
+
+
+def _row(rung: Rung, chosen: int) -> tuple[Cell, ...]:
+    is_chosen = rung.number == chosen
+    cells = (
+        f"{rung.number}{' *' if is_chosen else ''}",
         _WHAT[rung.what],
         str(rung.epochs),
         seconds(rung.ended_s),
         f"{rung.val.top1:.1%}",
         f"{100 * rung.low:.1f} to {100 * rung.high:.1f}",
     )
+    return tuple(styled(cell, "good") for cell in cells) if is_chosen else cells
 
 
-def _facts(summary: LadderSummary) -> list[tuple[str, str]]:
+def _facts(summary: LadderSummary) -> list[Field]:
     facts = [
-        ("Kept", f"rung {summary.chosen} (*), the best by val {MONITORED[summary.monitor]}"),
-        ("Budget", f"{seconds(summary.budget_s)}, {seconds(summary.elapsed_s)} used:"),
-        ("", summary.note),
+        Field("Kept", f"rung {summary.chosen} (*), the best by val {MONITORED[summary.monitor]}"),
+        Field(
+            "Budget",
+            f"{seconds(summary.budget_s)}, {seconds(summary.elapsed_s)} used: {summary.note}",
+        ),
     ]
-    runs = len(summary.rungs)
-    if runs > 1:
-        facts.append(
-            ("", f"val images chose among {plural(runs, 'run')}: expect slightly less on new ones")
-        )
     if summary.doubled is not None:
         facts.append(
-            (
+            Field(
                 "Double",
                 f"{seconds(summary.doubled.budget_s)} would reach at most about "
                 f"{summary.doubled.top1:.1%}: if the error keeps falling as it did",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from finetune.core.text import count
-from finetune.report.tables import table
+from finetune.report.layout import Table
 from finetune.results.freeze import ParameterRow
 
 _MOST_LINES = 60
@@ -28,8 +28,8 @@ class _Node:
         return "partly frozen" if self.frozen else "trainable"
 
 
-def render_module_tree(parameters: Sequence[ParameterRow]) -> str:
-    """Render the tree at the deepest level that fits into sixty lines.
+def render_module_tree(parameters: Sequence[ParameterRow]) -> Table:
+    """Return the tree at the deepest level that fits into sixty lines.
 
     Adjacent modules in the same state share a line; only partly frozen modules are expanded.
     """
@@ -40,7 +40,8 @@ def render_module_tree(parameters: Sequence[ParameterRow]) -> str:
         if rows and (len(deeper) > _MOST_LINES or len(deeper) == len(rows)):
             break
         rows = deeper
-    return table(("module", "state", "tensors", "frozen", "trainable"), rows, right=(2, 3, 4))
+    header = ("module", "state", "tensors", "frozen", "trainable")
+    return Table(header, rows, right=(2, 3, 4), names=(0,))
 
 
 def _build(parameters: Sequence[ParameterRow]) -> _Node:

@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune.core.text import count
-from finetune.report.tables import table
+from finetune.report.layout import Table
 from finetune.results.freeze import GroupRow
 
 _MOST = 12
 _FIRST, _LAST = 7, 3
 
 
-def render_groups(groups: Sequence[GroupRow], *, verbose: bool = False) -> str:
-    """Render one line per group, the head's first; long tables omit the middle.
-
-    Args:
-        groups: Parameter groups.
-        verbose: Whether to list all groups of a long table.
-    """
+def render_groups(groups: Sequence[GroupRow]) -> Table:
+    """Return one row per group, the head's first; long tables in brief omit the middle."""
     rows = [
         (
             f"{group.lr:.3g}",
@@ -29,12 +24,13 @@ def render_groups(groups: Sequence[GroupRow], *, verbose: bool = False) -> str:
         )
         for group in groups
     ]
-    if len(rows) > _MOST and not verbose:
+    brief = rows
+    if len(rows) > _MOST:
         left_out = len(rows) - _FIRST - _LAST
-        middle = ("…", "", "", "", f"{left_out} more: `finetune freeze-report --verbose`")
-        rows = [*rows[:_FIRST], middle, *rows[-_LAST:]]
+        middle = ("…", "", "", "", f"{left_out} more with --verbose")
+        brief = [*rows[:_FIRST], middle, *rows[-_LAST:]]
     header = ("learning rate", "weight decay", "tensors", "parameters", "trained parameters")
-    return table(header, rows, right=(0, 1, 2, 3))
+    return Table(header, rows, right=(0, 1, 2, 3), names=(4,), brief=brief)
 
 
 def _names(names: Sequence[str]) -> str:

@@ -9,13 +9,25 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from finetune.checkpoints.run_dir import CONFUSION, CURVES
-from finetune.core.text import mib, on_one_line, plural
-from finetune.report.tables import table
+from finetune.core.text import first_few, mib, on_one_line, plural
+from finetune.report.layout import (
+    Cell,
+    Document,
+    Field,
+    Fields,
+    Paragraph,
+    Table,
+    document,
+    styled,
+)
 from finetune.results.evaluation import (
     Agreement,
     ExportResult,
@@ -26,64 +38,130 @@ from finetune.results.evaluation import (
 )
 
 UNSURE = "unsure"
-_TOP_OF_EVERY = 5
-"""Number of classes in the CSV column ``top`` if every class has its own column."""
+_MOST_COUNTED = 12
+"""Number of classes whose images are counted by name."""
 Write = Callable[[bytes], None]
 
 
 class AsTable:
-    """Writer of an aligned table, at the end, when the column widths are known."""
+    """Writer of an aligned table and counts by class, at the end, when all answers are known."""
 
-    def __init__(self, write: Write) -> None:
-        self._write = write
-        self._rows: list[tuple[str, ...]] = []
+    def __init__(self, show: Callable[[Document], None]) -> None:
+        self._show = show
+        self._answers: list[Prediction | Unreadable] = []
 
     def show(self, _: Sequence[str], answer: Prediction | Unreadable) -> None:
         """Add a row."""
-        if isinstance(answer, Unreadable):
-            self._rows.append((on_one_line(answer.path), "unreadable", "", answer.reason))
-            return
-        said = f"{UNSURE} ({answer.label}?)" if answer.unsure else answer.label
-        others = ", ".join(f"{name} {share:.1%}" for name, share in answer.top[1:])
-        self._rows.append(
-            (on_one_line(answer.path or ""), said, f"{answer.probability:.1%}", others)
-        )
+        self._answers.append(answer)
 
-    def end(self, _: PredictSummary) -> None:
+    def end(self, summary: PredictSummary) -> None:
         """Write the table."""
-        header = ("image", "answer", "probability", "then")
-        self._write(f"{table(header, self._rows, right=(2,))}\n".encode())
+        self._show(render_predictions(self._answers, summary))
+
+
+def render_predictions(
+    answers: Sequence[Prediction | Unreadable], summary: PredictSummary
+) -> Document:
+    """Render one row per image, and the number of images of each class.
+
+    Folders that all paths have in common are named once, above the table.
+    """
+    paths = [on_one_line(answer.path or "") for answer in answers]
+    folder = _common_folder(paths)
+    rows = [
+        (path.removeprefix(folder), *_answer(answer))
+        for path, answer in zip(paths, answers, strict=True)
+    ]
+    # Warnings have the reasons why files cannot be read.
+    brief = [
+        (*row[:3], "") if isinstance(answer, Unreadable) else row
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    header = ("image", "answer", "probability", "runner-up")
+    return document(
+        Paragraph(f"in {folder}", hanging=2) if folder else None,
+        Table(header, rows, right=(2,), names=(0, 1, 3), brief=brief),
+        Fields(
+            [
+                Field("Answers", _counted(answers)),
+                Field("Images", render_predict(summary)),
+            ]
+        ),
+    )
+
+
+def _common_folder(paths: Sequence[str]) -> str:
+    """Return the folder that several paths have in common, with a slash at its end."""
+    if len(paths) < 2:
+        return ""
+    try:
+        folder = os.path.commonpath([Path(path).parent for path in paths])
+    except ValueError:  # some are absolute
+        return ""
+    return f"{folder}{os.sep}" if folder.strip(os.sep) else ""
+
+
+def _answer(answer: Prediction | Unreadable) -> tuple[Cell, ...]:
+    if isinstance(answer, Unreadable):
+        return styled("unreadable", "error"), "", answer.reason
+    runner_up = " ".join(f"{name} {share:.1%}" for name, share in answer.top[1:])
+    said: Cell = answer.label
+    if answer.unsure:
+        said = styled(f"{UNSURE} ({answer.label}?)", "warning")
+    return said, f"{answer.probability:.1%}", styled(runner_up, "dim")
+
+
+def _counted(answers: Sequence[Prediction | Unreadable]) -> str:
+    """Return how many images have each answer, most frequent first."""
+    counts = Counter(
+        UNSURE if answer.unsure else answer.label
+        for answer in answers
+        if isinstance(answer, Prediction)
+    )
+    named = [f"{name} {count:,}" for name, count in counts.most_common()]
+    return first_few(named, most=_MOST_COUNTED)
 
 
 class AsCsv:
-    """Writer of one CSV row per image, optionally with one column per class."""
+    """Writer of one CSV row per image.
 
-    header = ("path", "answer", "label", "probability", "top", "error")
+    The columns ``label`` and ``probability`` are followed by ``class_2``, ``probability_2`` and so
+    on for the next classes, or by one column for each class.
 
-    def __init__(self, write: Write, *, every_class: bool) -> None:
+    Args:
+        others: Number of next classes.
+    """
+
+    header = ("path", "answer", "label", "probability")
+
+    def __init__(self, write: Write, *, others: int, every_class: bool) -> None:
         self._write = write
+        self._others = 0 if every_class else others
         self._every_class = every_class
         self._started = False
 
     def show(self, names: Sequence[str], answer: Prediction | Unreadable) -> None:
         """Write a row, after the header if it is the first."""
+        others = min(self._others, len(names) - 1)
         if not self._started:
             self._started = True
+            places = range(2, others + 2)
+            next_classes = [f"{key}_{at}" for at in places for key in ("class", "probability")]
             columns = [f"probability of {name}" for name in names] if self._every_class else []
-            self._row([*self.header, *columns])
+            self._row([*self.header, *next_classes, "error", *columns])
         if isinstance(answer, Unreadable):
-            self._row([answer.path, "unreadable", "", "", "", answer.reason])
+            empty = [""] * (2 + 2 * others)
+            self._row([answer.path, "unreadable", *empty, answer.reason])
             return
         by_name = dict(answer.top)
-        best = answer.top[:_TOP_OF_EVERY] if self._every_class else answer.top
-        top = json.dumps([[name, round(share, 6)] for name, share in best])
+        following = answer.top[1 : others + 1]
         self._row(
             [
                 answer.path or "",
                 UNSURE if answer.unsure else answer.label,
                 answer.label,
                 f"{answer.probability:.6f}",
-                top,
+                *(cell for name, share in following for cell in (name, f"{share:.6f}")),
                 "",
                 *([f"{by_name[name]:.6f}" for name in names] if self._every_class else []),
             ]
@@ -156,7 +234,7 @@ def render_predict(summary: PredictSummary) -> str:
     return "; ".join(parts)
 
 
-def render_export(result: ExportResult) -> str:
+def render_export(result: ExportResult) -> Document:
     """Render the written files, the expected inputs and the agreement with ``eval``."""
     agreement = result.agreement
     takes = (
@@ -166,29 +244,31 @@ def render_export(result: ExportResult) -> str:
     )
     shapes = ", ".join(f"{height}x{width}" for height, width in agreement.shapes[:4])
     facts = [
-        ("Exported", f"{result.model} as {result.format} in {result.elapsed_s:.1f} s"),
-        ("Holds", "weights under torchvision's names; README.md has the lines that use them")
+        Field("Exported", f"{result.model} as {result.format} in {result.elapsed_s:.1f} s"),
+        Field("Holds", "weights under torchvision's names; README.md has the lines that use them")
         if result.format == "safetensors"
-        else ("Takes", f"{takes}; gives probabilities; open sizes: {', '.join(result.dynamic)}"),
-        ("Checked", f"on {plural(agreement.num_images, 'photo')} ({shapes}, …)"),
+        else Field(
+            "Takes", f"{takes}; gives probabilities; open sizes: {', '.join(result.dynamic)}"
+        ),
+        Field("Checked", f"on {plural(agreement.num_images, 'photo')} ({shapes}, …)"),
     ]
     for beside in (agreement, result.in_float32):
         if beside is not None:
-            facts.append(("", _agreement(beside)))
-    written = [("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
-    return table(("", ""), [*facts, *written, ("", mib(result.num_bytes))])
+            facts.append(Field("", _agreement(beside)))
+    facts += [Field("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
+    return document(Fields([*facts, Field("", mib(result.num_bytes))]))
 
 
-def render_page_result(result: PageResult) -> str:
+def render_page_result(result: PageResult) -> Document:
     """Render the paths and sizes of the written files."""
-    files = [("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
+    facts = [Field("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
     size = f"{mib(result.num_bytes)} in {result.elapsed_s:.1f} s"
     if not all(file.endswith((CURVES, CONFUSION)) for file in result.files):
         size += "; opens in any browser, offline"
-    facts = [*files, ("", size)]
+    facts.append(Field("", size))
     if result.map_method is not None:
-        facts.append(("Map", f"{result.map_method.upper()} of the embeddings"))
-    return table(("", ""), facts)
+        facts.append(Field("Map", f"{result.map_method.upper()} of the embeddings"))
+    return document(Fields(facts))
 
 
 def _agreement(agreement: Agreement) -> str:

@@ -5,66 +5,64 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune.core.text import count, listed_patterns, plural
+from finetune.report.layout import Field
 from finetune.results.train import PlannedStage, PredictedTime, StageFacts, StageSummary
 
-Fact = tuple[str, str]
 
-
-def trained_facts(stages: Sequence[StageSummary]) -> list[Fact]:
+def trained_facts(stages: Sequence[StageSummary]) -> list[Field]:
     """Return the lines of each trained stage; empty for a run without stages."""
     if len(stages) == 1:
         return []
     return [fact for stage in stages for fact in _trained(stage)]
 
 
-def _trained(stage: StageSummary) -> list[Fact]:
+def _trained(stage: StageSummary) -> list[Field]:
     kept = f", its state of {plural(stage.state_kept, 'tensor')} kept" if stage.state_kept else ""
     verified = f", {stage.frozen_verified} tensors and buffers verified at its end"
     if not stage.frozen_verified:
         verified = ""
+    figure = "" if stage.val is None else f": val top-1 {stage.val.top1:.2%}"
     return [
-        (
-            f"Stage {stage.number}",
-            f"{_span(stage)}: {_figure(stage)}{stage.optimizer}, lr {stage.lr:g}{kept}",
-        ),
-        ("", f"{_freezing(stage)}{verified}"),
-        ("", _cut(stage)),
-        *([("", f"ended early: {stage.stopped}")] if stage.stopped else []),
+        Field(f"Stage {stage.number}", f"{_span(stage)}{figure}"),
+        *([Field("", f"ended early: {stage.stopped}")] if stage.stopped else []),
+        Field("", f"{stage.optimizer}, lr {stage.lr:g}{kept}", detail=True),
+        Field("", f"{_freezing(stage)}{verified}", detail=True),
+        Field("", _cut(stage), detail=True),
     ]
 
 
-def _figure(stage: StageSummary) -> str:
-    return "" if stage.val is None else f"val top-1 {stage.val.top1:.2%}; "
-
-
-def planned_facts(stages: Sequence[PlannedStage]) -> list[Fact]:
+def planned_facts(stages: Sequence[PlannedStage]) -> list[Field]:
     """Return the lines of each planned stage; for a run without stages, its predicted time."""
     if len(stages) == 1:
-        return [("Time", predicted_text(stages[0].predicted))]
+        return time_facts(stages[0].predicted)
     return [fact for stage in stages for fact in _planned(stage)]
 
 
-def _planned(stage: PlannedStage) -> list[Fact]:
+def _planned(stage: PlannedStage) -> list[Field]:
     return [
-        (
+        Field(
             f"Stage {stage.number}",
             f"{plural(stage.epochs, 'epoch')}; {stage.optimizer}, lr {stage.lr:g}",
         ),
-        ("", _freezing(stage)),
-        ("", _cut(stage)),
-        ("", predicted_text(stage.predicted)),
+        Field("", _freezing(stage)),
+        Field("", _cut(stage), detail=True),
+        *(field._replace(label="") for field in time_facts(stage.predicted)),
     ]
 
 
-def predicted_text(time: PredictedTime) -> str:
+def time_facts(time: PredictedTime) -> list[Field]:
     """Describe the predicted time per epoch, with and without cached features."""
     without = f"about {_seconds(time.epoch_without_cache_s)} an epoch"
     if time.epoch_with_cache_s is None or time.fill_s is None:
-        return f"{without}; no features are cached"
-    return (
-        f"about {_seconds(time.epoch_with_cache_s)} per epoch with cached features (about "
-        f"{_seconds(time.fill_s)}, in the first run alone); {without} without them"
-    )
+        return [Field("Time", without), Field("", "no features are cached", detail=True)]
+    return [
+        Field(
+            "Time",
+            f"features about {_seconds(time.fill_s)}, in the first run alone; then about "
+            f"{_seconds(time.epoch_with_cache_s)} an epoch",
+        ),
+        Field("", f"{without} without cached features", detail=True),
+    ]
 
 
 def _seconds(seconds: float) -> str:

@@ -13,6 +13,7 @@ from finetune.config.schema import GivenPreprocessing
 from finetune.core.text import count, plural
 from finetune.data.checks.summary import DatasetSummary
 from finetune.models.blocks import Block, listed
+from finetune.report.layout import Command, Document, Field, Fields, Verbatim, document
 from finetune.results.data import StartingConfig
 
 _WIDTH = 100
@@ -43,15 +44,24 @@ class Start:
     budget: str
 
 
-def render_starting_config(result: StartingConfig) -> str:
+def render_starting_config(result: StartingConfig) -> Document:
     """Render the config if no file was written, otherwise a summary and the next command."""
     if result.file is None:
-        return result.config.rstrip("\n")
+        return document(Verbatim(result.config.rstrip("\n"), exact=True))
     file = shlex.quote(result.file)
-    return (
-        f"  {file}: {result.model} on {result.num_train:,} images of {result.num_classes} classes, "
-        f"trained for at most {result.budget}\n"
-        f"  Next  finetune train --config {file}"
+    return document(
+        Fields(
+            [
+                Field("Written", result.file),
+                Field(
+                    "Trains",
+                    f"{result.model} on {result.num_train:,} images of {result.num_classes} "
+                    f"classes, for at most {result.budget}",
+                ),
+                Field("Next", Command(f"finetune show-batch {file}")),
+                Field("", Command(f"finetune train {file}")),
+            ]
+        )
     )
 
 

@@ -6,12 +6,25 @@ import math
 from collections.abc import Sequence
 
 from finetune.core.text import count, plural
-from finetune.report.tables import table
+from finetune.report.layout import (
+    Bar,
+    Document,
+    Field,
+    Fields,
+    Paragraph,
+    Part,
+    Table,
+    document,
+    joined,
+    styled,
+)
+from finetune.report.train import accuracy, next_facts
+from finetune.results.evaluation import Interval
 from finetune.results.train import MONITORED
 from finetune.results.tuning import LrRange, RangePoint, Trial, TuneResult
 
 _MOST_TRIALS = 10
-_BAR = 24
+_LEAST_BAR = 1 / 24
 _MOST_LINES = 16
 _SHORT = {"top1": "top-1", "balanced_accuracy": "balanced", "macro_f1": "macro F1"}
 
@@ -32,17 +45,17 @@ def winner_in_words(result: TuneResult) -> str:
     return f"{result.winner.model}: {settings}" if result.backbones else settings
 
 
-def render_tune(result: TuneResult) -> str:
-    """Render the best trials, their statistical ties and the final model's metrics."""
-    parts = []
-    if result.backbones:
-        parts.append(_backbones(result))
-    parts.append(_trials(result))
-    parts.append(table(("", ""), _facts(result)))
-    return "\n\n".join(parts)
+def render_tune(result: TuneResult) -> Document:
+    """Render the final model's metrics, the best trials and their statistical ties."""
+    return document(
+        Fields(_figures(result)) if result.train is not None else None,
+        _backbones(result) if result.backbones else None,
+        _trials(result),
+        Fields(_facts(result)),
+    )
 
 
-def _backbones(result: TuneResult) -> str:
+def _backbones(result: TuneResult) -> Table:
     share = _shown_share(result)
     rows = [
         (
@@ -56,10 +69,10 @@ def _backbones(result: TuneResult) -> str:
         for row in result.backbones
     ]
     header = ("backbone with its best head", "parameters", "input", _SHORT[share], "loss", "took")
-    return table(header, rows, right=(1, 2, 3, 4, 5))
+    return Table(header, rows, right=(1, 2, 3, 4, 5), names=(0,))
 
 
-def _trials(result: TuneResult) -> str:
+def _trials(result: TuneResult) -> list[Part]:
     """Render the best trials of the winning backbone, always with the config's own settings."""
     winner = result.winner
     mine = [t for t in result.trials if (t.model, t.weights) == (winner.model, winner.weights)]
@@ -82,7 +95,7 @@ def _trials(result: TuneResult) -> str:
     ]
     settings = ("optim", "lr", "decay", "smooth", "batch", "epochs")
     header = ("trial", _SHORT[share], "loss", *settings)
-    listed = table(header, rows, right=(1, 2, 4, 5, 6, 7, 8), gap=2)
+    listed = Table(header, rows, right=(1, 2, 4, 5, 6, 7, 8))
     diverged = sum(trial.loss is None for trial in mine)
     left_out = len(mine) - len(rows)
     alike = sum(trial in mine for trial in result.trials[: result.equal])
@@ -95,8 +108,8 @@ def _trials(result: TuneResult) -> str:
         lines.append(f"… and {left_out:,} more in tune.json")
     if diverged:
         lines.append(f"{plural(diverged, 'trial')} diverged")
-    title = f"Trials of {winner.model}\n" if result.backbones else ""
-    return title + listed + (f"\n  {'; '.join(lines)}" if lines else "")
+    title = [Paragraph(f"Trials of {winner.model}", indent=0)] if result.backbones else []
+    return [*title, listed, *([Paragraph(styled("; ".join(lines), "dim"))] if lines else [])]
 
 
 def _shown_share(result: TuneResult) -> str:
@@ -118,18 +131,47 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _facts(result: TuneResult) -> list[tuple[str, str]]:
+def _figures(result: TuneResult) -> list[Field]:
+    """Return the lines of the accuracy on the test split, or else on the validation split."""
+    assert result.train is not None
+    val, last, test = result.train.val, result.train.last, result.test
+    assert val is not None  # tune refuses data without validation
+    assert last is not None
+    facts = []
+    if test is not None:
+        interval = Interval(test.top1_low, test.top1_high)
+        facts += [
+            Field("Accuracy", accuracy(test.top1, interval, test.num_images, "test images")),
+            Field("", f"balanced {test.balanced_accuracy:.2%}, loss {test.loss:.4f}", detail=True),
+        ]
+    facts.append(
+        Field(
+            "Validation" if test is not None else "Accuracy",
+            joined(
+                [
+                    styled(f"{last.top1:.2%}", "result" if test is None else ""),
+                    f" in the last epoch, {val.top1:.2%} in the best",
+                ],
+                "",
+            ),
+        )
+    )
+    more = f"balanced {last.balanced_accuracy:.2%}, loss {last.loss:.4f} in the last epoch"
+    return [*facts, Field("", more, detail=True), Field("", result.reported)]
+
+
+def _facts(result: TuneResult) -> list[Field]:
     spread = "; ± is the spread over folds" if result.num_folds else ""
     facts = [
-        ("Searched", _searched(result)),
-        ("Chosen on", f"{result.chosen_on}, by {MONITORED[result.metric]}{spread}"),
-        ("Best", winner_in_words(result)),
+        Field("Searched", _searched(result)),
+        Field("Chosen on", f"{result.chosen_on}, by {MONITORED[result.metric]}{spread}"),
+        Field("Best", winner_in_words(result)),
     ]
     if result.keeps_default:
-        facts.append(("", "a default setting, since the search is not expected to be better"))
+        facts.append(Field("", "a default setting, since the search is not expected to be better"))
     elif result.equal > 1:
         facts.append(
-            (
+            Field(
                 "",
                 f"the lowest loss of the {result.equal:,} trials whose {MONITORED[result.metric]} "
                 "is within one standard error of the best",
@@ -141,7 +183,7 @@ def _facts(result: TuneResult) -> list[tuple[str, str]]:
             for value in (result.unbiased, result.unbiased_default)
         )
         facts.append(
-            (
+            Field(
                 "Unbiased",
                 f"{MONITORED[result.metric]} {searched} if each fold is scored by the trial that "
                 f"is best on the others; {default} with the default settings only",
@@ -149,40 +191,18 @@ def _facts(result: TuneResult) -> list[tuple[str, str]]:
         )
     if result.logistic is not None:
         facts.append(
-            (
+            Field(
                 "Baseline",
                 f"logistic regression on the same folds: top-1 {result.logistic.top1:.1%}, with "
                 "the best of several L2 penalties",
             )
         )
+    if result.train is None:
+        facts.append(Field("", result.reported))
+    facts += [Field("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
     if result.train is not None:
-        val, last = result.train.val, result.train.last
-        assert val is not None  # tune refuses data without validation
-        assert last is not None
-        facts.append(
-            (
-                "Trained",
-                f"val top-1 {last.top1:.2%} in the last epoch, {val.top1:.2%} in the best; "
-                f"balanced {last.balanced_accuracy:.2%}, loss {last.loss:.4f} in the last",
-            )
-        )
-    if result.test is not None:
-        test = result.test
-        facts.append(
-            (
-                "Test",
-                f"top-1 {test.top1:.2%} [{test.top1_low:.1%}, {test.top1_high:.1%}] "
-                f"({round(test.top1 * test.num_images):,} of {test.num_images:,}), balanced "
-                f"{test.balanced_accuracy:.2%}, loss {test.loss:.4f}",
-            )
-        )
-    facts.append(("", result.reported))
-    written = list(result.files)
-    if result.train is not None:
-        written.append(f"{result.train.run_dir}: the trained model, best.pt, last.pt, …")
-    facts += [("Written" if at == 0 else "", file) for at, file in enumerate(written)]
-    facts += [("Next" if at == 0 else "", command) for at, command in enumerate(result.next)]
-    return facts
+        facts.append(Field("Saved", result.train.run_dir))
+    return [*facts, *next_facts(result.next)]
 
 
 def _searched(result: TuneResult) -> str:
@@ -194,7 +214,7 @@ def _searched(result: TuneResult) -> str:
     )
 
 
-def render_lr_range(result: LrRange) -> str:
+def render_lr_range(result: LrRange) -> Document:
     """Render the smoothed loss curve in a few lines, and the suggested learning rate."""
     points = _thinned(result.points)
     low = min(point.smoothed for point in points)
@@ -203,16 +223,16 @@ def render_lr_range(result: LrRange) -> str:
         (
             f"{point.lr:.2g}",
             f"{point.smoothed:.4f}",
-            "█" * max(round(_BAR * (point.smoothed - low) / ((high - low) or 1)), 1),
+            Bar(max((point.smoothed - low) / ((high - low) or 1), _LEAST_BAR)),
         )
         for point in points
     ]
-    curve = table(("lr", "loss, smoothed", ""), rows, right=(0, 1))
-    facts = [("Suggested", _suggested(result)), ("", result.rule)]
+    curve = Table(("lr", "loss, smoothed", ""), rows, right=(0, 1))
+    facts = [Field("Suggested", _suggested(result)), Field("", result.rule)]
     if result.diverged_at is not None:
-        facts.append(("Diverged", f"at lr {result.diverged_at:.2g}, which ended the test"))
+        facts.append(Field("Diverged", f"at lr {result.diverged_at:.2g}, which ended the test"))
     facts.append(
-        (
+        Field(
             "Tested",
             f"{result.model}: {result.trainable_parameters:,} parameters by {result.optimizer} on "
             f"batches of {result.batch_size} from {result.num_train:,} images, "
@@ -220,8 +240,8 @@ def render_lr_range(result: LrRange) -> str:
         )
     )
     if result.plot is not None:
-        facts.append(("Written", result.plot))
-    return f"{curve}\n\n{table(('', ''), facts)}"
+        facts.append(Field("Written", result.plot))
+    return document(Fields(facts), curve)
 
 
 def _suggested(result: LrRange) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.results.evaluation import Interval
 from finetune.results.features import FeatureCounts
 from finetune.results.freeze import GroupRow
 
@@ -156,6 +157,8 @@ class TrainSummary(RunFacts):
         monitor: Metric that selected the best epoch; ties are broken by lower loss, then by the
             earlier epoch.
         best_epoch, val: Best epoch and its metrics; None without validation.
+        top1_interval: Wilson interval of ``val.top1``; None without validation, and for images in
+            groups.
         last: Metrics of the last epoch; None without validation.
         stopped: Reason for ending before ``epochs``; None if training did not.
         frozen_verified: Number of tensors and buffers whose SHA-256 in the saved checkpoints equals
@@ -174,6 +177,7 @@ class TrainSummary(RunFacts):
     monitor: str
     best_epoch: int | None
     val: Scores | None
+    top1_interval: Interval | None
     last: Scores | None
     frozen_verified: int
     exempt: tuple[str, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune.config.resolved import ResolvedTrain
 from finetune.config.schema import TrainConfig
+from finetune.core.text import plural
 from finetune.results.train import MONITORED
 from finetune.training.evaluate import Evaluation
 
@@ -38,13 +39,13 @@ class EarlyStopping:
         if self._to_beat is None or figure > self._to_beat + min_delta:
             self._to_beat, self._waited = figure, 0
 
-    def uncounted(self) -> str:
+    def waiting(self) -> str:
         """Return a note if the last epoch is no improvement for early stopping, else ``""``."""
         if self.stopping is None or not self._waited:
             return ""
         return (
-            f" by less than early stopping counts ({self._waited} of {self.stopping.patience} "
-            "epochs waited)"
+            f"early stopping: {self._waited} of {plural(self.stopping.patience, 'epoch')} without "
+            "improvement"
         )
 
     @property

@@ -37,22 +37,36 @@ class Epoch:
             val = Evaluation(**figures, per_class=())
         return cls(EpochResult(**trained), val, record["eval_s"], record.get("stage", 1))
 
-    def line(self, total: int, *, monitor: str, is_best: bool, uncounted: str = "") -> str:
-        """Format the epoch as one line of text.
+    def line(self, total: int, *, monitor: str, is_best: bool) -> str:
+        """Format the epoch as one line of at most 79 characters, as wide as that of other epochs.
 
-        Args:
-            uncounted: Text after the word "best" if early stopping does not count the epoch as an
-                improvement.
+        Beside the accuracy stands the macro F1 if that is monitored, else the balanced accuracy.
         """
-        start = (
-            f"epoch {self.trained.epoch:>{len(str(total))}}/{total}"
-            f"  lr {self.trained.lr:.2g}  loss {self.trained.loss:.4f}"
-        )
+        number = f"{self.trained.epoch:>{len(str(total))}}/{total}"
+        start = f"epoch {number}  loss {_six(self.trained.loss)}"
         if self.val is None:
             return start
-        macro_f1 = f"  macro F1 {self.val.macro_f1:.2%}" if monitor == "macro_f1" else ""
+        if monitor == "macro_f1":
+            other = f"macro F1 {self.val.macro_f1:7.2%}"
+        else:
+            other = f"balanced {self.val.balanced_accuracy:7.2%}"
         return (
-            f"{start}  val loss {self.val.loss:.4f}  val top-1 {self.val.top1:.2%}"
-            f"  balanced {self.val.balanced_accuracy:.2%}{macro_f1}"
-            f"{f'  best{uncounted}' if is_best else ''}"
+            f"{start}, val {_six(self.val.loss)}  top-1 {self.val.top1:7.2%}  {other}"
+            f"{'  best' if is_best else ''}"
         )
+
+    def details(self, waiting: str) -> str:
+        """Format the learning rate and the durations, and a note about early stopping."""
+        return (
+            f"epoch {self.trained.epoch}: lr {self.trained.lr:.2g}, {self.trained.elapsed_s:.1f} s "
+            f"to train, {self.eval_s:.1f} s to evaluate{f'; {waiting}' if waiting else ''}"
+        )
+
+
+def _six(number: float) -> str:
+    """Format a number from 0 on with six characters."""
+    for decimals in (4, 3, 2, 1, 0):
+        text = f"{number:.{decimals}f}"
+        if len(text) <= 6:
+            return f"{text:>6}"
+    return f"{number:6.0e}"

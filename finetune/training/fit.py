@@ -128,7 +128,7 @@ def run_epochs(
             if state.state_kept
             else "fresh optimizer state"
         )
-        reporter.say(f"{config.optimizer.name}: {does}")
+        reporter.detail(f"{config.optimizer.name}: {does}")
     progress, monitor = state.loop.progress, state.monitor
     epochs = _recorded(state, folder, writes=output.writes)
     first = len(past.records)
@@ -186,13 +186,9 @@ def run_epochs(
                 append_line(folder / run_dir.METRICS, json.dumps(epoch.record()))
             best = epoch if best is None else best_of((best, epoch), monitor)
             checkpointer.keep(state.checkpoint(evaluated=True), is_best=best is epoch)
-            shown = epoch.line(
-                total,
-                monitor=monitor.name,
-                is_best=best is epoch,
-                uncounted=monitor.uncounted(),
-            )
-            reporter.say(shown)
+            is_best = best is epoch
+            reporter.say(epoch.line(total, monitor=monitor.name, is_best=is_best), good=is_best)
+            reporter.detail(epoch.details(monitor.waiting()))
             if signals.asked():
                 raise _stopped(f"after epoch {trained.epoch}", folder)
             if monitor.stop:

@@ -158,6 +158,7 @@ def prepare_stage(
     run_config = run_setup.run_config if carried is None else carried.run_config
     config, plan, data = run_config.stages[number], run_setup.plans[number], run_setup.data
     device = run_setup.device
+    reporter.status("loading the weights")
     with group().first_before_others():  # which downloads the weights
         model = _network(run_setup, carried, resume_point, reporter)
     apply_freeze(model, plan.frozen)
@@ -170,15 +171,14 @@ def prepare_stage(
     model.to(device)
     set_train_mode(model, update_norm_stats=updates)
     if carried is None:
-        for line in run_setup.chosen:
-            reporter.say(line)
         checked = run_setup.checked
         (reporter.warn if checked.worrying else reporter.say)(checked.verdict)
-        reporter.say(f"{_begins(run_setup)}; {frozen_hashes.count} frozen tensors hashed")
+        reporter.say(_begins(run_setup))
+        for line in run_setup.chosen:
+            reporter.detail(line)
     if len(run_setup.stages) > 1:
-        reporter.say(
-            f"{_stage_begins(run_setup, number)}; {frozen_hashes.count} frozen tensors hashed"
-        )
+        reporter.say(_stage_begins(run_setup, number))
+    reporter.detail(f"{plural(frozen_hashes.count, 'frozen tensor')} hashed")
     network = Network(
         name=plan.spec.name,
         model=model,
@@ -187,6 +187,7 @@ def prepare_stage(
         skeleton=plan.skeleton,
         cost=plan.cost,
     )
+    reporter.status("choosing the fastest compute format")
     engine = build_engine(network, config, data.train, device=device, reporter=reporter)
     resolved = resolve(config, plan, data, engine, reporter)
     return StageSetup(
@@ -267,8 +268,8 @@ def _begins(run_setup: RunSetup) -> str:
     if run_setup.kept:
         kept = f"; {len(run_setup.kept)} of them keep their head rows"
     return (
-        f"{spec.name}, weights {spec.weights}: {len(data.train)} training and "
-        f"{len(data.val)} validation images of {num_classes} classes on "
+        f"{spec.name}, weights {spec.weights}: {len(data.train):,} training and "
+        f"{len(data.val):,} validation images of {num_classes:,} classes on "
         f"{run_setup.device.type}{kept}"
     )
 
@@ -327,12 +328,12 @@ def _augmentation_and_cache(
     """Describe how the augmentation affects caching the features of training images."""
     augment, views = resolved.augment, training_views(resolved)
     seconds = engine.prefix_seconds
-    more = "" if seconds is None else f", about {seconds * num_train:.2g} s more each"
+    extra = None if seconds is None else f"{seconds * num_train:.2g} s"
+    more = "" if extra is None else f", about {extra} more each"
     if augment.mixes:
         return (
             f"{_listed(augment, 'mixup', 'cutmix')}: batches are mixed differently each time, so "
-            "features of training images cannot be cached: the frozen prefix runs in every "
-            f"epoch{more}"
+            f"the frozen part runs in every epoch{more}"
         )
     if augment.draws:
         drawn = _listed(augment, "policy", "color_jitter", "erasing")
@@ -343,19 +344,16 @@ def _augmentation_and_cache(
                 "0 draws new ones in every epoch"
             )
         return (
-            f"{drawn}: new views in every epoch, so features of training images cannot be "
-            f"cached: the frozen prefix runs in every epoch{more}; augment.views limits the views"
+            f"{drawn}: new views in every epoch, so the frozen part runs in every epoch{more}; "
+            "augment.views limits the views"
         )
     if config.augment.policy == "auto" and augment.policy == "flip":
-        other = (
-            f"crop_flip would run the frozen prefix in every epoch{more}; augment.views limits "
-            "the views"
-        )
-        whole = f"data.fit {resolved.data.fit} does not crop photos"
-        return (
-            "augment.policy auto is flip: two views of each image are computed once; "
-            f"{other if resolved.data.fit == 'crop' else whole}"
-        )
+        used = "Augmentation: each image and its mirror image"
+        if resolved.data.fit != "crop":
+            return f"{used}; data.fit {resolved.data.fit} does not crop"
+        if extra is None:
+            return f"{used}. Random crops are not cached (augment.policy: crop_flip)"
+        return f"{used}. Random crops: +{extra} an epoch (augment.policy: crop_flip)"
     return ""
 
 

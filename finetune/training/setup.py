@@ -323,6 +323,7 @@ def levels_of(data: TrainVal, config: DataConfig, reporter: Reporter) -> int | N
 
 
 def _found(config: Config, reporter: Reporter) -> TrainVal:
+    reporter.status("listing the images")
     data = find_train_val(config.data, seed=config.seed, reporter=reporter)
     for note in data.notes:
         reporter.say(note)
@@ -335,6 +336,7 @@ def _checked(
     data: TrainVal, config: DataConfig, reporter: Reporter
 ) -> tuple[TrainVal, PreflightResult]:
     """Return the data without unreadable images."""
+    reporter.status("checking the images")
     checked = preflight_check(
         data.train,
         data.val,

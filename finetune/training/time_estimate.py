@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from finetune.config.resolved import ResolvedConfig
-from finetune.core.cores import available_cores
 from finetune.data.images import TrainVal
 from finetune.data.loading.dataloader import PhotoDataset
 from finetune.data.loading.views import Views
 from finetune.features.compute_format import wait_for_device
 from finetune.features.engine import Engine
+from finetune.features.rows import decode_seconds
 from finetune.freezing.graph_split import Features
 from finetune.results.train import PredictedTime
 from finetune.training.evaluate import evaluate
@@ -34,17 +34,19 @@ T = TypeVar("T")
 def predict_time(
     engine: Engine, config: ResolvedConfig, data: TrainVal, views: Views
 ) -> PredictedTime:
-    """Predict the training time from one timed batch of each part of the work."""
+    """Predict the training time from one timed batch of each part of the work.
+
+    The time of the features is predicted as it is when they are computed.
+    """
     count = min(_MOST_IMAGES, len(data.train))
     dataset = PhotoDataset(data.train, engine.extractor.preprocessing, views)
-    decode_s, samples = _timed(lambda: dataset.__getitems__([(i, 0) for i in range(count)]))
+    decode = decode_seconds(dataset, range(count), config.data.workers)
+    samples = dataset.__getitems__([(i, 0) for i in range(count)])
     pixels = torch.stack([s[0] for s in samples if isinstance(s, tuple)])
     engine.extractor(pixels)
     prefix_s, features = _timed(lambda: engine.extractor.features(pixels))
     train_s, val_s = _time_trainable_part(engine, config, features)
-    # Cores, or worker processes, decode different images in parallel.
-    decode = decode_s / len(pixels) / max(available_cores(), config.data.workers)
-    prefix = prefix_s / len(pixels)
+    prefix = engine.prefix_seconds or prefix_s / len(pixels)
     val_rows = len(data.val) * config.model.num_views
     trainable_part = len(data.train) * train_s + val_rows * val_s
     every_image = len(data.train) + len(data.val)

@@ -75,7 +75,7 @@ def find_rates(
     seconds = time.perf_counter() - start
     found = best.settings
     how = f"cross-validation on {len(folds)} folds" if len(folds) > 1 else "a held-out part"
-    reporter.say(
+    reporter.detail(
         f"optimizer.lr {found.lr:g}, optimizer.weight_decay {found.weight_decay:g}: the best of "
         f"{len(settings)} heads on the training images, by {how} ({seconds:.1f} s)"
     )

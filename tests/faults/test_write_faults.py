@@ -277,9 +277,12 @@ class Removing(SilentReporter):
             if description.startswith(self.during) and number == 0:
                 shutil.rmtree(self.gone, ignore_errors=True)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, good: bool = False) -> None:
         if self.during in text:
             shutil.rmtree(self.gone, ignore_errors=True)
+
+    def detail(self, text: str) -> None:
+        self.say(text)
 
 
 def test_photos_that_vanish_in_an_epoch_are_a_data_error_and_the_run_keeps_its_last_epoch(

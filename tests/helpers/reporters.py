@@ -12,7 +12,10 @@ class RecordingReporter(SilentReporter):
         self.said: list[str] = []
         self.warned: list[str] = []
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, good: bool = False) -> None:
+        self.said.append(text)
+
+    def detail(self, text: str) -> None:
         self.said.append(text)
 
     def warn(self, text: str) -> None:

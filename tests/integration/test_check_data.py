@@ -9,22 +9,25 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.broken_files import BROKEN, ODD_NAMES, damage, picture, save
 from helpers.messages import check_message, fails
 from PIL import Image
 
 from finetune.cli import app
-from finetune.commands.check_data import check_data
+from finetune.commands.check_data import _sizes, check_data
 from finetune.config.schema import Config, DataConfig
 from finetune.data.checks import inspect_dataset
 from finetune.data.checks.inspect_file import inspect_file
 from finetune.data.sources.open import find_train_val
 from finetune.report.check_data import render_check
 from finetune.report.json_text import to_json
-from finetune.results.check import CheckReport, Finding
+from finetune.report.layout import plain
+from finetune.results.check import CheckReport, Finding, SizeRow
 
 
 @pytest.fixture(autouse=True)
@@ -281,8 +284,8 @@ def test_odd_names_are_shown_on_one_line_and_in_json(sound: Path) -> None:
     report = check(sound)
     assert kinds(report)["unreadable"].count == len(odd)
     assert all(example.isprintable() for example in kinds(report)["unreadable"].examples)
-    assert "'train/cats/caf\\udce9\\n.jpg': " in render_check(report)
-    render_check(report).encode()
+    assert "'train/cats/caf\\udce9\\n.jpg': " in plain(render_check(report))
+    plain(render_check(report)).encode()
     to_json(report).encode()
 
 
@@ -457,7 +460,7 @@ def test_the_exit_code_says_whether_training_would_be_wrong(
     copy(sound, "train/cats/03.png", "train/cats/x.png")
     code, out, err = run(monkeypatch, capsys, str(sound))
     assert (code, err) == (0, "")
-    assert out.endswith("1 warning: the data can be trained on.\n")
+    assert "  1 warning: the data can be trained on.\n  Next   finetune init " in out
     copy(sound, "train/cats/03.png", "val/cats/x.png")
     code, out, err = run(monkeypatch, capsys, str(sound), "--json")
     assert (code, err) == (3, "")
@@ -494,7 +497,7 @@ def test_the_report_fits_a_screen_whatever_the_number_of_classes(tmp_path: Path)
     for index in range(60):
         copy(tmp_path, f"train/{index:03d}/00.png", f"val/{(index + 1) % 60:03d}/x.png")
     (tmp_path / "train/000/broken.jpg").write_bytes(b"")
-    text = render_check(check(tmp_path))
+    text = plain(render_check(check(tmp_path)), verbose=False)
     assert len(text.splitlines()) < 60
     assert "… 52 more" in text
     assert "… and 54 more; --json lists them" in text
@@ -502,9 +505,9 @@ def test_the_report_fits_a_screen_whatever_the_number_of_classes(tmp_path: Path)
 
 def test_bars_show_proportions(sound: Path) -> None:
     fill(sound, "train/dogs", count=96)
-    lines = render_check(check(sound)).splitlines()
+    lines = plain(render_check(check(sound))).splitlines()
     cats, dogs = (next(x for x in lines if x.startswith(f"  {c}")) for c in ("cats", "dogs"))
-    assert (cats.count("█"), dogs.count("█")) == (9, 30)
+    assert (cats.count("█"), dogs.count("█")) == (7, 24)
 
 
 # The real sets
@@ -534,3 +537,9 @@ def test_ten_thousand_remembered_files_are_checked_in_seconds(
     start = time.perf_counter()
     assert check(tmp_path).num_images == 10_200
     assert time.perf_counter() - start < 20
+
+
+def test_the_smallest_and_the_largest_image_are_those_by_area() -> None:
+    sizes = np.array([(400, 533), (400, 400), (900, 100), (400, 936), (399, 469)])
+    inspections: Any = SimpleNamespace(size=sizes, readable=np.arange(len(sizes)))
+    assert _sizes(inspections) == SizeRow((900, 100), (399, 469), (400, 936))

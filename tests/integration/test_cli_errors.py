@@ -115,11 +115,77 @@ def test_help_and_a_wrong_config_answer_without_torch(config: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_list_of_commands_is_not_cut_off_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    commands = CliRunner().invoke(app.app, ["--help"]).output.partition("Commands:")[2]
-    assert "train" in commands
-    assert "..." not in commands
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command by name."""
+    group: Any = typer.main.get_command(app.app)
+    yield "finetune", group
+    for name, command in group.commands.items():
+        yield name, command
+        yield from ((f"{name} {sub}", inner) for sub, inner in _inner(command).items())
+
+
+def _inner(command: Any) -> dict[str, Any]:
+    """The commands of a group such as ``cache``; none of a plain command."""
+    return getattr(command, "commands", {})
+
+
+GROUPS = {"finetune", "cache"}
+
+
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_the_list_of_commands_is_not_cut_off(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    listed = CliRunner().invoke(app.app, ["--help"]).output.partition("Your photos:")[2]
+    assert "Fine-tune the unfrozen part" in listed
+    assert "..." not in listed
+
+
+def test_commands_are_listed_in_the_order_of_their_use() -> None:
+    listed = CliRunner().invoke(app.app, ["--help"]).output.partition("Your photos:")[2]
+    names = re.findall(r"^  ([a-z-]+)  ", listed, re.MULTILINE)
+    assert names[:4] == ["init", "check-data", "show-batch", "train"]
+    assert set(names) == {name for name, _ in commands() if " " not in name} - {"finetune"}
+
+
+@pytest.mark.parametrize("name", [name for name, _ in commands() if name not in GROUPS])
+def test_the_help_of_a_command_ends_with_an_example(name: str) -> None:
+    shown = CliRunner().invoke(app.app, [*name.split(), "--help"]).output
+    assert re.search(rf"^  Example: finetune {name}\b", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "--dry-run", "--overwrite"),
+        ("freeze-report",),
+        ("show-batch", "--output", "sheet.png"),
+        ("check-data",),
+    ],
+)
+def test_a_run_stands_for_its_config(
+    run: CommandLine,
+    config: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "pets").mkdir(parents=True)
+    (tmp_path / "runs" / "pets" / "config.yaml").write_text(Path(config).read_text())
+    name, *options = command
+    outcomes = [
+        run(name, *place, *options, "--json", "--quiet")
+        for place in (["runs/pets"], ["--config", "runs/pets"], [config])
+    ]
+    assert len({outcome.code for outcome in outcomes}) == 1
+    keys = [sorted(json.loads(outcome.out)) for outcome in outcomes]
+    assert keys[0] == keys[1] == keys[2]
+
+
+def test_a_config_stands_for_its_run(run: CommandLine, config: str, tmp_path: Path) -> None:
+    outcome = run("report", config)
+    assert outcome.code == 5
+    assert str(tmp_path / "run") in outcome.err
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "check-data", "models"])
@@ -419,20 +485,6 @@ def test_python_dash_m_is_the_same_program() -> None:
     command = [sys.executable, "-m", "finetune", "eval"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert_one_message(Outcome(done.returncode, done.stdout, done.stderr), code=2)
-
-
-def commands() -> Iterator[tuple[str, Any]]:
-    """Every command by name."""
-    group: Any = typer.main.get_command(app.app)
-    yield "finetune", group
-    for name, command in group.commands.items():
-        yield name, command
-        yield from ((f"{name} {sub}", inner) for sub, inner in _inner(command).items())
-
-
-def _inner(command: Any) -> dict[str, Any]:
-    """The commands of a group such as ``cache``; none of a plain command."""
-    return getattr(command, "commands", {})
 
 
 COMMANDS = dict(commands())

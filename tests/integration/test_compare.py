@@ -15,6 +15,7 @@ from finetune.commands.compare import ScoredRun, compare, differing, paired_test
 from finetune.commands.train import train
 from finetune.config.schema import Config
 from finetune.report.evaluation import render_comparison
+from finetune.report.layout import plain
 from finetune.results.evaluation import RunFigures
 
 Make = Callable[..., Config]
@@ -39,7 +40,7 @@ def runs(make_config: Make, tmp_path: Path) -> list[str]:
 def test_only_what_differs_is_shown(runs: list[str]) -> None:
     result = compare(runs)
     assert [(row.key, row.values) for row in result.differing] == [("optimizer.lr", (0.001, 0.1))]
-    text = render_comparison(result)
+    text = plain(render_comparison(result))
     assert "optimizer.lr" in text
     assert "momentum" not in text
 

@@ -15,6 +15,7 @@ from finetune.commands.depth_report import depth_report
 from finetune.config.load import to_yaml
 from finetune.config.schema import Config
 from finetune.report.depth_probes import render_depths
+from finetune.report.layout import plain
 from finetune.results.freeze import DepthReport
 
 Make = Callable[..., Config]
@@ -72,7 +73,7 @@ def test_validation_images_are_required(make_config: Make) -> None:
 
 
 def test_every_block_is_rendered(report: DepthReport) -> None:
-    text = render_depths(report)
+    text = plain(render_depths(report))
     assert all(row.block in text for row in report.rows)
     assert "18 training images" in text
 
@@ -89,9 +90,7 @@ def test_the_command_prints_one_document(
     assert picture.is_file()
 
 
-@pytest.mark.parametrize(
-    "options", [("--probe", "--verbose"), ("--probe", "--num-classes", "3"), ("--output", "x.png")]
-)
+@pytest.mark.parametrize("options", [("--probe", "--num-classes", "3"), ("--output", "x.png")])
 def test_options_without_effect_are_errors(
     make_config: Make, tmp_path: Path, command_line: CommandLine, options: tuple[str, ...]
 ) -> None:

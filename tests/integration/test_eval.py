@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from finetune.commands.train import train
 from finetune.config.schema import Config
 from finetune.report.evaluation import render_eval
 from finetune.report.json_text import to_json
+from finetune.report.layout import plain
 
 Make = Callable[..., Config]
 
@@ -89,7 +91,7 @@ def test_an_unknown_class_is_refused_or_left_out(best: Path, photos: Path, tmp_p
     result = evaluate_checkpoint(best, EvalOptions(data=str(other), ignore_unknown=True))
     assert (result.num_images, result.ignored) == (10, 5)
     assert result.top1 == evaluate_checkpoint(best).top1
-    assert "5 images of unknown classes left out" in render_eval(result)
+    assert "5 images of unknown classes left out" in plain(render_eval(result))
 
 
 def test_unknown_classes_of_a_table_are_left_out(best: Path, photos: Path, tmp_path: Path) -> None:
@@ -134,9 +136,11 @@ def test_calibrating_stores_a_temperature_and_keeps_weights_and_figures(best: Pa
 
 
 def test_the_two_losses_of_a_fitted_temperature_are_told_apart(best: Path) -> None:
-    assert "without the temperature" not in render_eval(evaluate_checkpoint(best))
+    assert "without the temperature" not in plain(render_eval(evaluate_checkpoint(best)))
     result = evaluate_checkpoint(best, EvalOptions(calibrate=True))
-    assert f"without the temperature; {result.calibration.loss:.4f} with it" in render_eval(result)
+    assert f"without the temperature; {result.calibration.loss:.4f} with it" in plain(
+        render_eval(result)
+    )
 
 
 def test_the_images_that_a_temperature_was_fitted_on_are_known_again(
@@ -147,7 +151,7 @@ def test_the_images_that_a_temperature_was_fitted_on_are_known_again(
     for data in (None, str(photos / "val"), str(tmp_path / "moved")):
         result = evaluate_checkpoint(best, EvalOptions(data=data))
         assert result.calibration.fitted
-        assert "fitted on these images" in render_eval(result)
+        assert "fitted on these images" in plain(render_eval(result))
     assert not evaluate_checkpoint(best, EvalOptions(split="train")).calibration.fitted
     (photos / "val" / "class_0" / "0.png").unlink()
     assert not evaluate_checkpoint(best).calibration.fitted
@@ -191,13 +195,14 @@ def test_groups_of_the_data_reach_the_intervals(make_config: Make) -> None:
 
 def test_the_text_names_every_class_and_the_confused_ones(best: Path) -> None:
     result = evaluate_checkpoint(best)
-    text = render_eval(result)
+    text = plain(render_eval(result))
     assert f"{result.top1:.2%} [" in text
     for row in result.per_class:
         assert f"  {row.name} " in text
     assert "\x1b" not in text
     if result.confused:
-        assert f"{result.confused[0].true} predicted as {result.confused[0].predicted}" in text
+        pair = result.confused[0]
+        assert re.search(rf"^  {pair.true} +{pair.predicted} +{pair.count} ", text, re.MULTILINE)
 
 
 def test_rows_of_numbers_stand_on_one_line_of_json(best: Path) -> None:

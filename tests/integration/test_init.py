@@ -25,6 +25,7 @@ from finetune.data.checks.summary import DatasetSummary, summarize_dataset
 from finetune.freezing.plan import make_plan
 from finetune.models.blocks import Block, blocks_of, last_block, listed
 from finetune.recipes import heuristics
+from finetune.report.layout import plain
 from finetune.report.starting_config import render_starting_config, scalar
 from finetune.training.setup import find_data
 
@@ -86,7 +87,7 @@ def test_a_file_is_written_and_the_next_step_named(
     file = tmp_path / "my pets.yaml"
     code, out, _ = run(capsys, str(photos), "--weights", "none", "--output", str(file))
     assert code == 0
-    assert f"finetune train --config '{file}'" in out
+    assert f"finetune train '{file}'" in out
     assert load_config(file).data.root == str(photos)
 
 
@@ -217,7 +218,7 @@ def test_comments_are_no_wider_than_a_screen() -> None:
 
 def test_a_config_on_stdout_ends_without_an_empty_line() -> None:
     result = init(seen(), model="resnet18", weights="none")
-    assert not render_starting_config(result).endswith("\n")
+    assert not plain(render_starting_config(result)).endswith("\n")
 
 
 # The rules

@@ -124,7 +124,7 @@ def test_a_dry_run_says_how_many_rows_are_kept(go_on: Make) -> None:
     lines: list[str] = []
 
     class Told(SilentReporter):
-        def say(self, text: str) -> None:
+        def say(self, text: str, *, good: bool = False) -> None:
             lines.append(text)
 
     dry_run(go_on(model={"keep_head": "same_names"}), reporter=Told())

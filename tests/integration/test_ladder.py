@@ -23,6 +23,7 @@ from finetune.config.schema import Config
 from finetune.core.errors import Interrupted, OutputError
 from finetune.recipes.ladder import Cost, Step, rung_of
 from finetune.report.ladder import render_ladder
+from finetune.report.layout import plain
 from finetune.results.train import LadderSummary
 from finetune.tuning.search_space import with_backbones
 
@@ -345,7 +346,7 @@ def test_validation_images_are_required(config: Config, tmp_path: Path) -> None:
 
 
 def test_the_result_is_rendered(climbed: LadderSummary) -> None:
-    text = render_ladder(climbed)
+    text = plain(render_ladder(climbed))
     assert "the head, then everything" in text
     assert "10.0 min" in text
 

@@ -20,6 +20,7 @@ from finetune.commands.lr_find import lr_find
 from finetune.config.load import to_yaml
 from finetune.config.schema import Config
 from finetune.core.reporter import SilentReporter
+from finetune.report.layout import plain
 from finetune.report.tuning import render_lr_range
 from finetune.training.loop import Callbacks, EpochResult, LoopState, train_epochs
 from finetune.training.lr_schedulers import build_schedule
@@ -212,9 +213,9 @@ def test_it_suggests_a_rate_and_writes_only_the_picture(make: Make, tmp_path: Pa
     assert not Path(config.output_dir).exists()
     with Image.open(tmp_path / "lr.png") as image:
         assert image.width > 800
-    text = render_lr_range(found)
+    text = plain(render_lr_range(found))
     assert f"--set optimizer.lr={found.lr:.2g}" in text
-    assert max(map(len, text.split("\n\n")[0].splitlines())) <= 80
+    assert max(map(len, text.split("\n\n")[1].splitlines())) <= 80
 
 
 def test_a_picture_of_somebody_else_is_kept_and_an_earlier_curve_replaced(

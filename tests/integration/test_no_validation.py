@@ -26,6 +26,7 @@ from finetune.config.schema import Config, DataConfig
 from finetune.data.checks.survey import survey
 from finetune.inference.predictor import open_predictor
 from finetune.report.dry_run import render_dry_run
+from finetune.report.layout import plain
 from finetune.report.train import render_train
 
 Make = Callable[..., Config]
@@ -47,7 +48,7 @@ def test_every_image_is_trained_on_and_the_last_epoch_is_kept(whole: Make) -> No
     summary = train(config)
     assert (summary.num_train, summary.num_val) == (18, 0)
     assert summary.best_epoch is summary.val is summary.last is None
-    assert "not measured" in render_train(summary)
+    assert "not measured" in plain(render_train(summary))
     assert json.loads(json.dumps(asdict(summary)))["val"] is None
     folder = Path(config.output_dir)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -89,7 +90,7 @@ def test_stages_without_validation_end_and_go_on(whole: Make) -> None:
     config = whole(stages=stages)
     summary = train(config)
     assert [stage.val for stage in summary.stages] == [None, None]
-    assert "the best" not in render_train(summary).split("Stage 1")[1].split("Saved")[0]
+    assert "the best" not in plain(render_train(summary)).split("Stage 1")[1].split("Saved")[0]
     assert load_checkpoint(Path(config.output_dir) / "best.pt")[1].epoch == 2
     longer = whole(stages=[stages[0], {**stages[1], "epochs": 2}])
     again = train(longer, resume=True)
@@ -101,7 +102,7 @@ def test_a_dry_run_says_what_follows(whole: Make) -> None:
     checked = dry_run(whole())
     assert checked.num_val == 0
     assert any("no accuracy is measured" in note for note in checked.notes)
-    assert "0 validation images" in render_dry_run(checked)
+    assert "0 validation images" in plain(render_dry_run(checked))
 
 
 @pytest.mark.parametrize(

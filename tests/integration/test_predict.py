@@ -30,9 +30,9 @@ from finetune.data.checks.inspect_file import inspect_file
 from finetune.data.loading.decoding import read_photo
 from finetune.inference.calibration import probabilities
 from finetune.inference.predictor import Predictor, open_predictor
-from finetune.report.prediction import AsCsv
-from finetune.report.tables import table
-from finetune.results.evaluation import Prediction, Unreadable
+from finetune.report.layout import plain
+from finetune.report.prediction import AsCsv, render_predictions
+from finetune.results.evaluation import Prediction, PredictSummary, Unreadable
 
 Make = Callable[..., Config]
 Answers = list[Prediction | Unreadable]
@@ -353,15 +353,38 @@ def test_csv_gives_as_many_classes_as_were_asked_for() -> None:
     out: list[bytes] = []
     shares = tuple((f"class_{n}", 0.5 ** (n + 1)) for n in range(7))
     answer = Prediction("a.png", "class_0", 0.5, unsure=False, top=shares)
-    AsCsv(out.append, every_class=False).show([name for name, _ in shares], answer)
+    writer = AsCsv(out.append, others=6, every_class=False)
+    writer.show([name for name, _ in shares], answer)
     row = next(csv.DictReader(io.StringIO(b"".join(out).decode(), newline="")))
-    assert len(json.loads(row["top"])) == 7
+    assert row["label"] == "class_0"
+    assert [row[f"class_{place}"] for place in range(2, 8)] == [name for name, _ in shares[1:]]
+    assert [float(row[f"probability_{place}"]) for place in range(2, 8)] == pytest.approx(
+        [share for _, share in shares[1:]], abs=1e-6
+    )
 
 
-def test_a_row_of_any_length_loses_no_cell() -> None:
-    path, name = "x" * 500, "y" * 120
-    row = table(("image", "answer"), [(path, name), ("a", "b")]).splitlines()[1]
-    assert row.split() == [path, name]
+def test_csv_has_no_more_columns_than_there_are_classes() -> None:
+    out: list[bytes] = []
+    answer = Prediction("a.png", "cat", 0.75, unsure=False, top=(("cat", 0.75), ("dog", 0.25)))
+    writer = AsCsv(out.append, others=4, every_class=False)
+    writer.show(["cat", "dog"], answer)
+    writer.show(["cat", "dog"], Unreadable("b.png", "is not there"))
+    header, *rows = csv.reader(io.StringIO(b"".join(out).decode(), newline=""))
+    assert header == [*AsCsv.header, "class_2", "probability_2", "error"]
+    assert [len(row) for row in rows] == [len(header)] * 2
+    assert rows[1][-1] == "is not there"
+
+
+def test_the_table_counts_the_images_of_each_class() -> None:
+    answers = [
+        Prediction(f"photos/new/{number}.jpg", label, 0.9, unsure=False, top=((label, 0.9),))
+        for number, label in enumerate(("cat", "dog", "cat"))
+    ]
+    summary = PredictSummary("runs/pets", "resnet18", 3, 0, (), 0.5, 6.0, None)
+    text = plain(render_predictions(answers, summary))
+    assert "Answers   cat 2, dog 1" in text
+    assert text.startswith("  in photos/new/\n")
+    assert "  0.jpg   cat            90.0%" in text
 
 
 def test_json_is_one_document_with_the_throughput(
@@ -387,10 +410,12 @@ def test_a_table_says_what_is_unsure_and_what_is_broken(
     (photos / "val" / "class_0" / "broken.png").write_text("x")
     code, out, _ = command_line("predict", run, str(photos / "val"), "--threshold", "1")
     assert code == 0
-    lines = out.splitlines()
-    assert len(lines) == 12
-    assert "unsure (class_" in lines[1]
-    assert "unreadable" in lines[6]
+    _, _, header, *lines = out.splitlines()
+    assert header.split() == ["image", "answer", "probability", "runner-up"]
+    assert "unsure (class_" in lines[0]
+    assert "unreadable" in lines[5]
+    assert len(lines[: lines.index("")]) == 11
+    assert "unsure 10" in out
 
 
 def test_json_and_another_format_are_refused_together(run: str, command_line: CommandLine) -> None:

@@ -41,6 +41,7 @@ from finetune.core.errors import ConfigError, Interrupted
 from finetune.freezing.frozen_hashes import FrozenHashes
 from finetune.report.dry_run import render_dry_run
 from finetune.report.freeze_report import render_freeze_report
+from finetune.report.layout import plain
 from finetune.report.train import render_train
 from finetune.results.freeze import FreezeReport, StagedFreezeReport
 from finetune.results.train import TrainSummary
@@ -364,7 +365,7 @@ def test_every_stage_is_stated_recorded_and_proven(
     assert first.forward_once > second.forward_once > 0
     assert (first.state_kept, second.state_kept, third.state_kept) == (0, 2, 5)
     assert (summary.epochs, summary.frozen_parameters) == (4, 0)
-    text = render_train(summary)
+    text = plain(render_train(summary))
     assert re.search(r"Stage 2 +epoch 3 in ", text)
     assert "patterns * !conv5.*: " in text
     assert "no split: the whole network runs in every epoch" in text
@@ -509,7 +510,7 @@ def test_a_dry_run_predicts_each_stage_and_writes_nothing(make: Make) -> None:
     assert everything.predicted.fill_s is None
     assert [one["epochs"] for one in result.config["stages"]] == [1, 1]
     assert "optimizer" not in result.config
-    text = render_dry_run(result)
+    text = plain(render_dry_run(result))
     assert re.search(r"Stage 2 +1 epoch; sgd, lr 0\.01", text)
 
 
@@ -518,7 +519,7 @@ def test_the_freeze_report_shows_every_stage_or_the_one_asked_for(make: Make) ->
     both = freeze_report(config, num_classes=2)
     assert isinstance(both, StagedFreezeReport)
     assert both.epochs == (1, 3)
-    text = render_freeze_report(both)
+    text = plain(render_freeze_report(both))
     assert "Stage 1 of 2, 1 epoch\n" in text
     assert "Stage 2 of 2, 3 epochs\n" in text
     one = freeze_report(config, num_classes=2, stage=2)

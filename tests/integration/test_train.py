@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.messages import check_error, fails
+from helpers.reporters import RecordingReporter
 from PIL import Image
 
 from finetune.checkpoints import checkpointer
@@ -21,6 +23,7 @@ from finetune.commands.train import train
 from finetune.config.load import load_config, to_yaml
 from finetune.config.schema import Config
 from finetune.core.errors import ModelError, NotFiniteError
+from finetune.features.engine import Engine
 
 Make = Callable[..., Config]
 
@@ -39,8 +42,11 @@ def test_the_run_folder_holds_everything(make_config: Make) -> None:
     names = {path.name for path in Path(config.output_dir).iterdir()}
     assert names == {
         *(".finetune-run", "best.pt", "last.pt", "previous.pt", "config.yaml", "metrics.jsonl"),
-        *("summary.json", "freeze-report.json", "freeze-report.txt"),
+        *("summary.json", "freeze-report.json", "freeze-report.txt", "log.txt"),
     }
+    log = Path(config.output_dir, "log.txt").read_text()
+    assert "frozen tensors hashed" in log
+    assert "epoch 2/2" in log
     lines = Path(config.output_dir, "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
     saved = json.loads(Path(config.output_dir, "summary.json").read_text())
@@ -178,6 +184,21 @@ def test_dry_run_checks_everything_and_writes_nothing(make_config: Make) -> None
     assert result.config["data"]["workers"] == 0
     assert result.batches_per_epoch == 3
     assert result.frozen_hashed > 0
+
+
+def test_a_dry_run_predicts_the_time_that_the_run_announces(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "prefix_seconds", 1.0)
+    for module in ("finetune.features.rows", "finetune.training.time_estimate"):
+        monkeypatch.setattr(f"{module}.decode_seconds", lambda *_: 0.5)
+    config = make_config(train={"epochs": 1})
+    predicted = dry_run(config).predicted.fill_s
+    heard = RecordingReporter()
+    train(config, reporter=heard)
+    announced = [re.search(r"about (\d+) s$", line) for line in heard.said if "computing" in line]
+    assert [int(found[1]) for found in announced if found] == [36 + 9, 10 + 5]
+    assert predicted == pytest.approx(60)
 
 
 def damage(path: Path) -> None:

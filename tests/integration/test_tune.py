@@ -29,6 +29,7 @@ from finetune.core.reporter import SilentReporter
 from finetune.models.build import ModelSpec
 from finetune.recipes.backbones import SHORT_LIST
 from finetune.report.json_text import to_json
+from finetune.report.layout import plain
 from finetune.report.tuning import render_tune, settings_in_words
 from finetune.report.tuning_plots import draw_trials
 from finetune.results.tuning import (
@@ -346,8 +347,8 @@ def test_what_is_reported_took_no_part_in_the_choice(searched: TuneResult) -> No
 
 
 def test_the_text_fits_a_terminal_where_it_is_a_table(searched: TuneResult) -> None:
-    text = render_tune(searched)
-    listed = text.split("\n\n")[0]
+    text = plain(render_tune(searched), width=80)
+    listed = text.split("\n\n")[1]
     assert max(map(len, listed.splitlines())) <= 80
     assert "config" in listed  # the config's own settings are among the rows
     assert "3-fold cross-validation" in text
@@ -546,7 +547,7 @@ def test_a_default_is_kept_where_the_search_is_worse_than_it_on_the_folds_left_o
     # Another backbone may be better than either: there, no default is kept.
     several = replace(found, config=make(model={"name": "resnet18"}))
     assert not result_of([found, several], metric, Path("x"), final=True)[1].keeps_default
-    assert ("a default setting" in render_tune(result)) is keeps
+    assert ("a default setting" in plain(render_tune(result))) is keeps
 
 
 def test_a_second_round_varies_the_rates_of_the_best_within_the_space(make: Make) -> None:
@@ -601,7 +602,7 @@ def test_backbones_are_compared_and_the_best_is_trained(make: Make) -> None:
     assert load_config(result.best).model.name == result.winner.model == result.model
     assert result.train is not None
     assert result.train.model == result.model
-    text = render_tune(result)
+    text = plain(render_tune(result))
     assert f"Trials of {result.model}\n" in text
     assert re.search(rf"Best +{result.model}: {re.escape(settings_in_words(result.winner))}", text)
 

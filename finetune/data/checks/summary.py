@@ -48,6 +48,7 @@ def summarize_dataset(data: DataConfig, reporter: Reporter) -> DatasetSummary:
     Raises:
         DataError: The data cannot be used for training.
     """
+    reporter.status("listing the images")
     found = find_train_val(data, seed=0, reporter=reporter)
     for warning in found.warnings:
         reporter.warn(warning)

@@ -76,7 +76,7 @@ class Asking(SilentReporter):
         self.folder = folder
         self.answers: list[str] = []
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, good: bool = False) -> None:
         if (self.folder / LAST).exists() and not self.answers:
             self.answers.append(said_by_another(self.folder))
 

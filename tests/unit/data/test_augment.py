@@ -14,6 +14,7 @@ from finetune.checkpoints.run_dir import METRICS
 from finetune.commands.dry_run import dry_run
 from finetune.commands.train import train
 from finetune.config.schema import AugmentConfig, Config, PreprocessingConfig
+from finetune.core.reporter import SilentReporter
 from finetune.data.images import Images
 from finetune.data.loading.dataloader import Batches, PhotoDataset
 from finetune.data.loading.mixup_cutmix import Mixing
@@ -200,19 +201,16 @@ def test_views_are_counted_where_features_can_be_kept(
     assert views_of(augment).count == count
 
 
-class Said:
+class Said(SilentReporter):
     """Progress that remembers."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, good: bool = False) -> None:
         self.lines.append(text)
 
-    warn = say
-
-    def track(self, items, description, *, total):
-        return iter(items)
+    warn = detail = say
 
 
 @pytest.mark.parametrize(
@@ -222,7 +220,7 @@ class Said:
         ({"policy": "flip", "erasing": 0.2}, "augment.erasing 0.2: new views in every epoch"),
         ({"policy": "trivial", "views": 3}, "3 views of each image, drawn once"),
         ({"policy": "flip", "mixup": 0.2}, "augment.mixup 0.2: batches are mixed differently"),
-        ({"policy": "auto"}, "augment.policy auto is flip: two views of each image"),
+        ({"policy": "auto"}, "Augmentation: each image and its mirror image"),
     ],
 )
 def test_what_it_means_for_the_cache_is_said(

@@ -21,6 +21,7 @@ from finetune.data.loading.sampler import KeyedBatches
 from finetune.data.loading.views import Views
 from finetune.report.dry_run import render_dry_run
 from finetune.report.evaluation import render_eval
+from finetune.report.layout import plain
 from finetune.report.train import render_train
 from finetune.training.loop import Callbacks, LoopState, train_epochs
 from finetune.training.loss import Loss, LossConfig
@@ -267,8 +268,8 @@ def test_every_result_gives_balanced_accuracy(make_config: Make, photos: Path) -
     assert line["val"]["balanced_accuracy"] == result.balanced_accuracy
     assert summary.val.balanced_accuracy == result.balanced_accuracy
     figure = f"{result.balanced_accuracy:.2%}"
-    assert re.search(rf"Balanced +{figure}.*mean per-class recall", render_eval(result))
-    assert f"val {figure} (mean per-class recall)" in render_train(summary)
+    assert re.search(rf"Balanced +{figure}.*mean recall of the classes", plain(render_eval(result)))
+    assert f"Balanced   {figure}, the mean recall" in plain(render_train(summary))
 
 
 def test_the_dry_run_shows_class_weights(make_config: Make, photos: Path) -> None:
@@ -276,5 +277,5 @@ def test_the_dry_run_shows_class_weights(make_config: Make, photos: Path) -> Non
         path.unlink()
     result = dry_run(make_config(data={"balance": "weights"}))
     assert result.class_weights == pytest.approx({"class_0": 2.0, "class_1": 12 / 18})
-    assert "class_0 2, class_1 0.667" in render_dry_run(result)
+    assert "class_0 2, class_1 0.667" in plain(render_dry_run(result))
     assert dry_run(make_config()).class_weights is None

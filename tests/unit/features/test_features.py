@@ -33,6 +33,7 @@ from finetune.features.extractor import FeatureExtractor
 from finetune.features.store import DiskStore
 from finetune.freezing.graph_split import FrozenPrefix
 from finetune.report.catalog import render_cache
+from finetune.report.layout import plain
 from finetune.results.train import TrainSummary
 
 Make = Callable[..., Config]
@@ -44,10 +45,10 @@ class Told(SilentReporter):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, good: bool = False) -> None:
         self.lines.append(text)
 
-    warn = say
+    warn = detail = say
 
 
 @pytest.fixture
@@ -353,7 +354,7 @@ def test_the_cache_command_lists_and_clears(make_config: Make) -> None:
     (row,) = list_cache().stores
     assert (row.network, row.photos) == ("shufflenet_v2_x0_5", 18 + 10)
     assert row.num_bytes > 0
-    shown = render_cache(list_cache())
+    shown = plain(render_cache(list_cache()))
     assert "1 store" in shown
     assert "shufflenet_v2_x0_5" in shown
     assert clear_cache().removed

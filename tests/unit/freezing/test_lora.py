@@ -38,6 +38,7 @@ from finetune.freezing.plan import apply_freeze, make_plan
 from finetune.models.build import build_skeleton, resolve_model
 from finetune.recipes.named import expand_recipe
 from finetune.report.freeze_report import render_freeze_report
+from finetune.report.layout import plain
 from finetune.report.train import render_train
 
 Make = Callable[..., Config]
@@ -284,7 +285,7 @@ def test_the_freeze_report_counts_adapters_and_needs_no_peft() -> None:
     assert report.adapters.weights == 2 * 12 + 3
     assert report.memory.gradient_bytes == 4 * (report.adapters.parameters + 768 * 3 + 3)
     assert sum(row.parameters for row in report.groups) == report.adapters.parameters + 768 * 3 + 3
-    text = render_freeze_report(report)
+    text = plain(render_freeze_report(report))
     assert "parameters are trained in addition to 27 frozen weights, and merged" in text
     assert f"{report.adapters.parameters + 768 * 3 + 3:,} trainable" in text.splitlines()[0]
 
@@ -333,7 +334,7 @@ def test_a_run_trains_adapters_and_saves_a_plain_torchvision_network(make_config
     )
     summary = train(config)
     assert (summary.adapted, summary.trainable_tensors) == (4, 10)
-    assert "; adapters were merged into the other 4 weights" in render_train(summary)
+    assert "; adapters were merged into the other 4 weights" in plain(render_train(summary))
 
     state, metadata = load_checkpoint(Path(config.output_dir) / "last.pt")
     models.swin_t(num_classes=2).load_state_dict(state)

@@ -24,6 +24,7 @@ from finetune.models.build import build_skeleton, build_untrained, resolve_model
 from finetune.models.layer_depths import depths_of
 from finetune.report.dry_run import render_dry_run
 from finetune.report.freeze_report import render_freeze_report
+from finetune.report.layout import document, plain
 from finetune.report.param_groups import render_groups
 from finetune.training.optimizers import build_optimizer
 
@@ -283,8 +284,8 @@ def test_the_groups_are_shown_before_training(make_config: Make) -> None:
     assert by_name["stage4.0.branch1.0.weight"] == (1e-4, 0.0)
     assert sum(row.tensors for row in rows) == len(by_name)
     for text in (
-        render_freeze_report(freeze_report(config)),
-        render_dry_run(dry_run(config)),
+        plain(render_freeze_report(freeze_report(config))),
+        plain(render_dry_run(dry_run(config))),
     ):
         line = next(line for line in text.splitlines() if "stage4.0.branch1.0.weight" in line)
         assert line.split()[:2] == ["0.0001", "0"]
@@ -304,8 +305,9 @@ def test_very_many_groups_are_shown_in_part() -> None:
     rows = freeze_report(config, num_classes=3).groups
     layers = 1 + max(depths_of(model, resolve_model(config.model).family).values())
     assert len(rows) == 2 * layers
-    assert "36 more" in render_groups(rows)
-    assert len(render_groups(rows, verbose=True).splitlines()) == 1 + len(rows)
+    shown = document(render_groups(rows))
+    assert "36 more with --verbose" in plain(shown, verbose=False)
+    assert len(plain(shown).splitlines()) == 1 + len(rows)
 
 
 def test_idle_groups_stop_a_run_before_its_data_is_read(make_config: Make) -> None:

@@ -499,7 +499,7 @@ def test_an_unknown_file_says_what_is_assumed(
     said: list[str] = []
 
     class Told(SilentReporter):
-        def say(self, text: str) -> None:
+        def say(self, text: str, *, good: bool = False) -> None:
             said.append(text)
 
     model = {"name": NAME, "weights": str(tmp_path / "w.pth"), "preprocessing": "auto"}

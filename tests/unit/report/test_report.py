@@ -34,6 +34,7 @@ from finetune.core.reporter import SilentReporter
 from finetune.data.loading.transforms import build_fit
 from finetune.inference.grad_cam import grad_cam
 from finetune.inference.thumbnails import data_url, looked_at, seen_part, thumbnail
+from finetune.report.layout import plain
 from finetune.report.page import MapPoint, render_page
 from finetune.report.page.build import build_page
 from finetune.report.page.charts import line_chart, nice_ticks
@@ -273,7 +274,7 @@ def test_only_the_images_that_chose_the_epoch_flatter_it(freeze: FreezeReport) -
 
 @pytest.mark.parametrize(("file", "browser"), [("report.html", True), ("report-curves.png", False)])
 def test_only_a_page_opens_in_a_browser(file: str, browser: bool) -> None:
-    text = render_page_result(PageResult("runs/x", (f"runs/x/{file}",), 5000, 1.0, None))
+    text = plain(render_page_result(PageResult("runs/x", (f"runs/x/{file}",), 5000, 1.0, None)))
     assert ("opens in any browser" in text) is browser
 
 
@@ -475,8 +476,8 @@ def test_a_map_by_umap_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_output_says_which_map_it_is() -> None:
     files = ("runs/x/report.html",)
-    assert "Map" not in render_page_result(PageResult("runs/x", files, 5000, 1.0, None))
-    text = render_page_result(PageResult("runs/x", files, 5000, 1.0, None, "umap"))
+    assert "Map" not in plain(render_page_result(PageResult("runs/x", files, 5000, 1.0, None)))
+    text = plain(render_page_result(PageResult("runs/x", files, 5000, 1.0, None, "umap")))
     assert re.search(r"Map +UMAP of the embeddings", text)
 
 

@@ -17,6 +17,7 @@ from finetune.commands.report import report
 from finetune.commands.train import train
 from finetune.config.schema import Config
 from finetune.config.schema import TrainConfig as Section
+from finetune.report.layout import plain
 from finetune.report.train import render_train
 from finetune.training.early_stopping import EarlyStopping, why_stopped
 from finetune.training.evaluate import Evaluation
@@ -98,14 +99,14 @@ def test_early_stopping_goes_by_the_figure_alone() -> None:
     assert best_of(epochs[:3]) == 3
 
 
-def test_a_best_epoch_that_early_stopping_does_not_count_says_so() -> None:
+def test_an_epoch_that_early_stopping_does_not_count_says_so() -> None:
     monitor = EarlyStopping(
         Section.model_validate({"early_stopping": {"patience": 3, "min_delta": 0.01}})
     )
     words = []
     for val in (seen(0.8, 0.5), seen(0.8, 0.4), seen(0.805, 0.4), seen(0.9, 0.4)):
         monitor.see(val)
-        words.append(monitor.uncounted())
+        words.append(monitor.waiting())
     assert [bool(word) for word in words] == [False, True, True, False]
     assert "1 of 3" in words[1]
     assert "2 of 3" in words[2]
@@ -115,7 +116,7 @@ def test_every_best_epoch_counts_without_early_stopping() -> None:
     monitor = EarlyStopping(Section.model_validate({}))
     for val in (seen(0.8, 0.5), seen(0.8, 0.4)):
         monitor.see(val)
-    assert monitor.uncounted() == ""
+    assert monitor.waiting() == ""
 
 
 def test_early_stopping_by_loss_waits_for_it_to_fall() -> None:
@@ -143,7 +144,7 @@ def test_a_run_stops_early_and_says_so(make_config: Make) -> None:
     summary = train(config)
     lines = Path(config.output_dir, "metrics.jsonl").read_text().splitlines()
     assert len(lines) == summary.last_epoch == 3
-    text = render_train(summary)
+    text = plain(render_train(summary))
     assert "Stopped    after epoch 3: val top-1 had not got better by more than 1" in text
     assert load_checkpoint(Path(config.output_dir) / "last.pt")[1].epoch == 3
 
@@ -151,7 +152,7 @@ def test_a_run_stops_early_and_says_so(make_config: Make) -> None:
 def test_a_run_that_is_not_stopped_says_nothing_of_it(make_config: Make) -> None:
     summary = train(make_config())
     assert summary.stopped is None
-    assert "Stopped" not in render_train(summary)
+    assert "Stopped" not in plain(render_train(summary))
 
 
 def test_the_monitored_figure_chooses_the_checkpoint_and_is_named(make_config: Make) -> None:
@@ -164,7 +165,7 @@ def test_the_monitored_figure_chooses_the_checkpoint_and_is_named(make_config: M
     best = 1 + losses.index(min(losses))
     assert summary.best_epoch == load_checkpoint(Path(config.output_dir) / "best.pt")[1].epoch
     assert summary.best_epoch == best
-    assert "the best by loss" in render_train(summary)
+    assert "the best by loss" in plain(render_train(summary))
     page = Path(report(config.output_dir).files[0]).read_text()
     assert f"The best epoch is {best} of 4: lowest loss." in page
 
