@@ -101,7 +101,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two classes under train/ (9 images each) and val/ (5 each)."""
+    """Two classes under train/ (9 images each) and val/ (5 each, those of class_0 as in train/)."""
     draw_photos(tmp_path / "photos" / "train", count=9)
     draw_photos(tmp_path / "photos" / "val", count=5)
     return tmp_path / "photos"

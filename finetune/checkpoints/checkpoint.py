@@ -15,6 +15,7 @@ from torch import Tensor
 
 from finetune.checkpoints.checksum import forget_pages, has_valid_checksum, write_with_checksum
 from finetune.checkpoints.metadata_validation import known_builder, known_flags, plain_names
+from finetune.checkpoints.run_dir import no_such_checkpoint
 from finetune.checkpoints.safe_load import (
     DamagedFileError,
     UnsafeFileError,
@@ -26,7 +27,6 @@ from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config, PreprocessingConfig
 from finetune.core.errors import CheckpointError
 from finetune.core.files import exists, is_file, is_folder, write_atomically
-from finetune.core.text import did_you_mean
 from finetune.data.fingerprint import Fingerprint
 
 FORMAT: Final = 2
@@ -178,14 +178,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             to_do=f"give the file, as in {path / 'best.pt'}",
         )
     if not exists(path):
-        near = did_you_mean(path.name, _names_beside(path))
-        raise CheckpointError(
-            "no such checkpoint",
-            kind="checkpoint.not_found",
-            path=path,
-            to_do=f"{near} A run writes runs/NAME/best.pt; paths are relative to the working "
-            "directory",
-        )
+        raise no_such_checkpoint(path)
     if not is_file(path):
         raise CheckpointError(
             "is not a regular file, but a pipe or a device",
@@ -230,12 +223,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         record = _validated(path, TrainingRecord, training["record"])
         training = Training(record, training["tensors"])
     return Checkpoint(content["model"], metadata, training)
-
-
-def _names_beside(path: Path) -> list[str]:
-    """Return the names of checkpoints and runs in the folder of a path."""
-    beside = [*path.parent.glob("*")][:1000]
-    return [other.name for other in beside if other.suffix == ".pt" or exists(other / "best.pt")]
 
 
 def replace_metadata(path: Path, metadata: Metadata) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 from contextlib import suppress
@@ -14,13 +16,17 @@ from typing import Any
 from finetune.core.errors import CheckpointError, OutputError, address_problem
 from finetune.core.files import (
     exists,
+    is_file,
     is_folder,
+    nearest_path,
     refuse_without_home,
     write_atomically,
     write_text,
 )
 
 _LONGEST_NAME = 255  # bytes, on every common file system
+_MOST_MEANT = 3
+_LONGEST_WORDS = 40  # characters of the name of evaluated data in a file name
 _LONGEST_PATH = 3800  # bytes: Linux allows 4,095, less the names of files in the directory
 
 MARKER = ".finetune-run"
@@ -63,15 +69,83 @@ _OWN = (
 )
 
 
+_OF_EVALUATION = re.compile(
+    r"(predictions|metrics|report|report-confusion)(-last|-previous)?"
+    r"(-(train|test)|-[^/]+-[0-9a-f]{6})?\.(csv|json|html|png)"
+)
+"""Names of the files of an evaluation; see `of_evaluation`."""
+
+
+def of_evaluation(name: str, checkpoint: Path, *, split: str, data: str | None) -> str:
+    """Return the name of a file of an evaluation, different for each checkpoint, split and data.
+
+    Only the evaluation of ``best.pt`` on the validation split of the run's own data has the plain
+    name. ``last.pt`` on the test split gives ``metrics-last-test.json``, and other data gives
+    ``metrics-NAME-HASH.json``: the hash of the path tells folders of equal names apart.
+
+    Args:
+        name: Plain name, such as ``metrics.json``.
+        split: Split of the run's own data, or of ``data``.
+        data: Folder or table that was evaluated instead of the run's own data.
+    """
+    parts = [checkpoint.stem] if checkpoint.name in (LAST, PREVIOUS) else []
+    if data is not None:
+        path = os.path.abspath(data)  # noqa: PTH100
+        code = hashlib.sha256(f"{split} {path}".encode("utf-8", "surrogateescape")).hexdigest()
+        words = re.sub(r"[^\w.-]+", "-", Path(path).name, flags=re.ASCII).strip("-.")
+        parts += [words[:_LONGEST_WORDS] or "data", *([split] if split != "val" else []), code[:6]]
+    elif split != "val":
+        parts.append(split)
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122
+    return "-".join([stem, *parts]) + suffix
+
+
+def _own_names(folder: Path) -> list[str]:
+    """Return the names of all files that may be of a run, ``best.pt`` first."""
+    found = [path.name for path in folder.iterdir() if _OF_EVALUATION.fullmatch(path.name)]
+    return list(dict.fromkeys([*_OWN, *found]))
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a path is that of a run directory with a checkpoint, or of a checkpoint."""
+    return exists(path / BEST) or (path.suffix == ".pt" and is_file(path))
+
+
+def nearest_run(path: Path) -> str:
+    """Return `` Did you mean 'runs/pets'?`` if a run or a checkpoint is near a path, else ""."""
+    runs = sorted(child for child in path.glob("*") if is_run(child)) if is_folder(path) else []
+    if not runs:
+        in_runs = Path("runs") / path
+        near = in_runs if is_run(in_runs) else nearest_path(path, is_run)
+        near = near or nearest_path(in_runs, is_run)
+        runs = [near] if near else []
+    named = " or ".join(repr(str(run)) for run in runs[:_MOST_MEANT])
+    return f" Did you mean {named}?" if named else ""
+
+
+def no_such_checkpoint(path: Path) -> CheckpointError:
+    """Return the error of a RUN or CHECKPOINT argument that does not exist."""
+    return CheckpointError(
+        "no such checkpoint",
+        kind="checkpoint.not_found",
+        path=path,
+        to_do=f"{nearest_run(path)} A run writes runs/NAME/best.pt; paths are relative to the "
+        "working directory",
+    )
+
+
 def checkpoint_of(run: str) -> Path:
     """Return the checkpoint of a RUN or CHECKPOINT argument: a run's ``best.pt``, or the file.
 
     Raises:
-        CheckpointError: The directory has no checkpoint, or the argument is a remote address.
+        CheckpointError: There is no such file or directory, the directory has no checkpoint, or the
+            argument is a remote address.
     """
     if problem := address_problem(run):
         raise CheckpointError(problem.what, kind="checkpoint.is_an_address", to_do=problem.to_do)
     path = Path(run)
+    if not exists(path):
+        raise no_such_checkpoint(path)
     if not is_folder(path):
         return path
     if exists(path / BEST):
@@ -80,7 +154,8 @@ def checkpoint_of(run: str) -> Path:
         f"contains no {BEST}",
         kind="checkpoint.not_found",
         path=path,
-        to_do="give the folder of a finished run, as in runs/NAME, or a checkpoint file",
+        to_do=f"{nearest_run(path)} Give the folder of a finished run, as in runs/NAME, or a "
+        "checkpoint file",
     )
 
 
@@ -239,7 +314,7 @@ def check_is_run(folder: Path) -> None:
         kind="output.no_run",
         key="output_dir",
         path=folder,
-        to_do=begins,
+        to_do=nearest_run(folder) or begins,
     )
 
 
@@ -297,7 +372,7 @@ def prepare(folder: Path, *, overwrite: bool, launch: str | None = None) -> None
         _mark(folder)
         if launch is not None:
             write_text(folder / LAUNCH, launch)
-        for name in _OWN:
+        for name in _own_names(folder):
             if not _leads_elsewhere(folder, name) and (name != LAUNCH or launch is None):
                 (folder / name).unlink(missing_ok=True)
         for path in folder.glob(".tmp-*"):  # left by a killed process
@@ -329,7 +404,7 @@ def publish(run: Path, folder: Path, *, config: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _mark(folder)
-        for name in _OWN:  # of which best.pt is the first
+        for name in _own_names(folder):  # of which best.pt is the first
             new, path = run / name, folder / name
             if _leads_elsewhere(folder, name):
                 continue

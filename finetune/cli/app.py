@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import errno
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -392,6 +393,7 @@ _COMMANDS: dict[str, Sequence[tuple[str, Callable[..., None], str]]] = {
         ("init", data.init, "finetune init photos/pets --output pets.yaml"),
         ("check-data", data.check_data, "finetune check-data photos/pets"),
         ("show-batch", data.show_batch, "finetune show-batch pets.yaml"),
+        ("sample", data.sample, "finetune sample photos/shapes"),
     ),
     "Training": (
         ("train", train, "finetune train pets.yaml --budget 15m"),
@@ -535,19 +537,26 @@ def _usage_error(error: TyperException) -> ConfigError:
         command = f"finetune {context.info_name}"
     text = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
     option = getattr(error, "option_name", "")
-    keys = _keys_named(option.lstrip("-").replace("-", "_")) if option else []
     to_do = f"See `{command} --help`"
     takes_set = context is not None and any("--set" in one.opts for one in context.command.params)
-    if keys and takes_set:
-        to_do = f"A config value is set with --set {keys[0]}=VALUE. {to_do}"
+    if option and takes_set and (settings := _settings_meant(option, sys.argv[1:])):
+        to_do = f"To set a config value, write {' or '.join(settings)}. {to_do}"
         text = error.message
     return ConfigError(text, kind="config.usage", to_do=to_do)
 
 
-def _keys_named(name: str) -> list[str]:
-    from finetune.config.error_messages import dotted_keys
+def _settings_meant(option: str, arguments: Sequence[str]) -> list[str]:
+    """Return the ``--set`` options that an unknown option probably stands for, with its value."""
+    from finetune.config.error_messages import keys_named
 
-    return [key for key in dotted_keys() if key.rpartition(".")[2] == name]
+    value = "VALUE"
+    for at, argument in enumerate(arguments):
+        name, equals, given = argument.partition("=")
+        if name == option:
+            following = arguments[at + 1] if at + 1 < len(arguments) else ""
+            value = given if equals else following if following[:1] not in ("", "-") else value
+    name = option.lstrip("-").replace("-", "_")
+    return [f"--set {shlex.quote(f'{key}={value}')}" for key in keys_named(name)]
 
 
 def _is_reported_here(error: BaseException | None) -> bool:

@@ -1,4 +1,4 @@
-"""Data commands: ``check-data``, ``show-batch`` and ``init``."""
+"""Data commands: ``check-data``, ``show-batch``, ``init`` and ``sample``."""
 
 from __future__ import annotations
 
@@ -187,3 +187,18 @@ def init(
         summary, model=model, weights=weights, output=Path(output) if output else None
     )
     emit(result, render_starting_config, as_json)
+
+
+def sample(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder to make.")],
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Draw a sample data set to try the commands with.
+
+    The images are drawings of eight figures, not photos, in the folders train, val and test.
+    """
+    from finetune.commands.sample import sample as command
+    from finetune.report.sample import render_sample
+
+    emit(command(Path(folder), reporter=TerminalReporter()), render_sample, as_json)

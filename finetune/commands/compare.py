@@ -117,6 +117,7 @@ def _keep(name: str, path: Path, evaluated: Evaluated) -> ScoredRun:
             calibration_error=result.calibration.error,
             intervals=result.intervals,
             features=result.features,
+            caveats=result.caveats,
         ),
         interval_method=result.interval_method,
         right={

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from finetune.commands.predict import list_images, report_unreadable
+from finetune.commands.predict import list_images, refuse_swapped, report_unreadable
 from finetune.config.schema import Config
 from finetune.core.errors import DataError, OutputError
 from finetune.core.reporter import Reporter, SilentReporter
@@ -42,6 +42,9 @@ def embed(
         OutputError: the file cannot be written.
     """
     reporter = reporter or SilentReporter()
+    paths = list(paths)
+    if isinstance(source, str):
+        refuse_swapped(source, paths, command="embed")
     files = list_images(paths, reporter, command="embed", purpose="embed")
     opened, known = (
         _open_run(source, reporter)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,16 +15,21 @@ from finetune.checkpoints import run_dir
 from finetune.checkpoints.checkpoint import Metadata, load_checkpoint, replace_metadata
 from finetune.config.data import DataConfig
 from finetune.config.model_registry import family_of
+from finetune.config.stages import epochs_of, stage_configs
 from finetune.core.errors import ConfigError, DataError, OutputError, UnknownClassError
-from finetune.core.files import write_csv, write_text
+from finetune.core.files import exists, write_csv, write_text
 from finetune.core.reporter import Reporter, SilentReporter
-from finetune.data.checks.preflight import dropping_unreadable, preflight_check
+from finetune.data.checks.preflight import (
+    copies_of_training,
+    dropping_unreadable,
+    preflight_check,
+)
 from finetune.data.fingerprint import sha256_of_images
-from finetune.data.images import Images
+from finetune.data.images import Images, below
 from finetune.data.levels import warn_of_levels
 from finetune.data.loading.views import Views
 from finetune.data.loading.workers import resolve_workers
-from finetune.data.sources.open import find_known
+from finetune.data.sources.open import find_known, find_train_val
 from finetune.data.splits.holdout import groups_of, keys_of
 from finetune.features.both_views import averaging
 from finetune.features.engine import Engine, Split, make_source
@@ -31,6 +38,7 @@ from finetune.inference.load import LoadedNetwork, open_network
 from finetune.inference.prediction_rows import HEADER, rows
 from finetune.inference.scoring import Scored, score
 from finetune.report.json_text import to_json
+from finetune.results.caveats import Caveat, ScoredPhotos, caveats_of
 from finetune.results.evaluation import EvalResult
 from finetune.training.evaluate import evaluate
 
@@ -73,10 +81,17 @@ class Evaluated:
     opened: LoadedNetwork
     images: Images
     base: Path
+    options: EvalOptions
     logits: Tensor
     scored: Scored
     result: EvalResult
     embeddings: Tensor | None = None
+
+    def name_of(self, name: str) -> str:
+        """Return the name of a file of this evaluation, such as ``metrics-test.json``."""
+        checkpoint = Path(self.result.checkpoint)
+        split, data = self.options.split, self.options.data
+        return run_dir.of_evaluation(name, checkpoint, split=split, data=data)
 
     @property
     def labels(self) -> Tensor:
@@ -150,9 +165,9 @@ def _compute(
     options: EvalOptions,
     reporter: Reporter,
 ) -> Evaluated:
-    split = options.split
     reporter.status("checking the images")
-    images, ignored = _images(metadata, options, reporter)
+    images, ignored, split = _images(metadata, options, reporter)
+    base = options.data or metadata.config.data.root
     reporter.status("loading the network")
     opened = open_network(path, state, metadata, images, reporter=reporter)
     start = time.perf_counter()
@@ -163,7 +178,7 @@ def _compute(
             images,
             views=Views.of("none"),
             shuffle=False,
-            what=split,
+            what=options.split,
             both_views=metadata.config.model.average_mirror,
         ),
         workers=resolve_workers(
@@ -177,7 +192,7 @@ def _compute(
     if source.counts is not None:
         reporter.say(source.counts.in_words)
     kept: list[Tensor] = []
-    tracked = reporter.track(source.epoch(), f"evaluate {split}", total=len(source))
+    tracked = reporter.track(source.epoch(), f"evaluate {split or base}", total=len(source))
     classes = len(metadata.class_names)
     embedder = _Embedder(opened.engine, metadata) if options.embeddings else None
     model = embedder or averaging(opened.engine.trainable_part, metadata.config.model)
@@ -185,7 +200,6 @@ def _compute(
     # End to end: includes decoding and feature computation.
     images_per_s = evaluation.num_images / (time.perf_counter() - start)
     logits, labels = torch.cat(kept), torch.tensor(images.labels, dtype=torch.int64)
-    base = options.data or metadata.config.data.root
     fitted = False
     if options.calibrate or metadata.temperature is not None:
         these = sha256_of_images(images, [Path(metadata.config.data.root), Path(base)])
@@ -224,10 +238,100 @@ def _compute(
         features_from_earlier_run=source.counts is not None and not source.counts.computed,
         ignored=ignored,
         files=(),
+        next=(_report_command(path, options),),
+        caveats=_caveats(
+            path, metadata, options, images, logits.argmax(dim=1) == labels, fitted, reporter
+        ),
     )
     opened = replace(opened, metadata=metadata)
     embeddings = None if embedder is None else torch.cat(embedder.kept)
-    return Evaluated(opened, images, Path(base), logits, scored, result, embeddings)
+    return Evaluated(opened, images, Path(base), options, logits, scored, result, embeddings)
+
+
+def _report_command(path: Path, options: EvalOptions) -> str:
+    """Return the command that writes the HTML report of an evaluation."""
+    command = run_dir.report_command(run_dir.run_of(path))
+    if options.data is not None:
+        command += f" --data {shlex.quote(options.data)}"
+    return command if options.split == "val" else f"{command} --split {options.split}"
+
+
+_NOUNS = {"train": "training", "val": "validation", "test": "test"}
+
+
+def _caveats(
+    path: Path,
+    metadata: Metadata,
+    options: EvalOptions,
+    images: Images,
+    right: Tensor,
+    fitted: bool,
+    reporter: Reporter,
+) -> tuple[Caveat, ...]:
+    """Return what limits what the metrics say about new photos.
+
+    Args:
+        right: Whether each image was classified correctly.
+        fitted: Whether the temperature was fitted on these images.
+    """
+    noun = _NOUNS[options.split] if options.data is None else ""
+    photos = ScoredPhotos(
+        noun,
+        counts=dict(zip(images.class_names, images.counts(), strict=True)),
+        chose=_chosen_on(path, metadata) if noun == "validation" else (),
+        fitted_temperature=fitted,
+    )
+    if noun == "training":
+        return caveats_of(photos)
+    try:
+        train = _training_images(path, metadata)
+    except DataError as error:
+        why = str(error).splitlines()[0].rstrip(".")
+        return caveats_of(replace(photos, unchecked=why))
+    copies = copies_of_training(train, images, reporter)
+    others = torch.ones(len(images), dtype=torch.bool)
+    others[list(copies.leaked)] = False
+    return caveats_of(
+        replace(
+            photos,
+            leaked=len(copies.leaked),
+            top1_without=right[others].float().mean().item() if others.any() else None,
+            alike=len(copies.alike),
+            in_two_classes=copies.in_two_classes,
+        )
+    )
+
+
+def _chosen_on(path: Path, metadata: Metadata) -> tuple[str, ...]:
+    """Return what was chosen by the validation accuracy of a checkpoint."""
+    is_chosen = path.name != run_dir.LAST and epochs_of(stage_configs(metadata.config)) > 1
+    return ("the epoch",) if is_chosen else ()
+
+
+def _training_images(path: Path, metadata: Metadata) -> Images:
+    """Return the images that a checkpoint was trained on, as far as they are still there.
+
+    A split that was drawn may be drawn otherwise when images were added; ``split.csv`` has the one
+    of the run.
+
+    Raises:
+        DataError: As in `find_train_val`.
+    """
+    config, names = metadata.config, metadata.class_names
+    found = find_train_val(config.data, seed=config.seed, class_names=names)
+    drawn = path.parent / run_dir.SPLIT
+    if not exists(drawn):
+        return found.train
+    with drawn.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = csv.DictReader(file)
+        trained = {row.get("path") for row in rows if row.get("split") == "train"}
+    both = replace(
+        found.train,
+        paths=found.train.paths + found.val.paths,
+        labels=found.train.labels + found.val.labels,
+        groups=(),
+    )
+    return both.subset([i for i, it in enumerate(both.paths) if below(it, found.base) in trained])
 
 
 class _Embedder(nn.Module):
@@ -269,10 +373,12 @@ def _calibrate(
     return metadata
 
 
-def _images(metadata: Metadata, options: EvalOptions, reporter: Reporter) -> tuple[Images, int]:
-    """Return the images of a split, and the number of skipped images of unknown classes."""
+def _images(
+    metadata: Metadata, options: EvalOptions, reporter: Reporter
+) -> tuple[Images, int, str | None]:
+    """Return the images, the number of skipped images of unknown classes, and the split, if any."""
     config = metadata.config
-    images, ignored = find_known(
+    images, ignored, split = find_known(
         config.data,
         options.split,
         class_names=metadata.class_names,
@@ -294,7 +400,7 @@ def _images(metadata: Metadata, options: EvalOptions, reporter: Reporter) -> tup
     if checked.skipped:
         reporter.warn(checked.verdict)
     warn_of_levels(metadata.preprocessing.levels, checked.parts[0].paths, reporter)
-    return checked.parts[0], ignored
+    return checked.parts[0], ignored, split
 
 
 def _groups(images: Images, config: DataConfig, data: str | None) -> tuple[str, ...]:
@@ -310,12 +416,15 @@ def write_files(
 ) -> EvalResult:
     """Write ``predictions.csv`` and ``metrics.json``, and return the result with their paths.
 
+    The names of both carry another split, folder or checkpoint: see `run_dir.of_evaluation`.
+
     Raises:
         OutputError: the files cannot be written to ``output``. If ``output`` is None, a failure
             is only a warning.
     """
     folder = beside if output is None else output
-    predictions, metrics = folder / run_dir.PREDICTIONS, folder / run_dir.EVALUATION
+    predictions = folder / evaluated.name_of(run_dir.PREDICTIONS)
+    metrics = folder / evaluated.name_of(run_dir.EVALUATION)
     result = replace(evaluated.result, files=(str(predictions), str(metrics)))
     try:
         run_dir.make_output(folder)

@@ -41,6 +41,7 @@ from finetune.recipes.ladder import (
 )
 from finetune.recipes.named import Anatomy
 from finetune.report.json_text import to_json
+from finetune.results.caveats import with_choices
 from finetune.results.train import (
     LadderSummary,
     PredictedGain,
@@ -202,7 +203,7 @@ class _Ladder:
         """Summarise the ladder so far, and write the summary beside the rungs."""
         best = self.best
         assert best is not None
-        chosen = self.trained[best.number]
+        chosen = self._chosen(best)
         failed = "".join(f"; {name} did not converge" for name in self.failed)
         result = LadderSummary(
             budget_s=self.budget_s,
@@ -333,7 +334,7 @@ class _Ladder:
             if best.number in self.trained:
                 write_text(
                     Path(self.config.output_dir) / run_dir.SUMMARY,
-                    to_json(self.trained[best.number]),
+                    to_json(self._chosen(best)),
                 )
                 self.summary("the ladder was not finished")
             else:  # an interrupted run has no summary
@@ -355,6 +356,13 @@ class _Ladder:
                 if earlier != run:
                     _remove(earlier)
             (self._folder / SUMMARY).unlink(missing_ok=True)
+
+    def _chosen(self, best: Rung) -> TrainSummary:
+        """Return the summary of the best run, with the choice among runs as a caveat."""
+        chosen = self.trained[best.number]
+        if len(self.rungs) == 1:
+            return chosen
+        return replace(chosen, caveats=with_choices(chosen.caveats, "the run", "the epoch"))
 
     def _published(self, done: TrainSummary) -> TrainSummary:
         """Return the summary of a run as it reads in ``output_dir``."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import codecs
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from finetune.checkpoints.run_dir import checkpoint_of
-from finetune.core.errors import CheckpointError, DataError
-from finetune.core.files import expand_user, is_folder
+from finetune.checkpoints.run_dir import checkpoint_of, is_run, nearest_run
+from finetune.core.errors import CheckpointError, ConfigError, DataError, address_problem
+from finetune.core.files import exists, expand_user, is_folder
 from finetune.core.reporter import Reporter, SilentReporter
-from finetune.data.images import passed_over, shown
+from finetune.data.images import near, passed_over, shown
 from finetune.data.levels import warn_of_levels
 from finetune.data.sources.folders import files_of_class
 from finetune.data.sources.layout_checks import system_note
@@ -20,6 +21,7 @@ from finetune.inference.predictor import Predictor, open_predictor
 from finetune.results.evaluation import Prediction, PredictSummary, Unreadable
 
 _MOST_NAMED = 10
+_MOST_SHOWN = 3
 _LISTS = frozenset({".txt", ".lst", ".list"})
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -56,7 +58,8 @@ def predict(
         DataError: there are no images, or none can be read.
     """
     reporter = reporter or SilentReporter()
-    _refuse_swapped(run)
+    paths = list(paths)
+    refuse_swapped(run, paths, command="predict")
     reporter.status("listing the images")
     files = list_images(paths, reporter, command="predict", purpose="classify")
     reporter.status("loading the network")
@@ -80,18 +83,33 @@ def predict(
     return _summary(run, predictor, len(files), unsure, unreadable, elapsed_s)
 
 
-def _refuse_swapped(run: str) -> None:
-    """Check that the run has a checkpoint before images are listed: it may be a folder of images.
+def refuse_swapped(run: str, paths: Sequence[str], *, command: str) -> None:
+    """Check that the run has a checkpoint before images are listed: it may be one of the paths.
 
     Raises:
-        CheckpointError: it has none.
+        ConfigError: A run is among the paths instead.
+        CheckpointError: There is none.
     """
+    if is_run(Path(run)):
+        return
+    runs = [path for path in paths if is_run(Path(path))]
+    if runs and address_problem(run) is None:
+        images = [run, *(path for path in paths if path != runs[0])]
+        line = " ".join(["finetune", command, *map(shlex.quote, [runs[0], *images[:_MOST_SHOWN]])])
+        more = " …" if len(images) > _MOST_SHOWN else ""
+        raise ConfigError(
+            f"{runs[0]} is a run, and {run} is none",
+            kind="config.swapped_arguments",
+            source=command,
+            to_do=f"Give the run first: {line}{more}",
+        )
     try:
         checkpoint_of(run)
     except CheckpointError as error:
-        if error.kind != "checkpoint.not_found":
+        if not is_folder(Path(run)) or nearest_run(Path(run)):
             raise
-        raise error.at(to_do="The run comes first: finetune predict RUN IMAGES") from None
+        to_do = f"The run comes first: finetune {command} RUN IMAGES"
+        raise error.at(to_do=to_do) from None
 
 
 def list_images(
@@ -209,20 +227,22 @@ def report_unreadable(
             f"cannot be read: {reason}{more}",
             kind="data.undecodable",
             path=path,
-            to_do=_list_hint(command, path),
+            to_do=_hint(command, path),
         )
     for path, reason in unreadable[:_MOST_NAMED]:
-        hint = _list_hint(command, path)
-        reporter.warn(f"{shown(path)}: cannot be read: {reason}{'; ' if hint else ''}{hint}")
+        hint = _hint(command, path)
+        reporter.warn(f"{shown(path)}: cannot be read: {reason}{'. ' if hint else ''}{hint}")
     if len(unreadable) > _MOST_NAMED:
         reporter.warn(f"… and {len(unreadable) - _MOST_NAMED:,} more cannot be read")
 
 
-def _list_hint(command: str, path: str) -> str:
-    """Return how to give the images that a text file lists, or "" if it is another file."""
+def _hint(command: str, path: str) -> str:
+    """Return what a path that is not of an image probably means, or "" if nothing is known."""
+    if not exists(Path(path)):
+        return near(Path(path)).strip()
     if Path(path).suffix.lower() not in _LISTS or not os.path.isfile(path):  # noqa: PTH113
         return ""
-    return f"to read the images that it lists: {command} - < {shown(path)}"
+    return f"To read the images that it lists: {command} - < {shown(path)}"
 
 
 def _summary(

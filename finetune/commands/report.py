@@ -79,7 +79,8 @@ def report(
         run: Run directory or checkpoint.
         data: Data to score on instead of the run's own.
         output: Output file, or a folder: one that exists, or a name that ends in a slash. By
-            default ``report.html`` next to the checkpoint. With ``as_pictures`` always a folder.
+            default ``report.html`` next to the checkpoint, whose name carries another split or
+            other data. With ``as_pictures`` always a folder.
         as_pictures: Whether to write learning curves and confusion matrix as PNG files instead of
             a page.
         map_method: ``pca`` or ``umap`` adds a map of the embeddings to the page; see
@@ -94,9 +95,10 @@ def report(
     if as_pictures:
         load_matplotlib(Path(run_dir.CURVES))
     path = run_dir.checkpoint_of(run)
-    target = path.parent if as_pictures else path.parent / run_dir.REPORT
+    name = run_dir.of_evaluation(run_dir.REPORT, path, split=split, data=data)
+    target = path.parent if as_pictures else path.parent / name
     if output is not None:
-        target = Path(output) if as_pictures else _page_file(str(output))
+        target = Path(output) if as_pictures else _page_file(str(output), name)
     options = EvalOptions(data=data, split=split, embeddings=map_method is not None)
     evaluated = compute(path, options, if_unknown=_IF_UNKNOWN, reporter=reporter)
     if as_pictures:
@@ -125,18 +127,22 @@ def evaluate_and_report(
     reporter = reporter or SilentReporter()
     evaluated = compute(path, options or EvalOptions(), reporter=reporter)
     result = write_files(evaluated, output, path.parent, reporter)
-    target = (output or path.parent) / run_dir.REPORT
+    target = (output or path.parent) / evaluated.name_of(run_dir.REPORT)
     page = _page(evaluated, run_dir.run_of(path), path, target, reporter)
-    return replace(result, files=(*result.files, str(page)))
+    return replace(result, files=(*result.files, str(page)), next=())
 
 
-def _page_file(output: str) -> Path:
-    """Return the page's path for ``--output``, which may be a folder; the folder is created."""
+def _page_file(output: str, name: str) -> Path:
+    """Return the page's path for ``--output``, which may be a folder; the folder is created.
+
+    Args:
+        name: Name of the page in a folder.
+    """
     folder = Path(output)
     if not output.endswith(_SLASHES) and not is_folder(folder):
         return folder
     run_dir.make_output(folder)
-    return folder / run_dir.REPORT
+    return folder / name
 
 
 def _pictures(
@@ -148,7 +154,7 @@ def _pictures(
     if records:
         draw_curves([Curve.of(run, records)], folder / run_dir.CURVES, reporter=reporter)
         files.append(folder / run_dir.CURVES)
-    result, confusion = evaluated.result, folder / run_dir.CONFUSION
+    result, confusion = evaluated.result, folder / evaluated.name_of(run_dir.CONFUSION)
     draw_confusion(result.per_class, result.confused, confusion, reporter=reporter)
     return [*files, confusion]
 

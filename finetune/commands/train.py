@@ -38,6 +38,7 @@ from finetune.inference.confidence_intervals import wilson
 from finetune.report.freeze_report import render_freeze_report
 from finetune.report.json_text import to_json
 from finetune.report.layout import plain
+from finetune.results.caveats import Caveat, ScoredPhotos, caveats_of
 from finetune.results.evaluation import Interval
 from finetune.results.features import FeatureCounts, total
 from finetune.results.freeze import FreezeReport
@@ -208,7 +209,8 @@ def _train(
         f" after the last epoch; saved. Resume with: {resume_command(folder)}"
     ):
         elapsed_s = time.perf_counter() - start
-        summary = _summary(stage, total(counts), found_rates, elapsed_s)
+        caveats = _caveats(run_setup, past, has_val=stage.trained.last.val is not None)
+        summary = _summary(stage, total(counts), found_rates, elapsed_s, caveats)
         write_text(folder / run_dir.SUMMARY, to_json(summary))
     return summary
 
@@ -562,6 +564,7 @@ def _summary(
     features: FeatureCounts | None,
     found_rates: FoundRates | None,
     elapsed_s: float,
+    caveats: tuple[Caveat, ...],
 ) -> TrainSummary:
     stage_setup, trained, past = stage.stage_setup, stage.trained, stage.past
     folder = stage_setup.config.output_dir
@@ -587,6 +590,24 @@ def _summary(
         peak_gpu_memory_mib=peak_gpu_memory_mib(stage_setup.engine.device),
         rerun=run_dir.rerun_command(Path(folder) / run_dir.CONFIG, folder),
         next=next_commands(folder, has_val=trained.last.val is not None),
+        caveats=caveats,
+    )
+
+
+def _caveats(run_setup: RunSetup, past: EarlierStages, *, has_val: bool) -> tuple[Caveat, ...]:
+    """Return what limits what the validation accuracy says about new photos."""
+    if not has_val:
+        return ()
+    val, copies = run_setup.data.val, run_setup.checked.copies
+    return caveats_of(
+        ScoredPhotos(
+            noun="validation",
+            counts=dict(zip(val.class_names, val.counts(), strict=True)),
+            leaked=len(copies.leaked),
+            alike=len(copies.alike),
+            in_two_classes=copies.in_two_classes,
+            chose=("the epoch",) if len(past.records) > 1 else (),
+        )
     )
 
 

@@ -29,6 +29,7 @@ from finetune.report.json_text import to_json
 from finetune.report.ladder import seconds
 from finetune.report.tuning import settings_in_words, winner_in_words
 from finetune.report.tuning_plots import draw_trials
+from finetune.results.caveats import with_choices
 from finetune.results.features import total
 from finetune.results.tuning import (
     BackboneRow,
@@ -103,6 +104,10 @@ def tune(
             f"training these settings on all {result.num_train:,} images into {chosen.output_dir}"
         )
         summary = train(chosen, overwrite=overwrite, reporter=reporter)
+        if not result.num_folds:
+            also = with_choices(summary.caveats, "the settings", "the epoch")
+            summary = replace(summary, caveats=also)
+            write_text(Path(summary.run_dir) / run_dir.SUMMARY, to_json(summary))
         score = _test_score(chosen, reporter) if has_test else None
         result = replace(
             result,
@@ -297,6 +302,7 @@ def _test_score(config: Config, reporter: Reporter) -> TestScore:
         top1_high=result.intervals["top1"].high,
         balanced_accuracy=result.balanced_accuracy,
         loss=result.loss,
+        caveats=result.caveats,
     )
 
 

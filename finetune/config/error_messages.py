@@ -15,6 +15,8 @@ from finetune.core.text import did_you_mean, nearest
 _UNION_TAGS = frozenset({"word", "section", "number"})
 _STAGES = "stages"
 _TUNE = "tune"
+_NULLS = (("model", "weights"),)
+"""Paths at which null has a meaning of its own; otherwise it is the default, if it is valid."""
 _LONGEST_VALUE = 120
 _NEAR_ELSEWHERE = 0.75
 """Minimum similarity for suggesting a key of another section."""
@@ -145,6 +147,12 @@ def _section_at(path: Path) -> type[BaseModel] | None:
     return section
 
 
+def has_default(path: Path) -> bool:
+    """Return whether null given by an override resets the value at a path to its default."""
+    section = _section_at(path[:-1])
+    return section is not None and path[-1] in section.model_fields and path not in _NULLS
+
+
 def _length_of(path: Path) -> int | None:
     section = _section_at(path[:-1])
     field = section.model_fields.get(str(path[-1])) if section else None
@@ -168,6 +176,22 @@ def dotted_keys(
         if inner and (lists or get_origin(field.annotation) is not tuple):
             keys += dotted_keys(inner, f"{prefix}{name}.", lists=lists)
     return keys
+
+
+def keys_named(name: str) -> list[str]:
+    """Return the dotted keys that a name stands for: a whole key, a last part, or one near it.
+
+    A section stands for its first key, as in ``model.name``.
+    """
+    by_word: dict[str, list[str]] = {"learning_rate": ["optimizer.lr"]}
+    for key in dotted_keys():
+        if not key.startswith((_TUNE, _STAGES)):  # their keys repeat the names of others
+            section = _section_at(tuple(key.split(".")))
+            value = key if section is None else f"{key}.{next(iter(section.model_fields))}"
+            by_word.setdefault(key.rpartition(".")[2], []).append(value)
+            by_word[key] = [value]
+    near = nearest(name, by_word, limit=1, cutoff=_NEAR_ELSEWHERE)
+    return by_word.get(name) or [key for word in near for key in by_word[word]]
 
 
 def _nearest_key(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune.config import yaml_loader
-from finetune.config.error_messages import problems_of
+from finetune.config.base import AUTO
+from finetune.config.error_messages import has_default, problems_of
 from finetune.config.schema import FORMAT, Config, DataConfig, ModelConfig
 from finetune.config.stage_inheritance import stage_problems, taken_over
 from finetune.config.yaml_loader import Problem
 from finetune.core import errors
 from finetune.core.errors import ConfigError, worded
-from finetune.core.files import is_folder
-from finetune.core.text import did_you_mean, printable
+from finetune.core.files import exists, is_folder, nearest_path
+from finetune.core.text import printable
 from finetune.core.version import __version__
 
 _MOST_SHOWN, _MOST_WORDED = 20, 60
@@ -133,9 +134,12 @@ def _read(path: Path) -> str:
             raise ConfigError(yaml_loader.TOO_LARGE, kind="config.too_large", path=path)
         return content.decode("utf-8-sig")
     except FileNotFoundError:
-        near = did_you_mean(path.name, (other.name for other in _siblings(path)))
+        near = nearest_path(path, lambda other: other.match("*.y*ml") and exists(other))
         raise ConfigError(
-            "no such config file", kind="config.not_found", path=path, to_do=near
+            "no such config file",
+            kind="config.not_found",
+            path=path,
+            to_do=f"Did you mean {str(near)!r}?" if near else None,
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(
@@ -143,10 +147,6 @@ def _read(path: Path) -> str:
         ) from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot be read: {error}", kind="config.unreadable", path=path) from None
-
-
-def _siblings(path: Path) -> Iterable[Path]:
-    return path.parent.glob("*.y*ml") if path.parent.is_dir() else ()
 
 
 def _only_once(
@@ -195,8 +195,38 @@ def _apply_overrides(
             problems.append(Problem(None, path, "config.not_a_section", str(error.args[0])))
             continue
         origins[place] = origin
-        holder[place[-1]] = document.value
+        if document.value is None and text.strip() and has_default(place):
+            holder.pop(place[-1], None)
+        else:
+            holder[place[-1]] = document.value
+    _drop_excluded(data, {place: _value_at(data, place) for place in origins})
     return origins
+
+
+def _drop_excluded(data: dict[str, Any], given: dict[yaml_loader.Path, Any]) -> None:
+    """Remove values of the file that a ``recipe``, patterns or stages given by overrides exclude.
+
+    Args:
+        given: Value at each path that an override has set.
+    """
+    patterns, stages, budget = ("freeze", "patterns"), ("stages",), ("train", "budget")
+    others: list[yaml_loader.Path] = []
+    if given.get(("recipe",)) is not None:
+        others = [patterns, stages]
+        others += [budget] if given["recipe",] != AUTO else []
+    elif any(given.get(path) is not None for path in (patterns, stages, ("freeze",))):
+        others = [("recipe",), budget]
+    for *sections, key in others:
+        holder = _value_at(data, tuple(sections))
+        if isinstance(holder, dict) and (*sections, key) not in given:
+            holder.pop(key, None)
+
+
+def _value_at(data: Any, path: yaml_loader.Path) -> Any:
+    """Return the value at a path, or None."""
+    for part in path:
+        data = data.get(part) if isinstance(data, dict) else None
+    return data
 
 
 def _place(data: dict[str, Any], keys: Sequence[str]) -> tuple[Any, yaml_loader.Path]:

@@ -13,12 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
 import platformdirs
 
 from finetune.core.errors import OutputError
+from finetune.core.text import nearest
 
 UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 """Error numbers of calls that a file system does not support."""
@@ -148,6 +150,37 @@ def exists(path: Path) -> bool:
     Unlike ``Path.exists``, returns False if the system rejects the path (too long, no permission).
     """
     return os.path.exists(path)  # noqa: PTH110
+
+
+_MOST_BESIDE = 1000
+"""Number of names in a folder among which a similar one is sought."""
+_NEAR = 0.7
+"""Similarity from which on a name is taken for a misspelt one; ``photos`` and ``pets`` have 0.6."""
+
+
+def nearest_path(path: Path, is_meant: Callable[[Path], bool] = exists) -> Path | None:
+    """Return the path that was probably meant by one that does not exist, or None.
+
+    One of its parts may be misspelt; the others must exist as they are.
+
+    Args:
+        is_meant: Whether a path is of the kind that is sought.
+    """
+    start = Path(path.anchor)
+    parts = path.relative_to(start).parts
+    for at, part in enumerate(parts):
+        if exists(start / part) and at < len(parts) - 1:
+            start /= part
+            continue
+        try:
+            names = [child.name for child in islice(start.iterdir(), _MOST_BESIDE)]
+        except OSError:
+            return None
+        found = (
+            start.joinpath(near, *parts[at + 1 :]) for near in nearest(part, names, cutoff=_NEAR)
+        )
+        return next(filter(is_meant, found), None)
+    return None
 
 
 def is_folder(path: Path) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from finetune.core.errors import DataError, UnknownClassError
+from finetune.core.files import nearest_path
 from finetune.core.text import did_you_mean, first_few, on_one_line
 
 IMAGE_SUFFIXES = frozenset(
@@ -208,13 +209,15 @@ def refuse_unknown_classes(
     unknown = [name for name in found if name not in known_set]
     if unknown:
         first, others = unknown[0], unknown[1:]
-        as_well = f", and so are {first_few(map(repr, others))}" if others else ""
+        nor = "nor does" if len(others) == 1 else "nor do"
+        as_well = f", {nor} {first_few(map(repr, others))}" if others else ""
         raise UnknownClassError(
             f"class {first!r} does not exist in the training data{as_well}",
             kind="data.unknown_class",
             path=str(where(first)),
             to_do=f"{did_you_mean(first, known)} Known classes: {', '.join(known[:20])}"
-            f"{' …' if len(known) > 20 else ''}. Correct the name, or remove its images",
+            f"{' …' if len(known) > 20 else ''}. Correct the name, add training images of it, or "
+            "remove its images",
         )
 
 
@@ -279,12 +282,9 @@ def passed_over(
 
 def near(path: Path) -> str:
     """Return a hint with the most similar sibling name, and what paths are relative to."""
-    try:
-        names = [child.name for child in path.parent.iterdir()]
-    except OSError:
-        names = []
+    found = nearest_path(path)
     hint = "" if path.is_absolute() else " Paths are relative to the working directory."
-    return f"{did_you_mean(path.name, names)}{hint}"
+    return f"{f' Did you mean {str(found)!r}?' if found else ''}{hint}"
 
 
 def why_absent(path: str) -> str:
@@ -297,10 +297,10 @@ def why_absent(path: str) -> str:
         return "is a URL, not a path; download the file first"
     if is_pattern(path):
         return (
-            "is not there; a shell replaces a pattern by file names only outside of quotes, and "
+            "no such file; a shell replaces a pattern by file names only outside of quotes, and "
             "only where a file matches it"
         )
-    return "is not there"
+    return "no such file"
 
 
 def is_pattern(path: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +10,16 @@ from torch import Tensor
 from finetune.data.images import Images, below
 from finetune.inference.scoring import Scored
 
-HEADER = ("path", "true", "predicted", "probability", "margin", "loss", "top5")
+_MOST_CLASSES = 5
+HEADER = (
+    *("path", "true", "predicted", "probability", "margin", "loss"),
+    *(f"{what}_{at}" for at in range(2, _MOST_CLASSES + 1) for what in ("class", "probability")),
+)
 """Columns of ``predictions.csv``.
 
 ``margin`` is the difference between the two highest probabilities, ``loss`` the cross-entropy of
-the probabilities, and ``top5`` a JSON list of pairs, because class names may contain any character.
+the probabilities, and ``class_2`` the second most probable class; with fewer classes, the last
+columns are empty.
 """
 
 
@@ -24,10 +28,15 @@ def rows(
 ) -> Iterator[tuple[str, ...]]:
     """Yield one row per image, in dataset order, with paths relative to ``base``."""
     names = images.class_names
-    best = best_classes(logits, scored.probabilities, 5)
+    best = best_classes(logits, scored.probabilities, _MOST_CLASSES)
     for path, label, loss, at, shares in zip(
         images.paths, images.labels, scored.losses.tolist(), *best, strict=True
     ):
+        others = [
+            text
+            for i, share in zip(at[1:], shares[1:], strict=True)
+            for text in (names[i], f"{share:.6f}")
+        ]
         yield (
             below(path, base),
             names[label],
@@ -35,10 +44,8 @@ def rows(
             f"{shares[0]:.6f}",
             f"{shares[0] - shares[1]:.6f}",
             f"{loss:.6f}",
-            json.dumps(
-                [[names[i], round(share, 6)] for i, share in zip(at, shares, strict=True)],
-                ensure_ascii=False,
-            ),
+            *others,
+            *[""] * (2 * (_MOST_CLASSES - 1) - len(others)),
         )
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from finetune.checkpoints.run_dir import EVALUATION, REPORT, run_of
+from finetune.checkpoints.run_dir import EVALUATION
 from finetune.core.text import plural
+from finetune.report.caveats import caveat_fields, caveats_by_run
 from finetune.report.layout import (
     Bar,
     Cell,
-    Command,
     Document,
     Field,
     Fields,
@@ -23,7 +21,7 @@ from finetune.report.layout import (
     document,
     styled,
 )
-from finetune.report.train import accuracy
+from finetune.report.train import accuracy, next_facts
 from finetune.results.evaluation import Calibration, ClassScore, Comparison, EvalResult, Interval
 
 _MOST_CLASSES = 40
@@ -46,6 +44,7 @@ def _facts(result: EvalResult) -> list[Field]:
     between, macro = result.intervals, result.macro
     facts = [
         Field("Accuracy", accuracy(result.top1, between.get("top1"), result.num_images, "images")),
+        *caveat_fields(result.caveats),
         Field(
             "Balanced",
             f"{percent(result.balanced_accuracy, between.get('balanced_accuracy'))}, the mean "
@@ -78,11 +77,10 @@ def _facts(result: EvalResult) -> list[Field]:
 
 def _written(result: EvalResult) -> list[Field]:
     facts = [Field("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
-    run = shlex.quote(run_of(Path(result.checkpoint)))
-    pages = [file for file in result.files if file.endswith(REPORT)]
+    pages = [file for file in result.files if file.endswith(".html")]
     if pages:
-        return [*facts, Field("Next", f"open {pages[0]} in a browser: it works offline")]
-    return [*facts, Field("Next", Command(f"finetune report {run}"))]
+        facts.append(Field("Next", f"open {pages[0]} in a browser: it works offline"))
+    return [*facts, *next_facts(result.next)]
 
 
 def percent(share: float, interval: Interval | None) -> str:
@@ -187,6 +185,7 @@ def render_comparison(result: Comparison) -> Document:
     plot = [Field("Curves", result.plot)] if result.plot else []
     return document(
         Table(header, rows, right=range(1, len(header)), titles=True),
+        caveats_by_run(result),
         _differences(result),
         [Paragraph(f"{test.sentence}.") for test in result.tests] or None,
         Fields([Field("Intervals", result.interval_method, detail=True), *plot]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune.core.text import plural
+from finetune.report.caveats import caveat_fields
 from finetune.report.layout import Cell, Document, Field, Fields, Table, document, styled
 from finetune.report.train import accuracy, run_facts, saved_facts
 from finetune.results.evaluation import Interval
@@ -30,14 +30,10 @@ def render_ladder(summary: LadderSummary) -> Document:
 def _figures(summary: LadderSummary) -> list[Field]:
     rung = next(one for one in summary.rungs if one.number == summary.chosen)
     interval = Interval(rung.low, rung.high)
-    facts = [
+    return [
         Field("Accuracy", accuracy(rung.val.top1, interval, summary.num_val, "val images")),
+        *caveat_fields(summary.train.caveats),
     ]
-    runs = len(summary.rungs)
-    if runs > 1:
-        chose = f"val images chose among {plural(runs, 'run')}: expect slightly less on new ones"
-        facts.append(Field("", chose))
-    return facts
 
 
 def _row(rung: Rung, chosen: int) -> tuple[Cell, ...]:

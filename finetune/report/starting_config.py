@@ -167,8 +167,9 @@ def _recipe(start: Start) -> list[str]:
         *_comment(
             f"Trains the new head ({start.head}) first, then as much more of the network as "
             "train.budget allows, and keeps what is best on the validation images. Another recipe "
-            "or freeze.patterns can stand here instead, without train.budget: patterns match "
-            "parameter names as in a .gitignore, the last match wins, and ! unfreezes, as in "
+            "or freeze.patterns can stand here instead, without train.budget, or be given on the "
+            "command line, as in --set recipe=last_block. Patterns match parameter names as in a "
+            ".gitignore, the last match wins, and ! unfreezes, as in "
             f'freeze: {{patterns: ["*", "!{rows[-1][0]}"]}}. Blocks of {start.model} from input to '
             "output, with their number of parameters:",
         ),

@@ -6,6 +6,7 @@ from rich.text import Text
 
 from finetune.checkpoints import run_dir
 from finetune.core.text import plural
+from finetune.report.caveats import caveat_fields
 from finetune.report.layout import Command, Document, Field, Fields, document, joined, styled
 from finetune.report.stages import trained_facts
 from finetune.results.evaluation import Interval
@@ -83,6 +84,7 @@ def _figures(summary: TrainSummary) -> list[Field]:
         return [Field("Accuracy", why)]
     return [
         Field("Accuracy", accuracy(val.top1, summary.top1_interval, summary.num_val, "val images")),
+        *caveat_fields(summary.caveats),
         Field("", f"epoch {summary.best_epoch} of {summary.epochs}, {_best(summary, val)}"),
         Field("Balanced", f"{val.balanced_accuracy:.2%}, the mean recall of the classes"),
         Field("Loss", f"{val.loss:.4f}", detail=True),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from finetune.core.text import count, plural
+from finetune.report.caveats import caveat_fields
 from finetune.report.layout import (
     Bar,
     Document,
@@ -142,6 +143,7 @@ def _figures(result: TuneResult) -> list[Field]:
         interval = Interval(test.top1_low, test.top1_high)
         facts += [
             Field("Accuracy", accuracy(test.top1, interval, test.num_images, "test images")),
+            *caveat_fields(test.caveats),
             Field("", f"balanced {test.balanced_accuracy:.2%}, loss {test.loss:.4f}", detail=True),
         ]
     facts.append(
@@ -156,6 +158,7 @@ def _figures(result: TuneResult) -> list[Field]:
             ),
         )
     )
+    facts += caveat_fields(result.train.caveats) if test is None else []
     more = f"balanced {last.balanced_accuracy:.2%}, loss {last.loss:.4f} in the last epoch"
     return [*facts, Field("", more, detail=True), Field("", result.reported)]
 

@@ -1,4 +1,4 @@
-"""Results of ``show-batch`` and ``init``."""
+"""Results of ``show-batch``, ``init`` and ``sample``."""
 
 from __future__ import annotations
 
@@ -59,3 +59,15 @@ class StartingConfig:
     num_train: int
     num_val: int
     num_classes: int
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Sample data set that was drawn."""
+
+    folder: str
+    class_names: tuple[str, ...]
+    num_train: int
+    num_val: int
+    num_test: int
+    next: tuple[str, ...]

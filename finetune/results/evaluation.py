@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.results.caveats import Caveat
 from finetune.results.features import FeatureCounts
 
 
@@ -110,6 +111,8 @@ class EvalResult:
         features: Rows of features computed and reused; None if the run keeps none.
         ignored: Number of images of unknown classes, left out with ``--ignore-unknown``.
         files: Paths of the files written.
+        next: Commands that show the same evaluation in other ways.
+        caveats: What limits what these metrics say about new photos, the most serious first.
     """
 
     checkpoint: str
@@ -134,6 +137,8 @@ class EvalResult:
     features: FeatureCounts | None
     ignored: int
     files: tuple[str, ...]
+    next: tuple[str, ...] = ()
+    caveats: tuple[Caveat, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,7 @@ class RunFigures:
     calibration_error: float
     intervals: dict[str, Interval]
     features: FeatureCounts | None
+    caveats: tuple[Caveat, ...] = ()
 
 
 @dataclass(frozen=True)

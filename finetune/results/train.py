@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.results.caveats import Caveat
 from finetune.results.evaluation import Interval
 from finetune.results.features import FeatureCounts
 from finetune.results.freeze import GroupRow
@@ -169,6 +170,7 @@ class TrainSummary(RunFacts):
         found_rates: Rates that this process found for ``auto``; None if it did not search.
         elapsed_s: Time of all processes of the run together, in seconds.
         features: Rows of features that this process computed and reused; None if none are kept.
+        caveats: What limits what ``val`` says about new photos, the most serious first.
     """
 
     epochs: int
@@ -191,6 +193,7 @@ class TrainSummary(RunFacts):
     peak_gpu_memory_mib: int | None
     rerun: str
     next: tuple[str, ...]
+    caveats: tuple[Caveat, ...] = ()
 
 
 @dataclass(frozen=True)

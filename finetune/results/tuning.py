@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from finetune.results.caveats import Caveat
 from finetune.results.features import FeatureCounts
 from finetune.results.train import TrainSummary
 
@@ -200,6 +201,8 @@ class TestScore:
     top1_high: float
     balanced_accuracy: float
     loss: float
+    caveats: tuple[Caveat, ...] = ()
+    """What limits what these metrics say about new photos."""
 
 
 @dataclass(frozen=True)

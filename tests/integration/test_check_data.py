@@ -130,6 +130,14 @@ def test_a_resized_copy_looks_alike(sound: Path) -> None:
     assert found["near_conflict"].examples == ("train/cats/03.png ≈ train/dogs/y.jpg",)
 
 
+def test_the_smallest_and_largest_image_are_those_by_area(sound: Path) -> None:
+    for name, size in (("wide", (400, 20)), ("tiny", (21, 21)), ("large", (100, 90))):
+        Image.effect_noise(size, 50).save(sound / f"train/cats/{name}.png")
+    sizes = check(sound).sizes
+    assert sizes is not None
+    assert (sizes.smallest, sizes.largest) == ((21, 21), (100, 90))
+
+
 def test_an_exact_copy_is_not_also_one_that_looks_alike(sound: Path) -> None:
     copy(sound, "train/cats/03.png", "val/cats/x.png")
     assert set(kinds(check(sound))) == {"leak"}

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.messages import fails
+from helpers.photos import draw_photos
 
 from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.commands.compare import compare
@@ -22,9 +23,10 @@ from finetune.commands.evaluate import EvalOptions, evaluate_checkpoint
 from finetune.commands.report import report
 from finetune.commands.train import train
 from finetune.config.schema import Config
-from finetune.report.evaluation import render_eval
+from finetune.report.evaluation import render_comparison, render_eval
 from finetune.report.json_text import to_json
 from finetune.report.layout import plain
+from finetune.report.train import render_train
 
 Make = Callable[..., Config]
 
@@ -52,9 +54,10 @@ def test_every_image_has_a_row_and_the_rows_give_the_figures(best: Path, photos:
     loss = sum(float(row["loss"]) for row in rows) / len(rows)
     assert loss == pytest.approx(result.loss, abs=1e-5)
     for row in rows:
-        top5 = json.loads(row["top5"])
-        assert top5[0] == [row["predicted"], pytest.approx(float(row["probability"]))]
-        assert float(row["margin"]) == pytest.approx(top5[0][1] - top5[1][1], abs=2e-6)
+        first, second = float(row["probability"]), float(row["probability_2"])
+        assert {row["predicted"], row["class_2"]} == {"class_0", "class_1"}
+        assert float(row["margin"]) == pytest.approx(first - second, abs=2e-6)
+        assert row["class_3"] == row["probability_5"] == ""  # there are two classes
 
 
 def test_metrics_json_holds_the_result(best: Path) -> None:
@@ -167,7 +170,7 @@ def test_calibrating_on_images_that_are_all_recognised_is_refused(
     best: Path, photos: Path, tmp_path: Path
 ) -> None:
     evaluate_checkpoint(best, EvalOptions(split="train"))
-    for row in table(best.parent / "predictions.csv"):
+    for row in table(best.parent / "predictions-train.csv"):
         if row["true"] == row["predicted"]:
             folder = tmp_path / "easy" / row["true"]
             folder.mkdir(parents=True, exist_ok=True)
@@ -223,3 +226,65 @@ def test_training_waits_for_no_library_of_evaluation() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_photos_of_both_splits_are_a_caveat_wherever_the_accuracy_is(
+    make_config: Make,
+) -> None:
+    config = make_config(train={"epochs": 2})
+    summary = train(config)
+    leak = "5 of 10 validation photos are also training photos"
+    assert summary.caveats[0].kind == "leak"
+    assert summary.caveats[0].text.startswith(leak)
+    assert leak in plain(render_train(summary))
+    run = Path(config.output_dir)
+    assert json.loads((run / "summary.json").read_text())["caveats"][0]["kind"] == "leak"
+    result = evaluate_checkpoint(run / "best.pt")
+    assert result.caveats[0].text.startswith(f"{leak}: without them, top-1 is ")
+    assert leak in plain(render_eval(result))
+    assert json.loads((run / "metrics.json").read_text())["caveats"][0]["kind"] == "leak"
+    compared = compare([str(run), str(run)])
+    assert leak in plain(render_comparison(compared))
+    of_training = evaluate_checkpoint(run / "best.pt", EvalOptions(split="train"))
+    assert [caveat.kind for caveat in of_training.caveats] == ["trained_on", "few_photos"]
+
+
+def test_photos_of_another_folder_are_compared_with_the_training_photos(
+    best: Path, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos / "train", tmp_path / "other")
+    options = EvalOptions(data=str(tmp_path / "other"))
+    assert evaluate_checkpoint(best, options).caveats[0].text.startswith("18 of 18 photos are also")
+    photos.rename(tmp_path / "moved")
+    assert evaluate_checkpoint(best, options).caveats[-1].kind == "unchecked"
+
+
+def test_a_validation_photo_of_now_may_be_a_training_photo_of_the_run(
+    make_config: Make, photos: Path
+) -> None:
+    """New photos change which ones are held out; the run's own split is in split.csv."""
+    config = make_config(
+        data={"root": str(photos / "train"), "val_fraction": 0.3}, train={"epochs": 1}
+    )
+    train(config)
+    best = Path(config.output_dir) / "best.pt"
+    assert all(caveat.kind != "leak" for caveat in evaluate_checkpoint(best).caveats)
+    draw_photos(photos / "train" / "more", count=9)
+    for path in (photos / "train" / "more").rglob("*.png"):
+        path.rename(photos / "train" / path.parent.name / f"a{path.name}")
+    shutil.rmtree(photos / "train" / "more")
+    assert evaluate_checkpoint(best).caveats[0].kind == "leak"
+
+
+def test_another_split_or_folder_leaves_the_files_of_the_first(best: Path, photos: Path) -> None:
+    every = [EvalOptions(), EvalOptions(split="train"), EvalOptions(data=str(photos / "val"))]
+    found = [evaluate_checkpoint(best, one) for one in every]
+    files = [Path(file).name for result in found for file in result.files]
+    assert files[:3] == ["predictions.csv", "metrics.json", "predictions-train.csv"]
+    assert len(set(files)) == 6
+    saved = [json.loads((best.parent / file).read_text()) for file in files[1::2]]
+    assert [one["num_images"] for one in saved] == [10, 18, 10]
+    assert [one["split"] for one in saved] == ["val", "train", None]  # the folder has no splits
+    assert found[1].next == (f"finetune report {best.parent} --split train",)
+    (page,) = report(str(best), split="train").files
+    assert Path(page).name == "report-train.html"

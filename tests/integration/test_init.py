@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.messages import check_message, fails
+from helpers.reporters import RecordingReporter
 from PIL import Image
 
 from finetune.cli import app
@@ -179,8 +180,10 @@ def test_a_path_that_cannot_be_written_down_is_refused(name: bytes) -> None:
 def test_unreadable_files_are_left_out_and_named(photos: Path) -> None:
     broken = photos / "train" / "class_0" / "0.png"
     broken.write_bytes(b"")
-    summary = summarize_dataset(DataConfig(root=str(photos)), SilentReporter())
+    reporter = RecordingReporter()
+    summary = summarize_dataset(DataConfig(root=str(photos)), reporter)
     assert (summary.num_train, summary.num_unreadable) == (17, 1)
+    assert any("1 file cannot be read: train/class_0/0.png" in line for line in reporter.warned)
     text = init(summary, model="resnet18", weights="none").config
     assert config_of(text).data.on_unreadable == "skip"
     assert "train/class_0/0.png" in text

@@ -41,6 +41,12 @@ MISTAKES = {
         "--resume absent",
         "--resume run --set output_dir=other",
         "--config pets.yaml --epochs 5",
+        "--config pets.yaml --batch-size=4",
+        "--config pets.yaml --patience 3",
+        "--config pets.yaml --learning-rate 3",
+        "--config pets.yaml --model resnet18",
+        "--config runs/pats/pets.yaml",
+        "--resume runs/pats",
         "runs/x",
         "--config s3://bucket/pets.yaml",
     ],
@@ -60,15 +66,21 @@ MISTAKES = {
         "--config pets.yaml",
         "absent --calibrate --split train",
         "absent --split dev",
+        "runs/pats",
+        "pets",
+        "runs",
     ],
     "predict": [
         "photos absent",
+        "photos runs/pets",
+        "photos/train/class_0/0.png runs/pets photos",
         "absent photos",
         "broken.pt photos",
         "absent",
         "a b --json --format csv",
     ],
     "export": ["absent", "absent --format onnx", "absent --format safetensors --no-preprocessing"],
+    "embed": ["photos runs/pets --output x.npz"],
     "compare": ["absent", "absent other"],
     "report": ["absent", "photos", "absent --map tsne", "absent --map pca --format png"],
     "tune": [
@@ -104,6 +116,9 @@ def test_errors_of_a_command_are_worded_as_in_the_golden_file(
     monkeypatch.chdir(folder)
     (folder / "pets.yaml").write_text(CONFIG, encoding="utf-8")
     (folder / "broken.pt").write_bytes(b"PK\x03\x04 cut off")
+    (folder / "runs" / "pets").mkdir(parents=True)
+    (folder / "runs" / "pets" / "best.pt").touch()
+    (folder / "runs" / "pets" / "pets.yaml").touch()
     (folder / "foreign.pt").write_bytes(b"no checkpoint")
     for given in MISTAKES[command]:
         arguments = [command, *given.split()]

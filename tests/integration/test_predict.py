@@ -317,7 +317,7 @@ def test_a_list_may_hold_paths_as_other_programs_give_them(
         ("f/[0-9].jpg", "pattern"),
         ("f/{0,1}.jpg", "pattern"),
         ("file://localhost/tmp/a%20b.jpg", "is a URL, not a path; give /tmp/a b.jpg"),
-        ("absent.jpg", "is not there"),
+        ("absent.jpg", "no such file"),
     ],
 )
 def test_what_is_no_path_is_said_to_be_none(run: str, photos: Path, path: str, hint: str) -> None:
@@ -325,7 +325,7 @@ def test_what_is_no_path_is_said_to_be_none(run: str, photos: Path, path: str, h
     assert isinstance(answers[0], Unreadable)
     assert hint in answers[0].reason
     assert answers[0].path == path
-    assert inspect_file("absent.jpg", full=False).reason == "is not there"
+    assert inspect_file("absent.jpg", full=False).reason == "no such file"
 
 
 def test_csv_gives_every_probability_and_any_file_name(
@@ -368,11 +368,11 @@ def test_csv_has_no_more_columns_than_there_are_classes() -> None:
     answer = Prediction("a.png", "cat", 0.75, unsure=False, top=(("cat", 0.75), ("dog", 0.25)))
     writer = AsCsv(out.append, others=4, every_class=False)
     writer.show(["cat", "dog"], answer)
-    writer.show(["cat", "dog"], Unreadable("b.png", "is not there"))
+    writer.show(["cat", "dog"], Unreadable("b.png", "no such file"))
     header, *rows = csv.reader(io.StringIO(b"".join(out).decode(), newline=""))
     assert header == [*AsCsv.header, "class_2", "probability_2", "error"]
     assert [len(row) for row in rows] == [len(header)] * 2
-    assert rows[1][-1] == "is not there"
+    assert rows[1][-1] == "no such file"
 
 
 def test_the_table_counts_the_images_of_each_class() -> None:

@@ -53,6 +53,8 @@ _MAGIC = (
     *((b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF")),
 )
 """Magic numbers of image files, with Pillow's format names."""
+_SAMPLED = 4096
+"""Number of bytes at each end of a file that its sample is of."""
 _ROOM = 2**26
 _ROOM_PER_PIXEL = 16
 """Bytes of free memory per pixel required to attribute a decoder error to the file.
@@ -74,6 +76,8 @@ class FileInspection:
         lasting: Whether the same bytes would always give the same result.
         machine_fault: Whether memory, the system or the installation failed, so that nothing is
             known about the file.
+        sample: Hash of the file's size and its first and last bytes, equal for copies; empty if the
+            file cannot be read.
         pixels: Hash of mode, size and pixels; empty without a full inspection.
         phash: Perceptual hash of 64 bits; None without a full inspection, or for a plain image.
     """
@@ -87,6 +91,7 @@ class FileInspection:
     width: int = 0
     height: int = 0
     frames: int = 1
+    sample: bytes = b""
     pixels: bytes = b""
     phash: int | None = None
 
@@ -126,7 +131,11 @@ def without_warnings() -> None:
 
 def _look(file: BinaryIO, image: Image.Image, *, full: bool) -> FileInspection:
     inspection = FileInspection(
-        format=image.format or "", mode=image.mode, width=image.width, height=image.height
+        format=image.format or "",
+        mode=image.mode,
+        width=image.width,
+        height=image.height,
+        sample=_sample(file),
     )
     refused = refusal(image.mode, image.width, image.height)
     if refused is not None:
@@ -287,6 +296,16 @@ def _ends_whole(file: BinaryIO, image: Image.Image) -> bool:
         return image.format == "PNG" and _chunks_are_whole(file, size)
     finally:
         file.seek(position)
+
+
+def _sample(file: BinaryIO) -> bytes:
+    position = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    digest = hashlib.sha256(b"%d " % size + _tail(file, size, _SAMPLED))
+    file.seek(0)
+    digest.update(file.read(_SAMPLED))
+    file.seek(position)
+    return digest.digest()[:16]
 
 
 def _tail(file: BinaryIO, size: int, count: int) -> bytes:

@@ -21,9 +21,12 @@ from PIL import __version__ as pillow_version
 from finetune.core.files import state_of, user_cache
 from finetune.data.checks.inspect_file import FileInspection
 
-_TABLE = "looks_3"
+_TABLE = "looks_4"
 """Table name; its number is increased when the meaning of an inspection changes."""
-_COLUMNS = ("reason", "decoded", "format", "mode", "width", "height", "frames", "pixels", "phash")
+_COLUMNS = (
+    *("reason", "decoded", "format", "mode", "width", "height", "frames"),
+    *("sample", "pixels", "phash"),
+)
 _WIDTH = len(_COLUMNS) + 3
 """Number of columns of a row: key, day, checksum and inspection."""
 _AT_ONCE = 500

@@ -18,8 +18,10 @@ from typing import TypeVar
 
 from finetune.core.errors import DataError, UnreadableError
 from finetune.core.reporter import Reporter
+from finetune.core.text import plural
 from finetune.data.checks.inspect_file import FileInspection, inspect_file
 from finetune.data.checks.inspection_cache import InspectionCache, key_of_file
+from finetune.data.checks.known_copies import KnownCopies, find_copies
 from finetune.data.images import Images, shown, shown_few
 
 _MOST_LISTED = 20
@@ -40,12 +42,14 @@ class PreflightResult:
     Attributes:
         parts: Images of each split without the unreadable ones.
         skipped: Unreadable files that were left out.
+        copies: Copies among the images that are left.
         verdict: One-line summary.
         worrying: Whether the summary should be shown as a warning.
     """
 
     parts: tuple[Images, ...]
     skipped: tuple[Skipped, ...]
+    copies: KnownCopies
     verdict: str
     worrying: bool
 
@@ -83,8 +87,10 @@ def preflight_check(
         raise _refusal(bad, len(paths), base)
     kept = tuple(_without(images, {path for path, _ in bad}) for images in parts) if bad else parts
     _refuse_lost_classes(parts, kept)
-    copies = _copies(parts, inspections)
-    facts = f"checked {len(paths):,} images, {num_new:,} of them new, in {elapsed_s:.2f} s: "
+    left = [one for one in inspections if not one.reason]
+    copies = find_copies(kept, left)
+    new = f" ({num_new:,} for the first time)" if num_new else ""
+    facts = f"checked {plural(len(paths), 'image')}{new} in {elapsed_s:.2f} s: "
     if bad:
         facts += (
             f"{len(bad):,} cannot be read and are left out (data.on_unreadable: skip): "
@@ -92,7 +98,16 @@ def preflight_check(
         )
     else:
         facts += "all can be read"
-    return PreflightResult(kept, tuple(bad), facts + copies[0], bool(bad) or copies[1])
+    verdict = f"{facts}; {_words_about(copies)}"
+    are_copies = bool(copies.leaked or copies.in_two_classes)
+    return PreflightResult(kept, tuple(bad), copies, verdict, bool(bad) or are_copies)
+
+
+def copies_of_training(train: Images, scored: Images, reporter: Reporter) -> KnownCopies:
+    """Return the copies between training images and those of an evaluation."""
+    paths = [str(path) for images in (train, scored) for path in images.paths]
+    inspections, _ = _inspections(paths, reporter)
+    return find_copies((train, scored), inspections)
 
 
 def dropping_unreadable(
@@ -265,28 +280,20 @@ def _refuse_lost_classes(before: Sequence[Images], after: Sequence[Images]) -> N
                 )
 
 
-def _copies(parts: Sequence[Images], inspections: Sequence[FileInspection]) -> tuple[str, bool]:
-    """Return what full inspections of all images show about copies, and whether to warn."""
-    if not all(inspection.decoded or inspection.reason for inspection in inspections):
-        return "; `finetune check-data` decodes them and looks for copies and wrong labels", False
-    first: dict[bytes, tuple[int, int]] = {}
-    conflicts: set[bytes] = set()
-    leaks: set[bytes] = set()
-    at = 0
-    for part, images in enumerate(parts):
-        for label in images.labels:
-            inspection = inspections[at]
-            at += 1
-            if inspection.reason:
-                continue
-            before = first.setdefault(inspection.pixels, (part, label))
-            if before[0] != part:
-                leaks.add(inspection.pixels)
-            if before[1] != label:
-                conflicts.add(inspection.pixels)
-    if not conflicts and not leaks:
-        return "; no copies in two classes or two splits", False
-    return (
-        f"; but {len(conflicts):,} are in two classes, and {len(leaks):,} in both splits "
-        "(`finetune check-data` names them)"
-    ), True
+def _words_about(copies: KnownCopies) -> str:
+    found = []
+    if copies.leaked:
+        found.append(
+            f"{_they_are(len(copies.leaked), 'validation image')} also in the training split"
+        )
+    if copies.in_two_classes:
+        found.append(f"{_they_are(copies.in_two_classes, 'image')} in more than one class")
+    if found:
+        return f"but {' and '.join(found)} (`finetune check-data` names them)"
+    if not copies.all_decoded:
+        return "`finetune check-data` decodes them and looks for copies and wrong labels"
+    return "no copies in two classes or two splits"
+
+
+def _they_are(number: int, noun: str) -> str:
+    return f"{plural(number, noun)} {'is' if number == 1 else 'are'}"

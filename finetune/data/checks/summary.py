@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune.config.data import TABLE_COLUMNS, DataConfig
 from finetune.core.reporter import Reporter
+from finetune.core.text import plural
 from finetune.data.checks.preflight import preflight_check, sizes_of
 from finetune.data.images import shown_few
 from finetune.data.sources.open import find_train_val
@@ -55,6 +56,13 @@ def summarize_dataset(data: DataConfig, reporter: Reporter) -> DatasetSummary:
     checked = preflight_check(
         found.train, found.val, on_unreadable="skip", base=found.base, reporter=reporter
     )
+    if checked.skipped:
+        some = shown_few([path for path, _ in checked.skipped], found.base)
+        reporter.warn(
+            f"{plural(len(checked.skipped), 'file')} cannot be read: {some}; the config "
+            "leaves out such files (data.on_unreadable: skip). `finetune check-data` names the "
+            "reasons"
+        )
     train, val = checked.parts
     sizes = sizes_of(train, _MOST_MEASURED, reporter)
     return DatasetSummary(

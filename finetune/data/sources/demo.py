@@ -41,10 +41,11 @@ def draw_demo_set(
     seed: int = 0,
     train_per_class: int = TRAIN_PER_CLASS,
     val_per_class: int = VAL_PER_CLASS,
+    test_per_class: int = 0,
     reporter: Reporter | None = None,
 ) -> None:
     """Draw the set into an empty folder; same seed and Pillow version give the same bytes."""
-    places = list(_image_paths(train_per_class, val_per_class))
+    places = list(_image_paths(train_per_class, val_per_class, test_per_class))
     tracked = (reporter or SilentReporter()).track(places, "draw demo images", total=len(places))
     for relative_path in tracked:
         path = folder / relative_path
@@ -54,8 +55,11 @@ def draw_demo_set(
         draw_picture(relative_path.parts[1], rng).save(path, compress_level=1)
 
 
-def _image_paths(train_per_class: int, val_per_class: int) -> Iterator[Path]:
-    for split, count in (("train", train_per_class), ("val", val_per_class)):
+def _image_paths(
+    train_per_class: int, val_per_class: int, test_per_class: int = 0
+) -> Iterator[Path]:
+    counts = (("train", train_per_class), ("val", val_per_class), ("test", test_per_class))
+    for split, count in counts:
         for class_name in FIGURES:
             for index in range(count):
                 yield Path(split, class_name, f"{index:03d}.png")

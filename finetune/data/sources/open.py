@@ -212,7 +212,7 @@ def find_split(
     Raises:
         DataError: As in `find_train_val`, or the split is missing.
     """
-    images, _ = find_known(
+    images, _, _ = find_known(
         config, split, class_names=class_names, seed=seed, root=root, reporter=reporter
     )
     return images
@@ -227,8 +227,10 @@ def find_known(
     root: str | None,
     ignore_unknown: bool = False,
     reporter: Reporter | None = None,
-) -> tuple[Images, int]:
-    """Return the images of a split and the number of omitted images; see `find_split`.
+) -> tuple[Images, int, str | None]:
+    """Return the images of a split, the number of omitted images and the split; see `find_split`.
+
+    The split is None if the data has no splits, so that all of its images are returned.
 
     Args:
         ignore_unknown: Whether to omit images of classes that are not in ``class_names``.
@@ -247,10 +249,10 @@ def find_known(
         raise error.at(key="--data") from None
     read = _read_known if ignore_unknown else _read_all
     if root is not None and not source.splits:
-        return read(source, None, names)
+        return *read(source, None, names), None
     stands_alone = split in source.splits and (split != "train" or "val" in source.splits)
     if stands_alone:
-        return read(source, split, names)
+        return *read(source, split, names), split
     none_to_train = source.parts == "split" and source.splits and "train" not in source.splits
     if split == "test" or none_to_train:
         if source.parts == "folder":
@@ -267,7 +269,7 @@ def find_known(
             path=source.name,
             to_do="evaluate other images with --data, or a test split with --split test",
         )
-    return (found.train if split == "train" else found.val), 0
+    return (found.train if split == "train" else found.val), 0, split
 
 
 def _read_all(source: Source, split: str | None, names: tuple[str, ...]) -> tuple[Images, int]:

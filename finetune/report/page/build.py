@@ -140,7 +140,7 @@ def build_page(facts: Facts) -> dict[str, Any]:
         "headline": _headline(facts),
         "written": facts.written,
         # An evaluation has this field as soon as it looks for such facts.
-        "caveats": getattr(result, "caveats", ()),
+        "caveats": [caveat.text for caveat in result.caveats],
         "figures": _figures(result),
         "interval_method": result.interval_method,
         "strip": strip(facts.freeze),

@@ -452,6 +452,61 @@ def test_a_malformed_set_is_answered_with_an_example(refuse: Refuse, override: s
     assert (error.kind, error.source) == ("config.invalid_override", f"--set {override}")
 
 
+@pytest.mark.parametrize(
+    ("text", "override", "default"),
+    [
+        ("train: {epochs: 3}\n", "train.epochs=null", ("train", "epochs")),
+        ("train: {clip_norm: 3}\n", "train.clip_norm=~", ("train", "clip_norm")),
+        ('freeze: {patterns: ["!fc.*"]}\n', "freeze.patterns=null", ("freeze", "patterns")),
+        ("optimizer: {name: adamw, lr: 1}\n", "optimizer=null", ("optimizer", "name")),
+        ("stages: [{epochs: 3}]\n", "stages=null", ("stages",)),
+    ],
+)
+def test_setting_null_resets_a_key_to_its_default(
+    load: Load, text: str, override: str, default: tuple[str, ...]
+) -> None:
+    def value(config: Any) -> Any:
+        for key in default:
+            config = getattr(config, key)
+        return config
+
+    assert value(load(text)) != value(load(""))
+    assert value(load(text, override)) == value(load(""))
+
+
+def test_a_stage_whose_key_is_set_to_null_takes_that_of_the_base(load: Load) -> None:
+    text = "optimizer: {lr: 0.5}\nstages: [{optimizer: {lr: 0.1}}, {}]\n"
+    assert load(text, "stages.0.optimizer.lr=null").stages[0].optimizer.lr == 0.5
+
+
+@pytest.mark.parametrize("override", ["train.epoch=null", "trian.epochs=null", "data.root=null"])
+def test_only_a_key_with_a_default_can_be_reset(refuse: Refuse, override: str) -> None:
+    assert refuse("", override).kind in ("config.unknown_key", "config.missing_key")
+
+
+LADDER = "recipe: auto\ntrain: {budget: 15m}\n"
+
+
+def test_a_recipe_that_is_set_replaces_what_the_file_trains(load: Load) -> None:
+    assert load(LADDER, "recipe=full").train.budget is None
+    assert load('freeze: {patterns: ["*"]}\n', "recipe=full").recipe == "full"
+    assert load("stages: [{epochs: 1}]\n", "recipe=full").stages == ()
+    config = load('freeze: {patterns: ["*"]}\n', "recipe=auto", "train.budget=5m")
+    assert (config.recipe, config.train.budget) == ("auto", "5m")
+
+
+def test_patterns_or_stages_that_are_set_replace_the_recipe_of_the_file(load: Load) -> None:
+    config = load(LADDER, 'freeze.patterns=["*"]')
+    assert (config.recipe, config.train.budget, config.freeze.patterns) == (None, None, ("*",))
+    assert load(LADDER, "stages=[{epochs: 1}]").recipe is None
+    assert load("recipe: full\n", 'freeze={patterns: ["*"]}').recipe is None
+
+
+def test_settings_that_exclude_each_other_are_refused(refuse: Refuse) -> None:
+    error = refuse("", "recipe=full", 'freeze.patterns=["*"]')
+    assert error.kind == "config.conflict"
+
+
 def test_a_problem_of_an_override_names_the_override(refuse: Refuse) -> None:
     error = refuse("train: {epochs: 3}\n", "train.epochs=x")
     assert str(error).startswith("--set train.epochs=x: must be ")
@@ -771,7 +826,7 @@ def test_every_config_of_the_repository_loads() -> None:
 def test_a_missing_file_is_refused_with_the_nearest_name(file: Path) -> None:
     file.write_text(MINIMAL, encoding="utf-8")
     error = refused_file("config.not_found", file.with_name("pet.yaml"))
-    assert error.to_do == "Did you mean 'pets.yaml'?"
+    assert error.to_do == f"Did you mean '{file}'?"
 
 
 def test_a_file_in_no_folder_is_refused(tmp_path: Path) -> None:

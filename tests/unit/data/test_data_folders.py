@@ -328,7 +328,7 @@ def test_an_absent_root_is_refused_with_the_nearest_sibling(tmp_path: Path) -> N
     (tmp_path / "ants_bees").mkdir()
     error = refusal(tmp_path / "ant_bees")
     assert error.kind == "data.not_found"
-    assert "Did you mean 'ants_bees'?" in (error.to_do or "")
+    assert f"Did you mean '{tmp_path / 'ants_bees'}'?" in (error.to_do or "")
 
 
 def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:

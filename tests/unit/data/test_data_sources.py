@@ -215,7 +215,7 @@ def test_a_table_without_a_first_line_of_names_is_told_so(tmp_path: Path) -> Non
 
 def test_an_absent_table_is_refused_with_the_nearest_sibling(tmp_path: Path) -> None:
     table(tmp_path, *ROWS)
-    assert "Did you mean 'photos.csv'?" in str(refusal(tmp_path / "foto.csv"))
+    assert f"Did you mean '{tmp_path / 'photos.csv'}'?" in str(refusal(tmp_path / "foto.csv"))
 
 
 def test_one_class_in_a_table_is_refused(tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from helpers.messages import fails
 from PIL import Image
 
+from finetune.commands import sample as sample_command
+from finetune.commands.sample import sample
 from finetune.data.sources import demo
 from finetune.data.sources.demo_drawing import FIGURES, IMAGE_SIZE, draw_picture
 
@@ -138,3 +141,26 @@ def test_a_cache_that_cannot_be_written_is_an_oserror(small_cache: Path) -> None
     small_cache.write_text("a file where the folder should be")
     with pytest.raises(OSError):
         demo.demo_root()
+
+
+def test_a_sample_is_a_data_set_of_three_splits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_command, "TRAIN_PER_CLASS", 2)
+    monkeypatch.setattr(sample_command, "VAL_PER_CLASS", 1)
+    result = sample(tmp_path / "new" / "my photos")
+    places = [path.relative_to(result.folder) for path in Path(result.folder).rglob("*.png")]
+    splits = [path.parts[0] for path in places]
+    counts = tuple(splits.count(split) for split in ("train", "val", "test"))
+    assert counts == (16, 8, 8) == (result.num_train, result.num_val, result.num_test)
+    assert result.next[2] == "finetune train 'my photos.yaml'"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["my photos"]
+
+
+def test_a_sample_replaces_nothing(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    with fails("output.exists"):
+        sample(tmp_path / "full")
+    with fails("output.exists"):
+        sample(tmp_path / "full" / "notes.txt")

@@ -122,7 +122,7 @@ def read_every_way(root: Path, rng: random.Random) -> Iterator[Images]:
         for names, ignore in ((known, False), (known[1:], True)):
             for other in (None, str(root)):
                 try:
-                    images, _ = find_known(
+                    images, _, _ = find_known(
                         config,
                         split,
                         class_names=names,

@@ -56,7 +56,7 @@ def refusal(folder: Path, on_unreadable: str = "fail") -> DataError:
 
 def test_sound_files_are_one_line(folder: Path) -> None:
     checked = check(images_in(folder), base=folder)
-    assert checked.verdict.startswith("checked 8 images, 8 of them new, in 0.")
+    assert checked.verdict.startswith("checked 8 images (8 for the first time) in 0.")
     assert "all can be read; `finetune check-data` decodes them" in checked.verdict
     assert (checked.skipped, checked.worrying) == ((), False)
 
@@ -105,7 +105,7 @@ def test_skip_never_loses_a_class(folder: Path) -> None:
 def test_a_known_file_is_not_looked_at_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check(images_in(folder), base=folder)
     monkeypatch.setattr(module, "inspect_file", None)
-    assert "8 images, 0 of them new" in check(images_in(folder), base=folder).verdict
+    assert "checked 8 images in " in check(images_in(folder), base=folder).verdict
 
 
 def test_a_file_that_breaks_later_is_noticed(folder: Path) -> None:
@@ -135,7 +135,7 @@ def test_what_check_data_knows_is_said(folder: Path) -> None:
     save(folder / "b" / "copy.png", picture(0))
     remember(folder)
     checked = check(images_in(folder), images_in(folder), base=folder)
-    assert "but 1 are in two classes, and 8 in both splits" in checked.verdict
+    assert "but 9 validation images are also in the training split and 1 " in checked.verdict
     assert checked.worrying
 
 
@@ -219,7 +219,7 @@ def test_check_data_and_a_run_share_what_they_know(make_config: Make, photos: Pa
     reporter = SilentReporter()
     reporter.say = reporter.warn = said.append  # type: ignore[method-assign]
     train(config, overwrite=True, reporter=reporter)
-    assert any("28 images, 0 of them new" in line for line in said)
+    assert any("checked 28 images in " in line for line in said)
 
 
 def break_in_the_middle(path: Path) -> None:

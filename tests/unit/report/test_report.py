@@ -148,7 +148,8 @@ def test_a_page_says_what_check_data_has_found(
 def test_caveats_stand_beside_the_accuracy(freeze: FreezeReport) -> None:
     facts = facts_of(freeze, ["ants", "bees"])
     assert 'class="caveats"' not in render_page(facts)
-    object.__setattr__(facts.result, "caveats", ("All of it is known.", "Little of it."))
+    caveats = (Caveat("leak", "All of it is known."), Caveat("selection", "Little of it."))
+    object.__setattr__(facts.result, "caveats", caveats)
     text = render_page(facts)
     assert text.index("All of it is known.") < text.index("Little of it.") < text.index("Top-1")
 
@@ -215,7 +216,7 @@ def test_a_page_reads_the_same_the_second_time(run: str, tmp_path: Path) -> None
     for name in ("one.html", "two.html"):
         report(run, output=tmp_path / name)
         text = (tmp_path / name).read_text()
-        pages.append(re.sub(r"in [\d.]+ s|\d+ of them new", "", text))
+        pages.append(re.sub(r"in [\d.]+ s| \(\d+ for the first time\)", "", text))
     assert pages[0] == pages[1]
 
 
@@ -346,7 +347,9 @@ def test_a_map_changes_nothing_else_on_the_page(run: str, tmp_path: Path) -> Non
     for name, method in (("plain", None), ("mapped", "pca"), ("again", "pca")):
         report(run, output=tmp_path / f"{name}.html", map_method=method)
     plain, mapped, again = (
-        re.sub(r"in [\d.]+ s|\d+ of them new", "", (tmp_path / f"{name}.html").read_text())
+        re.sub(
+            r"in [\d.]+ s| \(\d+ for the first time\)", "", (tmp_path / f"{name}.html").read_text()
+        )
         for name in ("plain", "mapped", "again")
     )
     assert mapped == again
