@@ -206,8 +206,11 @@ def _on_two_nodes(
                 ip("-n", name, *words)
         nodes = []
         for number, (name, link, address) in enumerate(zip(names, links, addresses, strict=True)):
+            # One core each, as two processes of one machine have: the number of threads decides
+            # about the last digits.
             command = [
-                *("ip", "netns", "exec", name, sys.executable, *TORCHRUN, "--nnodes=2"),
+                *("ip", "netns", "exec", name, "taskset", "--cpu-list", str(number)),
+                *(sys.executable, *TORCHRUN, "--nnodes=2"),
                 *("--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d"),
                 *(f"--rdzv-endpoint={addresses[0]}:29500", "--rdzv-id=two"),
                 *(f"--rdzv-conf=is_host={int(number == 0)}", f"--local-addr={address}"),
