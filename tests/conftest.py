@@ -19,6 +19,10 @@ from helpers.photos import draw_photos
 
 from finetune.config.schema import Config
 
+# Output is that of a pipe wherever the tests run; pytest-xdist sets COLUMNS for its workers.
+for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):
+    os.environ.pop(name, None)
+
 # Two test processes share the machine, and tiny tensors gain nothing from threads.
 torch.set_num_threads(1)
 
