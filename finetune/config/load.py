@@ -134,7 +134,7 @@ def _read(path: Path) -> str:
             raise ConfigError(yaml_loader.TOO_LARGE, kind="config.too_large", path=path)
         return content.decode("utf-8-sig")
     except FileNotFoundError:
-        near = nearest_path(path, lambda other: other.match("*.y*ml") and exists(other))
+        near = nearest_path(path, _is_config)
         raise ConfigError(
             "no such config file",
             kind="config.not_found",
@@ -147,6 +147,13 @@ def _read(path: Path) -> str:
         ) from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot be read: {error}", kind="config.unreadable", path=path) from None
+
+
+def _is_config(path: Path) -> bool:
+    """Return whether a path is that of a config file, or of a run, which contains one."""
+    return (
+        exists(path / "config.yaml") if is_folder(path) else path.match("*.y*ml") and exists(path)
+    )
 
 
 def _only_once(

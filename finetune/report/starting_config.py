@@ -173,7 +173,7 @@ def _recipe(start: Start) -> list[str]:
             f'freeze: {{patterns: ["*", "!{rows[-1][0]}"]}}. Blocks of {start.model} from input to '
             "output, with their number of parameters:",
         ),
-        *(f"  #   {pattern:<{width}}  {count(size):>7}" for pattern, size in rows),
+        *(f"#   {pattern:<{width}}  {count(size):>7}" for pattern, size in rows),
         "recipe: auto",
     ]
     if start.may_differ:

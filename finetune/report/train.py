@@ -84,8 +84,8 @@ def _figures(summary: TrainSummary) -> list[Field]:
         return [Field("Accuracy", why)]
     return [
         Field("Accuracy", accuracy(val.top1, summary.top1_interval, summary.num_val, "val images")),
-        *caveat_fields(summary.caveats),
         Field("", f"epoch {summary.best_epoch} of {summary.epochs}, {_best(summary, val)}"),
+        *caveat_fields(summary.caveats),
         Field("Balanced", f"{val.balanced_accuracy:.2%}, the mean recall of the classes"),
         Field("Loss", f"{val.loss:.4f}", detail=True),
         Field(

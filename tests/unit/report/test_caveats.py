@@ -126,35 +126,7 @@ def test_a_comparison_names_the_runs_of_each_caveat() -> None:
         for name, known in (("a", chose), ("b", replace(chose, leaked=43)))
     ]
     fields = caveats_by_run(Comparison(tuple(runs), (), (), "", None))
-    assert plain(document(fields)).split() == [
-        *[
-            "Caveats",
-            "b:",
-            "43",
-            "of",
-            "43",
-            "validation",
-            "photos",
-            "are",
-            "also",
-            "training",
-            "photos:",
-            "this",
-            "figure",
-            "says",
-        ],
-        *["nothing", "about", "new", "photos."],
-        *[
-            "These",
-            "photos",
-            "chose",
-            "the",
-            "epoch:",
-            "expect",
-            "slightly",
-            "less",
-            "on",
-            "new",
-            "photos.",
-        ],
-    ]
+    text = " ".join(plain(document(fields)).split())
+    leak, chosen = text.split(" new photos.")[:2]
+    assert leak.startswith("Caveats b: 43 of 43 validation photos are also training photos:")
+    assert chosen == " These photos chose the epoch: expect slightly less on"

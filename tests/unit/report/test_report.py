@@ -43,6 +43,7 @@ from finetune.report.page.embedding_map import MOST_COLOURS, choose_method, lay_
 from finetune.report.page.network_bars import MOST_BARS, strip_of
 from finetune.report.plots import draw_confusion
 from finetune.report.prediction import render_page_result
+from finetune.results.caveats import Caveat
 from finetune.results.evaluation import ClassScore, ConfusedPair, Interval, PageResult
 from finetune.results.freeze import FreezeReport
 
