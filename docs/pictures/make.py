@@ -1,9 +1,9 @@
-"""Make the picture of the report page in the README: ``python docs/pictures/make.py``.
+"""Make the pictures of the README and the tutorial: ``python docs/pictures/make.py``.
 
-Trains the quickstart with ``--report`` in a temporary folder, and writes report.webp: a screenshot
+Trains the quickstart with ``--report`` in a temporary folder, and writes report.webp, a screenshot
 of the page without the learning curves, the classes, the confusion matrix and what follows the
-first mistakes. Takes about half a minute. Needs `finetune` installed, and Chromium or Chrome on the
-PATH (Debian: ``apt-get install chromium``).
+first mistakes, and batch.webp, the picture of ``show-batch``. Takes about half a minute. Needs
+`finetune` installed, and Chromium or Chrome on the PATH (Debian: ``apt-get install chromium``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WIDTH, HEIGHT = 1080, 1428
 
 
 def main() -> None:
-    """Train, and write report.webp next to this script."""
+    """Train, and write the pictures next to this script."""
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         sys.exit(f"no browser found on the PATH: install one of {', '.join(BROWSERS)}")
@@ -39,14 +39,23 @@ def main() -> None:
         take_screenshot(browser, page, screenshot)
         with Image.open(screenshot) as picture:
             top = picture.convert("RGB").crop((0, 0, WIDTH, HEIGHT))
-    top.save(FOLDER / "report.webp", lossless=True, method=6)
+        top.save(FOLDER / "report.webp", lossless=True, method=6)
+        run_finetune(folder, "show-batch", str(CONFIG), "--output", "batch.png")
+        with Image.open(folder / "batch.png") as picture:
+            picture.convert("RGB").save(FOLDER / "batch.webp", quality=80, method=6)
+
+
+def run_finetune(folder: Path, *words: str) -> None:
+    """Run a command in a folder, with an empty cache."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
+    subprocess.run(
+        [sys.executable, "-m", "finetune", *words], cwd=folder, env=environment, check=True
+    )
 
 
 def quickstart_page(folder: Path) -> str:
-    """Run the quickstart in a folder, with an empty cache, and return its report page."""
-    command = [sys.executable, "-m", "finetune", "train", "--config", str(CONFIG), "--report"]
-    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
-    subprocess.run(command, cwd=folder, env=environment, check=True)
+    """Run the quickstart in a folder, and return its report page."""
+    run_finetune(folder, "train", str(CONFIG), "--report")
     return (folder / "runs" / "quickstart" / "report.html").read_text(encoding="utf-8")
 
 

@@ -116,12 +116,12 @@ def _heading(start: Start) -> list[str]:
             f"median size {width} x {height} pixels; {start.device}."
         ),
         "#",
-        f"#   finetune check-data --config {file}         find broken files, copies and leaks",
-        f"#   finetune show-batch --config {file}         draw what the network sees",
-        f"#   finetune freeze-report --config {file}      show what is frozen, and what that saves",
-        f"#   finetune train --config {file} --dry-run    check everything; estimate the time",
-        f"#   finetune train --config {file}",
-        f"#   finetune eval --config {file}",
+        f"#   finetune check-data {file}         find broken files, copies and leaks",
+        f"#   finetune show-batch {file}         draw what the network sees",
+        f"#   finetune freeze-report {file}      show what is frozen, and what that saves",
+        f"#   finetune train {file} --dry-run    check everything; estimate the time",
+        f"#   finetune train {file}",
+        f"#   finetune eval {file}",
     ]
 
 
