@@ -360,8 +360,8 @@ def test_workers_that_cannot_be_started_are_an_error(
         list(batches.epoch())
 
 
-@pytest.mark.parametrize(("free", "most"), [(64 * 2**20, 2), (2**20, 0), (2**40, 8)])
-def test_auto_takes_no_more_workers_than_shared_memory_has_room_for(
+@pytest.mark.parametrize(("free", "most"), [(64 * 2**20, 2), (2**20, 0), (2**40, 16)])
+def test_auto_takes_a_worker_a_core_as_far_as_shared_memory_has_room(
     monkeypatch: pytest.MonkeyPatch, free: int, most: int
 ) -> None:
     monkeypatch.setattr(workers, "available_cores", lambda: 16)
