@@ -261,8 +261,9 @@ def test_wrong_outputs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_without_photos_nothing_is_read_or_written(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "best.pt").touch()
     with fails("data.no_images", source="embed"):
-        written("no run", [str(tmp_path / "empty")], tmp_path / "e.npz")
+        written(str(tmp_path), [str(tmp_path / "empty")], tmp_path / "e.npz")
 
 
 def test_the_command_prints_one_document(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.broken_files import BROKEN, ODD_NAMES, cut, picture, save
 from helpers.messages import check_error, fails
+from helpers.reporters import RecordingReporter
 
 from finetune.commands.check_data import check_data
 from finetune.commands.evaluate import evaluate_checkpoint
@@ -215,11 +216,9 @@ def test_check_data_and_a_run_share_what_they_know(make_config: Make, photos: Pa
     config = make_config(train={"epochs": 1})
     train(config)
     assert check_data(DataConfig(root=str(photos))).num_remembered == 0  # a quick look knows less
-    said: list[str] = []
-    reporter = SilentReporter()
-    reporter.say = reporter.warn = said.append  # type: ignore[method-assign]
+    reporter = RecordingReporter()
     train(config, overwrite=True, reporter=reporter)
-    assert any("checked 28 images in " in line for line in said)
+    assert any("checked 28 images in " in line for line in (*reporter.said, *reporter.warned))
 
 
 def break_in_the_middle(path: Path) -> None:

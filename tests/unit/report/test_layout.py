@@ -68,6 +68,7 @@ NAMES = (
     "файл" * 12 + ".jpg",
 )
 KNOWN = {
+    "kind": ("leak", "selection", "few_photos"),
     "level": ("error", "warning", "note"),
     "monitor": ("macro_f1",),
     "metric": ("macro_f1",),
