@@ -19,9 +19,10 @@ from helpers.photos import draw_photos
 
 from finetune.config.schema import Config
 
-# Output is that of a pipe wherever the tests run; pytest-xdist sets COLUMNS for its workers.
+# Help is listed for 80 columns without colours, wherever the tests run.
 for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):
     os.environ.pop(name, None)
+    os.unsetenv(name)  # the readline library has set COLUMNS without telling os.environ
 
 # Two test processes share the machine, and tiny tensors gain nothing from threads.
 torch.set_num_threads(1)

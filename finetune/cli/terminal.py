@@ -1,8 +1,9 @@
 """Terminal: width, colour and verbosity; messages and progress on stderr, results on stdout.
 
-On a terminal, text is wrapped for its width and coloured unless ``NO_COLOR`` is set. In a pipe,
-there is no colour and no progress; a result is wrapped for 80 columns without shortening names, and
-a message is one line. ``COLUMNS`` sets another width, on a terminal and in a pipe.
+On a terminal, text is wrapped for its width, or for ``COLUMNS``, and coloured unless ``NO_COLOR``
+is set. In a pipe, there is no colour and no progress; a result is wrapped for 80 columns without
+shortening names, and a message is one line, also with ``COLUMNS``: the readline library sets it for
+all programs that an interactive Python starts.
 """
 
 from __future__ import annotations
@@ -47,12 +48,14 @@ def view_of(stream: TextIO, *, pipe_width: int | None) -> View:
     from finetune.report.layout import View
 
     verbose = level == VERBOSE
-    given = os.environ.get("COLUMNS", "")
-    if given.isdecimal() and int(given):
-        return View(max(int(given), _NARROWEST), shortens=True, verbose=verbose)
-    if stream.isatty():
+    if is_terminal(stream):
         return View(max(_console(stream).width, _NARROWEST), shortens=True, verbose=verbose)
     return View(pipe_width, verbose=verbose)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Return whether text on a stream is laid out for a terminal."""
+    return stream.isatty()
 
 
 def printed(result: Document, stream: TextIO) -> str:
@@ -114,7 +117,7 @@ def _write(before: str, text: str, style: str, *, styled_to: int | None = None) 
     from finetune.report.layout import wrapped
 
     whole = before + printable(text, but="\n")
-    if not sys.stderr.isatty() and "COLUMNS" not in os.environ:
+    if not is_terminal(sys.stderr):
         sys.stderr.write(f"{whole}\n")
         return
     from rich.text import Text

@@ -94,13 +94,17 @@ def test_no_line_of_a_command_is_wider_than_columns(
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(terminal, "is_terminal", lambda _: True)
     outcome = command_line(*arguments)
     lines = (outcome.out + outcome.err).split("\n")
     assert max(map(cell_len, lines)) <= columns
     assert not any(_STYLE.search(line) for line in lines)
 
 
-def test_a_message_in_a_pipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_message_in_a_pipe_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
     text = "word " * 50 + LONG
     TerminalReporter().warn(text)
     assert capsys.readouterr().err == f"warning: {text}\n"
