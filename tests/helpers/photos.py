@@ -8,9 +8,11 @@ from pathlib import Path
 from PIL import Image
 
 
-def draw_photos(folder: Path, *, classes: int = 2, count: int = 6, size: int = 40) -> Path:
+def draw_photos(
+    folder: Path, *, classes: int = 2, count: int = 6, size: int = 40, seed: int = 0
+) -> Path:
     """Class folders of noisy pictures that a network can tell apart by their colour."""
-    rng = random.Random(0)
+    rng = random.Random(seed)
     for label in range(classes):
         class_folder = folder / f"class_{label}"
         class_folder.mkdir(parents=True, exist_ok=True)
