@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from finetune.data.checks.preflight import (
     preflight_check,
 )
 from finetune.data.fingerprint import sha256_of_images
-from finetune.data.images import Images, below
+from finetune.data.images import Images, TrainVal, below
 from finetune.data.levels import warn_of_levels
 from finetune.data.loading.views import Views
 from finetune.data.loading.workers import resolve_workers
@@ -166,7 +167,7 @@ def _compute(
     reporter: Reporter,
 ) -> Evaluated:
     reporter.status("checking the images")
-    images, ignored, split = _images(metadata, options, reporter)
+    images, ignored, split = _images(path, metadata, options, reporter)
     base = options.data or metadata.config.data.root
     reporter.status("loading the network")
     opened = open_network(path, state, metadata, images, reporter=reporter)
@@ -311,27 +312,71 @@ def _chosen_on(path: Path, metadata: Metadata) -> tuple[str, ...]:
 def _training_images(path: Path, metadata: Metadata) -> Images:
     """Return the images that a checkpoint was trained on, as far as they are still there.
 
-    A split that was drawn may be drawn otherwise when images were added; ``split.csv`` has the one
-    of the run.
-
     Raises:
         DataError: As in `find_train_val`.
     """
-    config, names = metadata.config, metadata.class_names
-    found = find_train_val(config.data, seed=config.seed, class_names=names)
-    drawn = path.parent / run_dir.SPLIT
-    if not exists(drawn):
-        return found.train
-    with drawn.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = csv.DictReader(file)
-        trained = {row.get("path") for row in rows if row.get("split") == "train"}
+    drawn = _split_of_run(path)
+    found = find_train_val(
+        metadata.config.data, seed=metadata.config.seed, class_names=metadata.class_names
+    )
+    return _drawn_as(drawn, "train", found) if drawn else found.train
+
+
+def _split_of_run(path: Path) -> dict[str, str]:
+    """Return the split of each image if the run drew the splits, from ``split.csv``; else nothing.
+
+    Drawn again, images may be in other splits as soon as one is added, moved or deleted.
+    """
+    file = path.parent / run_dir.SPLIT
+    if not exists(file):
+        return {}
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        return {row["path"]: row["split"] for row in csv.DictReader(lines)}
+
+
+def _drawn_as(drawn: Mapping[str, str], split: str, found: TrainVal) -> Images:
+    """Return the images that the run had in a split, in its order, if they are still there."""
     both = replace(
         found.train,
         paths=found.train.paths + found.val.paths,
         labels=found.train.labels + found.val.labels,
-        groups=(),
+        groups=found.train.groups + found.val.groups,
     )
-    return both.subset([i for i, it in enumerate(both.paths) if below(it, found.base) in trained])
+    places = {below(image, found.base): at for at, image in enumerate(both.paths)}
+    own = (name for name, its_split in drawn.items() if its_split == split)
+    return both.subset([places[name] for name in own if name in places])
+
+
+def _of_run(path: Path, metadata: Metadata, split: str, now: Images, reporter: Reporter) -> Images:
+    """Return the images that the run had in a split, and warn if others are in it now.
+
+    Raises:
+        DataError: None of them is there any more.
+    """
+    drawn = _split_of_run(path)
+    if not drawn:
+        return now
+    found = find_train_val(
+        metadata.config.data, seed=metadata.config.seed, class_names=metadata.class_names
+    )
+    own = _drawn_as(drawn, split, found)
+    gone = sum(name == split for name in drawn.values()) - len(own)
+    noun = _NOUNS[split]
+    if not len(own):
+        raise DataError(
+            f"none of the {noun} images of this run is there any more",
+            kind="data.no_images",
+            path=metadata.config.data.root,
+            to_do="name other images with --data",
+        )
+    if gone or set(own.paths) != {
+        image for image in now.paths if below(image, found.base) in drawn
+    }:
+        reporter.warn(
+            f"images were added, moved or deleted since the training: of its {len(own) + gone:,} "
+            f"{noun} images {len(own):,} are still there, and no others are evaluated"
+        )
+    return own
 
 
 class _Embedder(nn.Module):
@@ -374,7 +419,7 @@ def _calibrate(
 
 
 def _images(
-    metadata: Metadata, options: EvalOptions, reporter: Reporter
+    path: Path, metadata: Metadata, options: EvalOptions, reporter: Reporter
 ) -> tuple[Images, int, str | None]:
     """Return the images, the number of skipped images of unknown classes, and the split, if any."""
     config = metadata.config
@@ -387,6 +432,8 @@ def _images(
         ignore_unknown=options.ignore_unknown,
         reporter=reporter,
     )
+    if options.data is None and split in ("train", "val"):
+        images = _of_run(path, metadata, split, images, reporter)
     if ignored:
         reporter.warn(
             f"{ignored:,} images of classes that the network was not trained on are left out"

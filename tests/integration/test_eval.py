@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers.messages import fails
 from helpers.photos import draw_photos
+from helpers.reporters import RecordingReporter
 
 from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.commands.compare import compare
@@ -259,21 +260,32 @@ def test_photos_of_another_folder_are_compared_with_the_training_photos(
     assert evaluate_checkpoint(best, options).caveats[-1].kind == "unchecked"
 
 
-def test_a_validation_photo_of_now_may_be_a_training_photo_of_the_run(
+def test_the_split_that_a_run_has_drawn_is_evaluated_also_after_photos_were_added_or_moved(
     make_config: Make, photos: Path
 ) -> None:
-    """New photos change which ones are held out; the run's own split is in split.csv."""
+    """They change which ones would be held out now; the run's own split is in split.csv."""
     config = make_config(
         data={"root": str(photos / "train"), "val_fraction": 0.3}, train={"epochs": 1}
     )
     train(config)
     best = Path(config.output_dir) / "best.pt"
-    assert all(caveat.kind != "leak" for caveat in evaluate_checkpoint(best).caveats)
+    before = evaluate_checkpoint(best)
     draw_photos(photos / "train" / "more", count=9)
     for path in (photos / "train" / "more").rglob("*.png"):
         path.rename(photos / "train" / path.parent.name / f"a{path.name}")
     shutil.rmtree(photos / "train" / "more")
-    assert evaluate_checkpoint(best).caveats[0].kind == "leak"
+    heard = RecordingReporter()
+    after = evaluate_checkpoint(best, reporter=heard)
+    assert (after.top1, after.loss, after.num_images) == (
+        before.top1,
+        before.loss,
+        before.num_images,
+    )
+    rows = list(csv.DictReader((best.parent / "split.csv").read_text().splitlines()))
+    moved = next(row["path"] for row in rows if row["split"] == "val")
+    (photos / "train" / moved).rename(photos / "train" / "class_1" / "moved.png")
+    assert evaluate_checkpoint(best, reporter=heard).num_images == before.num_images - 1
+    assert any("moved or deleted since the training" in line for line in heard.warned)
 
 
 def test_another_split_or_folder_leaves_the_files_of_the_first(best: Path, photos: Path) -> None:
