@@ -161,8 +161,8 @@ class _Ladder:
         if not steps:
             least = min(cost.of(2) for cost in costs.values())
             return (
-                f"{max(self.left_s, 0):.0f} s are left, of which a tenth is kept in reserve, and "
-                f"training more than the head takes about {least:.0f} s or more"
+                f"{max(self.left_s, 0):.0f} s are left after timing more than the head, which "
+                f"would take at least {least:.0f} s; a tenth of the budget is kept in reserve"
             )
         done: dict[str, TrainSummary] = {}
         for step in steps:
@@ -180,7 +180,7 @@ class _Ladder:
         if all(_epochs(summary.stages[-1]) >= MOST_EPOCHS for summary in done.values()):
             return f"more than {MOST_EPOCHS} epochs are not tried"
         if len(steps) == 1:
-            return "the time after the head was planned for a single run"
+            return "the time after the head sufficed for one run"
         return "the rest of the budget is too short for another run"
 
     def _train_longer(

@@ -262,7 +262,7 @@ class Config(Section):
                 raise InvalidError(
                     f"auto chooses {key}, which is given too",
                     key="recipe",
-                    to_do=f"remove recipe or {key}",
+                    to_do=f"remove {key}, or set another recipe, as in --set recipe=linear_probe",
                     kind="config.conflict",
                 )
         return self

@@ -148,7 +148,7 @@ def fetch_entry(spec: ModelSpec, *, kept: bool = True) -> StateDict:
     try:
         state: StateDict = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
-        place = f"Put the file at {cached}" if kept else "Set HOME or TORCH_HOME"
+        place = f"Put the file at `{cached}`" if kept else "Set HOME or TORCH_HOME"
         raise ModelError(
             f"{spec.name} {spec.weights}: {file_name} could not be downloaded ({_reason(error)})",
             kind="model.download_failed",

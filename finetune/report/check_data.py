@@ -156,7 +156,9 @@ def verdict(report: CheckReport) -> str:
         plural(counts[level], level) for level in ("error", "warning") if counts[level]
     )
     if not listed:
-        return "Nothing wrong was found."
+        return (
+            "No broken files, copies or leaks were found. Whether labels are right is not checked."
+        )
     if report.ok:
         return f"{listed}: the data can be trained on."
     return f"{listed}: training on this data, or its figures, would be wrong."

@@ -42,7 +42,12 @@ def _facts(report: DepthReport) -> list[tuple[str, str]]:
         facts.append(("Earliest", f"{first.block} (*): within one standard error of the best"))
     last = report.rows[-1].block
     if report.earliest == last:
-        facts.append(("Freeze", "every block helps a new head: train the last ones to adapt them"))
+        facts.append(
+            (
+                "Freeze",
+                "all blocks: the last one is the best; training it as well may gain more",
+            )
+        )
     else:
         facts.append(("Freeze", "up to the block with *, later blocks add nothing measurable:"))
         facts.append(("", f"freeze: {{patterns: {json.dumps(list(report.patterns))}}}"))

@@ -37,7 +37,7 @@ _FEWEST_CELLS = 8
 _READABLE_NAME = 20
 _SHORT_TITLE = 14
 _ELLIPSIS = "…"
-_COMMAND = r"`finetune [^`]+`\S*|(?<=: )finetune .*"
+_COMMAND = r"`(?:finetune |/)[^`]+`\S*|(?<=: )finetune .*"
 _WORD = re.compile(rf"\s*(?:{_COMMAND}|\S+)\s*")
 
 

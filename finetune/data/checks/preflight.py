@@ -93,12 +93,13 @@ def preflight_check(
     facts = f"checked {plural(len(paths), 'image')}{new} in {elapsed_s:.2f} s: "
     if bad:
         facts += (
-            f"{len(bad):,} cannot be read and are left out (data.on_unreadable: skip): "
+            f"{len(bad):,} cannot be read and {'is' if len(bad) == 1 else 'are'} left out "
+            "(data.on_unreadable: skip): "
             f"{shown_few([path for path, _ in bad], base)}"
         )
     else:
         facts += "all can be read"
-    verdict = f"{facts}; {_words_about(copies)}"
+    verdict = f"{facts}; {_words_about(copies, len(parts))}"
     are_copies = bool(copies.leaked or copies.in_two_classes)
     return PreflightResult(kept, tuple(bad), copies, verdict, bool(bad) or are_copies)
 
@@ -280,7 +281,7 @@ def _refuse_lost_classes(before: Sequence[Images], after: Sequence[Images]) -> N
                 )
 
 
-def _words_about(copies: KnownCopies) -> str:
+def _words_about(copies: KnownCopies, splits: int) -> str:
     found = []
     if copies.leaked:
         found.append(
@@ -291,8 +292,8 @@ def _words_about(copies: KnownCopies) -> str:
     if found:
         return f"but {' and '.join(found)} (`finetune check-data` names them)"
     if not copies.all_decoded:
-        return "`finetune check-data` decodes them and looks for copies and wrong labels"
-    return "no copies in two classes or two splits"
+        return "`finetune check-data` decodes them and looks for more copies"
+    return "no copies in two classes" + (" or two splits" if splits > 1 else "")
 
 
 def _they_are(number: int, noun: str) -> str:

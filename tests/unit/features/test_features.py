@@ -165,6 +165,7 @@ def test_a_second_run_with_other_settings_computes_no_backbone_forward(
     assert not forwards
 
 
+@pytest.mark.usefixtures("own_forms")  # without the result of the self-test
 def test_each_image_is_computed_once_for_each_view_eight_at_a_time(
     make_config: Make, forwards: list[int]
 ) -> None:
