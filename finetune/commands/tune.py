@@ -150,6 +150,8 @@ def affordable_backbones(config: Config, reporter: Reporter) -> list[Config]:
                 f"{one.name}: {one.top1:.1f} % on ImageNet; its features are predicted to take "
                 f"{seconds(pass_s)}"
             )
+    if len(found) == 1:
+        reporter.warn(f"no other backbone is left: {found[0]} is compared with nothing")
     return with_backbones(config, ",".join(found))
 
 

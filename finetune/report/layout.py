@@ -181,12 +181,18 @@ def lines(result: Document, view: View) -> list[Text]:
 
 
 def wrapped(text: Content, view: View, *, indent: int = 0, hanging: int = 2) -> list[Text]:
-    """Wrap text at spaces; the lines after the first one are indented by ``hanging`` more."""
+    """Wrap text at spaces; the lines after the first one are indented by ``hanging`` more.
+
+    A line of the text that is indented itself is continued below its own indent.
+    """
     made: list[Text] = []
     for paragraph in _text(text).split("\n"):
-        for line in _folded(paragraph, _less(view, indent + hanging), first=hanging):
-            before = indent + (hanging if made else 0)
+        own = len(paragraph.plain) - len(paragraph.plain.lstrip(" "))
+        before = indent + (hanging if made else 0)
+        after = indent + hanging + (own + hanging if own else 0)
+        for line in _folded(paragraph, _less(view, after), first=after - before):
             made.append(Text(" " * before).append_text(line) if line else Text())
+            before = after
     return made
 
 

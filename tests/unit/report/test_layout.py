@@ -33,6 +33,7 @@ from finetune.report.layout import (
     plain,
     shorten,
     styled,
+    wrapped,
 )
 from finetune.report.prediction import render_export, render_page_result, render_predictions
 from finetune.report.show_batch import render_shown_batch
@@ -247,3 +248,12 @@ def test_bars_take_the_room_that_is_left() -> None:
 def test_styles_do_not_change_the_text() -> None:
     text = plain(document(Fields([("Accuracy", styled("94 %\x1b[31m", "result"))])))
     assert text == "  Accuracy   94 %\\x1b[31m"
+
+
+def test_an_indented_line_is_continued_below_its_indent() -> None:
+    text = (
+        "2 problems\n  c.yaml:4: data.val: unknown key. Did you mean 'data.val_fraction'?\n  next"
+    )
+    made = [line.plain for line in wrapped(text, View(40, shortens=True))]
+    assert [len(line) - len(line.lstrip()) for line in made] == [0, 4, 6, 4]
+    assert max(map(len, made)) <= 40
