@@ -204,8 +204,8 @@ def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "densenet121", "regnet_y_400mf"])
 def test_the_backbones_own_names_stand_in_comments_and_match(name: str) -> None:
     text = init(seen(), model=name, weights="none").config
-    lines = [line.strip(" #") for line in text.splitlines() if line.startswith("  #   ")]
-    patterns = [line.split()[0] for line in lines]
+    lines = [line.strip(" #").split() for line in text.splitlines() if line.startswith("#   ")]
+    patterns = [pattern for pattern, *_ in lines if pattern != "finetune"]
     assert len(patterns) >= 5
     config = config_of(text)
     values = {"recipe": None, "train.budget": None, "freeze.patterns": tuple(patterns)}
