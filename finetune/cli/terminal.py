@@ -200,8 +200,8 @@ def _shown_progress() -> Progress | None:
     """
     global _progress
     is_first = os.environ.get("RANK", "0") == "0"
-    is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-    if level == QUIET or not is_terminal or not is_first:
+    can_redraw = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    if level == QUIET or not can_redraw or not is_first:
         return None
     if _progress is None:
         from finetune.cli.progress import begin

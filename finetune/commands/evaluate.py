@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -167,7 +167,8 @@ def _compute(
     reporter: Reporter,
 ) -> Evaluated:
     reporter.status("checking the images")
-    images, ignored, split = _images(path, metadata, options, reporter)
+    drawn = _split_of_run(path)
+    images, ignored, split, found = _images(drawn, metadata, options, reporter)
     base = options.data or metadata.config.data.root
     reporter.status("loading the network")
     opened = open_network(path, state, metadata, images, reporter=reporter)
@@ -241,7 +242,13 @@ def _compute(
         files=(),
         next=(_report_command(path, options),),
         caveats=_caveats(
-            path, metadata, options, images, logits.argmax(dim=1) == labels, fitted, reporter
+            options,
+            images,
+            logits.argmax(dim=1) == labels,
+            fitted=fitted,
+            chose=_chosen_on(path, metadata),
+            train=lambda: _training_images(drawn, metadata, found),
+            reporter=reporter,
         ),
     )
     opened = replace(opened, metadata=metadata)
@@ -261,12 +268,13 @@ _NOUNS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def _caveats(
-    path: Path,
-    metadata: Metadata,
     options: EvalOptions,
     images: Images,
     right: Tensor,
+    *,
     fitted: bool,
+    chose: tuple[str, ...],
+    train: Callable[[], Images],
     reporter: Reporter,
 ) -> tuple[Caveat, ...]:
     """Return what limits what the metrics say about new photos.
@@ -274,22 +282,24 @@ def _caveats(
     Args:
         right: Whether each image was classified correctly.
         fitted: Whether the temperature was fitted on these images.
+        chose: What was chosen by the accuracy on the validation images.
+        train: Function that returns the training images.
     """
     noun = _NOUNS[options.split] if options.data is None else ""
     photos = ScoredPhotos(
         noun,
         counts=dict(zip(images.class_names, images.counts(), strict=True)),
-        chose=_chosen_on(path, metadata) if noun == "validation" else (),
+        chose=chose if noun == "validation" else (),
         fitted_temperature=fitted,
     )
     if noun == "training":
         return caveats_of(photos)
     try:
-        train = _training_images(path, metadata)
+        trained = train()
     except DataError as error:
         why = str(error).splitlines()[0].rstrip(".")
         return caveats_of(replace(photos, unchecked=why))
-    copies = copies_of_training(train, images, reporter)
+    copies = copies_of_training(trained, images, reporter)
     others = torch.ones(len(images), dtype=torch.bool)
     others[list(copies.leaked)] = False
     return caveats_of(
@@ -309,16 +319,29 @@ def _chosen_on(path: Path, metadata: Metadata) -> tuple[str, ...]:
     return ("the epoch",) if is_chosen else ()
 
 
-def _training_images(path: Path, metadata: Metadata) -> Images:
-    """Return the images that a checkpoint was trained on, as far as they are still there.
+def _train_val(metadata: Metadata) -> TrainVal:
+    """Return the training and validation images as they would be drawn now.
 
     Raises:
         DataError: As in `find_train_val`.
     """
-    drawn = _split_of_run(path)
-    found = find_train_val(
-        metadata.config.data, seed=metadata.config.seed, class_names=metadata.class_names
-    )
+    config = metadata.config
+    return find_train_val(config.data, seed=config.seed, class_names=metadata.class_names)
+
+
+def _training_images(
+    drawn: Mapping[str, str], metadata: Metadata, found: TrainVal | None
+) -> Images:
+    """Return the images that a checkpoint was trained on, as far as they are still there.
+
+    Args:
+        drawn: As `_split_of_run` returns it.
+        found: Images as they would be drawn now; None lists them.
+
+    Raises:
+        DataError: As in `find_train_val`.
+    """
+    found = found or _train_val(metadata)
     return _drawn_as(drawn, "train", found) if drawn else found.train
 
 
@@ -347,18 +370,14 @@ def _drawn_as(drawn: Mapping[str, str], split: str, found: TrainVal) -> Images:
     return both.subset([places[name] for name in own if name in places])
 
 
-def _of_run(path: Path, metadata: Metadata, split: str, now: Images, reporter: Reporter) -> Images:
+def _of_run(
+    drawn: Mapping[str, str], split: str, now: Images, found: TrainVal, reporter: Reporter
+) -> Images:
     """Return the images that the run had in a split, and warn if others are in it now.
 
     Raises:
         DataError: None of them is there any more.
     """
-    drawn = _split_of_run(path)
-    if not drawn:
-        return now
-    found = find_train_val(
-        metadata.config.data, seed=metadata.config.seed, class_names=metadata.class_names
-    )
     own = _drawn_as(drawn, split, found)
     gone = sum(name == split for name in drawn.values()) - len(own)
     noun = _NOUNS[split]
@@ -366,7 +385,7 @@ def _of_run(path: Path, metadata: Metadata, split: str, now: Images, reporter: R
         raise DataError(
             f"none of the {noun} images of this run is there any more",
             kind="data.no_images",
-            path=metadata.config.data.root,
+            path=found.base,
             to_do="name other images with --data",
         )
     if gone or set(own.paths) != {
@@ -419,9 +438,12 @@ def _calibrate(
 
 
 def _images(
-    path: Path, metadata: Metadata, options: EvalOptions, reporter: Reporter
-) -> tuple[Images, int, str | None]:
-    """Return the images, the number of skipped images of unknown classes, and the split, if any."""
+    drawn: Mapping[str, str], metadata: Metadata, options: EvalOptions, reporter: Reporter
+) -> tuple[Images, int, str | None, TrainVal | None]:
+    """Return the images, the number of skipped images of unknown classes, and the split, if any.
+
+    Where the run has drawn its splits, the last one is the images as they would be drawn now.
+    """
     config = metadata.config
     images, ignored, split = find_known(
         config.data,
@@ -432,8 +454,10 @@ def _images(
         ignore_unknown=options.ignore_unknown,
         reporter=reporter,
     )
-    if options.data is None and split in ("train", "val"):
-        images = _of_run(path, metadata, split, images, reporter)
+    found = None
+    if drawn and options.data is None and split in ("train", "val"):
+        found = _train_val(metadata)
+        images = _of_run(drawn, split, images, found, reporter)
     if ignored:
         reporter.warn(
             f"{ignored:,} images of classes that the network was not trained on are left out"
@@ -447,7 +471,7 @@ def _images(
     if checked.skipped:
         reporter.warn(checked.verdict)
     warn_of_levels(metadata.preprocessing.levels, checked.parts[0].paths, reporter)
-    return checked.parts[0], ignored, split
+    return checked.parts[0], ignored, split, found
 
 
 def _groups(images: Images, config: DataConfig, data: str | None) -> tuple[str, ...]:

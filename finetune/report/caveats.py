@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune.report.layout import Field, Fields, styled
+from finetune.report.layout import Field, Fields, labelled, styled
 from finetune.results.caveats import Caveat, in_order
 from finetune.results.evaluation import Comparison
 
 
 def caveat_fields(caveats: Sequence[Caveat]) -> list[Field]:
     """Return the fields that stand below an accuracy."""
-    return [
-        Field("Caveats" if at == 0 else "", styled(caveat.text, "warning"))
-        for at, caveat in enumerate(caveats)
-    ]
+    return labelled("Caveats", [styled(caveat.text, "warning") for caveat in caveats])
 
 
 def caveats_by_run(comparison: Comparison) -> Fields | None:
@@ -26,11 +23,9 @@ def caveats_by_run(comparison: Comparison) -> Fields | None:
     if not runs:
         return None
     every = len(comparison.runs)
-    fields = []
-    for at, caveat in enumerate(in_order(runs)):
+    texts = []
+    for caveat in in_order(runs):
         names = runs[caveat]
         where = "" if len(names) == every else f"{', '.join(names)}: "
-        fields.append(
-            Field("Caveats" if at == 0 else "", styled(f"{where}{caveat.text}", "warning"))
-        )
-    return Fields(fields)
+        texts.append(styled(f"{where}{caveat.text}", "warning"))
+    return Fields(labelled("Caveats", texts))

@@ -21,6 +21,7 @@ from finetune.report.layout import (
     Table,
     document,
     joined,
+    labelled,
     styled,
 )
 from finetune.results.check import CheckReport, ClassRow, Finding
@@ -171,7 +172,7 @@ def _verdict(report: CheckReport) -> Paragraph:
 
 
 def _written(report: CheckReport) -> list[Field]:
-    return [Field("Written" if at == 0 else "", file) for at, file in enumerate(report.files)]
+    return labelled("Written", report.files)
 
 
 def _next(report: CheckReport, config: str | None) -> list[Field]:

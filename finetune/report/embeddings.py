@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 from finetune.core.errors import ConfigError
 from finetune.core.files import refuse_to_replace, write_atomically, write_csv
 from finetune.core.text import did_you_mean, mib, plural
-from finetune.report.layout import Document, Field, Fields, document
+from finetune.report.layout import Document, Field, Fields, document, labelled
 from finetune.results.evaluation import EmbedResult
 
 if TYPE_CHECKING:
@@ -140,5 +140,5 @@ def render_embed(result: EmbedResult) -> Document:
     ]
     if result.unreadable:
         facts.append(Field("Left out", f"{len(result.unreadable):,} that cannot be read"))
-    written = [Field("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
+    written = labelled("Written", result.files)
     return document(Fields([*facts, *written, Field("", mib(result.num_bytes))]))

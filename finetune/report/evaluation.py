@@ -19,6 +19,7 @@ from finetune.report.layout import (
     Part,
     Table,
     document,
+    labelled,
     styled,
 )
 from finetune.report.train import accuracy, next_facts
@@ -76,7 +77,7 @@ def _facts(result: EvalResult) -> list[Field]:
 
 
 def _written(result: EvalResult) -> list[Field]:
-    facts = [Field("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
+    facts = labelled("Written", result.files)
     pages = [file for file in result.files if file.endswith(".html")]
     if pages:
         facts.append(Field("Next", f"open {pages[0]} in a browser: it works offline"))

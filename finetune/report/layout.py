@@ -71,6 +71,11 @@ class Field(NamedTuple):
     detail: bool = False
 
 
+def labelled(label: str, values: Iterable[Content | Command]) -> list[Field]:
+    """Return a field for each value, of which the first has the label."""
+    return [Field(label if at == 0 else "", value) for at, value in enumerate(values)]
+
+
 @dataclass(frozen=True)
 class Fields:
     """Labelled values in two columns."""
@@ -149,7 +154,7 @@ def document(*groups: Part | Sequence[Part] | None) -> Document:
 
 @dataclass(frozen=True)
 class View:
-    """What a document is laid out for.
+    """Width and detail that a document is laid out for.
 
     Attributes:
         width: Width in columns; None for no limit.

@@ -26,6 +26,7 @@ from finetune.report.layout import (
     Paragraph,
     Table,
     document,
+    labelled,
     styled,
 )
 from finetune.results.evaluation import (
@@ -255,13 +256,13 @@ def render_export(result: ExportResult) -> Document:
     for beside in (agreement, result.in_float32):
         if beside is not None:
             facts.append(Field("", _agreement(beside)))
-    facts += [Field("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
+    facts += labelled("Written", result.files)
     return document(Fields([*facts, Field("", mib(result.num_bytes))]))
 
 
 def render_page_result(result: PageResult) -> Document:
     """Render the paths and sizes of the written files."""
-    facts = [Field("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
+    facts = labelled("Written", result.files)
     size = f"{mib(result.num_bytes)} in {result.elapsed_s:.1f} s"
     if not all(file.endswith((CURVES, CONFUSION)) for file in result.files):
         size += "; opens in any browser, offline"

@@ -17,6 +17,7 @@ from finetune.report.layout import (
     Table,
     document,
     joined,
+    labelled,
     styled,
 )
 from finetune.report.train import accuracy, next_facts
@@ -202,7 +203,7 @@ def _facts(result: TuneResult) -> list[Field]:
         )
     if result.train is None:
         facts.append(Field("", result.reported))
-    facts += [Field("Written" if at == 0 else "", file) for at, file in enumerate(result.files)]
+    facts += labelled("Written", result.files)
     if result.train is not None:
         facts.append(Field("Saved", result.train.run_dir))
     return [*facts, *next_facts(result.next)]

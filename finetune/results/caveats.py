@@ -32,7 +32,7 @@ class Caveat:
 
 @dataclass(frozen=True)
 class ScoredPhotos:
-    """What is known of the photos that an accuracy was measured on.
+    """Photos that an accuracy was measured on, and what is known of them.
 
     Attributes:
         noun: ``training``, ``validation``, ``test``, or empty for those of another folder.

@@ -112,7 +112,7 @@ class EvalResult:
         ignored: Number of images of unknown classes, left out with ``--ignore-unknown``.
         files: Paths of the files written.
         next: Commands that show the same evaluation in other ways.
-        caveats: What limits what these metrics say about new photos, the most serious first.
+        caveats: Facts that limit what the metrics say about new photos, the most serious first.
     """
 
     checkpoint: str

@@ -202,7 +202,7 @@ class TestScore:
     balanced_accuracy: float
     loss: float
     caveats: tuple[Caveat, ...] = ()
-    """What limits what these metrics say about new photos."""
+    """Facts that limit what the metrics say about new photos."""
 
 
 @dataclass(frozen=True)
