@@ -7,18 +7,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from finetune.checkpoints.finetuned_source import find_source_run
 from finetune.config.schema import Config
 from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.checks.preflight import dropping_unreadable
 from finetune.inference.confidence_intervals import wilson
-from finetune.models.build import is_path
-from finetune.recipes.ladder import probe_of
 from finetune.report.tuning_plots import DEPTHS_BY, check_picture, draw_depths
 from finetune.results.freeze import DepthReport, DepthRow
 from finetune.training.prepare_stage import StageSetup, prepare_stage
-from finetune.training.setup import set_up_run, without_validation
+from finetune.training.setup import without_validation
 from finetune.tuning.block_probes import DepthProbes, probe_blocks
+from finetune.tuning.frozen_features import set_up_frozen
 
 
 def depth_report(
@@ -71,12 +69,7 @@ def depth_report(
 
 
 def _probed(config: Config, reporter: Reporter) -> tuple[StageSetup, DepthProbes]:
-    probe = probe_of(config)
-    # Nothing is trained or written, so that the weights may be those of the run in output_dir.
-    values: dict[str, object] = {"output_dir": f"{config.output_dir}-probe"}
-    if is_path(config.model.weights) and find_source_run(config.model.weights) is not None:
-        values["freeze.may_differ"] = True
-    run_setup = set_up_run(probe.with_values(values), reporter)
+    run_setup = set_up_frozen(config, reporter)
     if not len(run_setup.data.val):
         raise without_validation(
             "probes are judged", "set a fraction above 0, or leave out --probe"

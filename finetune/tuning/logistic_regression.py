@@ -14,7 +14,7 @@ from finetune.features.source import FeatureBatches
 from finetune.results.tuning import LogisticBaseline
 from finetune.tuning.cross_validation import HELD_OUT_BATCH, CrossValidation, FoldData
 
-_PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 _MOST_PRODUCTS = 200_000_000
 """Most images times features times classes for a baseline, which then takes a few seconds."""
 _MOST_STEPS = 60
@@ -82,7 +82,7 @@ def logistic_baseline(cv: CrossValidation, reporter: Reporter) -> LogisticBaseli
     shares = [_accuracies(fold) for fold in tracked]
     means = [statistics.fmean(each) for each in zip(*shares, strict=True)]
     best = max(range(len(means)), key=means.__getitem__)
-    return LogisticBaseline(means[best], _PENALTIES[best])
+    return LogisticBaseline(means[best], PENALTIES[best])
 
 
 def _accuracies(fold: FoldData) -> list[float]:
@@ -95,7 +95,7 @@ def _accuracies(fold: FoldData) -> list[float]:
         (features - middle) / spread,
         labels,
         num_classes=fold.cv.num_classes,
-        penalties=_PENALTIES,
+        penalties=PENALTIES,
     )
     others = (others - middle) / spread
     return [float((layer(others).argmax(dim=1) == truth).float().mean()) for layer in path]
