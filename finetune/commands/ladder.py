@@ -156,13 +156,15 @@ class _Ladder:
         assert probe is not None  # an error of the first rung is the command's error
         if self.left_s < _SHORTEST_S:
             return "the head alone took the budget"
+        if _is_perfect(_val(probe), self.config.train.monitor):
+            return "every validation image is right, so that nothing better could be measured"
         patterns, costs = self._candidates(probe)
         steps = next_steps(costs, self.left_s)
         if not steps:
             least = min(cost.of(2) for cost in costs.values())
             return (
-                f"{max(self.left_s, 0):.0f} s are left after timing more than the head, which "
-                f"would take at least {least:.0f} s; a tenth of the budget is kept in reserve"
+                f"{max(self.left_s, 0):.0f} s are left for training more than the head, which would "
+                f"take at least {least:.0f} s; a tenth of the budget is kept in reserve"
             )
         done: dict[str, TrainSummary] = {}
         for step in steps:
@@ -235,18 +237,27 @@ class _Ladder:
     def _candidates(
         self, probe: TrainSummary
     ) -> tuple[dict[str, tuple[str, ...]], dict[str, Cost]]:
-        """Return the freeze patterns and the predicted durations of the candidates."""
-        self.reporter.say("timing what more could be trained")
-        self.reporter.status("timing what more could be trained")
+        """Return the freeze patterns and the predicted durations of the candidates.
+
+        What cannot fit is not timed, which takes many seconds.
+        """
         config = load_config(Path(probe.run_dir) / run_dir.CONFIG)
         plan = make_plan(config, len(probe.class_names))
         blocks = units_of(Anatomy.of(plan.skeleton, plan.spec).parameters, plan.spec.family.block)
         macs = module_multiply_adds(plan.skeleton, crop=plan.spec.preprocessing.crop)
         part, share = last_part(blocks, macs)
+        # A photo takes at least its share of what its features took, with no backward pass.
+        feature_s = _feature_s(probe)
+        if feature_s is not None:
+            least = Cost(_SETUP_S, share * feature_s * probe.num_train)
+            if not could_fit(least, self.left_s):
+                return {PART: part}, {PART: least}
+        self.reporter.say("timing what more could be trained")
+        self.reporter.status("timing what more could be trained")
         cost, is_cached = self._predicted(part, probe)
         patterns, costs = {PART: part}, {PART: cost}
         # An epoch of everything takes longer than one of the part, by the share of the work if the
-        # part's features are cached. What cannot fit is not timed, which takes many seconds.
+        # part's features are cached.
         least = Cost(0.0, cost.epoch_s / (share if is_cached else 1.0))
         if self.left_s >= _WORTH_TIMING_S and could_fit(least, self.left_s):
             patterns[EVERYTHING] = ()
@@ -428,6 +439,17 @@ def _val(summary: TrainSummary) -> Scores:
     val = summary.stages[-1].val
     assert val is not None  # validation images are required
     return val
+
+
+def _is_perfect(val: Scores, monitor: str) -> bool:
+    """Return whether no other run could be better by the monitored metric."""
+    return monitor != "loss" and val.top1 == 1.0
+
+
+def _feature_s(summary: TrainSummary) -> float | None:
+    """Return the seconds that a row of features took; None where none was computed."""
+    counts = summary.features
+    return counts.seconds / counts.computed if counts is not None and counts.computed else None
 
 
 def _epochs(stage: StageSummary) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -27,6 +27,8 @@ from finetune.training.step import StepConfig
 
 _MOST_IMAGES = 32
 _STEPS = 3
+_ENOUGH_S = 1.0
+"""Seconds of steps after which no further step is timed."""
 
 T = TypeVar("T")
 
@@ -73,9 +75,17 @@ def _time_trainable_part(
     alike = config.optimizer.with_values({"groups": (), "layer_decay": None})
     optimizer = build_optimizer(trainable_part.named_parameters(), alike)
     schedule = build_schedule(optimizer, config.schedule, epochs=1, steps_per_epoch=2 * _STEPS)
+
+    def batches(epoch: int) -> Iterator[tuple[Features, Tensor]]:
+        start = time.perf_counter()
+        for _ in range(1 if epoch == 1 else _STEPS):
+            yield inputs, labels
+            if time.perf_counter() - start > _ENOUGH_S:
+                return
+
     _warm, then = train_epochs(
         LoopState(trainable_part, optimizer, schedule, num_classes),
-        lambda epoch: [(inputs, labels)] * (1 if epoch == 1 else _STEPS),
+        batches,
         epochs=2,
         step=StepConfig(seed=config.seed),
         callbacks=Callbacks(set_mode=lambda: None),

@@ -24,7 +24,7 @@ from finetune.core.errors import Interrupted, OutputError
 from finetune.recipes.ladder import Cost, Step, rung_of
 from finetune.report.ladder import render_ladder
 from finetune.report.layout import plain
-from finetune.results.train import LadderSummary
+from finetune.results.train import LadderSummary, Scores
 from finetune.tuning.search_space import with_backbones
 
 Make = Callable[..., Config]
@@ -335,6 +335,28 @@ def test_predicted_times_are_positive(
 def test_everything_is_not_timed_where_little_time_is_left(config: Config) -> None:
     summary = train_within(config.with_values({"train.budget": "90s"}))
     assert {rung.what for rung in summary.rungs} == {"linear_probe", "last_part"}
+
+
+def test_what_cannot_fit_is_not_timed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(*_: object) -> None:
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(ladder_command._Ladder, "_predicted", timed)
+    monkeypatch.setattr(ladder_command, "_feature_s", lambda _: 100.0)
+    summary = train_within(config)
+    assert [rung.what for rung in summary.rungs] == ["linear_probe"]
+    assert "for training more than the head" in summary.note
+
+
+def test_nothing_follows_a_head_without_mistakes(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        ladder_command, "_val", lambda _: Scores(top1=1, loss=0.1, balanced_accuracy=1, macro_f1=1)
+    )
+    summary = train_within(config)
+    assert [rung.what for rung in summary.rungs] == ["linear_probe"]
+    assert summary.note.startswith("every validation image is right")
 
 
 def test_validation_images_are_required(config: Config, tmp_path: Path) -> None:
