@@ -213,6 +213,19 @@ def _record(line: str) -> dict[str, Any] | None:
     return record if finite else None
 
 
+def chosen_on_validation(checkpoint: Path) -> tuple[str, ...]:
+    """Return what the run's summary says was chosen on the validation images; empty without one.
+
+    A ladder and a search record there what a checkpoint does not know: that they chose the run.
+    """
+    try:
+        summary = json.loads((checkpoint.parent / SUMMARY).read_text(encoding="utf-8"))
+        chose = summary["chosen_on_validation"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return ()
+    return tuple(map(str, chose)) if isinstance(chose, list) else ()
+
+
 def check_usable(folder: Path, *, overwrite: bool) -> None:
     """Check that a directory can be used for a new run.
 

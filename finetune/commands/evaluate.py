@@ -315,8 +315,10 @@ def _caveats(
 
 def _chosen_on(path: Path, metadata: Metadata) -> tuple[str, ...]:
     """Return what was chosen by the validation accuracy of a checkpoint."""
-    is_chosen = path.name != run_dir.LAST and epochs_of(stage_configs(metadata.config)) > 1
-    return ("the epoch",) if is_chosen else ()
+    if path.name == run_dir.LAST:
+        return ()
+    recorded = run_dir.chosen_on_validation(path)
+    return recorded or (("the epoch",) if epochs_of(stage_configs(metadata.config)) > 1 else ())
 
 
 def _train_val(metadata: Metadata) -> TrainVal:

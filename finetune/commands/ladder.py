@@ -41,7 +41,6 @@ from finetune.recipes.ladder import (
 )
 from finetune.recipes.named import Anatomy
 from finetune.report.json_text import to_json
-from finetune.results.caveats import with_choices
 from finetune.results.train import (
     LadderSummary,
     PredictedGain,
@@ -163,8 +162,8 @@ class _Ladder:
         if not steps:
             least = min(cost.of(2) for cost in costs.values())
             return (
-                f"{max(self.left_s, 0):.0f} s are left for training more than the head, which would "
-                f"take at least {least:.0f} s; a tenth of the budget is kept in reserve"
+                f"{max(self.left_s, 0):.0f} s are left for training more than the head, which "
+                f"would take at least {least:.0f} s; a tenth of the budget is kept in reserve"
             )
         done: dict[str, TrainSummary] = {}
         for step in steps:
@@ -373,7 +372,7 @@ class _Ladder:
         chosen = self.trained[best.number]
         if len(self.rungs) == 1:
             return chosen
-        return replace(chosen, caveats=with_choices(chosen.caveats, "the run", "the epoch"))
+        return chosen.also_chose("the run")
 
     def _published(self, done: TrainSummary) -> TrainSummary:
         """Return the summary of a run as it reads in ``output_dir``."""

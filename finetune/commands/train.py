@@ -590,6 +590,7 @@ def _summary(
         peak_gpu_memory_mib=peak_gpu_memory_mib(stage_setup.engine.device),
         rerun=run_dir.rerun_command(Path(folder) / run_dir.CONFIG, folder),
         next=next_commands(folder, has_val=trained.last.val is not None),
+        chosen_on_validation=_chosen(past) if trained.last.val is not None else (),
         caveats=caveats,
     )
 
@@ -606,9 +607,14 @@ def _caveats(run_setup: RunSetup, past: EarlierStages, *, has_val: bool) -> tupl
             leaked=len(copies.leaked),
             alike=len(copies.alike),
             in_two_classes=copies.in_two_classes,
-            chose=("the epoch",) if len(past.records) > 1 else (),
+            chose=_chosen(past),
         )
     )
+
+
+def _chosen(past: EarlierStages) -> tuple[str, ...]:
+    """Return what was chosen by the accuracy on the validation images."""
+    return ("the epoch",) if len(past.records) > 1 else ()
 
 
 def next_commands(folder: str, *, has_val: bool) -> tuple[str, ...]:

@@ -29,7 +29,6 @@ from finetune.report.json_text import to_json
 from finetune.report.ladder import seconds
 from finetune.report.tuning import settings_in_words, winner_in_words
 from finetune.report.tuning_plots import draw_trials
-from finetune.results.caveats import with_choices
 from finetune.results.features import total
 from finetune.results.tuning import (
     BackboneRow,
@@ -105,8 +104,7 @@ def tune(
         )
         summary = train(chosen, overwrite=overwrite, reporter=reporter)
         if not result.num_folds:
-            also = with_choices(summary.caveats, "the settings", "the epoch")
-            summary = replace(summary, caveats=also)
+            summary = summary.also_chose("the settings")
             write_text(Path(summary.run_dir) / run_dir.SUMMARY, to_json(summary))
         score = _test_score(chosen, reporter) if has_test else None
         result = replace(

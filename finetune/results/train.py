@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune.results.caveats import Caveat
+from finetune.results.caveats import Caveat, with_choices
 from finetune.results.evaluation import Interval
 from finetune.results.features import FeatureCounts
 from finetune.results.freeze import GroupRow
@@ -170,6 +170,8 @@ class TrainSummary(RunFacts):
         found_rates: Rates that this process found for ``auto``; None if it did not search.
         elapsed_s: Time of all processes of the run together, in seconds.
         features: Rows of features that this process computed and reused; None if none are kept.
+        chosen_on_validation: What was chosen by the accuracy on the validation images, such as
+            ``the epoch``.
         caveats: What limits what ``val`` says about new photos, the most serious first.
     """
 
@@ -193,7 +195,16 @@ class TrainSummary(RunFacts):
     peak_gpu_memory_mib: int | None
     rerun: str
     next: tuple[str, ...]
+    chosen_on_validation: tuple[str, ...] = ()
     caveats: tuple[Caveat, ...] = ()
+
+    def also_chose(self, *chose: str) -> TrainSummary:
+        """Return the summary of a run by whose accuracy more than its epoch was chosen."""
+        return replace(
+            self,
+            chosen_on_validation=(*chose, *self.chosen_on_validation),
+            caveats=with_choices(self.caveats, *chose, *self.chosen_on_validation),
+        )
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from helpers.messages import fails
 from helpers.photos import draw_photos
 from helpers.reporters import RecordingReporter
 
+from finetune.checkpoints import run_dir
 from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.commands import ladder as ladder_command
+from finetune.commands.evaluate import EvalOptions, evaluate_checkpoint
 from finetune.commands.ladder import train_within
 from finetune.config.load import load_config, to_yaml
 from finetune.config.schema import Config
@@ -111,6 +113,17 @@ def test_the_best_run_of_the_ladder_is_in_the_run_directory(climbed: LadderSumma
     assert metadata.metrics["top1"] == best.val.top1
     assert json.loads((folder / "summary.json").read_text())["run_dir"] == str(folder)
     assert load_config(folder / "config.yaml").output_dir == str(folder)
+
+
+def test_eval_knows_that_the_validation_photos_chose_the_run(
+    climbed: LadderSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", new_cache(tmp_path / "cache"))
+    folder = Path(climbed.run_dir)
+    for name, chose in ((run_dir.BEST, True), (run_dir.LAST, False)):
+        result = evaluate_checkpoint(folder / name, EvalOptions())
+        said = [caveat.text for caveat in result.caveats if caveat.kind == "selection"]
+        assert any("chose the run and the epoch:" in text for text in said) is chose
 
 
 def test_every_rung_that_thaws_begins_with_the_probe(climbed: LadderSummary) -> None:
