@@ -44,6 +44,7 @@ FREEZE_TEXT = "freeze-report.txt"
 FREEZE_JSON = "freeze-report.json"
 SPLIT = "split.csv"
 SKIPPED = "skipped.csv"
+CORRECTIONS = "corrections.csv"
 PREDICTIONS = "predictions.csv"
 EVALUATION = "metrics.json"
 REPORT = "report.html"
@@ -59,6 +60,7 @@ EXPORT_README = "README.md"
 
 _OWN = (
     *(BEST, LAST, PREVIOUS, CONFIG, METRICS, SUMMARY, FREEZE_TEXT, FREEZE_JSON, SPLIT, SKIPPED),
+    CORRECTIONS,
     *(LAUNCH, LOG),
     *(PREDICTIONS, EVALUATION, REPORT, CURVES, CONFUSION),
     *(

@@ -526,7 +526,7 @@ def _report(stage_setup: StageSetup) -> FreezeReport:
 
 
 def _write_tables(stage_setup: StageSetup, folder: Path) -> None:
-    """Write the drawn train/val split, if there is one, and the list of skipped files."""
+    """Write the drawn split, the corrections and the skipped files, where there are any."""
     data = stage_setup.data
     if data.held_out:
         rows = (
@@ -535,6 +535,8 @@ def _write_tables(stage_setup: StageSetup, folder: Path) -> None:
             for path, label in zip(images.paths, images.labels, strict=True)
         )
         write_csv(folder / run_dir.SPLIT, ("path", "label", "split"), rows)
+    if data.corrected:
+        write_csv(folder / run_dir.CORRECTIONS, ("path", "action", "label"), data.corrected)
     if stage_setup.skipped:
         left_out = ((str(path), reason) for path, reason in stage_setup.skipped)
         write_csv(folder / run_dir.SKIPPED, ("path", "reason"), left_out)

@@ -106,6 +106,10 @@ class DataConfig(Section):
     group_pattern: Text | None = None
     """Regular expression searched in the path below root; its first group, or else the whole match,
     is the image's group. Images of one group are held out together."""
+    corrections: LocalPath | None = None
+    """Table (.csv) of corrected labels with the columns path, action (keep, relabel or drop) and
+    label, as the page of `finetune suspects` saves it; paths are relative to the data. Applied when
+    the images are listed; no file is changed."""
     on_unreadable: Literal["fail", "skip"] = "fail"
     """Handling of files that cannot be decoded; skip leaves them out and lists them in the run
     directory."""

@@ -147,6 +147,7 @@ class TrainVal:
         held_out: Whether the validation images were drawn from the training images.
         warnings: Probable mistakes in the data.
         parents: Folders whose subfolders are all read as classes; may be empty.
+        corrected: Path, action and class of each corrected image.
     """
 
     train: Images
@@ -156,6 +157,7 @@ class TrainVal:
     held_out: bool = False
     warnings: tuple[str, ...] = ()
     parents: tuple[Path, ...] = ()
+    corrected: tuple[tuple[str, str, str], ...] = ()
 
 
 def split_named(word: str) -> str | None:

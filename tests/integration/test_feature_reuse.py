@@ -204,3 +204,15 @@ def test_where_rows_depend_on_their_neighbours_whole_lists_are_kept(
     (photos / "class_0" / "0.png").unlink()
     shorter = train(make("third", **settings))
     assert counts(shorter.features) == (31, 8)  # the validation images are as they were
+
+
+def test_corrected_labels_compute_nothing_again(make: Make, photos: Path) -> None:
+    train(make())
+    table = photos.parent / "corrections.csv"
+    paths = sorted(str(path.relative_to(photos)) for path in photos.glob("class_0/*"))
+    table.write_text(f"path,action,label\n{paths[0]},relabel,class_1\n{paths[1]},drop,\n")
+    summary = train(make("corrected", data={"corrections": str(table)}))
+    assert counts(summary.features)[0] == 0
+    listed = (Path(summary.run_dir) / "corrections.csv").read_text()
+    assert listed == table.read_text()
+    assert summary.num_train + summary.num_val == 39

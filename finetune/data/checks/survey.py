@@ -10,6 +10,7 @@ from finetune.config.data import TORCHVISION, DataConfig
 from finetune.core.errors import DataError
 from finetune.core.reporter import Reporter
 from finetune.data.images import SPLITS, alike
+from finetune.data.sources.corrections import DROP, Corrections
 from finetune.data.sources.folders import (
     files_of_class,
     loose_images,
@@ -96,6 +97,8 @@ def survey(config: DataConfig, *, seed: int, reporter: Reporter | None = None) -
     if source.parts == "folder":
         found.doubt = doubtful_layout(source.base)
     _hold_out(found, config, seed)
+    if source.corrections is not None:
+        _correct(found, source.corrections)
     return found
 
 
@@ -153,6 +156,19 @@ def _order_classes(found: Survey) -> None:
     renumbered = [new[name] for name in found.classes]
     found.classes = order
     found.class_of = array("i", (renumbered[label] for label in found.class_of))
+
+
+def _correct(found: Survey, corrections: Corrections) -> None:
+    """Apply corrections, whose mistakes the refusal names."""
+    decided = corrections.of(found.paths)
+    for at, one in enumerate(decided):
+        if one is not None and one.label in found.classes:
+            found.class_of[at] = found.classes.index(one.label)
+    kept = [at for at, one in enumerate(decided) if one is None or one.action != DROP]
+    found.paths = [found.paths[at] for at in kept]
+    found.split_of = array("b", (found.split_of[at] for at in kept))
+    found.class_of = array("i", (found.class_of[at] for at in kept))
+    found.groups = [found.groups[at] for at in kept] if found.groups else []
 
 
 def _hold_out(found: Survey, config: DataConfig, seed: int) -> None:

@@ -59,7 +59,7 @@ def find_splits(
     found = read_train_val(source, config, seed=seed, class_names=class_names)
     splits = {"train": found.train, "val": found.val}
     if "test" in source.splits:
-        splits["test"] = source.read("test", found.train.class_names)
+        splits["test"] = source.corrected("test", found.train.class_names)
     return splits
 
 

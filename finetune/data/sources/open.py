@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from finetune.config.data import DEMO, TORCHVISION, DataConfig, is_table
@@ -24,6 +25,7 @@ from finetune.data.images import (
     shown,
     shown_few,
 )
+from finetune.data.sources.corrections import Corrections, read_corrections
 from finetune.data.sources.demo import demo_root
 from finetune.data.sources.folders import class_folders, is_of_system, read_classes, split_folders
 from finetune.data.sources.layout_checks import (
@@ -65,6 +67,7 @@ class Source:
         parts: Word for a split in messages: folder or split.
         doubt: Reason why the supposed classes may not be classes.
         parents: Folders whose subfolders are all classes; empty except for class folders.
+        corrections: Corrections of labels; None without ``data.corrections``.
     """
 
     name: str
@@ -76,6 +79,12 @@ class Source:
     notes: tuple[str, ...] = ()
     doubt: Doubt | None = None
     parents: tuple[Path, ...] = ()
+    corrections: Corrections | None = None
+
+    def corrected(self, split: str | None, class_names: Names) -> Images:
+        """Return the images of a split with corrected labels."""
+        images = self.read(split, class_names)
+        return images if self.corrections is None else self.corrections.applied(images)
 
 
 def find_train_val(
@@ -102,11 +111,19 @@ def read_train_val(
 ) -> TrainVal:
     """Return the training and validation images of an open source; see `find_train_val`."""
     try:
-        return _read_train_val(source, config, seed, class_names)
+        found = _read_train_val(source, config, seed, class_names)
     except DataError as error:
         if source.doubt is None:
             raise
         raise error.at(also=f"{source.name}: {source.doubt.text}") from None
+    if source.corrections is None:
+        return found
+    return source.corrections.applied_to_run(found, partial(_test_photos, source, class_names))
+
+
+def _test_photos(source: Source, class_names: Names) -> tuple[Path, ...]:
+    """Return the photos of the data that are neither for training nor for validation."""
+    return source.read("test", class_names).paths if "test" in source.splits else ()
 
 
 def _read_train_val(source: Source, config: DataConfig, seed: int, class_names: Names) -> TrainVal:
@@ -273,13 +290,13 @@ def find_known(
 
 
 def _read_all(source: Source, split: str | None, names: tuple[str, ...]) -> tuple[Images, int]:
-    return source.read(split, names), 0
+    return source.corrected(split, names), 0
 
 
 def _read_known(source: Source, split: str | None, names: tuple[str, ...]) -> tuple[Images, int]:
     """Return the images of known classes and the number of the other images."""
     unknown = tuple(name for name in source.classes(split) if name not in set(names))
-    images = source.read(split, (*names, *unknown))
+    images = source.corrected(split, (*names, *unknown))
     kept = [at for at, label in enumerate(images.labels) if label < len(names)]
     if not kept:
         raise DataError(
@@ -303,6 +320,13 @@ def open_source(
         DataError: The source is missing, of an unknown kind, or its splits are unclear.
         OutputError: The user's cache folder cannot be written.
     """
+    source = _opened(config, reporter, known)
+    if config.corrections is None:
+        return source
+    return replace(source, corrections=read_corrections(config.corrections, source.base))
+
+
+def _opened(config: DataConfig, reporter: Reporter | None, known: Collection[str]) -> Source:
     if config.root.startswith(TORCHVISION):
         from finetune.data.sources.torchvision_datasets import read_torchvision
 

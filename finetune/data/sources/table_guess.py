@@ -69,7 +69,7 @@ def elsewhere(config: DataConfig, root: str, reporter: Reporter | None) -> DataC
     Raises:
         DataError: ``root`` is a table that cannot be read.
     """
-    update: dict[str, object] = {"root": root}
+    update: dict[str, object] = {"root": root, "corrections": None}
     if is_table(root):
         update["table"] = config.table.with_values({"delimiter": None})
     else:
