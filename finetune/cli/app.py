@@ -32,7 +32,7 @@ from finetune.cli.options import (
     load,
     one_config,
 )
-from finetune.cli.support import App, DebugOption, emit, no_effect, torch_imports
+from finetune.cli.support import App, DebugOption, emit, no_effect, torch_imports, write_bytes
 from finetune.cli.terminal import TerminalReporter
 from finetune.core import signals
 from finetune.core.errors import (
@@ -344,6 +344,20 @@ def models(
     emit(command.list_models(word), render_models, as_json)
 
 
+def schema(
+    as_json: JsonOption = False,  # noqa: ARG001  # the schema is JSON in any case
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Print the JSON Schema of the config, for editors.
+
+    It describes every key, with its default and an example. The configs that init writes name a
+    copy beside them, which editors with a YAML language server use to complete and check keys.
+    """
+    from finetune.config.json_schema import schema_text
+
+    write_bytes(schema_text().encode())
+
+
 @cache.command(name="list", epilog="Example: finetune cache list")
 def cache_list(
     folder: CacheFolderOption = None,
@@ -411,14 +425,17 @@ _COMMANDS: dict[str, Sequence[tuple[str, Callable[..., None], str]]] = {
         ("embed", evaluation.embed, "finetune embed runs/pets photos/new --output new.npz"),
         ("export", evaluation.export, "finetune export runs/pets --format onnx"),
     ),
-    "Backbones and cache": (("models", models, "finetune models mobilenet"),),
+    "Backbones, cache and config": (
+        ("models", models, "finetune models mobilenet"),
+        ("schema", schema, "finetune schema > finetune.schema.json"),
+    ),
 }
 """Commands with an example each, in the order in which a user comes to need them."""
 
 for _title, _commands in _COMMANDS.items():
     for _name, _function, _example in _commands:
         app.command(name=_name, rich_help_panel=_title, epilog=f"Example: {_example}")(_function)
-app.add_typer(cache, name="cache", rich_help_panel="Backbones and cache")
+app.add_typer(cache, name="cache", rich_help_panel="Backbones, cache and config")
 
 
 def main() -> NoReturn:

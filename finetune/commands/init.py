@@ -9,6 +9,7 @@ from torchvision import models
 
 from finetune.checkpoints.finetuned_source import find_source_run, freezing_changes
 from finetune.config import yaml_loader
+from finetune.config.json_schema import MODELINE, write_schema
 from finetune.config.schema import Config, ModelConfig
 from finetune.core.cores import available_cores
 from finetune.core.device import select_device
@@ -90,8 +91,11 @@ def init(
         budget=budget,
     )
     text = starting_config(start)
+    if output is not None:
+        text = f"{MODELINE}\n{text}"
     _check_that_it_trains(text, len(summary.class_names))
     if output is not None:
+        write_schema(output.parent)
         write_text(output, text)
     return StartingConfig(
         file=None if output is None else str(output),

@@ -28,6 +28,7 @@ class GivenPreprocessing(Section):
     std: RGB = (0.229, 0.224, 0.225)
     """Standard deviation of each channel; divides after the mean is subtracted."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    """Interpolation of resized photos."""
 
     @field_validator("std")
     @classmethod

@@ -280,6 +280,7 @@ class ScheduleConfig(Section):
     """Learning-rate schedule, updated every step; parameter groups keep their ratio."""
 
     name: Literal["constant", "cosine", "step", "one_cycle", "plateau"] = "cosine"
+    """Schedule of the learning rate."""
     warmup_epochs: ShareOrAuto = AUTO
     """Length of the linear warm-up from a hundredth of the peak, in epochs; auto: by the trainable
     parameters."""

@@ -147,6 +147,7 @@ class RuntimeConfig(StageRuntime):
     """Device and compute formats of a run."""
 
     device: Literal["auto", Device] = "auto"
+    """Device; auto: a GPU where there is one."""
 
 
 class StageFeatures(Section):
@@ -193,6 +194,7 @@ class Config(Section):
     """Complete config of a run."""
 
     format: Annotated[int, AfterValidator(_is_this_format)] = FORMAT
+    """Version of the config format."""
     model: ModelConfig
     recipe: Recipe | None = None
     """Named recipe, which replaces freeze.patterns or stages; auto: as much as train.budget
@@ -215,6 +217,7 @@ class Config(Section):
     output_dir: Annotated[LocalPath, AfterValidator(os.path.expanduser)]
     """Run directory for checkpoints, metrics and reports."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the new head, of the order and augmentation of images, and of images held out."""
 
     @model_validator(mode="before")
     @classmethod

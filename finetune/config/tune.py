@@ -21,7 +21,9 @@ class Range(Section):
     """Range of values: log-uniform if ``min`` is above 0, else uniform."""
 
     min: float = Field(ge=0)
+    """Smallest value."""
     max: float = Field(gt=0)
+    """Largest value."""
 
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> Range:
@@ -79,13 +81,17 @@ class TuneConfig(Section):
     """Selection metric; among trials within one standard error of the best, the one with the lowest
     loss is selected. Default: train.monitor."""
     optimizer: Annotated[tuple[Name, ...], BeforeValidator(_listed)] = ("sgd", "adamw")
+    """Optimizers to try."""
     lr: Numbers | None = None
     """Learning rates; default: by the optimizer and the trainable parameters."""
     weight_decay: Numbers | None = None
     """Weight decays; default: by the optimizer."""
     label_smoothing: Numbers | None = None
+    """Fractions of the target spread over all classes; default: train.label_smoothing."""
     batch_size: Whole | None = None
+    """Batch sizes; default: data.batch_size."""
     epochs: Whole | None = None
+    """Numbers of epochs; default: train.epochs."""
 
     @field_validator("lr", "weight_decay", "label_smoothing")
     @classmethod
