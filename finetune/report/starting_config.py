@@ -16,7 +16,7 @@ from finetune.models.blocks import Block, listed
 from finetune.report.layout import Command, Document, Field, Fields, Verbatim, document
 from finetune.results.data import StartingConfig
 
-_WIDTH = 100
+_WIDTH = 80
 _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")
 
 
