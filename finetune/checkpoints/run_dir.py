@@ -193,22 +193,28 @@ def report_command(folder: str) -> str:
     return f"finetune report {shlex.quote(folder)}"
 
 
-def records_of(checkpoint: Path) -> list[dict[str, Any]]:
+def records_of(checkpoint: Path, *, validated: bool = True) -> list[dict[str, Any]]:
     """Epoch records of the run that contains a checkpoint; empty if there is no ``metrics.jsonl``.
 
     Damaged lines are skipped, so that the report shows a curve with a gap.
+
+    Args:
+        validated: Whether epochs without validation are skipped, too.
     """
     try:
         text = (checkpoint.parent / METRICS).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    return [record for line in text.splitlines() if (record := _record(line)) is not None]
+    found = (_record(line, validated) for line in text.splitlines())
+    return [record for record in found if record is not None]
 
 
-def _record(line: str) -> dict[str, Any] | None:
+def _record(line: str, validated: bool) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-        figures = record["epoch"], record["loss"], record["val"]["loss"], record["val"]["top1"]
+        figures = [record["epoch"], record["loss"]]
+        if validated or record["val"] is not None:
+            figures += [record["val"]["loss"], record["val"]["top1"]]
         finite = all(math.isfinite(figure) for figure in figures)
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None

@@ -135,7 +135,9 @@ class DataConfig(Section):
                 warnings.simplefilter("ignore")
                 re.compile(pattern or "")
         except (re.error, OverflowError, RecursionError) as error:
-            raise InvalidError(f"{pattern!r} is not a regular expression: {error}") from None
+            # What Python says of the depth depends on where it noticed.
+            why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+            raise InvalidError(f"{pattern!r} is not a regular expression: {why}") from None
         return pattern
 
     @model_validator(mode="after")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,38 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             )
         ]
         raise _error(path, problems, {})
+    return _validated(path, document, data, overrides)
+
+
+def config_of(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Validate a config that is given as plain values, with the same messages as a file.
+
+    Args:
+        values: Sections and keys, as in a file. ``output_dir`` is by default named after the data.
+        overrides: As in `load_config`.
+
+    Raises:
+        ConfigError: The config is invalid.
+    """
+    data = copy.deepcopy(dict(values))
+    section = data.get("data")
+    root = section.get("root") if isinstance(section, dict) else None
+    name = Path(str(root or "run")).stem
+    return _validated(Path(name), yaml_loader.Document(data), data, overrides)
+
+
+def _validated(
+    path: Path,
+    document: yaml_loader.Document,
+    data: dict[str, Any],
+    overrides: Sequence[str],
+) -> Config:
+    """Validate plain values.
+
+    Args:
+        path: File of the values, in messages; its stem is the name of the default output folder.
+    """
+    problems = list(document.problems)
     origins = _apply_overrides(data, overrides, problems)
     _refuse_newer_format(path, data)
     data.setdefault("output_dir", str(Path("runs") / path.stem))
