@@ -19,6 +19,7 @@ from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.checkpoints.checkpointer import Checkpointer
 from finetune.checkpoints.run_lock import RunLock
 from finetune.checkpoints.safe_load import copy_module_versions
+from finetune.commands.tracking import send_results
 from finetune.config.load import to_yaml
 from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config
@@ -59,6 +60,7 @@ from finetune.training.prepare_stage import (
 from finetune.training.resume import ResumePoint, find_resume_point, resume_command
 from finetune.training.setup import RunSetup, set_up_run
 from finetune.training.state import EarlierStages
+from finetune.training.trackers import TrackedRun, Trackers, flat
 from finetune.tuning.head_rates import find_rates
 
 
@@ -183,8 +185,37 @@ def _train(
         group.first(partial(run_dir.check_usable, folder, overwrite=overwrite))
     with signals.impatiently(_BEFORE):
         run_setup = set_up_run(config, reporter, resume_point)
-    output = RunOutput(folder, start, epochs_of(run_setup.stages), reporter, writes=group.is_first)
-    run = _Run(run_setup, output, reporter, run_lock, overwrite, group)
+    with _trackers(run_setup, reporter) if group.is_first else nullcontext() as trackers:
+        output = RunOutput(
+            folder, start, epochs_of(run_setup.stages), reporter, trackers, writes=group.is_first
+        )
+        run = _Run(run_setup, output, reporter, run_lock, overwrite, group)
+        summary = _train_stages(run, resume_point)
+        if summary is not None and trackers is not None:
+            send_results(trackers, config, summary, reporter)
+    return summary
+
+
+def _trackers(run_setup: RunSetup, reporter: Reporter) -> Trackers:
+    """Return the trackers of the config, with the run's description."""
+    config = run_setup.run_config.given
+    folder = Path(config.output_dir)
+    # The runs of a ladder are named after the ladder, too.
+    name = "/".join(folder.parts[-2:]) if folder.parent.name.endswith("-ladder") else folder.name
+    track = config.track
+    run = TrackedRun(
+        folder,
+        project="" if track is None else track.project,
+        name=name if track is None or track.name is None else track.name,
+        config=flat(config.plain()),
+    )
+    return Trackers(track, run, reporter)
+
+
+def _train_stages(run: _Run, resume_point: ResumePoint | None) -> TrainSummary | None:
+    """Train the stages that are left, and return the summary in the first process."""
+    run_setup, output, group = run.run_setup, run.output, run.group
+    folder = output.folder
     past = EarlierStages() if resume_point is None else EarlierStages.of(resume_point)
     stage: _TrainedStage | None = None
     carried: CarriedState | None = None
@@ -208,7 +239,7 @@ def _train(
     with signals.impatiently(
         f" after the last epoch; saved. Resume with: {resume_command(folder)}"
     ):
-        elapsed_s = time.perf_counter() - start
+        elapsed_s = time.perf_counter() - output.start
         caveats = _caveats(run_setup, past, has_val=stage.trained.last.val is not None)
         summary = _summary(stage, total(counts), found_rates, elapsed_s, caveats)
         write_text(folder / run_dir.SUMMARY, to_json(summary))

@@ -44,6 +44,7 @@ from finetune.config.model import PreprocessingConfig as PreprocessingConfig
 from finetune.config.model_registry import family_of
 from finetune.config.optimizer import OptimizerConfig as OptimizerConfig
 from finetune.config.optimizer import ScheduleConfig as ScheduleConfig
+from finetune.config.track import TrackConfig as TrackConfig
 from finetune.config.tune import TuneConfig as TuneConfig
 
 FORMAT = 1
@@ -214,6 +215,8 @@ class Config(Section):
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     tune: TuneConfig | None = None
     """Search space; used only by `finetune tune`."""
+    track: TrackConfig | None = None
+    """Experiment trackers; used only by `finetune train`."""
     output_dir: Annotated[LocalPath, AfterValidator(os.path.expanduser)]
     """Run directory for checkpoints, metrics and reports."""
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -34,6 +34,7 @@ from finetune.training.loop import Callbacks, EpochResult, Sharing, train_epochs
 from finetune.training.prepare_stage import StageSetup
 from finetune.training.resume import ResumePoint, resume_command
 from finetune.training.state import EarlierStages, TrainState
+from finetune.training.trackers import Trackers
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class RunOutput:
     start: float
     epochs: int
     reporter: Reporter
+    trackers: Trackers | None = None
+    """Experiment trackers; None in all processes but the first."""
     writes: bool = True
     """Whether this process writes to the folder; of several processes, the first one does."""
 
@@ -131,6 +134,8 @@ def run_epochs(
         reporter.detail(f"{config.optimizer.name}: {does}")
     progress, monitor = state.loop.progress, state.monitor
     epochs = _recorded(state, folder, writes=output.writes)
+    if output.trackers is not None:
+        output.trackers.begin(epoch.record() for epoch in epochs)
     first = len(past.records)
     best = past.best
     if resume_point is not None:
@@ -184,6 +189,8 @@ def run_epochs(
             state.add(epoch)
             if output.writes:
                 append_line(folder / run_dir.METRICS, json.dumps(epoch.record()))
+            if output.trackers is not None:
+                output.trackers.epoch(epoch.record())
             best = epoch if best is None else best_of((best, epoch), monitor)
             checkpointer.keep(state.checkpoint(evaluated=True), is_best=best is epoch)
             is_best = best is epoch

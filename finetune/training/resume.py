@@ -298,7 +298,7 @@ def _may_change(key: _Path, values: tuple[Any, Any], stage: int) -> bool:
             # The config in the run directory may be newer than the checkpoint: a stage had just
             # started.
             return number > stage and values[0] == AUTO
-    return _dotted(key) in _MAY_CHANGE | _JUDGED_BY_WHAT_THEY_COME_TO
+    return key[0] == "track" or _dotted(key) in _MAY_CHANGE | _JUDGED_BY_WHAT_THEY_COME_TO
 
 
 def _dotted(key: _Path) -> str:

@@ -33,6 +33,7 @@ from finetune.models.weight_files import is_left_out
 from finetune.recipes.auto import in_words, plan_config
 from finetune.recipes.named import expand_recipe
 from finetune.training.resume import ResumePoint
+from finetune.training.trackers import require_trackers
 
 _MEASURED = 100
 """Number of images whose sizes are read."""
@@ -84,6 +85,7 @@ def set_up_run(
         config, given = resume_point.config, resume_point.given
     if config.adapt is not None:
         require_peft()
+    require_trackers(config.track)
     use_one_heap()
     device = select_device(config.runtime.device)
     if group().are_several:
