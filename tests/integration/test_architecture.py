@@ -34,7 +34,7 @@ def test_every_import_is_declared() -> None:
     declared = text.split("dependencies = [")[1].split("]")[0].lower()
     names_of_extras = ("plots", "export", "adapt", "embed", "map")
     extras = "".join(line for line in text.splitlines() if line.startswith(names_of_extras))
-    names = {"yaml": "pyyaml", "PIL": "pillow", "umap": "umap-learn"}
+    names = {"yaml": "pyyaml", "PIL": "pillow", "umap": "umap-learn", "mlflow": "mlflow-skinny"}
     for path in modules():
         at_the_top = imported(path, top_level_only=True)
         for name in imported(path):
