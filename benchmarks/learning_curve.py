@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -81,7 +82,7 @@ def features_of(title: str, folder: Path) -> tuple[Tensor, Tensor, list[str]]:
             subprocess.run(command, cwd=REPOSITORY, check=True, env=cache)
     with np.load(path, allow_pickle=False) as file:
         known = file["label"] != ""
-        names, labels = np.unique(file["label"][known], return_inverse=True)
+        labels = np.unique(file["label"][known], return_inverse=True)[1]
         features = torch.from_numpy(file["embedding"][known])
         return features, torch.from_numpy(labels), file["path"][known].tolist()
 
@@ -150,7 +151,7 @@ def _table(runs: list[dict[str, Any]]) -> str:
         own = [run for run in runs if run["set"] == title]
 
         def mean(key: str, of: list[dict[str, Any]] = own) -> float:
-            return 100 * sum(run[key] for run in of) / len(of)
+            return 100 * statistics.fmean(run[key] for run in of)
 
         differences = [run["projected"] - run["measured"] for run in own]
         error = 100 * (sum(value**2 for value in differences) / len(own)) ** 0.5

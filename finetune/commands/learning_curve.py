@@ -139,7 +139,7 @@ def _projected(error: Estimate, gain: Estimate, num_train: int, num_val: int) ->
 
 
 def _accuracy(error: Estimate, num_val: int) -> tuple[float, float, float]:
-    """Return accuracy and bounds; Wilson's where resampling found no spread, as without mistakes."""
+    """Return accuracy and bounds: Wilson's if resampling found no spread, as without mistakes."""
     low, high = 1 - error.high, 1 - error.low
     if high - low < 1e-9:
         interval = wilson(round((1 - error.value) * num_val), num_val)

@@ -115,9 +115,7 @@ def _classes(result: LearningCurve) -> Table:
         for one in result.per_class
     ]
     header = ("class", "train", "val", "now", "twice", "95 % interval")
-    return Table(
-        header, rows, right=(1, 2, 3, 4, 5), names=(0,), brief=rows[:_MOST_CLASSES]
-    )
+    return Table(header, rows, right=(1, 2, 3, 4, 5), names=(0,), brief=rows[:_MOST_CLASSES])
 
 
 def _bounds(low: float, high: float) -> str:
