@@ -142,7 +142,7 @@ def _spread_out(rows: Tensor, weights: Tensor, count: int, seed: int) -> list[in
             shares = weights.clone()
             shares[drawn] = 0
         drawn.append(int(torch.multinomial(shares, 1, generator=generator)))
-        to_last = _distances(rows, rows[drawn[-1:]])[:, 0].double().square()
+        to_last = (2 - 2 * rows @ rows[drawn[-1]]).double().clamp_min(0)  # rows have length 1
         squares = to_last if len(drawn) == 1 else torch.minimum(squares, to_last)
         squares[drawn] = 0
     return drawn

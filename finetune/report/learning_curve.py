@@ -98,8 +98,8 @@ def law_in_words(law: PowerLaw) -> str:
         return f"the error stays at {law.floor:.1%} at every number of photos n"
     falling = f"{law.scale:.3g} x n^-{law.exponent:.2f}"
     if not law.floor:
-        return f"error = {falling} of n photos; the data does not support an error that remains"
-    return f"error = {law.floor:.1%} + {falling} of n photos; {law.floor:.1%} would remain"
+        return f"error = {falling} with n photos; the data shows no error that would remain"
+    return f"error = {law.floor:.1%} + {falling} with n photos, so that {law.floor:.1%} would remain"
 
 
 def _classes(result: LearningCurve) -> Table:

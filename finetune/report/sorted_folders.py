@@ -46,7 +46,11 @@ class Sorter:
         self._answers: list[Prediction] = []
         if exists(folder) and not is_folder(folder):
             raise OutputError(
-                "is not a folder", kind="output.not_a_folder", key="--sort-into", path=folder
+                "is not a folder",
+                kind="output.not_a_folder",
+                key="--sort-into",
+                path=folder,
+                to_do="give a new folder",
             )
         if is_folder(folder) and any(folder.iterdir()):
             raise OutputError(

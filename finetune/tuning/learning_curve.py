@@ -24,9 +24,9 @@ from finetune.tuning.power_law import Floats, PowerLaws, fit_power_laws
 
 NUM_SIZES, NUM_DRAWS = 8, 5
 PENALTY = 0.1
-"""L2 penalty of all heads. On MobileNetV2's features it was within a point of the best of 1 to 0.001
-with 100 to 3,252 images of flowers5, and within 1.3 points with 475 to 7,600 of cifar100, so that no
-penalty has to be selected for each size."""
+"""L2 penalty of all heads. On MobileNetV2's features it was within a point of the best of 1 to
+0.001 with 100 to 3,252 images of flowers5, and within 1.3 points with 475 to 7,600 of cifar100, so
+that no penalty has to be selected for each size."""
 RESAMPLES = 1000
 _RANGE = 16
 """Largest ratio of all images to the smallest size: with fewer, errors follow no power law yet."""
@@ -190,8 +190,8 @@ def fit_curve(errors: CurveErrors, *, seed: int) -> CurveFit:
     A resample draws the draws with replacement, gives the validation images (or their groups)
     exponential weights, as in the Bayesian bootstrap (Rubin 1981), and fits the law again. Heads
     of other training images would differ as well: the error with all images, of which there is one
-    head, and the one with twice the images get normal noise. Its variance is that over the draws at
-    the largest sizes, corrected for their overlap and scaled by 1 / n.
+    head, and the one with twice the images each get normal noise. Its variance is that over the
+    draws at the largest sizes, corrected for their overlap and scaled by 1 / n to all images.
 
     The errors of single classes are too noisy for laws of their own. The law of a class is that of
     all images times a factor, fitted to its errors at the largest sizes.
@@ -206,8 +206,8 @@ def fit_curve(errors: CurveErrors, *, seed: int) -> CurveFit:
     laws = fit_power_laws(relative, sampled[:, :, 0])
     projected = _projected(laws, relative, sampled)
     gain = sampled[:, -1] - projected
-    projected[1:] += noise[1] * np.sqrt(0.5)
-    gain[1:] -= noise[1] * np.sqrt(0.5)
+    projected[1:] += noise[1]
+    gain[1:] -= noise[1]
     shares = np.clip(projected, 0, 1)
     scale = laws.scale[0] * errors.sizes[-1] ** laws.exponent[0]
     return CurveFit(
