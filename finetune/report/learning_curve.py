@@ -99,7 +99,9 @@ def law_in_words(law: PowerLaw) -> str:
     falling = f"{law.scale:.3g} x n^-{law.exponent:.2f}"
     if not law.floor:
         return f"error = {falling} with n photos; the data shows no error that would remain"
-    return f"error = {law.floor:.1%} + {falling} with n photos, so that {law.floor:.1%} would remain"
+    return (
+        f"error = {law.floor:.1%} + {falling} with n photos, so that {law.floor:.1%} would remain"
+    )
 
 
 def _classes(result: LearningCurve) -> Table:
