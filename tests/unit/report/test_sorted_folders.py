@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def test_images_are_linked_by_class_and_the_unsure_apart(
     assert made.counts == {"rose": 1, "tulip": 1, "unsure": 1}
     link = tmp_path / "sorted" / "rose" / "1.jpg"
     assert link.is_symlink()
-    assert Path(os.readlink(link)).is_absolute()
+    assert link.readlink().is_absolute()
     (tmp_path / "sorted").rename(tmp_path / "moved")
     assert content(tmp_path / "moved") == expected
 
