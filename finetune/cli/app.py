@@ -408,6 +408,8 @@ _COMMANDS: dict[str, Sequence[tuple[str, Callable[..., None], str]]] = {
         ("check-data", data.check_data, "finetune check-data photos/pets"),
         ("show-batch", data.show_batch, "finetune show-batch pets.yaml"),
         ("sample", data.sample, "finetune sample photos/shapes"),
+        ("learning-curve", tuning.learning_curve, "finetune learning-curve pets.yaml"),
+        ("next", evaluation.next_photos, "finetune next runs/pets photos/unlabelled"),
     ),
     "Training": (
         ("train", train, "finetune train pets.yaml --budget 15m"),

@@ -1,9 +1,10 @@
-"""Commands on trained checkpoints: ``eval``, ``compare``, ``predict``, ``embed``, ``export``,
-``report``."""
+"""Commands on trained checkpoints: ``eval``, ``compare``, ``predict``, ``embed``, ``next``,
+``export``, ``report``."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from finetune.cli.options import (
     OptionalConfigOption,
     SetOption,
     load,
+    name_of,
     run_named,
 )
 from finetune.cli.support import DebugOption, emit, no_effect, show, torch_imports, write_bytes
@@ -179,6 +181,15 @@ def predict(
         float,
         typer.Option("--threshold", min=0, max=1, help="Mark less probable labels as unsure."),
     ] = 0.0,
+    sort_into: Annotated[
+        str | None,
+        typer.Option(
+            "--sort-into",
+            metavar="DIR",
+            help="Make a folder with links to the images, by class, and to those below "
+            "--threshold in unsure.",
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", min=1, help="Images per batch (default: as in training)."),
@@ -188,6 +199,7 @@ def predict(
 ) -> None:
     """Predict the classes of images with a trained network."""
     from finetune.report import prediction as writers
+    from finetune.report.sorted_folders import Sorter
 
     if as_json and form is not Form.table:
         raise ConfigError(
@@ -196,6 +208,7 @@ def predict(
             source="predict",
             to_do="remove one of them",
         )
+    sorter = None if sort_into is None else Sorter(Path(sort_into))
     with torch_imports():
         from finetune.commands import predict as command
 
@@ -209,15 +222,23 @@ def predict(
     else:
         writer = writers.AsTable(show)
     reporter = TerminalReporter()
+
+    def show_and_sort(names: Any, answer: Any) -> None:
+        writer.show(names, answer)
+        if sorter is not None:
+            sorter.add(names, answer)
+
     summary = command.predict(
         run_named(run),
         _with_lists(paths),
-        show=writer.show,
+        show=show_and_sort,
         top=None if every_class else top,
         threshold=threshold,
         batch_size=batch_size,
         reporter=reporter,
     )
+    if sorter is not None:
+        summary = replace(summary, sorted_into=sorter.write(reporter))
     writer.end(summary)
     if as_json or form is not Form.table:
         reporter.say(writers.render_predict(summary))
@@ -286,6 +307,53 @@ def embed(
     given = _with_lists(paths if config is not None else paths[1:])
     result = command.embed(source, given, writer=writer, reporter=TerminalReporter())
     emit(result, render_embed, as_json)
+
+
+def next_photos(
+    run: RunArgument,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="POOL", help="Unlabelled images or folders; - reads paths from stdin."
+        ),
+    ],
+    count: Annotated[
+        int, typer.Option("--count", min=1, max=10_000, help="Number of images to choose.")
+    ] = 20,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="CSV file (default: NAME-next.csv); the contact sheet is the same name with .png.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing output file.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Choose the unlabelled images to label first.
+
+    Chooses images that the network is unsure of and that differ from each other, without
+    near-copies of each other or of the run's own images.
+    """
+    with torch_imports():
+        from finetune.commands import next_photos as command
+    from finetune.report.next_photos import render_next
+
+    named = run_named(run)
+    result = command.next_photos(
+        named,
+        _with_lists(paths),
+        output=Path(output or f"{name_of(named)}-next.csv"),
+        count=count,
+        overwrite=overwrite,
+        reporter=TerminalReporter(),
+    )
+    emit(result, render_next, as_json)
 
 
 class ExportFormat(str, Enum):

@@ -1,4 +1,4 @@
-"""Hyperparameter commands: ``tune`` and ``lr-find``."""
+"""Commands on features before training: ``tune``, ``lr-find`` and ``learning-curve``."""
 
 from __future__ import annotations
 
@@ -164,6 +164,34 @@ def lr_find(
         loaded, plot=plot, lowest=lowest, highest=highest, steps=steps, reporter=reporter
     )
     emit(result, render_lr_range, as_json)
+
+
+def learning_curve(
+    source: ConfigArgument = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="PNG file (default: NAME-curve.png)."),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Show how accuracy grows with the number of training photos.
+
+    Fits heads on parts of the training photos, and projects their accuracy to twice the photos,
+    overall and by class. The network stays frozen with its pretrained weights.
+    """
+    given = one_config("learning-curve", source, config)
+    loaded = load(given, overrides)
+    with torch_imports():
+        from finetune.commands import learning_curve as command
+    from finetune.report.learning_curve import render_learning_curve
+
+    reporter = TerminalReporter()
+    picture = Path(output) if output is not None else default_plot(given, "curve", reporter)
+    result = command.learning_curve(loaded, picture=picture, reporter=reporter)
+    emit(result, render_learning_curve, as_json)
 
 
 def default_plot(config: str, what: str, reporter: TerminalReporter) -> Path | None:

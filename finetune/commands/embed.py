@@ -11,6 +11,7 @@ from finetune.commands.predict import list_images, refuse_swapped, report_unread
 from finetune.config.schema import Config
 from finetune.core.errors import DataError, OutputError
 from finetune.core.reporter import Reporter, SilentReporter
+from finetune.data.images import Images
 from finetune.data.levels import settled_levels, warn_of_levels
 from finetune.data.sources.known_photos import UNKNOWN, KnownPhotos, find_splits
 from finetune.inference.load import LoadedNetwork, open_pretrained
@@ -104,16 +105,26 @@ def embed(
 
 def _open_run(run: str, reporter: Reporter) -> tuple[LoadedNetwork, KnownPhotos]:
     opened = open_run(run, reporter)
+    splits = splits_of_run(
+        opened,
+        reporter,
+        so_that="so that no split is known, and classes only by the names of folders",
+    )
+    return opened, KnownPhotos(opened.metadata.class_names, splits)
+
+
+def splits_of_run(opened: LoadedNetwork, reporter: Reporter, *, so_that: str) -> dict[str, Images]:
+    """Return the images of each split of a run's data; none, with a warning, if it cannot be read.
+
+    Args:
+        so_that: What follows if there are none, for the warning.
+    """
     names, config = opened.metadata.class_names, opened.metadata.config
     try:
-        splits = find_splits(config.data, seed=config.seed, class_names=names)
+        return find_splits(config.data, seed=config.seed, class_names=names)
     except (DataError, OutputError) as error:  # the run may come from another machine
-        reporter.warn(
-            f"the run's own data cannot be read, so that no split is known, and classes only by "
-            f"the names of folders: {error}"
-        )
-        splits = {}
-    return opened, KnownPhotos(names, splits)
+        reporter.warn(f"the run's own data cannot be read, {so_that}: {error}")
+        return {}
 
 
 def _open_config(

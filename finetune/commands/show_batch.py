@@ -22,6 +22,7 @@ from finetune.freezing.plan import Plan, resolve_policy
 from finetune.recipes.auto import plan_config
 from finetune.recipes.named import expand_recipe
 from finetune.report.contact_sheet import (
+    BATCH_BY,
     Cell,
     Section,
     check_output,
@@ -56,7 +57,7 @@ def show_batch(
     """
     reporter = reporter or SilentReporter()
     _refuse_untrained(epoch, stage_configs(config))
-    check_output(output)
+    check_output(output, BATCH_BY)
     data, checked = find_data(config, reporter)
     if checked.worrying:
         reporter.warn(checked.verdict)
@@ -85,7 +86,7 @@ def show_batch(
             *sections,
         ]
     )
-    save_sheet(sheet, output)
+    save_sheet(sheet, output, BATCH_BY)
     return ShownBatch(
         file=str(output),
         width=sheet.width,
@@ -199,10 +200,10 @@ def _shares(label: Tensor, names: Sequence[str]) -> dict[str, float]:
 
 
 def _cells(shown: Sequence[Shown], written: dict[str, str]) -> tuple[Cell, ...]:
-    return tuple(Cell(_image(pixels), _caption(what, written)) for pixels, what in shown)
+    return tuple(Cell(image_of(pixels), _caption(what, written)) for pixels, what in shown)
 
 
-def _image(pixels: Tensor) -> Image.Image:
+def image_of(pixels: Tensor) -> Image.Image:
     """Convert pixels to an image without resampling; mixed (float) pixels are rounded."""
     if pixels.is_floating_point():
         pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)

@@ -23,7 +23,8 @@ _TITLE, _CAPTION = 20, 15
 _LINE = 1.3
 _MOST_LINES = 4
 _PAPER, _INK, _FAINT = "white", "#1a1a1a", "#5a5a5a"
-_MAKER = "finetune show-batch"
+BATCH_BY, NEXT_BY = "finetune show-batch", "finetune next"
+"""Commands in the metadata of the sheets, which only they replace."""
 _LETTERS = str.maketrans(
     {"ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L"}
 )
@@ -201,12 +202,15 @@ def _without_accents(name: str) -> str:
     return "".join(c for c in parts if not unicodedata.combining(c))
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, maker: str) -> None:
     """Raise if a contact sheet cannot be written to ``path``; called before any work.
+
+    Args:
+        maker: Command whose earlier sheets may be replaced.
 
     Raises:
         ConfigError: the path does not end in .png.
-        OutputError: the folder does not exist, or the file exists and is not a contact sheet.
+        OutputError: the folder does not exist, or the file exists and is not a sheet of ``maker``.
     """
     if path.suffix.lower() != ".png":
         raise ConfigError(
@@ -218,29 +222,29 @@ def check_output(path: Path) -> None:
         )
     if not is_folder(path.parent):
         raise unwritable(path, f"there is no folder {path.parent}")
-    if exists(path) and not _is_ours(path):
+    if exists(path) and not _is_by(maker, path):
         raise OutputError(
-            "exists already and was not written by show-batch",
+            f"exists already and was not written by {maker.removeprefix('finetune ')}",
             kind="output.exists",
             path=path,
             to_do="choose another file with --output",
         )
 
 
-def _is_ours(path: Path) -> bool:
+def _is_by(maker: str, path: Path) -> bool:
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            return bool(image.info.get("Software") == _MAKER)
+            return bool(image.info.get("Software") == maker)
     except Exception:  # not a readable PNG, hence not a sheet
         return False
 
 
-def save_sheet(sheet: Image.Image, path: Path) -> None:
+def save_sheet(sheet: Image.Image, path: Path, maker: str) -> None:
     """Write the sheet atomically as a PNG.
 
     Raises:
         OutputError: the file cannot be written.
     """
     mark = PngInfo()
-    mark.add_text("Software", _MAKER)
+    mark.add_text("Software", maker)
     write_atomically(path, lambda file: sheet.save(file, "PNG", pnginfo=mark))

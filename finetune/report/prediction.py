@@ -35,6 +35,7 @@ from finetune.results.evaluation import (
     PageResult,
     Prediction,
     PredictSummary,
+    SortedInto,
     Unreadable,
 )
 
@@ -86,9 +87,25 @@ def render_predictions(
             [
                 Field("Answers", _counted(answers)),
                 Field("Images", render_predict(summary)),
+                *_sorted_into(summary.sorted_into),
             ]
         ),
     )
+
+
+def _sorted_into(made: SortedInto | None) -> list[Field]:
+    if made is None:
+        return []
+    number = plural(sum(made.counts.values()), "image")
+    how = "linked" if made.links else "copied, since links are not possible here,"
+    where = plural(len(made.counts), "folder")
+    return [
+        Field("Sorted", f"{number} {how} in {where} of {made.folder}"),
+        *(
+            Field("", f"{folder} stands for {name}, which cannot be the name of a folder")
+            for folder, name in made.renamed.items()
+        ),
+    ]
 
 
 def _common_folder(paths: Sequence[str]) -> str:

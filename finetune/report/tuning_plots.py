@@ -1,4 +1,4 @@
-"""Plots of ``tune``, ``lr-find`` and ``freeze-report --probe``, with matplotlib."""
+"""Plots of ``tune``, ``lr-find``, ``freeze-report --probe`` and ``learning-curve``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from finetune.core.errors import ConfigError, OutputError
 from finetune.core.files import exists, is_folder, unwritable
 from finetune.report.plots import load_matplotlib, save
 from finetune.results.freeze import DepthReport
+from finetune.results.learning_curve import LearningCurve
 from finetune.results.train import MONITORED
 from finetune.results.tuning import LrRange, Trial, TuneResult
 
 RATES_BY, DEPTHS_BY = "finetune lr-find", "finetune freeze-report"
+CURVE_BY = "finetune learning-curve"
 """Commands in the metadata of the pictures, which only they replace."""
 _ENOUGH_TO_LEAVE_OUT = 20
 
@@ -231,3 +233,68 @@ def draw_depths(result: DepthReport, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside lower center")
     save(figure, path, maker=DEPTHS_BY)
+
+
+def draw_learning_curve(result: LearningCurve, path: Path) -> None:
+    """Plot the accuracy by the number of training photos, the fitted law and its projection.
+
+    Raises:
+        ConfigError, OutputError: same as `draw_trials`.
+    """
+    figure = load_matplotlib(path)(figsize=(7.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    sizes = [point.num_photos for point in result.points]
+    ends = sizes[0], result.projected.num_photos
+    steps = [ends[0] * (ends[1] / ends[0]) ** (at / 100) for at in range(101)]
+    axes.plot(
+        steps,
+        [100 * (1 - result.law.error_at(size)) for size in steps],
+        color="C0",
+        linewidth=1,
+        label="fitted power law of the error",
+    )
+    for values, color, marker, label in (
+        ([(p.num_photos, p.top1, p.low, p.high) for p in result.points], "C0", "o", "measured"),
+        (
+            [(ends[1], result.projected.top1, result.projected.low, result.projected.high)],
+            "C1",
+            "D",
+            "projected, twice the photos",
+        ),
+    ):
+        places, heights, lows, highs = (list(some) for some in zip(*values, strict=True))
+        axes.errorbar(
+            places,
+            [100 * height for height in heights],
+            yerr=(
+                [100 * max(height - low, 0) for height, low in zip(heights, lows, strict=True)],
+                [100 * max(high - height, 0) for height, high in zip(heights, highs, strict=True)],
+            ),
+            fmt=marker,
+            markersize=5,
+            elinewidth=0.8,
+            color=color,
+            label=f"{label}, 95 % interval",
+        )
+    draws = [(p.num_photos, share) for p in result.points[:-1] for share in p.draws]
+    axes.plot(
+        [size for size, _ in draws],
+        [100 * share for _, share in draws],
+        ".",
+        color="C0",
+        alpha=0.35,
+        label=f"{result.num_draws} draws of each size",
+    )
+    axes.set_xscale("log")
+    shown = [*sizes[::2], sizes[-1], ends[1]] if len(sizes) % 2 == 0 else [*sizes[::2], ends[1]]
+    axes.set_xticks(shown, [f"{size:,}" for size in shown])
+    axes.minorticks_off()
+    axes.set(
+        title=f"{result.model}: head on frozen features",
+        xlabel="training photos",
+        ylabel=f"top-1 on {result.num_val:,} validation images, %",
+    )
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    save(figure, path, maker=CURVE_BY)

@@ -236,8 +236,29 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
+class SortedInto:
+    """Folders that ``predict --sort-into`` has made.
+
+    Attributes:
+        folder: Folder that contains the others.
+        counts: Number of images in each of the others.
+        renamed: Class name by the folder that stands for it, where they differ.
+        links: Whether the images are symbolic links; else they are copies.
+    """
+
+    folder: str
+    counts: dict[str, int]
+    renamed: dict[str, str]
+    links: bool
+
+
+@dataclass(frozen=True)
 class PredictSummary:
-    """Summary of ``predict``; the predictions themselves are streamed."""
+    """Summary of ``predict``; the predictions themselves are streamed.
+
+    Attributes:
+        sorted_into: Folders with the images by class; None without ``--sort-into``.
+    """
 
     checkpoint: str
     model: str
@@ -247,6 +268,7 @@ class PredictSummary:
     elapsed_s: float
     images_per_s: float
     features: FeatureCounts | None
+    sorted_into: SortedInto | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,17 +59,22 @@ class FrozenFeatures:
         return self.data.train.class_names
 
 
-def frozen_features(config: Config, reporter: Reporter) -> FrozenFeatures:
+def frozen_features(
+    config: Config, reporter: Reporter, *, check: Callable[[TrainVal], None] = lambda _: None
+) -> FrozenFeatures:
     """Compute the inputs of the head of a config's network with its pretrained weights.
 
     Features are read from the feature cache and added to it. What the config freezes or trains
     does not matter.
 
+    Args:
+        check: Function that raises if the data is not enough, called before features are computed.
+
     Raises:
         FinetuneError: any subclass of it.
     """
     return dropping_unreadable(
-        lambda _: _computed(config, reporter),
+        lambda _: _computed(config, reporter, check),
         on_unreadable=config.data.on_unreadable,
         reporter=reporter,
     )
@@ -88,9 +93,13 @@ def set_up_frozen(config: Config, reporter: Reporter) -> RunSetup:
     return set_up_run(probe_of(config).with_values(values), reporter)
 
 
-def _computed(config: Config, reporter: Reporter) -> FrozenFeatures:
+def _computed(
+    config: Config, reporter: Reporter, check: Callable[[TrainVal], None]
+) -> FrozenFeatures:
     start = time.perf_counter()
-    stage_setup = prepare_stage(set_up_frozen(config, reporter), reporter)
+    run_setup = set_up_frozen(config, reporter)
+    check(run_setup.data)
+    stage_setup = prepare_stage(run_setup, reporter)
     data = stage_setup.data
     train = _batches(stage_setup, data.train, "training", reporter)
     found = [rows_of(train)[0]]

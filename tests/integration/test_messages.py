@@ -74,6 +74,7 @@ MISTAKES = {
         "photos absent",
         "photos runs/pets",
         "photos/train/class_0/0.png runs/pets photos",
+        "runs/pets photos --sort-into photos",
         "absent photos",
         "broken.pt photos",
         "absent",
@@ -98,6 +99,19 @@ MISTAKES = {
         "photos --weights no_such.pth --output new.yaml",
     ],
     "show-batch": ["--config pets.yaml --epoch 3", "--config pets.yaml --output sheet.jpg"],
+    "learning-curve": [
+        "",
+        "--config pets.yaml",
+        "--config pets.yaml --output curve.jpg",
+        "--config pets.yaml --set data.val_fraction=0 --set data.root=photos/train",
+    ],
+    "next": [
+        "photos",
+        "absent photos",
+        "photos runs/pets",
+        "broken.pt photos --output next.txt",
+        "runs/pats photos",
+    ],
     "models": ["resnot99x", "a b"],
     "trian": [""],
 }

@@ -419,6 +419,29 @@ def test_a_table_says_what_is_unsure_and_what_is_broken(
     assert "unsure 10" in out
 
 
+def test_images_are_sorted_into_a_folder_for_each_answer(
+    run: str, photos: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    answers = labelled(run, [str(photos / "val")], threshold=0.0)
+    threshold = sorted(answer.probability for answer in answers)[3] + 1e-9
+    (photos / "val" / "class_0" / "broken.png").write_text("x")
+    arguments = ["predict", run, str(photos / "val"), "--threshold", str(threshold)]
+    code, out, err = command_line(*arguments, "--sort-into", str(tmp_path / "sorted"), "--json")
+    assert code == 0, err
+    made = json.loads(out)["sorted_into"]
+    assert made["counts"]["unsure"] == 4
+    assert sum(made["counts"].values()) == 10
+    placed = {path.resolve(): path.parent.name for path in (tmp_path / "sorted").rglob("*.png")}
+    assert placed == {
+        Path(answer.path).resolve(): "unsure" if answer.probability < threshold else answer.label
+        for answer in answers
+    }
+    code, out, err = command_line(*arguments, "--sort-into", str(tmp_path / "sorted"))
+    assert code == 6
+    code, out, _ = command_line(*arguments, "--sort-into", str(tmp_path / "table"))
+    assert "10 images linked in" in out
+
+
 def test_json_and_another_format_are_refused_together(run: str, command_line: CommandLine) -> None:
     code, _, err = command_line("predict", run, "x.png", "--json", "--format", "csv")
     assert code == 2
