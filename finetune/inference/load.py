@@ -105,8 +105,11 @@ def open_pretrained(
     planned = config.resolved_as(
         PlannedConfig,
         {
+            "recipe": None,
+            "stages": (),
             "model.aux_heads": False,
             "train.epochs": 1,
+            "train.budget": None,
             "optimizer": {"name": "sgd", "lr": 0.01, "weight_decay": 0.0},
             "schedule.warmup_epochs": 0.0,
         },

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +118,30 @@ def test_a_map_is_pooled(make: Make, photos: Path) -> None:
     assert found.shape == (5, 512)
     assert np.abs(expected).max() > 1e-2
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "trains",
+    [
+        {"recipe": "linear_probe"},
+        {"recipe": "head_then_all"},
+        {"stages": [{"epochs": 1}]},
+        {"recipe": "auto", "train": {"epochs": "auto", "budget": "1m"}},
+    ],
+    ids=["probe", "two stages", "stages", "auto"],
+)
+def test_recipes_and_stages_of_a_config_do_not_matter(
+    make: Make, photos: Path, tmp_path: Path, trains: dict[str, Any]
+) -> None:
+    expected, found = tmp_path / "e.npz", tmp_path / "f.npz"
+    plain_values = make().plain()
+    written(make(), [str(photos / "val")], expected)
+    for key in ("freeze", "optimizer", "schedule"):
+        plain_values.pop(key, None)
+    config = Config.model_validate(plain_values | trains)
+    written(config, [str(photos / "val")], found)
+    with np.load(expected) as one, np.load(found) as other:
+        assert np.array_equal(one["embedding"], other["embedding"])
 
 
 def test_a_config_gives_the_pretrained_network_whatever_it_trains(
