@@ -45,6 +45,8 @@ FREEZE_JSON = "freeze-report.json"
 SPLIT = "split.csv"
 SKIPPED = "skipped.csv"
 CORRECTIONS = "corrections.csv"
+LEARNING_CURVE = "learning-curve.json"
+SUSPECTS_PAGE, SUSPECTS_TABLE = "suspects.html", "suspects.csv"
 PREDICTIONS = "predictions.csv"
 EVALUATION = "metrics.json"
 REPORT = "report.html"
@@ -60,7 +62,7 @@ EXPORT_README = "README.md"
 
 _OWN = (
     *(BEST, LAST, PREVIOUS, CONFIG, METRICS, SUMMARY, FREEZE_TEXT, FREEZE_JSON, SPLIT, SKIPPED),
-    CORRECTIONS,
+    *(CORRECTIONS, LEARNING_CURVE, SUSPECTS_PAGE, SUSPECTS_TABLE),
     *(LAUNCH, LOG),
     *(PREDICTIONS, EVALUATION, REPORT, CURVES, CONFUSION),
     *(

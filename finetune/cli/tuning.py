@@ -186,11 +186,16 @@ def learning_curve(
     loaded = load(given, overrides)
     with torch_imports():
         from finetune.commands import learning_curve as command
+    from finetune.checkpoints import run_dir
+    from finetune.core.files import write_text
+    from finetune.report.json_text import to_json
     from finetune.report.learning_curve import render_learning_curve
 
     reporter = TerminalReporter()
     picture = Path(output) if output is not None else default_plot(given, "curve", reporter)
     result = command.learning_curve(loaded, picture=picture, reporter=reporter)
+    if (Path(given) / run_dir.BEST).is_file():  # the page of the run shows it
+        write_text(Path(given) / run_dir.LEARNING_CURVE, to_json(result) + "\n")
     emit(result, render_learning_curve, as_json)
 
 

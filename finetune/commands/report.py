@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from finetune.checkpoints import run_dir
@@ -45,6 +46,7 @@ from finetune.report.page import (
 from finetune.report.plots import Curve, draw_confusion, draw_curves, load_matplotlib
 from finetune.results.check import ClassRow
 from finetune.results.evaluation import EvalResult, PageResult
+from finetune.results.learning_curve import LearningCurve
 
 MISTAKES, WITH_HEAT, UNCERTAIN = 96, 16, 24
 """Maximum numbers of pictures on a page: misclassified images, those of them with a Grad-CAM
@@ -196,9 +198,27 @@ def _page(
         versions=metadata.versions | {"page": versions()["finetune"]},
         stages=stage_configs(config) if config.stages else (),
         embedding_map=drawn,
+        curve=_learning_curve(path.parent / run_dir.LEARNING_CURVE, reporter),
+        suspects=_beside(path.parent / run_dir.SUSPECTS_PAGE, target),
     )
     write_text(target, render_page(facts))
     return target
+
+
+def _learning_curve(path: Path, reporter: Reporter) -> LearningCurve | None:
+    """Return the learning curve that ``learning-curve RUN`` has written, if there is one."""
+    if not exists(path):
+        return None
+    try:
+        return TypeAdapter(LearningCurve).validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        reporter.warn(f"{path}: cannot be read; the page has no learning curve")
+        return None
+
+
+def _beside(page: Path, target: Path) -> str:
+    """Return the name of a page that lies beside another one; empty if it does not."""
+    return page.name if exists(page) and page.parent == target.parent else ""
 
 
 def _rerun(config: Path, output_dir: str) -> str:

@@ -24,6 +24,13 @@ from finetune.report.page import (
 from finetune.results.check import CheckReport, ClassRow, Finding, SizeRow, SplitRow
 from finetune.results.evaluation import EvalResult
 from finetune.results.freeze import FreezeReport
+from finetune.results.learning_curve import (
+    ClassProjection,
+    CurvePoint,
+    LearningCurve,
+    PowerLaw,
+    Projected,
+)
 
 
 def freeze_report(patterns: list[str], name: str = "shufflenet_v2_x0_5") -> FreezeReport:
@@ -193,4 +200,31 @@ def map_of(
         ],
         num_mistakes=sum(at % 3 == 0 for at in range(points)),
         num_positions=images,
+    )
+
+
+def curve_of(names: list[str]) -> LearningCurve:
+    """A learning curve of eight sizes."""
+
+    def projected(count: int, now: float) -> Projected:
+        return Projected(2 * count, now + 0.02, now, now + 0.04, 0.02, 0.001, 0.04)
+
+    sizes = [50, 74, 110, 164, 243, 361, 538, 800]
+    return LearningCurve(
+        model="mobilenet_v2",
+        weights="IMAGENET1K_V1",
+        num_classes=len(names),
+        num_train=800,
+        num_val=200,
+        num_draws=5,
+        penalty=0.1,
+        points=tuple(
+            CurvePoint(size, 0.8 + at / 100, 0.78, 0.9, (0.8,)) for at, size in enumerate(sizes)
+        ),
+        law=PowerLaw(0.0, 0.5, 0.2),
+        projected=projected(800, 0.87),
+        per_class=tuple(ClassProjection(name, 100, 25, 0.9, projected(100, 0.9)) for name in names),
+        picture=None,
+        elapsed_s=1.0,
+        features=None,
     )

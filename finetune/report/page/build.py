@@ -10,7 +10,8 @@ from typing import Any
 
 from finetune.config.resolved import PlannedConfig
 from finetune.core.text import count, plural
-from finetune.report.page.charts import Chart, Scale, line_chart, reliability
+from finetune.report.learning_curve import projection_in_words
+from finetune.report.page.charts import Chart, Scale, curve_chart, line_chart, reliability
 from finetune.report.page.confusion import IN_ORDER, Matrix, matrix_of, shown_classes
 from finetune.report.page.data_rows import DataFacts, counts_table, finding_rows
 from finetune.report.page.embedding_map import EmbeddingMap, lay_out
@@ -18,6 +19,7 @@ from finetune.report.page.network_bars import strip
 from finetune.report.page.stages import first_epochs, stage_rows
 from finetune.results.evaluation import Calibration, ClassScore, EvalResult, Interval
 from finetune.results.freeze import FreezeReport
+from finetune.results.learning_curve import LearningCurve
 from finetune.results.train import MONITORED
 
 _MOST_PAIRS = 100
@@ -75,6 +77,8 @@ class Facts:
         stages: Stages of the run; may be empty.
         chosen_on_these: Whether the run chose its best epoch on these images.
         embedding_map: Map of the embeddings; None without ``--map``.
+        curve: Learning curve of the data, if ``learning-curve`` has measured it.
+        suspects: File name of the page of ``suspects`` beside this one; empty if there is none.
     """
 
     run: str
@@ -95,6 +99,8 @@ class Facts:
     stages: Sequence[PlannedConfig] = ()
     chosen_on_these: bool = True
     embedding_map: EmbeddingMap | None = None
+    curve: LearningCurve | None = None
+    suspects: str = ""
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,9 @@ def build_page(facts: Facts) -> dict[str, Any]:
             "command": data.command,
             "counts": counts_table(data.splits, data.classes, number),
             "findings": None if data.findings is None else finding_rows(data.findings),
+            "suspects": facts.suspects,
         },
+        "curve": None if facts.curve is None else _curve(facts.curve, number),
         "rerun": facts.rerun,
         "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
         "config": facts.config,
@@ -202,8 +210,34 @@ def _contents(facts: Facts) -> list[tuple[str, str]]:
         ("images", "List"),
         ("calibration", "Calibration"),
         ("data", "Data"),
+        *([("more", "More photos")] if facts.curve else []),
         ("rerun", "Run again"),
     ]
+
+
+def _curve(curve: LearningCurve, number: Number) -> dict[str, Any]:
+    """Return the section on what more photos are expected to give."""
+    words = projection_in_words(curve)
+    return {
+        "chart": curve_chart(curve),
+        "text": f"{words[0].upper()}{words[1:]}.",
+        "how": (
+            f"Heads on frozen features of {curve.model}, fitted to parts of the training photos; "
+            "the dashed line is the power law of the error, and the vertical line marks all "
+            "photos. The projection assumes more photos of the same kind."
+        ),
+        "rows": [
+            {
+                "name": row.name,
+                "number": number(row.name),
+                "photos": row.num_train,
+                "now": row.top1,
+                "twice": row.projected.top1,
+                "gain": row.projected.gain,
+            }
+            for row in curve.per_class
+        ],
+    }
 
 
 def _headline(facts: Facts) -> str:

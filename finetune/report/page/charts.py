@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune.core.text import plural
 from finetune.results.evaluation import Bin
+from finetune.results.learning_curve import LearningCurve
 
 WIDTH, HEIGHT = 480, 230
 LEFT, RIGHT, TOP, BOTTOM = 48, 8, 10, 26
+_HALF = 3.5
+"""Half of the width of a character of a tick."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,47 @@ def line_chart(
         x_ticks=tuple((round(x(e), 1), str(e)) for e in _few(sorted({*epochs}), most=8)),
         y_ticks=tuple((round(y(tick), 1), text(tick)) for tick in ticks),
         marks=tuple(round(x(start - 0.5), 1) for start in starts),
+    )
+
+
+def curve_chart(curve: LearningCurve) -> Chart:
+    """Build the chart of a learning curve, with its projection, on a logarithmic axis."""
+    sizes = [point.num_photos for point in curve.points]
+    measured = [point.top1 for point in curve.points]
+    both = [*sizes, curve.projected.num_photos]
+    law = [1 - curve.law.error_at(size) for size in both]
+    places = {round(1000 * math.log(size)): size for size in both}
+    known = [round(1000 * math.log(size)) for size in sizes]
+    chart = line_chart(
+        "Validation accuracy by the number of training photos: measured solid, law dashed",
+        [*places],
+        [("law", "train", law), ("measured", "val", [*measured, law[-1]])],
+        percent=True,
+    )
+
+    def x(place: int) -> float:
+        span = max(places) - min(places)
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (place - min(places)) / span, 1)
+
+    end = max(known)
+    measured_line = chart.lines[1]
+    shown = measured_line.points.split(" ")[: len(known)]
+    dots = [
+        replace(dot, text=f"{size:,} photos: {share:.1%}, measured")
+        for dot, size, share in zip(chart.dots[len(both) :], sizes, measured, strict=False)
+    ]
+    last = chart.dots[len(both) - 1]
+    twice = replace(last, text=f"{both[-1]:,} photos: {law[-1]:.1%}, projected")
+    return replace(
+        chart,
+        lines=(chart.lines[0], replace(measured_line, points=" ".join(shown))),
+        dots=(*dots, twice),
+        x_ticks=tuple(
+            (min(x(place), WIDTH - _HALF * len(text)), text)  # inside the drawing
+            for place in _few(sorted(places), most=5)
+            for text in [f"{places[place]:,}"]
+        ),
+        marks=(x(end),),
     )
 
 

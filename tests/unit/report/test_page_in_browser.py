@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from helpers.hostile_names import HOSTILE
-from helpers.page_facts import check_facts, facts_of, freeze_report, map_of
+from helpers.page_facts import check_facts, curve_of, facts_of, freeze_report, map_of
 
 from finetune.report.page import render_check_page, render_page
 
@@ -51,14 +51,23 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     freeze = freeze_report(["*", "!conv5.*"])
     plain = ["ants", "bees", "wasps", "flies"]
     (folder / "plain.html").write_text(render_page(facts_of(freeze, plain)))
-    mapped = replace(facts_of(freeze, plain), embedding_map=map_of(plain))
+    mapped = replace(
+        facts_of(freeze, plain),
+        embedding_map=map_of(plain),
+        curve=curve_of(plain),
+        suspects="suspects.html",
+    )
     (folder / "map.html").write_text(render_page(mapped))
     drawn = facts_of(freeze_report(["conv1.*", "stage2.*"]), list(LABELS))
     (folder / "labels.html").write_text(render_page(drawn))
     many = facts_of(freeze, [f"class {at:04d}" for at in range(1000)], images=2000)
     (folder / "many.html").write_text(render_page(many))
     (folder / "data.html").write_text(render_check_page(check_facts()))
-    hostile = replace(facts_of(freeze, list(HOSTILE)), embedding_map=map_of(list(HOSTILE)))
+    hostile = replace(
+        facts_of(freeze, list(HOSTILE)),
+        embedding_map=map_of(list(HOSTILE)),
+        curve=curve_of(list(HOSTILE)),
+    )
     (folder / "hostile.html").write_text(render_page(hostile))
     return folder
 
