@@ -19,6 +19,7 @@ from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.checkpoints.checkpointer import Checkpointer
 from finetune.checkpoints.run_lock import RunLock
 from finetune.checkpoints.safe_load import copy_module_versions
+from finetune.commands.fit_limits import add_limits
 from finetune.commands.tracking import send_results
 from finetune.config.load import to_yaml
 from finetune.config.resolved import PlannedConfig
@@ -239,6 +240,9 @@ def _train_stages(run: _Run, resume_point: ResumePoint | None) -> TrainSummary |
     with signals.impatiently(
         f" after the last epoch; saved. Resume with: {resume_command(folder)}"
     ):
+        if stage.trained.last.val is not None:
+            data = stage.stage_setup.data
+            add_limits(folder / run_dir.BEST, data.train, data.val, reporter)
         elapsed_s = time.perf_counter() - output.start
         caveats = _caveats(run_setup, past, has_val=stage.trained.last.val is not None)
         summary = _summary(stage, total(counts), found_rates, elapsed_s, caveats)
