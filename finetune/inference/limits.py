@@ -109,7 +109,7 @@ def _fit_distance(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor,
     """Return the tensors of the distance, as in `Limits`, before a limit is set."""
     rows = nn.functional.normalize(rows, dim=1)
     centre = rows.mean(dim=0)
-    known, at = labels.unique(return_inverse=True)
+    known, at = torch.unique(labels, return_inverse=True)
     sums = torch.zeros(len(known), rows.shape[1], dtype=rows.dtype).index_add_(0, at, rows)
     means = sums / at.bincount()[:, None]
     scatter = rows - means[at]

@@ -232,17 +232,23 @@ class Predictor:
         least = None if coverage is None else set_threshold(self._known_limits, coverage)
         part = self._logits if self._distance is None else self._logits_and_embedding
 
+        classes = len(self.class_names)
+
         def answers_of(output: Tensor) -> list[_Answer]:
-            logits, embeddings = output.split(
-                [len(self.class_names), part.outputs - len(self.class_names)], 1
-            )
+            logits, embeddings = output[:, :classes], output[:, classes:]
             shares = probabilities(logits, self.temperature)
             distances: list[float] | list[None] = [None] * len(logits)
             if self._distance is not None:
                 distances = self._distance(embeddings).tolist()
             sets: list[list[int]] | list[None] = [None] * len(logits)
             if least is not None:
-                sets = [row.nonzero()[:, 0].tolist() for row in prediction_sets(shares, least)]
+                order, _ = best_classes(logits, shares, classes)
+                sets = [
+                    [at for at in row_order if row[at]]
+                    for row_order, row in zip(
+                        order, prediction_sets(shares, least).tolist(), strict=True
+                    )
+                ]
             best = best_classes(logits, shares, top)
             return [_Answer(*row) for row in zip(*best, distances, sets, strict=True)]
 

@@ -149,7 +149,7 @@ def _limits(summary: PredictSummary) -> list[Field]:
     facts = []
     on = f"limit set on {plural(summary.calibration_images, 'validation photo')}"
     assert summary.false_alarms is not None
-    rate = f"{summary.false_alarms * 100:.3g} %"
+    rate = f"{summary.false_alarms * 100:.3g}%"
     if summary.num_unlike is None:
         facts.append(
             Field(
@@ -172,7 +172,7 @@ def _limits(summary: PredictSummary) -> list[Field]:
             Field(
                 "Sets",
                 f"{summary.mean_set_size:.2f} classes on average; of photos like the training "
-                f"photos at least {summary.coverage * 100:.4g} % have their class in the set",
+                f"photos at least {summary.coverage * 100:.4g}% have their class in the set",
             )
         )
     return facts
@@ -344,10 +344,13 @@ def render_page_result(result: PageResult) -> Document:
 
 def _agreement(agreement: Agreement) -> str:
     same = "all" if agreement.same_top1 == agreement.num_images else f"{agreement.same_top1:,}"
+    distances = ""
+    if agreement.max_distance_difference is not None:
+        distances = f"; distances to the training photos by {agreement.max_distance_difference:.2g}"
     return (
         f"{agreement.runtime} beside eval in {agreement.precision}: the same class for {same}; "
         f"probabilities differ by {agreement.max_difference:.2g} at most, "
-        f"{agreement.tolerance:g} allowed"
+        f"{agreement.tolerance:g} allowed{distances}"
     )
 
 

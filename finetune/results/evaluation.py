@@ -220,8 +220,8 @@ class Prediction:
         top: Most probable classes and their probabilities, in descending order.
         distance: Distance to the training photos, 1 at the limit; None if the checkpoint has none.
         unlike: Whether the image is unlike the training photos: its distance is above 1.
-        prediction_set: Classes of the prediction set, in the order of the network; None if no
-            coverage was asked for.
+        prediction_set: Classes of the prediction set, most probable first; None if no coverage was
+            asked for.
     """
 
     path: str | None
@@ -316,7 +316,13 @@ class EmbedResult:
 @dataclass(frozen=True)
 class Agreement:
     """Comparison of an export with ``eval`` on the same real images; ``precision`` is that of
-    ``eval``."""
+    ``eval``.
+
+    Attributes:
+        max_distance_difference: Largest difference of a distance to the training photos; None if
+            the export gives none.
+        same_unlike: Number of images that both mark, or both do not, as unlike them.
+    """
 
     num_images: int
     runtime: str
@@ -326,6 +332,8 @@ class Agreement:
     same_top1: int
     shapes: tuple[tuple[int, int], ...]
     """Height and width of some of the images passed to the export."""
+    max_distance_difference: float | None = None
+    same_unlike: int | None = None
 
 
 @dataclass(frozen=True)
