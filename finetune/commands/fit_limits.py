@@ -14,29 +14,37 @@ from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.images import Images
 from finetune.inference.calibration import probabilities
 from finetune.inference.limits import MOST_VALIDATION, evenly, fit_limits, spread_over_classes
-from finetune.inference.load import open_network
+from finetune.inference.load import LoadedNetwork, open_network
 from finetune.inference.predictor import Predictor
+from finetune.training.prepare_stage import StageSetup
 
 
-def add_limits(path: Path, train: Images, val: Images, reporter: Reporter) -> None:
+def add_limits(
+    path: Path,
+    stage_setup: StageSetup,
+    reporter: Reporter,
+    *,
+    reuses_network: bool,
+) -> None:
     """Fit the limits of a trained network, and store them in its checkpoint.
 
     Nothing is stored if no photo can be read any more.
 
     Args:
         path: Checkpoint.
-        train: Training images.
-        val: Validation images.
+        stage_setup: Setup of the last stage.
+        reuses_network: Whether the weights of the checkpoint fit the network of this stage, which
+            then has them afterwards. A new one takes longer.
     """
+    train, val = stage_setup.data.train, stage_setup.data.val
     reporter.status("fitting the distance to the training photos")
     found = read_checkpoint(path)
-    opened = open_network(
-        path,
-        found.model,
-        found.metadata,
-        Images((), (), train.class_names),
-        reporter=SilentReporter(),
-    )
+    if reuses_network:
+        stage_setup.model.load_state_dict(found.model)
+        opened = LoadedNetwork(found.metadata, stage_setup.model, stage_setup.engine)
+    else:
+        none = Images((), (), train.class_names)
+        opened = open_network(path, found.model, found.metadata, none, reporter=SilentReporter())
     predictor = Predictor(opened)
     val = val.subset(evenly(range(len(val)), MOST_VALIDATION))
     embeddings, logits, at = _embedded(predictor, val)

@@ -241,8 +241,16 @@ def _train_stages(run: _Run, resume_point: ResumePoint | None) -> TrainSummary |
         f" after the last epoch; saved. Resume with: {resume_command(folder)}"
     ):
         if stage.trained.last.val is not None:
-            data = stage.stage_setup.data
-            add_limits(folder / run_dir.BEST, data.train, data.val, reporter)
+            is_of_last_stage = stage.trained.best.stage == len(past.stages)
+            add_limits(
+                folder / run_dir.BEST,
+                stage.stage_setup,
+                reporter,
+                # Shared layers would wait for the other processes.
+                reuses_network=is_of_last_stage
+                and not group.are_several
+                and stage.stage_setup.config.adapt is None,
+            )
         elapsed_s = time.perf_counter() - output.start
         caveats = _caveats(run_setup, past, has_val=stage.trained.last.val is not None)
         summary = _summary(stage, total(counts), found_rates, elapsed_s, caveats)

@@ -23,7 +23,7 @@ from finetune.core.errors import CheckpointError
 
 RATE = 0.05
 """False-alarm rate of the mark ``unlike``."""
-MOST_TRAINING, LEAST_OF_CLASS, MOST_VALIDATION = 1_000, 10, 2_000
+MOST_TRAINING, LEAST_OF_CLASS, MOST_VALIDATION = 500, 10, 2_000
 """Numbers of photos that the limits are fitted on: training photos of all classes, of a class where
 there are many classes, and validation photos."""
 _RANK = 16
@@ -93,6 +93,7 @@ def fit_limits(
         return limits
     distances = Distance(limits)(embeddings.float()).sort().values
     limit = float(distances[_rank(len(distances), 1 - RATE) - 1].clamp_min(_SMALLEST))
+    limit *= 1 + 1e-5  # other batches and runtimes round differently
     root, square = 1 / limit, 1 / limit**2
     return Limits(
         record,
@@ -113,13 +114,11 @@ def _fit_distance(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor,
     sums = torch.zeros(len(known), rows.shape[1], dtype=rows.dtype).index_add_(0, at, rows)
     means = sums / at.bincount()[:, None]
     scatter = rows - means[at]
-    _, singular, axes = torch.linalg.svd(scatter, full_matrices=False)
-    variances = singular.square() / len(rows)
-    rank = min(_RANK, len(variances) - 1)
-    rest = (variances[rank:].sum() / max(rows.shape[1] - rank, 1)).clamp_min(_SMALLEST)
-    axes = axes[:rank]
+    axes, variances = _principal(scatter, min(_RANK, *(side - 1 for side in rows.shape)))
+    rest = (scatter.square().sum() / len(rows) - variances.sum()) / (rows.shape[1] - len(axes))
+    rest = rest.clamp_min(_SMALLEST)
     # The inverse of a covariance with the variances along the axes, and `rest` everywhere else.
-    less = 1 / rest - 1 / variances[:rank].clamp_min(rest)
+    less = 1 / rest - 1 / variances.clamp_min(rest)
     apart = means - centre
     along = apart @ axes.T
     weights = apart / rest - (along * less) @ axes
@@ -127,6 +126,16 @@ def _fit_distance(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor,
     found = centre, 1 / rest, axes * less.sqrt()[:, None], 2 * weights, offsets
     first, scale, directions, linear, constant = (tensor.float() for tensor in found)
     return first, scale, directions, linear, constant
+
+
+def _principal(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the directions ``(count, d)`` of most variance around 0, and the variances in them."""
+    tall = len(rows) >= rows.shape[1]
+    product = rows.T @ rows if tall else rows @ rows.T
+    values, vectors = torch.linalg.eigh(product)  # ascending; much faster than a decomposition
+    values, vectors = values[len(values) - count :], vectors[:, len(values) - count :]
+    axes = vectors.T if tall else nn.functional.normalize(vectors.T @ rows, dim=1)
+    return axes, values.clamp_min(0) / len(rows)
 
 
 def _rank(count: int, share: float) -> int:

@@ -216,7 +216,7 @@ class AsCsv:
             self._row([*self.header, *next_classes, "error", *self.limits, *columns])
         if isinstance(answer, Unreadable):
             empty = [""] * (2 + 2 * others)
-            self._row([answer.path, "unreadable", *empty, answer.reason])
+            self._row([answer.path, "unreadable", *empty, answer.reason, *[""] * len(self.limits)])
             return
         by_name = dict(answer.top)
         following = answer.top[1 : others + 1]
