@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetune.checkpoints.checkpoint import read_checkpoint, replace_limits
+from finetune.checkpoints.checkpoint import read_checkpoint, save_checkpoint
 from finetune.checkpoints.limits import Limits
 from finetune.core.reporter import Reporter, SilentReporter
 from finetune.data.images import Images
@@ -53,7 +53,7 @@ def add_limits(
     shares = probabilities(logits, found.metadata.temperature)
     limits = limits_of(predictor, train, embeddings, shares, val.subset(at).labels)
     if limits is not None:
-        replace_limits(path, found.metadata, limits)
+        save_checkpoint(path, found.model, found.metadata, training=found.training, limits=limits)
 
 
 def limits_of(

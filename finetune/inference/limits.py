@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from finetune.checkpoints.limits import Limits, LimitsRecord
 from finetune.core.errors import CheckpointError
+from finetune.core.threads import threads_for
 
 RATE = 0.05
 """False-alarm rate of the mark ``unlike``."""
@@ -88,7 +89,8 @@ def fit_limits(
     """
     record = LimitsRecord(rate=RATE, training_images=len(training), images=len(embeddings))
     of_true = shares.gather(1, labels[:, None])[:, 0].float().sort().values
-    limits = Limits(record, *_fit_distance(training.double(), training_labels), of_true)
+    with threads_for(0):  # on busy cores, several threads take many times as long
+        limits = Limits(record, *_fit_distance(training.double(), training_labels), of_true)
     if not has_limit(record):
         return limits
     distances = Distance(limits)(embeddings.float()).sort().values

@@ -51,7 +51,12 @@ def _limits(limits: Limits) -> dict[str, Any]:
 
 
 def readme(
-    metadata: Metadata, file: str, *, preprocessing: bool, limits: Limits | None, agreement: str
+    metadata: Metadata,
+    file: str,
+    *,
+    preprocessing: bool,
+    agreement: str,
+    limits: Limits | None = None,
 ) -> str:
     """Return a README with code that uses the exported file without this package."""
     kinds = {

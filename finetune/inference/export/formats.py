@@ -79,7 +79,7 @@ def write(
     about: Mapping[str, str],
     *,
     preprocessing: bool,
-    limits: Limits | None,
+    limits: Limits | None = None,
 ) -> tuple[Answer, str, tuple[str, ...]]:
     """Write the exported file, and load it in its own runtime.
 
