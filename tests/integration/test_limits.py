@@ -86,7 +86,7 @@ def test_noise_is_marked_and_few_validation_photos_are(run: Run) -> None:
     noise = model.predict(sorted((run[1] / "noise").glob("*.png")))
     val = model.predict(sorted((run[1] / "photos" / "val").rglob("*.png")))
     assert [prediction.unlike for prediction in noise] == [True] * 4
-    assert sum(bool(prediction.unlike) for prediction in val) == 1  # 5 % of 24
+    assert not any(prediction.unlike for prediction in val)  # 5 % of 25 is less than two
     assert all(p.distance is not None and (p.distance > 1) is p.unlike for p in [*noise, *val])
 
 
