@@ -104,6 +104,7 @@ def predict(
     *,
     top: int = 5,
     threshold: float = 0.0,
+    coverage: float | None = None,
 ) -> list[Prediction]:
     """Label images with a run; see `finetune.inference.predictor.Predictor.predict`.
 
@@ -114,7 +115,7 @@ def predict(
         finetune.core.errors.DataError: An image cannot be decoded.
     """
     network = run.network if isinstance(run, Run) else open_predictor(run)
-    return network.predict(images, top=top, threshold=threshold)
+    return network.predict(images, top=top, threshold=threshold, coverage=coverage)
 
 
 class Run:
@@ -185,10 +186,15 @@ class Run:
         return open_predictor(self.path)
 
     def predict(
-        self, images: ImageLike | Iterable[ImageLike], *, top: int = 5, threshold: float = 0.0
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        top: int = 5,
+        threshold: float = 0.0,
+        coverage: float | None = None,
     ) -> list[Prediction]:
         """Label one or several images: paths, Pillow images, arrays or tensors."""
-        return predict(self, images, top=top, threshold=threshold)
+        return predict(self, images, top=top, threshold=threshold, coverage=coverage)
 
     def embed(self, images: ImageLike | Iterable[ImageLike]) -> NDArray[np.float32]:
         """Return the embeddings of images, ``(n, d)`` float32: the inputs of the head."""

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from torch import Tensor
 
 from finetune.checkpoints.checksum import forget_pages, has_valid_checksum, write_with_checksum
+from finetune.checkpoints.limits import Limits, LimitsRecord
 from finetune.checkpoints.metadata_validation import known_builder, known_flags, plain_names
 from finetune.checkpoints.run_dir import no_such_checkpoint
 from finetune.checkpoints.safe_load import (
@@ -114,6 +115,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     metadata: Metadata
     training: Training | None = None
+    limits: Limits | None = None
 
 
 def save_checkpoint(
@@ -122,6 +124,7 @@ def save_checkpoint(
     metadata: Metadata,
     *,
     training: Training | None = None,
+    limits: Limits | None = None,
     keep: Path | None = None,
 ) -> None:
     """Write a checkpoint atomically, and verify its checksum.
@@ -132,6 +135,7 @@ def save_checkpoint(
         path: File to write.
         state: State dict of the whole network.
         training: Train state, for ``last.pt``.
+        limits: Limits of the network's answers; None if they are not known.
         keep: Path to which an existing checkpoint at ``path`` is renamed.
 
     Raises:
@@ -145,6 +149,11 @@ def save_checkpoint(
         content["training"] = {
             "record": training.record.model_dump_json(),
             "tensors": _on_cpu(training.tensors),
+        }
+    if limits is not None:
+        content["limits"] = {
+            "record": limits.record.model_dump_json(),
+            "tensors": _on_cpu(limits.tensors),
         }
     write_atomically(
         path,
@@ -222,32 +231,49 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if training is not None:
         record = _validated(path, TrainingRecord, training["record"])
         training = Training(record, training["tensors"])
-    return Checkpoint(content["model"], metadata, training)
+    limits = content.get("limits")
+    if limits is not None:
+        record = _validated(path, LimitsRecord, limits["record"])
+        try:
+            limits = Limits.of(record, limits["tensors"])
+        except ValueError as error:
+            raise CheckpointError(
+                f"damaged: {error}", kind="checkpoint.damaged", path=path
+            ) from error
+    return Checkpoint(content["model"], metadata, training, limits)
 
 
-def replace_metadata(path: Path, metadata: Metadata) -> None:
-    """Rewrite a checkpoint with new metadata; its tensors are unchanged.
+def replace_limits(path: Path, metadata: Metadata, limits: Limits | None) -> None:
+    """Rewrite a checkpoint with new metadata and limits; its other tensors are unchanged.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
         OutputError: It cannot be written.
     """
     found = read_checkpoint(path)
-    save_checkpoint(path, found.model, metadata, training=found.training)
+    save_checkpoint(path, found.model, metadata, training=found.training, limits=limits)
 
 
 def _is_ours(content: Any) -> bool:
     """Whether all parts of a checkpoint are present and have the right types."""
-    if not isinstance(content, dict) or content.keys() - {"training"} != {"model", "metadata"}:
+    if not isinstance(content, dict):
         return False
-    training = content.get("training", {"record": "", "tensors": {}})
+    more = [content[name] for name in ("training", "limits") if name in content]
     return (
-        isinstance(content["metadata"], str)
+        content.keys() - {"training", "limits"} == {"model", "metadata"}
+        and isinstance(content["metadata"], str)
         and _is_tensors(content["model"])
-        and isinstance(training, dict)
-        and training.keys() == {"record", "tensors"}
-        and isinstance(training["record"], str)
-        and _is_tensors(training["tensors"])
+        and all(map(_is_part, more))
+    )
+
+
+def _is_part(value: Any) -> bool:
+    """Whether an optional part of a checkpoint is a record and tensors."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"record", "tensors"}
+        and isinstance(value["record"], str)
+        and _is_tensors(value["tensors"])
     )
 
 

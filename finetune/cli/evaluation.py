@@ -54,7 +54,11 @@ def evaluate(
     ] = False,
     calibrate: Annotated[
         bool,
-        typer.Option("--calibrate", help="Fit a temperature and store it in the checkpoint."),
+        typer.Option(
+            "--calibrate",
+            help="Fit a temperature and the limits of the answers, and store them in the "
+            "checkpoint.",
+        ),
     ] = False,
     output: Annotated[
         str | None,
@@ -190,6 +194,16 @@ def predict(
             "--threshold in unsure.",
         ),
     ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            "--coverage",
+            min=0.01,
+            max=0.999,
+            help="Add a prediction set to each image: classes among which is the true one for "
+            "this share of photos like the training photos.",
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", min=1, help="Images per batch (default: as in training)."),
@@ -197,7 +211,10 @@ def predict(
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
-    """Predict the classes of images with a trained network."""
+    """Predict the classes of images with a trained network.
+
+    Images unlike the training photos are marked.
+    """
     from finetune.report import prediction as writers
     from finetune.report.sorted_folders import Sorter
 
@@ -234,6 +251,7 @@ def predict(
         show=show_and_sort,
         top=None if every_class else top,
         threshold=threshold,
+        coverage=coverage,
         batch_size=batch_size,
         reporter=reporter,
     )

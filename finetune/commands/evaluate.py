@@ -7,19 +7,23 @@ import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from finetune.checkpoints import run_dir
-from finetune.checkpoints.checkpoint import Metadata, load_checkpoint, replace_metadata
+from finetune.checkpoints.checkpoint import Metadata, load_checkpoint, replace_limits
+from finetune.checkpoints.limits import Limits
+from finetune.commands.fit_limits import limits_of
 from finetune.config.data import DataConfig
 from finetune.config.model_registry import family_of
 from finetune.config.stages import epochs_of, stage_configs
 from finetune.core.errors import ConfigError, DataError, OutputError, UnknownClassError
 from finetune.core.files import exists, write_csv, write_text
 from finetune.core.reporter import Reporter, SilentReporter
+from finetune.core.text import plural
 from finetune.data.checks.preflight import (
     copies_of_training,
     dropping_unreadable,
@@ -34,9 +38,11 @@ from finetune.data.sources.open import find_known, find_train_val
 from finetune.data.splits.holdout import groups_of, keys_of
 from finetune.features.both_views import averaging
 from finetune.features.engine import Engine, Split, make_source
-from finetune.inference.calibration import fit_temperature
+from finetune.inference.calibration import fit_temperature, probabilities
+from finetune.inference.limits import has_limit, least_images
 from finetune.inference.load import LoadedNetwork, open_network
 from finetune.inference.prediction_rows import HEADER, rows
+from finetune.inference.predictor import Predictor
 from finetune.inference.scoring import Scored, score
 from finetune.report.json_text import to_json
 from finetune.results.caveats import Caveat, ScoredPhotos, caveats_of
@@ -57,7 +63,8 @@ class EvalOptions:
     Attributes:
         data: Folder of splits or of classes to use instead of the training data.
         split: Name of the split: train, val or test.
-        calibrate: Whether to fit a temperature on these images and store it in the checkpoint.
+        calibrate: Whether to fit a temperature and the limits of the answers on these images and
+            store them in the checkpoint.
         ignore_unknown: Whether to skip images of classes that the checkpoint does not know.
         embeddings: Whether to keep the inputs of the head, from the same forward pass.
     """
@@ -132,7 +139,7 @@ def compute(
     if_unknown: str = "To leave out the images of unknown classes, add --ignore-unknown.",
     reporter: Reporter,
 ) -> Evaluated:
-    """Evaluate a checkpoint without writing files; a fitted temperature is stored in it.
+    """Evaluate a checkpoint without writing files; what is fitted is stored in it.
 
     Args:
         if_unknown: Advice on the last line of the error about unknown classes in ``data``.
@@ -196,17 +203,22 @@ def _compute(
     kept: list[Tensor] = []
     tracked = reporter.track(source.epoch(), f"evaluate {split or base}", total=len(source))
     classes = len(metadata.class_names)
-    embedder = _Embedder(opened.engine, metadata) if options.embeddings else None
+    embeds = options.embeddings or options.calibrate
+    embedder = _Embedder(opened.engine, metadata) if embeds else None
     model = embedder or averaging(opened.engine.trainable_part, metadata.config.model)
     evaluation = evaluate(model, tracked, num_classes=classes, keep=kept)
     # End to end: includes decoding and feature computation.
     images_per_s = evaluation.num_images / (time.perf_counter() - start)
     logits, labels = torch.cat(kept), torch.tensor(images.labels, dtype=torch.int64)
+    embeddings = None if embedder is None else torch.cat(embedder.kept)
     fitted = False
     if options.calibrate or metadata.temperature is not None:
         these = sha256_of_images(images, [Path(metadata.config.data.root), Path(base)])
         if options.calibrate:
-            metadata = _calibrate(path, metadata, logits, labels, these, reporter)
+            assert embeddings is not None
+            answers = _Answers(images, logits, labels, embeddings)
+            train = partial(_training_images, drawn, metadata, found)
+            metadata = _calibrate(path, opened, answers, these, train, reporter)
         fitted = metadata.temperature_images == these
     reporter.status("computing the confidence intervals")
     scored = score(
@@ -252,7 +264,6 @@ def _compute(
         ),
     )
     opened = replace(opened, metadata=metadata)
-    embeddings = None if embedder is None else torch.cat(embedder.kept)
     return Evaluated(opened, images, Path(base), options, logits, scored, result, embeddings)
 
 
@@ -418,25 +429,78 @@ class _Embedder(nn.Module):
         return output[:, : self._classes].clone()
 
 
+@dataclass(frozen=True)
+class _Answers:
+    """What the network says of the evaluated images."""
+
+    images: Images
+    logits: Tensor
+    labels: Tensor
+    embeddings: Tensor
+
+
 def _calibrate(
-    path: Path, metadata: Metadata, logits: Tensor, labels: Tensor, these: str, reporter: Reporter
+    path: Path,
+    opened: LoadedNetwork,
+    answers: _Answers,
+    these: str,
+    train: Callable[[], Images],
+    reporter: Reporter,
 ) -> Metadata:
-    """Fit a temperature, and store it with the hash of the images that it was fitted on."""
-    if torch.equal(logits.argmax(dim=1), labels):
+    """Fit a temperature and the limits of the answers, and store them in the checkpoint.
+
+    Args:
+        these: Hash of the images.
+        train: Function that returns the training images.
+    """
+    logits, labels, metadata = answers.logits, answers.labels, opened.metadata
+    all_right = torch.equal(logits.argmax(dim=1), labels)
+    if not all_right:
+        update = {"temperature": fit_temperature(logits, labels), "temperature_images": these}
+        metadata = metadata.model_copy(update=update)
+    reporter.status("fitting the distance to the training photos")
+    shares = probabilities(logits, metadata.temperature)
+    limits = None
+    try:
+        limits = limits_of(
+            Predictor(opened), train(), answers.embeddings, shares, answers.images.labels
+        )
+    except DataError as error:  # the run may come from another machine
+        why = str(error).splitlines()[0].rstrip(".")
+        reporter.warn(
+            f"{path}: no limits stored, since the training photos cannot be listed: {why}"
+        )
+    replace_limits(path, metadata, limits)
+    if not all_right:
+        reporter.say(
+            f"{path}: temperature {metadata.temperature:.4g} stored; predictions use it from now on"
+        )
+    if limits is not None:
+        reporter.say(f"{path}: {_stored(limits)}")
+    if all_right:
         raise DataError(
             f"all {len(labels):,} images are classified correctly, so the best temperature is 0 "
-            "and nothing was stored",
+            "and no temperature was stored",
             kind="data.nothing_to_calibrate",
             source="eval",
             key="--calibrate",
             to_do="fit on more or harder images with --data",
         )
-    temperature = fit_temperature(logits, labels)
-    update = {"temperature": temperature, "temperature_images": these}
-    metadata = metadata.model_copy(update=update)
-    replace_metadata(path, metadata)
-    reporter.say(f"{path}: temperature {temperature:.4g} stored; predictions use it from now on")
     return metadata
+
+
+def _stored(limits: Limits) -> str:
+    """Return which limits were stored."""
+    record = limits.record
+    if has_limit(record):
+        return (
+            f"limits stored; predict marks photos unlike the training photos (at most "
+            f"{record.rate:.0%} of photos like them)"
+        )
+    return (
+        f"limits stored, but {plural(record.images, 'photo')} are too few to mark photos unlike "
+        f"the training photos: at least {least_images(1 - record.rate)} are needed"
+    )
 
 
 def _images(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from finetune.checkpoints import run_dir
-from finetune.checkpoints.checkpoint import Metadata, load_checkpoint
+from finetune.checkpoints.checkpoint import Checkpoint, Metadata, read_checkpoint
 from finetune.core.errors import ConfigError, DataError, FinetuneError, OutputError
 from finetune.core.files import set_mode
 from finetune.core.reporter import Reporter, SilentReporter
@@ -24,8 +24,9 @@ from finetune.inference.calibration import probabilities
 from finetune.inference.export.describe import describe, readme
 from finetune.inference.export.formats import check_packages, write
 from finetune.inference.export.verify import answers_of, in_words, judge, shapes_of_all_kinds
+from finetune.inference.limits import Distance
 from finetune.inference.load import load_network, open_network
-from finetune.inference.predictor import Predictor
+from finetune.inference.predictor import ADD_LIMITS, Predictor
 from finetune.results.evaluation import ExportResult
 
 IMAGES = 256
@@ -66,15 +67,22 @@ def export(
     folder = path.parent / run_dir.EXPORT / file_format if output is None else output
     _refuse_foreign_files(folder, file_format)
     reporter.status("loading the checkpoint")
-    state, metadata = load_checkpoint(path)
+    checkpoint = read_checkpoint(path)
+    state, metadata, limits = checkpoint.model, checkpoint.metadata, checkpoint.limits
+    if limits is None and file_format == "onnx":
+        reporter.say(
+            f"the export gives only probabilities, since the checkpoint has no limits; {ADD_LIMITS}"
+        )
     photos = _photos(metadata, data, num_images, reporter)
-    expected = _expected(path, state, metadata, photos, reporter)
-    about = describe(metadata, preprocessing=inside)
+    expected = _expected(path, checkpoint, photos, reporter)
+    about = describe(
+        metadata, preprocessing=inside, limits=limits if file_format == "onnx" else None
+    )
     network = load_network(path, state, metadata).eval()
     with _scratch(folder) as scratch:
         reporter.status(f"writing {metadata.model_name} as {file_format}")
         answer, runtime, dynamic = write(
-            file_format, scratch, network, metadata, about, preprocessing=inside
+            file_format, scratch, network, metadata, about, preprocessing=inside, limits=limits
         )
         found = answers_of(answer, photos, metadata.preprocessing, inside=inside, reporter=reporter)
         agreements = [
@@ -83,7 +91,7 @@ def export(
         ]
         model_file = run_dir.EXPORTED[file_format]
         checked = "; ".join(map(in_words, agreements))
-        page = readme(metadata, model_file, preprocessing=inside, agreement=checked)
+        page = readme(metadata, model_file, preprocessing=inside, limits=limits, agreement=checked)
         (scratch / run_dir.EXPORT_README).write_text(page, encoding="utf-8")
         files = _move(scratch, folder)
     return ExportResult(
@@ -139,16 +147,13 @@ def _photos(metadata: Metadata, data: str | None, most: int, reporter: Reporter)
 
 
 def _expected(
-    path: Path,
-    state: dict[str, Tensor],
-    metadata: Metadata,
-    photos: Sequence[Tensor],
-    reporter: Reporter,
-) -> dict[str, list[Tensor]]:
-    """Return the probabilities that ``eval`` computes, by precision.
+    path: Path, checkpoint: Checkpoint, photos: Sequence[Tensor], reporter: Reporter
+) -> dict[str, list[dict[str, Tensor]]]:
+    """Return the probabilities and distances of ``eval`` and ``predict``, by precision.
 
     If the run computes in another precision, those in float32 are returned as well.
     """
+    metadata, limits = checkpoint.metadata, checkpoint.limits
     own = metadata.config
     plain = own.with_values({"runtime.precision": "float32", "runtime.live_precision": "float32"})
     runtime = own.runtime
@@ -161,9 +166,15 @@ def _expected(
     expected = {}
     for precision, config in configs.items():
         changed = metadata.model_copy(update={"config": config})
-        opened = open_network(path, state, changed, none, reporter=reporter)
-        logits = [logits for _, logits, _ in Predictor(opened).logits(photos)]
-        expected[precision] = list(probabilities(torch.cat(logits), metadata.temperature))
+        opened = open_network(path, checkpoint.model, changed, none, reporter=reporter)
+        blocks = list(Predictor(opened).embeddings(photos))
+        logits = torch.cat([block.logits for block in blocks])
+        found = {"probabilities": probabilities(logits, metadata.temperature)}
+        if limits is not None:
+            found["distance"] = Distance(limits)(torch.cat([block.vectors for block in blocks]))
+        expected[precision] = [
+            dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)
+        ]
     return expected
 
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from finetune.checkpoints.run_dir import checkpoint_of, is_run, nearest_run
@@ -17,9 +18,14 @@ from finetune.data.images import near, passed_over, shown
 from finetune.data.levels import warn_of_levels
 from finetune.data.sources.folders import files_of_class
 from finetune.data.sources.layout_checks import system_note
-from finetune.inference.predictor import Predictor, open_predictor
+from finetune.inference.limits import has_limit
+from finetune.inference.predictor import ADD_LIMITS, Predictor, open_predictor
 from finetune.results.evaluation import Prediction, PredictSummary, Unreadable
 
+_NO_LIMITS = (
+    "photos unlike the training photos are not marked, since the checkpoint has no limits; "
+    f"{ADD_LIMITS}"
+)
 _MOST_NAMED = 10
 _MOST_SHOWN = 3
 _LISTS = frozenset({".txt", ".lst", ".list"})
@@ -33,13 +39,14 @@ _MARKS = (
 """Byte-order marks, which editors and PowerShell write at the start of a text file."""
 
 
-def predict(
+def predict(  # noqa: PLR0913
     run: str,
     paths: Iterable[str],
     *,
     show: Callable[[Sequence[str], Prediction | Unreadable], None],
     top: int | None = 5,
     threshold: float = 0.0,
+    coverage: float | None = None,
     batch_size: int | None = None,
     reporter: Reporter | None = None,
 ) -> PredictSummary:
@@ -51,6 +58,7 @@ def predict(
         show: Callback that receives the class names and one prediction, in the order of the paths.
         top: Number of classes reported per image; None for all.
         threshold: Probability below which a prediction counts as unsure.
+        coverage: Coverage of the prediction sets; None gives none.
         batch_size: Number of images per batch; by default that of the run.
 
     Raises:
@@ -67,8 +75,13 @@ def predict(
     warn_of_levels(predictor.levels, files, reporter)
     names = predictor.class_names
     start = time.perf_counter()
-    answers = predictor.stream(files, top=len(names) if top is None else top, threshold=threshold)
-    unsure = 0
+    answers = predictor.stream(
+        files,
+        top=len(names) if top is None else top,
+        threshold=threshold,
+        coverage=coverage,
+    )
+    unsure = unlike = in_sets = 0
     unreadable = []
     for answer in reporter.track(answers, "predict", total=len(files)):
         show(names, answer)
@@ -76,11 +89,25 @@ def predict(
             unreadable.append((answer.path, answer.reason))
         else:
             unsure += answer.unsure
+            unlike += bool(answer.unlike)
+            in_sets += len(answer.prediction_set or ())
     elapsed_s = time.perf_counter() - start
     if predictor.feature_counts is not None:
         reporter.say(predictor.feature_counts.in_words)
     report_unreadable(unreadable, len(files), reporter, command=f"finetune predict {run}")
-    return _summary(run, predictor, len(files), unsure, unreadable, elapsed_s)
+    summary = _summary(run, predictor, len(files), unsure, unreadable, elapsed_s)
+    if predictor.limits is None:
+        reporter.say(_NO_LIMITS)
+        return summary
+    record = predictor.limits.record
+    return replace(
+        summary,
+        num_unlike=unlike if has_limit(record) else None,
+        false_alarms=record.rate,
+        calibration_images=record.images,
+        coverage=coverage,
+        mean_set_size=None if coverage is None else in_sets / summary.num_images,
+    )
 
 
 def refuse_swapped(run: str, paths: Sequence[str], *, command: str) -> None:

@@ -19,6 +19,7 @@ from finetune.checkpoints.checkpoint import load_checkpoint
 from finetune.checkpoints.checkpointer import Checkpointer
 from finetune.checkpoints.run_lock import RunLock
 from finetune.checkpoints.safe_load import copy_module_versions
+from finetune.commands.fit_limits import add_limits
 from finetune.commands.tracking import send_results
 from finetune.config.load import to_yaml
 from finetune.config.resolved import PlannedConfig
@@ -31,7 +32,7 @@ from finetune.core.memory import peak_gpu_memory_mib, peak_memory_mib, steps_of
 from finetune.core.reporter import LoggingReporter, Reporter, SilentReporter
 from finetune.data.checks.preflight import dropping_unreadable
 from finetune.data.images import below
-from finetune.distributed.group import ONE_PROCESS, Group
+from finetune.distributed.group import ONE_PROCESS, Group, alone
 from finetune.distributed.ranks import ALONE
 from finetune.freezing.freeze_report import make_freeze_report, staged_report
 from finetune.freezing.frozen_hashes import FrozenHashes
@@ -239,6 +240,18 @@ def _train_stages(run: _Run, resume_point: ResumePoint | None) -> TrainSummary |
     with signals.impatiently(
         f" after the last epoch; saved. Resume with: {resume_command(folder)}"
     ):
+        if stage.trained.last.val is not None:
+            is_of_last_stage = stage.trained.best.stage == len(past.stages)
+            with alone():
+                add_limits(
+                    folder / run_dir.BEST,
+                    stage.stage_setup,
+                    output.reporter,
+                    # Layers shared with other processes would wait for them.
+                    reuses_network=is_of_last_stage
+                    and not group.are_several
+                    and stage.stage_setup.config.adapt is None,
+                )
         elapsed_s = time.perf_counter() - output.start
         caveats = _caveats(run_setup, past, has_val=stage.trained.last.val is not None)
         summary = _summary(stage, total(counts), found_rates, elapsed_s, caveats)

@@ -276,6 +276,17 @@ def group() -> Group:
 
 
 @contextmanager
+def alone() -> Iterator[None]:
+    """Let this process work as in a run of one process, while the others wait for it."""
+    global _joined
+    before, _joined = _joined, ONE_PROCESS
+    try:
+        yield
+    finally:
+        _joined = before
+
+
+@contextmanager
 def joined() -> Iterator[Group]:
     """Join the other processes of this run, if a launcher started several.
 

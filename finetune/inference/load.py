@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.checkpoints.checkpoint import Frozen, Metadata
+from finetune.checkpoints.limits import Limits
 from finetune.config.resolved import PlannedConfig
 from finetune.config.schema import Config
 from finetune.core.device import make_deterministic, select_device, versions
@@ -36,11 +37,13 @@ class LoadedNetwork:
         metadata: Metadata of the checkpoint.
         model: Complete network; its trainable modules are shared with the engine.
         engine: Engine that computes logits with the model.
+        limits: Limits of the network's answers; None if the checkpoint has none.
     """
 
     metadata: Metadata
     model: nn.Module
     engine: Engine
+    limits: Limits | None = None
 
 
 def open_network(

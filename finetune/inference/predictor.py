@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
@@ -20,10 +20,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from finetune.checkpoints.checkpoint import load_checkpoint
+from finetune.checkpoints.checkpoint import read_checkpoint
+from finetune.checkpoints.limits import Limits
 from finetune.checkpoints.run_dir import checkpoint_of
 from finetune.config.model_registry import family_of
-from finetune.core.errors import DataError
+from finetune.core.errors import CheckpointError, DataError
 from finetune.core.locks import lock_across_forks
 from finetune.core.reporter import Reporter, SilentReporter
 from finetune.core.threads import on_cores
@@ -41,6 +42,7 @@ from finetune.features.extractor import in_float32
 from finetune.features.row_reader import RowReader
 from finetune.freezing.graph_split import Features
 from finetune.inference.calibration import probabilities
+from finetune.inference.limits import Distance, has_limit, prediction_sets, set_threshold
 from finetune.inference.load import LoadedNetwork, open_network
 from finetune.inference.prediction_rows import best_classes
 from finetune.results.evaluation import Prediction, Unreadable
@@ -61,6 +63,8 @@ Each image is assigned one lock; different images rarely share one.
 """
 
 _Found = TypeVar("_Found")
+
+ADD_LIMITS = "add them with: finetune eval RUN --calibrate"
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ class Predictor:
         model_name: Name of the torchvision builder.
         levels: Value of white in images with more than 8 bits per channel; None means 65535.
         dimensions: Number of values of an embedding.
+        limits: Limits of the answers, with which photos unlike the training photos are marked; None
+            if the checkpoint has none.
     """
 
     def __init__(
@@ -133,6 +139,16 @@ class Predictor:
         self.model_name = opened.metadata.model_name
         head = opened.model.get_submodule(family_of(self.model_name).head)
         self.dimensions = int(head.get_parameter("weight").shape[1])
+        self.limits = opened.limits
+        if self.limits is not None and len(self.limits.centre) != self.dimensions:
+            raise CheckpointError(
+                f"damaged: its limits are for {len(self.limits.centre):,} values of an embedding, "
+                f"not {self.dimensions:,}",
+                kind="checkpoint.damaged",
+            )
+        self._distance = None
+        if self.limits is not None and has_limit(self.limits.record):
+            self._distance = Distance(self.limits)
         self._engine = opened.engine
         self._engine.trainable_part.eval()  # set once: other threads may use it at any time
         self._batch_size = batch_size or config.data.batch_size
@@ -147,6 +163,7 @@ class Predictor:
         *,
         top: int = 5,
         threshold: float = 0.0,
+        coverage: float | None = None,
     ) -> list[Prediction]:
         """Label one or several images.
 
@@ -156,20 +173,27 @@ class Predictor:
                 each is resized and cropped as in training.
             top: Number of classes reported per image.
             threshold: Probability below which a prediction is ``unsure``.
+            coverage: Share of photos whose true class is in their prediction set; None gives no
+                sets.
 
         Returns:
             One prediction per image, in the order of the images.
 
         Raises:
             DataError: an image cannot be decoded; the message has its path or index.
-            ValueError: ``top`` is not positive, or ``threshold`` is not between 0 and 1.
+            CheckpointError: the checkpoint cannot give prediction sets with this coverage.
+            ValueError: ``top`` is not positive, or ``threshold`` or ``coverage`` is not between 0
+                and 1.
         """
         if top < 1:
             raise ValueError(f"top must be at least 1, not {top}")
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be from 0 to 1, not {threshold}")
+        if coverage is not None and not 0 < coverage < 1:
+            raise ValueError(f"coverage must be between 0 and 1, not {coverage}")
         found = []
-        for prediction in self.stream(_several(images), top=top, threshold=threshold):
+        answers = self.stream(_several(images), top=top, threshold=threshold, coverage=coverage)
+        for prediction in answers:
             if isinstance(prediction, Unreadable):
                 raise _error_of(prediction)
             found.append(prediction)
@@ -197,27 +221,70 @@ class Predictor:
         return vectors
 
     def stream(
-        self, images: Sequence[ImageLike], *, top: int = 5, threshold: float = 0.0
+        self,
+        images: Sequence[ImageLike],
+        *,
+        top: int = 5,
+        threshold: float = 0.0,
+        coverage: float | None = None,
     ) -> Iterator[Prediction | Unreadable]:
         """Yield one prediction per image as it is computed, or `Unreadable` for a broken image."""
+        least = None if coverage is None else set_threshold(self._known_limits, coverage)
+        part = self._logits if self._distance is None else self._logits_and_embedding
 
-        def best_of(logits: Tensor) -> tuple[list[list[int]], list[list[float]]]:
-            return best_classes(logits, probabilities(logits, self.temperature), top)
+        classes = len(self.class_names)
+
+        def answers_of(output: Tensor) -> list[_Answer]:
+            logits, embeddings = output[:, :classes], output[:, classes:]
+            shares = probabilities(logits, self.temperature)
+            distances: list[float] | list[None] = [None] * len(logits)
+            if self._distance is not None:
+                distances = self._distance(embeddings).tolist()
+            sets: list[list[int]] | list[None] = [None] * len(logits)
+            if least is not None:
+                order, _ = best_classes(logits, shares, classes)
+                sets = [
+                    [at for at in row_order if row[at]]
+                    for row_order, row in zip(
+                        order, prediction_sets(shares, least).tolist(), strict=True
+                    )
+                ]
+            best = best_classes(logits, shares, top)
+            return [_Answer(*row) for row in zip(*best, distances, sets, strict=True)]
 
         waiting: list[tuple[int, Unreadable]] = []
-        for positions, best, broken in self._computed(images, self._logits, best_of):
+        for positions, answers, broken in self._computed(images, part, answers_of):
             waiting += broken
-            for position, at, values in zip(positions, *best, strict=True):
+            for position, answer in zip(positions, answers, strict=True):
                 while waiting and waiting[0][0] < position:
                     yield waiting.pop(0)[1]
-                yield Prediction(
-                    path=_path_of(images[position]),
-                    label=self.class_names[at[0]],
-                    probability=values[0],
-                    unsure=values[0] < threshold,
-                    top=tuple((self.class_names[i], v) for i, v in zip(at, values, strict=True)),
-                )
+                yield self._prediction(_path_of(images[position]), answer, threshold)
         yield from (unreadable for _, unreadable in waiting)
+
+    def _prediction(self, path: str | None, answer: _Answer, threshold: float) -> Prediction:
+        names, best = self.class_names, answer.shares[0]
+        return Prediction(
+            path=path,
+            label=names[answer.classes[0]],
+            probability=best,
+            unsure=best < threshold,
+            top=tuple(
+                (names[at], share) for at, share in zip(answer.classes, answer.shares, strict=True)
+            ),
+            distance=answer.distance,
+            unlike=None if answer.distance is None else answer.distance > 1,
+            prediction_set=None if answer.set is None else tuple(names[at] for at in answer.set),
+        )
+
+    @property
+    def _known_limits(self) -> Limits:
+        if self.limits is None:
+            raise CheckpointError(
+                "has no limits, from which prediction sets are computed",
+                kind="checkpoint.without_limits",
+                to_do=ADD_LIMITS,
+            )
+        return self.limits
 
     def logits(
         self, images: Sequence[ImageLike]
@@ -327,6 +394,23 @@ class Predictor:
 
 
 @dataclass(frozen=True)
+class _Answer:
+    """What the network says of one image, with classes as indices.
+
+    Attributes:
+        classes: Most probable classes.
+        shares: Their probabilities.
+        distance: Distance to the training photos; None if no limit is known.
+        set: Classes of the prediction set; None if none was asked for.
+    """
+
+    classes: list[int]
+    shares: list[float]
+    distance: float | None
+    set: list[int] | None
+
+
+@dataclass(frozen=True)
 class _Part:
     """Module that features are the inputs of, and the number of its outputs for each image."""
 
@@ -393,10 +477,10 @@ def open_run(run: str, reporter: Reporter) -> LoadedNetwork:
         CheckpointError: the checkpoint is missing, damaged, or not written by finetune.
     """
     path = checkpoint_of(run)
-    state, metadata = load_checkpoint(path)
-    return open_network(
-        path, state, metadata, Images((), (), metadata.class_names), reporter=reporter
-    )
+    found = read_checkpoint(path)
+    none = Images((), (), found.metadata.class_names)
+    opened = open_network(path, found.model, found.metadata, none, reporter=reporter)
+    return replace(opened, limits=found.limits)
 
 
 def _several(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:

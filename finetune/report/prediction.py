@@ -39,7 +39,9 @@ from finetune.results.evaluation import (
     Unreadable,
 )
 
-UNSURE = "unsure"
+UNSURE, UNLIKE = "unsure", "unlike"
+_MOST_IN_SET = 4
+"""Number of classes of a prediction set that the table names."""
 _MOST_COUNTED = 12
 """Number of classes whose images are counted by name."""
 Write = Callable[[bytes], None]
@@ -79,13 +81,15 @@ def render_predictions(
         (*row[:3], "") if isinstance(answer, Unreadable) else row
         for row, answer in zip(rows, answers, strict=True)
     ]
-    header = ("image", "answer", "probability", "runner-up")
+    last = "runner-up" if summary.coverage is None else f"{summary.coverage:.4g} set"
+    header = ("image", "answer", "probability", last)
     return document(
         Paragraph(f"in {folder}", hanging=2) if folder else None,
         Table(header, rows, right=(2,), names=(0, 1, 3), brief=brief),
         Fields(
             [
                 Field("Answers", _counted(answers)),
+                *_limits(summary),
                 Field("Images", render_predict(summary)),
                 *_sorted_into(summary.sorted_into),
             ]
@@ -122,20 +126,61 @@ def _common_folder(paths: Sequence[str]) -> str:
 def _answer(answer: Prediction | Unreadable) -> tuple[Cell, ...]:
     if isinstance(answer, Unreadable):
         return styled("unreadable", "error"), "", answer.reason
-    runner_up = " ".join(f"{name} {share:.1%}" for name, share in answer.top[1:])
+    others = " ".join(f"{name} {share:.1%}" for name, share in answer.top[1:])
+    if answer.prediction_set is not None:
+        others = first_few(answer.prediction_set, most=_MOST_IN_SET)
     said: Cell = answer.label
-    if answer.unsure:
-        said = styled(f"{UNSURE} ({answer.label}?)", "warning")
-    return said, f"{answer.probability:.1%}", styled(runner_up, "dim")
+    if _said(answer) != answer.label:
+        said = styled(f"{_said(answer)} ({answer.label}?)", "warning")
+    return said, f"{answer.probability:.1%}", styled(others, "dim")
+
+
+def _said(answer: Prediction) -> str:
+    """Return the answer to one image, in a word."""
+    if answer.unlike:
+        return UNLIKE
+    return UNSURE if answer.unsure else answer.label
+
+
+def _limits(summary: PredictSummary) -> list[Field]:
+    """Return what the marks and sets mean, and the photos that they rest on."""
+    if summary.calibration_images is None:
+        return []
+    facts = []
+    on = f"limit set on {plural(summary.calibration_images, 'validation photo')}"
+    assert summary.false_alarms is not None
+    rate = f"{summary.false_alarms * 100:.3g}%"
+    if summary.num_unlike is None:
+        facts.append(
+            Field(
+                "Unlike",
+                f"not marked: {plural(summary.calibration_images, 'validation photo')} are too few "
+                f"for a limit that {rate} of photos like the training photos exceed",
+            )
+        )
+    else:
+        of = plural(summary.num_images, "image")
+        facts.append(
+            Field(
+                "Unlike",
+                f"{summary.num_unlike:,} of {of} ({summary.num_unlike / summary.num_images:.1%}); "
+                f"of photos like the training photos about {rate} are ({on})",
+            )
+        )
+    if summary.coverage is not None:
+        facts.append(
+            Field(
+                "Sets",
+                f"{summary.mean_set_size:.2f} classes on average; of photos like the training "
+                f"photos at least {summary.coverage * 100:.4g}% have their class in the set",
+            )
+        )
+    return facts
 
 
 def _counted(answers: Sequence[Prediction | Unreadable]) -> str:
     """Return how many images have each answer, most frequent first."""
-    counts = Counter(
-        UNSURE if answer.unsure else answer.label
-        for answer in answers
-        if isinstance(answer, Prediction)
-    )
+    counts = Counter(_said(answer) for answer in answers if isinstance(answer, Prediction))
     named = [f"{name} {count:,}" for name, count in counts.most_common()]
     return first_few(named, most=_MOST_COUNTED)
 
@@ -144,13 +189,15 @@ class AsCsv:
     """Writer of one CSV row per image.
 
     The columns ``label`` and ``probability`` are followed by ``class_2``, ``probability_2`` and so
-    on for the next classes, or by one column for each class.
+    on for the next classes; ``error``; ``unlike``, ``distance`` and ``set``, whose classes are
+    separated by ``|``; and, if asked for, one column for each class.
 
     Args:
         others: Number of next classes.
     """
 
     header = ("path", "answer", "label", "probability")
+    limits = ("unlike", "distance", "set")
 
     def __init__(self, write: Write, *, others: int, every_class: bool) -> None:
         self._write = write
@@ -166,10 +213,10 @@ class AsCsv:
             places = range(2, others + 2)
             next_classes = [f"{key}_{at}" for at in places for key in ("class", "probability")]
             columns = [f"probability of {name}" for name in names] if self._every_class else []
-            self._row([*self.header, *next_classes, "error", *columns])
+            self._row([*self.header, *next_classes, "error", *self.limits, *columns])
         if isinstance(answer, Unreadable):
             empty = [""] * (2 + 2 * others)
-            self._row([answer.path, "unreadable", *empty, answer.reason])
+            self._row([answer.path, "unreadable", *empty, answer.reason, *[""] * len(self.limits)])
             return
         by_name = dict(answer.top)
         following = answer.top[1 : others + 1]
@@ -181,6 +228,9 @@ class AsCsv:
                 f"{answer.probability:.6f}",
                 *(cell for name, share in following for cell in (name, f"{share:.6f}")),
                 "",
+                "" if answer.unlike is None else str(answer.unlike).lower(),
+                "" if answer.distance is None else f"{answer.distance:.4f}",
+                "|".join(answer.prediction_set or ()),
                 *([f"{by_name[name]:.6f}" for name in names] if self._every_class else []),
             ]
         )
@@ -236,6 +286,9 @@ def as_object(answer: Prediction | Unreadable) -> dict[str, Any]:
         "label": answer.label,
         "probability": answer.probability,
         "top": [{"label": name, "probability": share} for name, share in answer.top],
+        "unlike": answer.unlike,
+        "distance": answer.distance,
+        "set": answer.prediction_set,
     }
 
 
@@ -291,10 +344,13 @@ def render_page_result(result: PageResult) -> Document:
 
 def _agreement(agreement: Agreement) -> str:
     same = "all" if agreement.same_top1 == agreement.num_images else f"{agreement.same_top1:,}"
+    distances = ""
+    if agreement.max_distance_difference is not None:
+        distances = f"; distances to the training photos by {agreement.max_distance_difference:.2g}"
     return (
         f"{agreement.runtime} beside eval in {agreement.precision}: the same class for {same}; "
         f"probabilities differ by {agreement.max_difference:.2g} at most, "
-        f"{agreement.tolerance:g} allowed"
+        f"{agreement.tolerance:g} allowed{distances}"
     )
 
 

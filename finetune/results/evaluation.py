@@ -218,6 +218,10 @@ class Prediction:
         probability: Probability of ``label``, calibrated if the checkpoint has a temperature.
         unsure: Whether ``probability`` is below the threshold.
         top: Most probable classes and their probabilities, in descending order.
+        distance: Distance to the training photos, 1 at the limit; None if the checkpoint has none.
+        unlike: Whether the image is unlike the training photos: its distance is above 1.
+        prediction_set: Classes of the prediction set, most probable first; None if no coverage was
+            asked for.
     """
 
     path: str | None
@@ -225,6 +229,9 @@ class Prediction:
     probability: float
     unsure: bool
     top: tuple[tuple[str, float], ...]
+    distance: float | None = None
+    unlike: bool | None = None
+    prediction_set: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -258,6 +265,12 @@ class PredictSummary:
 
     Attributes:
         sorted_into: Folders with the images by class; None without ``--sort-into``.
+        num_unlike: Number of images unlike the training photos; None if no limit is known.
+        false_alarms: Share of photos like the training photos that are marked as unlike them.
+        calibration_images: Number of validation photos that the limits were set on; None if the
+            checkpoint has no limits.
+        coverage: Coverage of the prediction sets; None without them.
+        mean_set_size: Mean number of classes in a prediction set.
     """
 
     checkpoint: str
@@ -269,6 +282,11 @@ class PredictSummary:
     images_per_s: float
     features: FeatureCounts | None
     sorted_into: SortedInto | None = None
+    num_unlike: int | None = None
+    false_alarms: float | None = None
+    calibration_images: int | None = None
+    coverage: float | None = None
+    mean_set_size: float | None = None
 
 
 @dataclass(frozen=True)
@@ -298,7 +316,13 @@ class EmbedResult:
 @dataclass(frozen=True)
 class Agreement:
     """Comparison of an export with ``eval`` on the same real images; ``precision`` is that of
-    ``eval``."""
+    ``eval``.
+
+    Attributes:
+        max_distance_difference: Largest difference of a distance to the training photos; None if
+            the export gives none.
+        same_unlike: Number of images that both mark, or both do not, as unlike them.
+    """
 
     num_images: int
     runtime: str
@@ -308,6 +332,8 @@ class Agreement:
     same_top1: int
     shapes: tuple[tuple[int, int], ...]
     """Height and width of some of the images passed to the export."""
+    max_distance_difference: float | None = None
+    same_unlike: int | None = None
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ Make = Callable[..., Config]
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run on photos that lie, stand and are square."""
     folder = tmp_path_factory.mktemp("exported")
-    for split, size in (("train", 60), ("val", 43)):
-        draw_photos(folder / "photos" / split, count=8, size=size)
+    for split, count, size in (("train", 8, 60), ("val", 10, 43)):
+        draw_photos(folder / "photos" / split, count=count, size=size)
     config = Config.model_validate(
         {
             "model": {
@@ -104,21 +104,43 @@ def test_onnx_takes_photos_of_any_size_and_says_what_it_is(run: str, inside: boo
     output = Path(run).parent / f"onnx{inside}"
     result = export(run, file_format="onnx", preprocessing=inside, output=output)
     assert result.agreement.max_difference <= result.agreement.tolerance
-    # Sixteen photos, and parts of the first that lie, stand and are square.
-    assert result.agreement.num_images == 19
+    # Twenty photos, and parts of the first that lie, stand and are square.
+    assert result.agreement.num_images == 23
+    assert result.agreement.same_unlike is not None
+    assert result.agreement.same_unlike >= 21
     ratios = {(h > w) - (h < w) for h, w in result.agreement.shapes}
     assert ratios == {-1, 0, 1}
     session = onnxruntime.InferenceSession(str(output / "model.onnx"))
-    (pixels,), (shares,) = session.get_inputs(), session.get_outputs()
+    (pixels,), (shares, *limits) = session.get_inputs(), session.get_outputs()
     sides = ["height", "width"] if inside else [64, 64]
     assert pixels.shape == ["batch", 3, *sides]
     assert pixels.type == ("tensor(uint8)" if inside else "tensor(float)")
     assert shares.shape == ["batch", 2]
+    assert [(output.name, output.shape) for output in limits] == [
+        ("distance", ["batch"]),
+        ("unlike", ["batch"]),
+        ("in_set", ["batch", 2]),
+    ]
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["class_names"]) == ["class_0", "class_1"]
     assert json.loads(about["preprocessing"])["resize"] == 64
     assert json.loads(about["preprocessing_inside"]) is inside
+    limits_about = json.loads(about["limits"])
+    assert limits_about["images"] == 20
+    assert sorted(limits_about["least_probability"]) == ["0.8", "0.9", "0.95"]
+    assert "`unlike` (N,)" in (output / "README.md").read_text()
     assert_readme_answers_as_we_do(run, output, alone=inside)
+
+
+def test_onnx_without_limits_gives_probabilities_alone(run: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    save_checkpoint(tmp_path / "x.pt", *load_checkpoint(Path(run) / "best.pt"))
+    export(str(tmp_path / "x.pt"), file_format="onnx", num_images=4)
+    folder = tmp_path / "export" / "onnx"
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    assert [output.name for output in session.get_outputs()] == ["probabilities"]
+    assert "neither the distance" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -266,7 +288,7 @@ def write_and_answer(
     )
     before = Preprocess(metadata.preprocessing) if inside else None
     with torch.no_grad():
-        return answer(inputs), Exported(network, before, None)(inputs)
+        return answer(inputs)["probabilities"], Exported(network, before, None)(inputs)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +335,7 @@ def test_the_readme_prepares_photos_as_we_do(fit: str, tmp_path: Path) -> None:
         square.resize((120, 77)).save(tmp_path / "lying.png")
     label, probability = run_the_readme(tmp_path, tmp_path / "lying.png")
     pixels = build_fit(preprocessing)(read_photo(tmp_path / "lying.png"))
-    (shares,) = answer(normalise(pixels[None], preprocessing))
+    (shares,) = answer(normalise(pixels[None], preprocessing))["probabilities"]
     assert label == metadata.class_names[int(shares.argmax())]
     assert probability == pytest.approx(float(shares.max()), abs=0.02)
 

@@ -370,9 +370,9 @@ def test_csv_has_no_more_columns_than_there_are_classes() -> None:
     writer.show(["cat", "dog"], answer)
     writer.show(["cat", "dog"], Unreadable("b.png", "no such file"))
     header, *rows = csv.reader(io.StringIO(b"".join(out).decode(), newline=""))
-    assert header == [*AsCsv.header, "class_2", "probability_2", "error"]
+    assert header == [*AsCsv.header, "class_2", "probability_2", "error", *AsCsv.limits]
     assert [len(row) for row in rows] == [len(header)] * 2
-    assert rows[1][-1] == "no such file"
+    assert rows[1][header.index("error")] == "no such file"
 
 
 def test_the_table_counts_the_images_of_each_class() -> None:

@@ -6,13 +6,24 @@ import json
 from typing import Any
 
 from finetune.checkpoints.checkpoint import Metadata
+from finetune.checkpoints.limits import Limits
 from finetune.data.loading.transforms import mean_colour
-from finetune.inference.export.graph import LARGEST_SIDE, SMALLEST_SIDE
+from finetune.inference.export.graph import COVERAGE, LARGEST_SIDE, SMALLEST_SIDE
+from finetune.inference.limits import has_limit, least_images, set_threshold
+
+_COVERAGES = (0.8, 0.9, 0.95, 0.99)
 
 
-def describe(metadata: Metadata, *, preprocessing: bool) -> dict[str, str]:
-    """Return the metadata as strings, which every format can store; most values are JSON."""
-    return {
+def describe(
+    metadata: Metadata, *, preprocessing: bool, limits: Limits | None = None
+) -> dict[str, str]:
+    """Return the metadata as strings, which every format can store; most values are JSON.
+
+    Args:
+        limits: Limits that the export has outputs for.
+    """
+    about = {} if limits is None else {"limits": json.dumps(_limits(limits))}
+    return about | {
         "format": "finetune export 1",
         "model": metadata.model_name,
         "build_flags": json.dumps(metadata.build_flags),
@@ -26,7 +37,27 @@ def describe(metadata: Metadata, *, preprocessing: bool) -> dict[str, str]:
     }
 
 
-def readme(metadata: Metadata, file: str, *, preprocessing: bool, agreement: str) -> str:
+def _limits(limits: Limits) -> dict[str, Any]:
+    """Return what the outputs mean, and the least probabilities of sets with other coverages."""
+    record = limits.record
+    return record.model_dump() | {
+        "coverage": COVERAGE,
+        "least_probability": {
+            f"{coverage:g}": set_threshold(limits, coverage)
+            for coverage in _COVERAGES
+            if record.images >= least_images(coverage)
+        },
+    }
+
+
+def readme(
+    metadata: Metadata,
+    file: str,
+    *,
+    preprocessing: bool,
+    agreement: str,
+    limits: Limits | None = None,
+) -> str:
     """Return a README with code that uses the exported file without this package."""
     kinds = {
         "model.onnx": _ONNX,
@@ -65,7 +96,44 @@ def readme(metadata: Metadata, file: str, *, preprocessing: bool, agreement: str
         given += "; a prediction is the mean over an image and its mirror image"
     return (
         f"# {file}\n\n{metadata.model_name} for {len(metadata.class_names)} classes; {given}.\n\n"
-        f"```python\n{code}```\n\nChecked when it was written: {agreement}\n"
+        f"```python\n{code}```\n\n{_about_limits(limits, file)}\n\n"
+        f"Checked when it was written: {agreement}\n"
+    )
+
+
+def _about_limits(limits: Limits | None, file: str) -> str:
+    """Explain the outputs for the limits of the answers, or say that there are none."""
+    if limits is None or file != "model.onnx":
+        return (
+            "It gives neither the distance to the training photos nor prediction sets: "
+            "`finetune predict` and ONNX exports do, if the checkpoint has limits."
+        )
+    record = limits.record
+    on = f"{record.images:,} validation photos"
+    lines = []
+    if has_limit(record):
+        lines.append(
+            "- `distance` (N,): distance to the training photos (Mahalanobis distance of the "
+            "normalised inputs of the last layer to the nearest class, 1 at the limit).\n"
+            "- `unlike` (N,): whether it is above 1. Of photos like the training photos, "
+            f"{record.rate * 100:g}% are, by {on}."
+        )
+    else:
+        lines.append(
+            f"There is no output that marks photos unlike the training photos: {on} are too few "
+            "to set its limit."
+        )
+    if record.images >= least_images(COVERAGE):
+        lines.append(
+            f"- `in_set` (N, classes): prediction set with a coverage of {COVERAGE * 100:g}%: of "
+            "photos like the training photos, at least so many have their class in it. It holds "
+            "the most probable class and all with at least the probability that is stored, also "
+            "for other coverages, in the file's metadata: "
+            '`json.loads(session.get_modelmeta().custom_metadata_map["limits"])`.'
+        )
+    return (
+        "\n".join(lines) + "\n\nThe validation photos that set these limits also chose the epoch; "
+        "photos of another kind are another matter: for them no rate holds."
     )
 
 

@@ -18,16 +18,29 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finetune.checkpoints.checkpoint import Metadata
+from finetune.checkpoints.limits import Limits
 from finetune.checkpoints.run_dir import EXPORTED
+from finetune.config.model_registry import family_of
 from finetune.core.errors import ConfigError, ModelError
 from finetune.core.files import unwritable
 from finetune.features.both_views import MirrorAveraged
+from finetune.freezing.graph_split import with_head_input
 from finetune.inference.calibration import probabilities
-from finetune.inference.export.graph import LARGEST_SIDE, SMALLEST_SIDE, Exported, Preprocess
+from finetune.inference.export.graph import (
+    LARGEST_SIDE,
+    SMALLEST_SIDE,
+    Exported,
+    ExportedWithLimits,
+    Preprocess,
+)
 from finetune.models.build import rebuild
 
-Answer = Callable[[Tensor], Tensor]
-"""Function from the export's input to probabilities ``(N, classes)``, run by its own runtime."""
+Answer = Callable[[Tensor], dict[str, Tensor]]
+"""Function from the export's input to its outputs by name, run by its own runtime.
+
+``probabilities`` are ``(N, classes)``; an ONNX file may also give ``distance``, ``unlike`` and
+``in_set``.
+"""
 
 _OPSET = 20
 _MOST_IN_ONE_FILE = 1_800_000_000
@@ -66,8 +79,12 @@ def write(
     about: Mapping[str, str],
     *,
     preprocessing: bool,
+    limits: Limits | None = None,
 ) -> tuple[Answer, str, tuple[str, ...]]:
     """Write the exported file, and load it in its own runtime.
+
+    Args:
+        limits: Limits of the network's answers, for outputs that only ONNX files have.
 
     Returns:
         Function that runs the export, name of its runtime, and names of the dynamic dimensions.
@@ -81,18 +98,34 @@ def write(
         with _saving(path):
             save_file(state, path, metadata=dict(about))
         return _torchvision(path, metadata), "torchvision", ("batch",)
-    program = _traced(network, metadata, preprocessing=preprocessing)
+    whole = _whole(network, metadata, preprocessing, limits if file_format == "onnx" else None)
+    program = _traced(whole, metadata, preprocessing=preprocessing)
     dynamic = ("batch", "height", "width") if preprocessing else ("batch",)
     if file_format == "exported-program":
         with _saving(path):
             torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(about))})
         return _torch_export(path), "torch.export", dynamic
-    _save_onnx(program, path, about, dynamic)
+    names = whole.names if isinstance(whole, ExportedWithLimits) else ["probabilities"]
+    _save_onnx(program, path, about, dynamic, names)
     return _onnxruntime(path), "onnxruntime", dynamic
 
 
+def _whole(
+    network: nn.Module, metadata: Metadata, preprocessing: bool, limits: Limits | None
+) -> Exported | ExportedWithLimits:
+    """Return the module to export; without a limit that is known, it has only probabilities."""
+    classes = len(metadata.class_names)
+    if limits is not None:
+        network = with_head_input(network, family_of(metadata.model_name).head)
+    if metadata.config.model.average_mirror:
+        network = MirrorAveraged(network)
+    before = Preprocess(metadata.preprocessing) if preprocessing else None
+    exported = Exported(network, before, metadata.temperature)
+    return exported if limits is None else ExportedWithLimits(exported, limits, classes)
+
+
 def _traced(
-    network: nn.Module, metadata: Metadata, *, preprocessing: bool
+    whole: nn.Module, metadata: Metadata, *, preprocessing: bool
 ) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=65_536)
     if preprocessing:
@@ -100,13 +133,10 @@ def _traced(
         height, width = torch.export.Dim("height", **sides), torch.export.Dim("width", **sides)
         example = torch.zeros(_EXAMPLE, dtype=torch.uint8)
         open_sizes = {0: batch, 2: height, 3: width}
-        before: nn.Module | None = Preprocess(metadata.preprocessing)
     else:
         crop = metadata.preprocessing.crop
-        example, open_sizes, before = torch.zeros(2, 3, crop, crop), {0: batch}, None
-    if metadata.config.model.average_mirror:
-        network = MirrorAveraged(network)
-    whole = Exported(network, before, metadata.temperature).eval()
+        example, open_sizes = torch.zeros(2, 3, crop, crop), {0: batch}
+    whole = whole.eval()
     try:
         with torch.no_grad(), _quiet():
             return torch.export.export(whole, (example,), dynamic_shapes={"pixels": open_sizes})
@@ -124,6 +154,7 @@ def _save_onnx(
     path: Path,
     about: Mapping[str, str],
     dynamic: tuple[str, ...],
+    outputs: list[str],
 ) -> None:
     try:
         with _quiet():
@@ -132,7 +163,7 @@ def _save_onnx(
                 dynamo=True,
                 opset_version=_OPSET,
                 input_names=["pixels"],
-                output_names=["probabilities"],
+                output_names=outputs,
                 verbose=False,
             )
     except Exception as error:  # the converter may raise any exception
@@ -163,7 +194,13 @@ def _onnxruntime(path: Path) -> Answer:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # each photo runs in its own thread
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda inputs: torch.from_numpy(session.run(None, {"pixels": inputs.numpy()})[0])
+    names = [output.name for output in session.get_outputs()]
+
+    def answer(inputs: Tensor) -> dict[str, Tensor]:
+        outputs = session.run(names, {"pixels": inputs.numpy()})
+        return dict(zip(names, map(torch.from_numpy, outputs), strict=True))
+
+    return answer
 
 
 def _torch_export(path: Path) -> Answer:
@@ -171,10 +208,9 @@ def _torch_export(path: Path) -> Answer:
     with _quiet():
         module = torch.export.load(path).module()
 
-    def answer(inputs: Tensor) -> Tensor:
+    def answer(inputs: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            shares: Tensor = module(inputs)
-        return shares
+            return {"probabilities": module(inputs)}
 
     return answer
 
@@ -191,9 +227,9 @@ def _torchvision(path: Path, metadata: Metadata) -> Answer:
     if metadata.config.model.average_mirror:
         network = MirrorAveraged(network)
 
-    def answer(inputs: Tensor) -> Tensor:
+    def answer(inputs: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            return probabilities(network(inputs), metadata.temperature)
+            return {"probabilities": probabilities(network(inputs), metadata.temperature)}
 
     return answer
 

@@ -12,11 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finetune.checkpoints.limits import Limits
 from finetune.config.schema import PreprocessingConfig
 from finetune.data.loading.transforms import mean_colour
+from finetune.inference.limits import (
+    Distance,
+    has_limit,
+    least_images,
+    prediction_sets,
+    set_threshold,
+)
 
 SMALLEST_SIDE, LARGEST_SIDE = 16, 16384
 """Bounds of the sides, in pixels, of the photos that an exported graph accepts."""
+
+COVERAGE = 0.9
+"""Coverage of the prediction sets in an export."""
 
 _MODES = {"bilinear": "bilinear", "bicubic": "bicubic", "nearest": "nearest-exact"}
 
@@ -109,5 +120,45 @@ class Exported(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return probabilities ``(N, classes)`` in float32."""
-        logits = self.network(self.preprocess(pixels))
+        return self.shares(self.network(self.preprocess(pixels)))
+
+    def shares(self, logits: Tensor) -> Tensor:
+        """Return the probabilities of logits ``(N, classes)``."""
         return torch.softmax(logits / self.temperature, dim=1)
+
+
+class ExportedWithLimits(nn.Module):
+    """Exported module that also gives the distance to the training photos and prediction sets.
+
+    Args:
+        exported: Module whose network gives logits and embeddings in one tensor.
+        limits: Limits of the answers; one of them at least is known.
+        num_classes: Number of classes.
+    """
+
+    def __init__(self, exported: Exported, limits: Limits, num_classes: int) -> None:
+        super().__init__()
+        self.exported = exported
+        self.num_classes = num_classes
+        self.distance = Distance(limits) if has_limit(limits.record) else None
+        known = limits.record.images >= least_images(COVERAGE)
+        self.least = set_threshold(limits, COVERAGE) if known else None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the outputs."""
+        distance = ["distance", "unlike"] if self.distance is not None else []
+        return ["probabilities", *distance, *(["in_set"] if self.least is not None else [])]
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Return probabilities ``(N, classes)``, then the other outputs that are known: distance
+        ``(N,)``, unlike ``(N,)`` and in_set ``(N, classes)``."""
+        output = self.exported.network(self.exported.preprocess(pixels))
+        shares = self.exported.shares(output[:, : self.num_classes])
+        found = [shares]
+        if self.distance is not None:
+            distance = self.distance(output[:, self.num_classes :])
+            found += [distance, distance > 1]
+        if self.least is not None:
+            found.append(prediction_sets(shares, self.least))
+        return tuple(found)

@@ -50,7 +50,7 @@ def answers_of(
     *,
     inside: bool,
     reporter: Reporter,
-) -> list[Tensor]:
+) -> list[dict[str, Tensor]]:
     """Run an export on each photo alone, and on the last photo in a batch of three.
 
     Args:
@@ -61,7 +61,8 @@ def answers_of(
         reporter: Reporter of the progress.
 
     Returns:
-        Probabilities ``(classes,)`` of each photo, then those from the batch.
+        Outputs for each photo by name, such as ``probabilities`` ``(classes,)``, then those from
+        the batch.
     """
     transform = build_fit(preprocessing)
 
@@ -69,15 +70,20 @@ def answers_of(
         return photo[None] if inside else normalise(transform(photo)[None], preprocessing)
 
     with one_thread_a_core() as pool:
-        answers = pool.map(lambda photo: answer(stage_setup(photo).contiguous())[0], photos)
+        answers = pool.map(lambda photo: _row(answer(stage_setup(photo).contiguous()), 0), photos)
         found = list(reporter.track(answers, "compare", total=len(photos)))
         batch = stage_setup(photos[-1])
-        return [*found, answer(torch.cat([batch, batch, batch]))[1]]
+        return [*found, _row(answer(torch.cat([batch, batch, batch])), 1)]
+
+
+def _row(outputs: dict[str, Tensor], at: int) -> dict[str, Tensor]:
+    """Return the outputs for one image of a batch."""
+    return {name: rows[at] for name, rows in outputs.items()}
 
 
 def judge(
-    found: Sequence[Tensor],
-    expected: Sequence[Tensor],
+    found: Sequence[dict[str, Tensor]],
+    expected: Sequence[dict[str, Tensor]],
     photos: Sequence[Tensor],
     *,
     runtime: str,
@@ -86,27 +92,39 @@ def judge(
     """Compare the outputs of an export with those of ``eval``.
 
     Args:
-        found: Probabilities returned by `answers_of`.
-        expected: Probabilities ``(classes,)`` of each photo, computed as in ``eval``.
+        found: Outputs returned by `answers_of`.
+        expected: Outputs for each photo, computed as in ``eval`` and ``predict``.
         photos: Photos that were compared.
         runtime: Name of the export's runtime.
         precision: Precision that ``eval`` computed in.
 
     Raises:
-        ResultError: a probability differs by more than the tolerance.
+        ResultError: a probability or a distance differs by more than its tolerance.
     """
     pairs = list(zip(found, [*expected, expected[-1]], strict=True))
-    largest = torch.stack([(ours - theirs).abs().max() for ours, theirs in pairs]).max()
+    largest = _largest_difference(pairs, "probabilities")
+    distance = _largest_difference(pairs, "distance") if "distance" in found[0] else None
+    allowed = TOLERANCES[precision]
     agreement = Agreement(
         num_images=len(photos),
         runtime=runtime,
         precision=precision,
-        max_difference=float(largest),
-        tolerance=TOLERANCES[precision],
-        same_top1=sum(bool(ours.argmax() == theirs.argmax()) for ours, theirs in pairs[:-1]),
+        max_difference=largest,
+        tolerance=allowed,
+        same_top1=sum(
+            bool(ours["probabilities"].argmax() == theirs["probabilities"].argmax())
+            for ours, theirs in pairs[:-1]
+        ),
         shapes=tuple({(int(p.shape[1]), int(p.shape[2])): None for p in photos})[:20],
+        max_distance_difference=distance,
+        same_unlike=None
+        if distance is None
+        else sum(
+            bool(ours["unlike"]) == bool(theirs["distance"] > 1) for ours, theirs in pairs[:-1]
+        ),
     )
-    if not float(largest) <= agreement.tolerance:  # written so that NaN fails too
+    # Written so that NaN fails too.
+    if not (largest <= allowed and (distance is None or distance <= allowed)):
         raise ResultError(
             in_words(agreement),
             kind="result.export_differs",
@@ -116,10 +134,20 @@ def judge(
     return agreement
 
 
+def _largest_difference(
+    pairs: Sequence[tuple[dict[str, Tensor], dict[str, Tensor]]], name: str
+) -> float:
+    differences = [(ours[name] - theirs[name]).abs().max() for ours, theirs in pairs]
+    return float(torch.stack(differences).max())
+
+
 def in_words(agreement: Agreement) -> str:
     """Describe the agreement and its tolerance in a sentence."""
-    return (
+    text = (
         f"on {agreement.num_images:,} photos {agreement.runtime} and eval in "
         f"{agreement.precision} give the same class for {agreement.same_top1:,}; probabilities "
-        f"differ by at most {agreement.max_difference:.2g} (allowed: {agreement.tolerance:g})"
+        f"differ by at most {agreement.max_difference:.2g}"
     )
+    if agreement.max_distance_difference is not None:
+        text += f", distances by {agreement.max_distance_difference:.2g}"
+    return f"{text} (allowed: {agreement.tolerance:g})"

@@ -30,9 +30,11 @@ def rewrite(path: Path, change: Callable[[dict[str, object]], None]) -> None:
     torch.save(content, path)
 
 
-def test_it_holds_tensors_and_one_json_string(trained: Path) -> None:
+def test_it_holds_tensors_and_json_strings(trained: Path) -> None:
     content = torch.load(trained, weights_only=True)
-    assert content.keys() == {"model", "metadata"}
+    assert content.keys() == {"model", "metadata", "limits"}
+    assert content["limits"].keys() == {"record", "tensors"}
+    assert json.loads(content["limits"]["record"])["rate"] == 0.05
     metadata = json.loads(content["metadata"])
     assert metadata["format"] == 2
     assert metadata["class_names"] == ["class_0", "class_1"]
