@@ -50,7 +50,6 @@ SUSPECTS_PAGE, SUSPECTS_TABLE = "suspects.html", "suspects.csv"
 PREDICTIONS = "predictions.csv"
 EVALUATION = "metrics.json"
 REPORT = "report.html"
-SUSPECTS = "suspects.csv"
 CURVES, CONFUSION = "report-curves.png", "report-confusion.png"
 EXPORT = "export"
 EXPORTED = {
@@ -65,7 +64,7 @@ _OWN = (
     *(BEST, LAST, PREVIOUS, CONFIG, METRICS, SUMMARY, FREEZE_TEXT, FREEZE_JSON, SPLIT, SKIPPED),
     *(CORRECTIONS, LEARNING_CURVE, SUSPECTS_PAGE, SUSPECTS_TABLE),
     *(LAUNCH, LOG),
-    *(PREDICTIONS, EVALUATION, REPORT, CURVES, CONFUSION, SUSPECTS),
+    *(PREDICTIONS, EVALUATION, REPORT, CURVES, CONFUSION),
     *(
         f"{EXPORT}/{kind}/{name}"
         for kind, file in EXPORTED.items()

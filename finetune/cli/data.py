@@ -141,11 +141,11 @@ def suspects(
 
 def _suspects_file(source: str) -> Path:
     """Return the default file of all findings: in the run directory, or next to the config."""
-    from finetune.checkpoints.run_dir import SUSPECTS
+    from finetune.checkpoints.run_dir import SUSPECTS_TABLE
 
     if config_file(source) != source:
-        return Path(source) / SUSPECTS
-    return Path(source).with_name(f"{name_of(source)}-{SUSPECTS}")
+        return Path(source) / SUSPECTS_TABLE
+    return Path(source).with_name(f"{name_of(source)}-{SUSPECTS_TABLE}")
 
 
 def show_batch(
