@@ -406,6 +406,7 @@ _COMMANDS: dict[str, Sequence[tuple[str, Callable[..., None], str]]] = {
     "Your photos": (
         ("init", data.init, "finetune init photos/pets --output pets.yaml"),
         ("check-data", data.check_data, "finetune check-data photos/pets"),
+        ("suspects", data.suspects, "finetune suspects runs/pets"),
         ("show-batch", data.show_batch, "finetune show-batch pets.yaml"),
         ("sample", data.sample, "finetune sample photos/shapes"),
         ("learning-curve", tuning.learning_curve, "finetune learning-curve pets.yaml"),

@@ -102,6 +102,52 @@ def check_data(
         raise typer.Exit(DataError.exit_code)
 
 
+def suspects(
+    source: ConfigArgument = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="CSV file of all findings (default: RUN/suspects.csv, or CONFIG-suspects.csv).",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file of another kind.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Find wrong labels, leaks, outliers and bad photos.
+
+    Compares the features of the pretrained network, which an earlier run has cached. Labels are
+    judged by heads that have not seen the photo. With --verbose, lists all findings.
+    """
+    given = one_config("suspects", source, config)
+    loaded = load(given, overrides)
+    table = Path(output) if output is not None else _suspects_file(given)
+    with torch_imports():
+        from finetune.commands import suspects as command
+    from finetune.report.suspects import render_suspects
+
+    result = command.suspects(
+        loaded, source=given, table=table, overwrite=overwrite, reporter=TerminalReporter()
+    )
+    emit(result, render_suspects, as_json)
+
+
+def _suspects_file(source: str) -> Path:
+    """Return the default file of all findings: in the run directory, or next to the config."""
+    from finetune.checkpoints.run_dir import SUSPECTS_TABLE
+
+    if config_file(source) != source:
+        return Path(source) / SUSPECTS_TABLE
+    return Path(source).with_name(f"{name_of(source)}-{SUSPECTS_TABLE}")
+
+
 def show_batch(
     source: ConfigArgument = None,
     config: ConfigOption = None,

@@ -167,7 +167,7 @@ def test_a_damaged_memory_of_photos_is_never_wrong(
 
 def test_a_memory_of_photos_from_elsewhere_is_not_believed(looked_at: list[str]) -> None:
     with contextlib.closing(sqlite3.connect(inspection_cache_file())) as database, database:
-        database.execute("UPDATE looks_4 SET reason = 'is empty: 0 bytes'")
+        database.execute("UPDATE looks_5 SET reason = 'is empty: 0 bytes'")
     with InspectionCache() as remembered:
         assert remembered.find([key_of_file(path) for path in looked_at]) == {}
 

@@ -143,7 +143,7 @@ def test_the_list_of_commands_is_not_cut_off(monkeypatch: pytest.MonkeyPatch, co
 def test_commands_are_listed_in_the_order_of_their_use() -> None:
     listed = CliRunner().invoke(app.app, ["--help"]).output.partition("Your photos:")[2]
     names = re.findall(r"^  ([a-z-]+)  ", listed, re.MULTILINE)
-    assert names[:4] == ["init", "check-data", "show-batch", "sample"]
+    assert names[:4] == ["init", "check-data", "suspects", "show-batch"]
     assert set(names) == {name for name, _ in commands() if " " not in name} - {"finetune"}
 
 

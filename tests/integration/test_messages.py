@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from helpers.command_line import CommandLine
 from helpers.messages import check_message
+from helpers.photos import draw_photos
 
 CONFIG = """\
 model: {name: shufflenet_v2_x0_5, weights: none, preprocessing: {resize: 36, crop: 32}}
@@ -91,6 +92,13 @@ MISTAKES = {
         "--config pets.yaml --backbones resnet18,resnet81",
     ],
     "lr-find": ["--config pets.yaml --min-lr 1 --max-lr 0.1", "--config pets.yaml --output lr.jpg"],
+    "suspects": [
+        "",
+        "absent.yaml",
+        "pets.yaml --output absent/x.csv",
+        "pets.yaml --output broken.pt",
+        "pets.yaml --set data.root=few",
+    ],
     "check-data": ["", "absent", "photos --set seed=1", "photos/train/class_0"],
     "init": [
         "",
@@ -129,6 +137,7 @@ def test_errors_of_a_command_are_worded_as_in_the_golden_file(
     folder = photos.parent
     monkeypatch.chdir(folder)
     (folder / "pets.yaml").write_text(CONFIG, encoding="utf-8")
+    draw_photos(folder / "few", count=4)
     (folder / "broken.pt").write_bytes(b"PK\x03\x04 cut off")
     (folder / "runs" / "pets").mkdir(parents=True)
     (folder / "runs" / "pets" / "best.pt").touch()

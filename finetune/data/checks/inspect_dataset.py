@@ -28,6 +28,7 @@ class DatasetInspection:
         kind: Index into ``kinds``; -1 if the image is unreadable or not inspected.
         pixels: Hash of the pixels, as two integers.
         has_phash: Whether ``phash`` is valid.
+        tones: Shadows and highlights, as in `FileInspection`.
         kinds: Distinct pairs of format and mode.
         reasons: Reasons why images cannot be read, by position.
     """
@@ -38,6 +39,8 @@ class DatasetInspection:
     pixels: NDArray[np.uint64]
     phash: NDArray[np.uint64]
     has_phash: NDArray[np.bool_]
+    tones: NDArray[np.uint8]
+    sharpness: NDArray[np.float32]
     kinds: list[tuple[str, str]] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
 
@@ -51,6 +54,8 @@ class DatasetInspection:
             pixels=np.zeros((count, 2), dtype=np.uint64),
             phash=np.zeros(count, dtype=np.uint64),
             has_phash=np.zeros(count, dtype=bool),
+            tones=np.zeros((count, 2), dtype=np.uint8),
+            sharpness=np.zeros(count, dtype=np.float32),
         )
 
     @property
@@ -69,6 +74,8 @@ class DatasetInspection:
         self.kind[at] = self.kinds.index(kind)
         self.size[at] = inspection.width, inspection.height
         self.frames[at] = inspection.frames
+        self.tones[at] = inspection.shadows, inspection.highlights
+        self.sharpness[at] = inspection.sharpness
         self.pixels[at] = np.frombuffer(inspection.pixels, dtype=np.uint64)
         if inspection.phash is not None:
             self.phash[at] = inspection.phash

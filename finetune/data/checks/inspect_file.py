@@ -15,7 +15,7 @@ import stat
 import struct
 import warnings
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -63,6 +63,8 @@ _ROOM_PER_PIXEL = 16
 """
 _PRIVATE = (mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,) if hasattr(mmap, "MAP_PRIVATE") else ()
 """Flags that make `mmap.mmap` ask for private memory; Windows has no other kind."""
+_SHARPNESS_AT = 256
+"""Shorter side, in pixels, at which sharpness is measured."""
 _ISO_MEDIA = ((b"heic", "HEIC"), (b"heix", "HEIC"), (b"mif1", "HEIF"), (b"avif", "AVIF"))
 
 
@@ -80,6 +82,9 @@ class FileInspection:
             file cannot be read.
         pixels: Hash of mode, size and pixels; empty without a full inspection.
         phash: Perceptual hash of 64 bits; None without a full inspection, or for a plain image.
+        shadows: Grey level, from 0 to 255, below which 5 % of the pixels are.
+        highlights: Grey level below which 95 % of the pixels are.
+        sharpness: Strength of the sharpest edges relative to the contrast; 0 without edges.
     """
 
     reason: str | None = None
@@ -94,6 +99,9 @@ class FileInspection:
     sample: bytes = b""
     pixels: bytes = b""
     phash: int | None = None
+    shadows: int = 0
+    highlights: int = 0
+    sharpness: float = 0.0
 
 
 class _BadFileError(Exception):
@@ -147,14 +155,16 @@ def _look(file: BinaryIO, image: Image.Image, *, full: bool) -> FileInspection:
         if not full:
             return inspection
         photo = upright(image)
+        grey = _grey(photo)
         return replace(
             inspection,
             decoded=True,
             width=photo.width,
             height=photo.height,
             pixels=_hash_pixels(photo),
-            phash=_perceptual_hash(photo),
+            phash=_perceptual_hash(grey),
             frames=_frames(image),
+            **_tones(grey),
         )
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
         raise _failure(error, _words(error), image.width * image.height) from error
@@ -333,18 +343,44 @@ def _hash_pixels(image: Image.Image) -> bytes:
     return digest.digest()[:16]
 
 
-def _perceptual_hash(image: Image.Image) -> int | None:
-    """Return the pHash (Zauner 2010) of the reduced greyscale image, or None for a plain image."""
+def _perceptual_hash(grey: Image.Image) -> int | None:
+    """Return the pHash (Zauner 2010) of a greyscale image, reduced, or None for a plain image."""
     import imagehash  # imported here because a quick inspection does not need it
 
-    grey = _grey(image)
-    factor = min(grey.size) // 64
-    if factor > 1:
-        grey = grey.reduce(factor)
-    bits = imagehash.phash(grey).hash
+    bits = imagehash.phash(_reduced(grey, 64)).hash
     if int(bits.sum()) not in _PLAIN_BITS:
         return None
     return int.from_bytes(np.packbits(bits.ravel()).tobytes(), "big")
+
+
+def _reduced(grey: Image.Image, side: int) -> Image.Image:
+    """Return the image with a shorter side from ``side`` to twice that, or smaller as it is."""
+    factor = min(grey.size) // side
+    return grey.reduce(factor) if factor > 1 else grey
+
+
+def _tones(grey: Image.Image) -> dict[str, Any]:
+    """Return ``shadows``, ``highlights`` and ``sharpness`` of a greyscale image.
+
+    Edges are measured at one size, as large photos are rarely sharp to the pixel. The sharpest
+    hundredth counts: a photo with a blurred background is sharp somewhere.
+    """
+    levels = np.asarray(_reduced(grey, _SHARPNESS_AT)).astype(np.int16)
+    shares = np.bincount(levels.ravel(), minlength=256).cumsum() / levels.size
+    darkest, shadows, highlights, brightest = np.searchsorted(shares, (0.01, 0.05, 0.95, 0.99))
+    edges = np.abs(
+        4 * levels[1:-1, 1:-1]
+        - (levels[:-2, 1:-1] + levels[2:, 1:-1] + levels[1:-1, :-2] + levels[1:-1, 2:])
+    )
+    strongest = 0.0
+    if edges.size:
+        counts = np.bincount(edges.ravel()).cumsum() / edges.size
+        strongest = float(np.searchsorted(counts, 0.99))
+    return {
+        "shadows": int(shadows),
+        "highlights": int(highlights),
+        "sharpness": strongest / float(brightest - darkest + 1),
+    }
 
 
 def _grey(image: Image.Image) -> Image.Image:

@@ -21,11 +21,11 @@ from PIL import __version__ as pillow_version
 from finetune.core.files import state_of, user_cache
 from finetune.data.checks.inspect_file import FileInspection
 
-_TABLE = "looks_4"
+_TABLE = "looks_5"
 """Table name; its number is increased when the meaning of an inspection changes."""
 _COLUMNS = (
     *("reason", "decoded", "format", "mode", "width", "height", "frames"),
-    *("sample", "pixels", "phash"),
+    *("sample", "pixels", "phash", "shadows", "highlights", "sharpness"),
 )
 _WIDTH = len(_COLUMNS) + 3
 """Number of columns of a row: key, day, checksum and inspection."""

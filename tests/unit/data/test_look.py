@@ -245,7 +245,7 @@ def test_old_looks_are_forgotten() -> None:
     with InspectionCache() as remembered:
         remembered.keep([(b"k", FileInspection()), (b"n", FileInspection())])
         with sqlite3.connect(inspection_cache_file()) as database:
-            database.execute("UPDATE looks_4 SET day = 0 WHERE key = ?", (b"k",))
+            database.execute("UPDATE looks_5 SET day = 0 WHERE key = ?", (b"k",))
         database.close()
         remembered.forget_old()
         assert set(remembered.find([b"k", b"n"])) == {b"n"}

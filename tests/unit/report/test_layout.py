@@ -38,6 +38,7 @@ from finetune.report.layout import (
 from finetune.report.prediction import render_export, render_page_result, render_predictions
 from finetune.report.show_batch import render_shown_batch
 from finetune.report.starting_config import render_starting_config
+from finetune.report.suspects import render_suspects
 from finetune.report.train import render_train
 from finetune.report.tuning import render_lr_range, render_tune
 from finetune.results.catalog import CacheList, ModelList
@@ -54,6 +55,7 @@ from finetune.results.evaluation import (
     Unreadable,
 )
 from finetune.results.freeze import DepthReport, FreezeReport, StagedFreezeReport
+from finetune.results.suspects import SuspectsReport
 from finetune.results.train import DryRun, LadderSummary, TrainSummary
 from finetune.results.tuning import LrRange, TuneResult
 
@@ -69,6 +71,7 @@ NAMES = (
     "файл" * 12 + ".jpg",
 )
 KNOWN = {
+    "found_by": ("features", "hash", "both"),
     "kind": ("leak", "selection", "few_photos"),
     "level": ("error", "warning", "note"),
     "monitor": ("macro_f1",),
@@ -147,6 +150,7 @@ RENDERED: dict[str, Callable[[], Document]] = {
     "show batch": lambda: render_shown_batch(Filling()(ShownBatch)),
     "stages": lambda: render_freeze_report(Filling()(StagedFreezeReport)),
     "start": lambda: render_starting_config(Filling()(StartingConfig)),
+    "suspects": lambda: render_suspects(Filling()(SuspectsReport)),
     "train": lambda: render_train(Filling()(TrainSummary)),
     "tune": lambda: render_tune(Filling()(TuneResult)),
 }
