@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def write_suspects_page(
 
 
 def _pictures(
-    base: Path, paths: Sequence[str], form: tuple[int, int], what: str, reporter: Reporter
+    base: Path, paths: list[str], form: tuple[int, int], what: str, reporter: Reporter
 ) -> dict[str, str]:
     """Return the data URL of each readable photo by its path as the page shows it."""
     side, quality = form
