@@ -115,6 +115,14 @@ def suspects(
             help="CSV file of all findings (default: RUN/suspects.csv, or CONFIG-suspects.csv).",
         ),
     ] = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Write an HTML page beside the CSV file, to decide about each photo and save "
+            "corrections.csv.",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file of another kind.")
     ] = False,
@@ -134,7 +142,12 @@ def suspects(
     from finetune.report.suspects import render_suspects
 
     result = command.suspects(
-        loaded, source=given, table=table, overwrite=overwrite, reporter=TerminalReporter()
+        loaded,
+        source=given,
+        table=table,
+        page=table.with_suffix(".html") if report else None,
+        overwrite=overwrite,
+        reporter=TerminalReporter(),
     )
     emit(result, render_suspects, as_json)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.commands.suspects_page import write_suspects_page
 from finetune.config.schema import Config
 from finetune.core.errors import DataError
 from finetune.core.reporter import Reporter, SilentReporter
@@ -22,6 +24,7 @@ from finetune.data.checks.inspect_dataset import DatasetInspection, inspect_data
 from finetune.data.checks.near_duplicates import near_pairs
 from finetune.data.checks.quality import poor_photos
 from finetune.data.images import TrainVal, below
+from finetune.data.sources.corrections import DROP
 from finetune.data.splits.folds import Fold, make_folds
 from finetune.data.splits.holdout import keys_of
 from finetune.inference.confidence_intervals import wilson
@@ -65,6 +68,7 @@ def suspects(
     *,
     source: str,
     table: Path,
+    page: Path | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> SuspectsReport:
@@ -76,6 +80,7 @@ def suspects(
     Args:
         source: Config file or run directory, for the report.
         table: CSV file of all findings; an earlier one of this command is replaced.
+        page: HTML page on which a person decides about each photo; None writes none.
         overwrite: Whether another existing file is replaced too.
 
     Raises:
@@ -115,7 +120,7 @@ def suspects(
         num_folds=FOLDS,
         accuracy=judged.accuracy(labels),
         num_not_judged=int((~judged.held_out).sum()),
-        labels=_labels(judged, near, images),
+        labels=_labels(judged, near, images, _decided(found.data)),
         leaks=leaks,
         leak_accuracy=_leak_accuracy(found, images, leaked, judged.penalty),
         outliers=_outliers(rows, near, judged.quality.is_suspected, images),
@@ -126,10 +131,20 @@ def suspects(
         features=found.counts,
         elapsed_s=time.perf_counter() - start,
         files=(str(table),),
-        next=(f"finetune train {shlex.quote(source)}",),
+        next=_next(source, page),
     )
     write_table(table, report)
-    return report
+    if page is None:
+        return report
+    return write_suspects_page(report, page, table=table.name, reporter=reporter)
+
+
+def _next(source: str, page: Path | None) -> tuple[str, ...]:
+    """Return the command that goes on from here."""
+    name = shlex.quote(source)
+    if page is None:
+        return (f"finetune suspects {name} --report",)
+    return (f"finetune train {name} --set data.corrections=corrections.csv",)
 
 
 @dataclass(frozen=True)
@@ -207,11 +222,25 @@ def _folds(data: TrainVal, images: _Photos, groups: Sequence[str], seed: int) ->
         raise error.at(key=None, to_do="add images") from error
 
 
-def _labels(judged: JudgedLabels, near: Nearest, images: _Photos) -> tuple[SuspectedLabel, ...]:
+def _decided(data: TrainVal) -> frozenset[str]:
+    """Return the paths of the photos whose label a person has confirmed or corrected."""
+    return frozenset(
+        os.path.abspath(data.base / path)  # noqa: PTH100
+        for path, action, _ in data.corrected
+        if action != DROP
+    )
+
+
+def _labels(
+    judged: JudgedLabels, near: Nearest, images: _Photos, decided: Collection[str]
+) -> tuple[SuspectedLabel, ...]:
+    """Return the suspected labels, the surest first, without those that a person has decided."""
     quality, probabilities = judged.quality, judged.probabilities
     chosen = np.flatnonzero(quality.is_suspected)
     found = []
     for at in chosen[np.argsort(-quality.score[chosen], kind="stable")].tolist():
+        if os.path.abspath(images.paths[at]) in decided:  # noqa: PTH100
+            continue
         suggested = int(quality.suggested[at])
         found.append(
             SuspectedLabel(

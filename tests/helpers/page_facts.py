@@ -20,7 +20,9 @@ from finetune.report.page import (
     Pair,
     Photo,
     Picture,
+    SuspectsFacts,
 )
+from finetune.report.page.suspects_page import drawn_paths
 from finetune.results.check import CheckReport, ClassRow, Finding, SizeRow, SplitRow
 from finetune.results.evaluation import EvalResult
 from finetune.results.freeze import FreezeReport
@@ -30,6 +32,16 @@ from finetune.results.learning_curve import (
     LearningCurve,
     PowerLaw,
     Projected,
+)
+from finetune.results.suspects import (
+    Accuracy,
+    Leak,
+    LeakAccuracy,
+    Neighbour,
+    Outlier,
+    QualityFinding,
+    SuspectedLabel,
+    SuspectsReport,
 )
 
 
@@ -227,4 +239,87 @@ def curve_of(names: list[str]) -> LearningCurve:
         picture=None,
         elapsed_s=1.0,
         features=None,
+    )
+
+
+def suspects_report(
+    names: list[str], *, labels: int = 30, paths: str = "{name}/{at}.jpg"
+) -> SuspectsReport:
+    """A report on photos of these classes, which has entries of each kind."""
+
+    def place(at: int, name: str) -> str:
+        return paths.format(name=name, at=at)
+
+    def near(at: int, name: str) -> Neighbour:
+        return Neighbour(place(at, name), "train", name, 0.91)
+
+    count = len(names)
+    found = tuple(
+        SuspectedLabel(
+            path=place(at, names[at % count]),
+            split="val" if at % 3 else "train",
+            given=names[at % count],
+            suggested=names[(at + 1) % count],
+            score=0.99 - at / 100,
+            probability_given=0.01,
+            probability_suggested=0.98,
+            neighbours=tuple(near(1000 + at + k, names[(at + 1) % count]) for k in range(3)),
+        )
+        for at in range(labels)
+    )
+    every, leaked, without = (Accuracy(n, n - 2, (n - 2) / n, None) for n in (40, 10, 30))
+    return SuspectsReport(
+        source="pets.yaml",
+        data=f"photos/{names[0]}",
+        base="photos",
+        model="mobilenet_v2",
+        classes=tuple(names),
+        num_train=160,
+        num_val=40,
+        num_folds=5,
+        accuracy=0.9,
+        num_not_judged=0,
+        labels=found,
+        leaks=tuple(
+            Leak(
+                place(2000 + at, names[0]),
+                place(3000 + at, names[1]),
+                0.98,
+                names[0],
+                names[at % 2],
+                "both",
+            )
+            for at in range(3)
+        ),
+        leak_accuracy=LeakAccuracy(every, leaked, without),
+        outliers=(
+            Outlier(place(4000, names[0]), "train", names[0], "class", 0.2, 0.3, near(1, names[1])),
+        ),
+        quality=(
+            QualityFinding(place(5000, names[1]), "train", names[1], "dark", "mean 6 of 255"),
+        ),
+        features=None,
+        elapsed_s=1.0,
+    )
+
+
+def suspects_facts(names: list[str]) -> SuspectsFacts:
+    """Facts of the page of suspects, whose photos are noise."""
+    report = suspects_report(names)
+    large, small = drawn_paths(report)
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(side: int) -> str:
+        return data_url(
+            torch.randint(0, 256, (3, side, side), generator=generator).byte(),
+            side=side,
+            quality=60,
+        )
+
+    return SuspectsFacts(
+        report=report,
+        photos={path: noise(64) for path in large},
+        small={path: noise(32) for path in small},
+        table="suspects.csv",
+        written="28 November 2026",
     )

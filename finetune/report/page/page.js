@@ -182,6 +182,16 @@
     document.dispatchEvent(new CustomEvent("filtered", { detail: fits }));
   };
 
+  // What a person has decided, on the page of suspects, is one more kind.
+  document.addEventListener("decided", ({ detail }) => {
+    for (const item of rows) {
+      const decided = detail.has(one(".path", item.row).textContent) ? "decided" : "undecided";
+      item.kinds = [...item.row.dataset.kinds.split(" "), decided];
+      item.words = item.row.textContent.toLowerCase();
+    }
+    update();
+  });
+
   // The address holds the filter, so that it can be kept and sent: #class=shirt
   const isName = { class: true, true: true, predicted: true };
   const address = () => {

@@ -15,6 +15,7 @@ from typing import Any
 
 from finetune.report.page.build import Facts, build_page
 from finetune.report.page.data_page import CheckFacts, build_check_page
+from finetune.report.page.suspects_page import SuspectsFacts, build_suspects_page
 
 
 def render_page(facts: Facts) -> str:
@@ -26,6 +27,11 @@ def render_page(facts: Facts) -> str:
 def render_check_page(facts: CheckFacts) -> str:
     """Render the page of ``check-data`` as a single self-contained file."""
     return _render("data.html.j2", build_check_page(facts), ["page"])
+
+
+def render_suspects_page(facts: SuspectsFacts) -> str:
+    """Render the page of ``suspects`` as a single self-contained file."""
+    return _render("suspects.html.j2", build_suspects_page(facts), ["page", "suspects"])
 
 
 def _render(template: str, page: Mapping[str, Any], parts: Sequence[str]) -> str:

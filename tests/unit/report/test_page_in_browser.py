@@ -15,9 +15,16 @@ from typing import Any
 
 import pytest
 from helpers.hostile_names import HOSTILE
-from helpers.page_facts import check_facts, curve_of, facts_of, freeze_report, map_of
+from helpers.page_facts import (
+    check_facts,
+    curve_of,
+    facts_of,
+    freeze_report,
+    map_of,
+    suspects_facts,
+)
 
-from finetune.report.page import render_check_page, render_page
+from finetune.report.page import render_check_page, render_page, render_suspects_page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -68,6 +75,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         embedding_map=map_of(list(HOSTILE)),
         curve=curve_of(list(HOSTILE)),
     )
+    (folder / "suspects.html").write_text(render_suspects_page(suspects_facts(plain)))
+    odd = suspects_facts(list(HOSTILE))
+    (folder / "odd.html").write_text(render_suspects_page(odd))
+    hostile = replace(facts_of(freeze, list(HOSTILE)), embedding_map=map_of(list(HOSTILE)))
     (folder / "hostile.html").write_text(render_page(hostile))
     return folder
 
@@ -100,7 +111,7 @@ def _note(url: str, messages: list[str]) -> None:
         messages.append(f"asked for {url}")
 
 
-@pytest.mark.parametrize("name", ["plain", "map", "many", "data"])
+@pytest.mark.parametrize("name", ["plain", "map", "many", "data", "suspects"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1100])
 def test_the_page_fits_and_says_nothing_on_the_console(
@@ -457,3 +468,86 @@ def test_a_printed_page_is_white_and_without_controls(open_page: Open) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.locator("#bar").is_hidden()
     assert page.locator("#mistakes img").first.is_visible()
+
+
+# The page of suspects, on which a person decides
+
+
+def saved(page: Any) -> list[list[str]]:
+    """The rows of the file that the page saves."""
+    with page.expect_download() as started:
+        page.locator("#save-decisions").click()
+    assert started.value.suggested_filename == "corrections.csv"
+    with Path(started.value.path()).open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def decision(page: Any, at: int, section: str = "#labels") -> Any:
+    return page.locator(f"{section} .decision").nth(at)
+
+
+def test_decisions_are_counted_and_saved(open_page: Open) -> None:
+    page = open_page("suspects")
+    assert page.locator("#save-decisions").is_disabled()
+    decision(page, 0).locator("text=Keep").click()
+    decision(page, 1).locator("text=Relabel").click()
+    decision(page, 2).locator("text=Drop").click()
+    said = page.locator("#decided").inner_text()
+    assert said == "Decided: 1 kept, 1 relabelled, 1 dropped."
+    assert saved(page) == [
+        ["path", "action", "label"],
+        ["ants/0.jpg", "keep", ""],
+        ["bees/1.jpg", "relabel", "wasps"],
+        ["wasps/2.jpg", "drop", ""],
+    ]
+
+
+def test_a_decision_is_changed_and_taken_back(open_page: Open) -> None:
+    page = open_page("suspects")
+    decision(page, 0).locator("text=Drop").click()
+    decision(page, 0).locator("select").focus()  # it has all classes only then
+    decision(page, 0).locator("select").select_option(label="flies")
+    assert saved(page)[1:] == [["ants/0.jpg", "relabel", "flies"]]
+    pressed = decision(page, 0).locator("[aria-pressed=true]").all_inner_texts()
+    assert pressed == ["Relabel"]
+    decision(page, 0).locator("text=Relabel").click()
+    assert page.locator("#decided").inner_text() == "Nothing is decided yet."
+
+
+def test_all_suggestions_that_are_shown_are_accepted_at_once(open_page: Open) -> None:
+    page = open_page("suspects")
+    decision(page, 0).locator("text=Keep").click()
+    page.locator("#class").select_option(label="ants")
+    shown = page.locator("#labels figure:visible").count()
+    page.locator("#accept").click()
+    rows = saved(page)[1:]
+    assert [row[1] for row in rows] == ["keep", *["relabel"] * (shown - 1)]
+
+
+def test_decisions_outlive_the_page(open_page: Open) -> None:
+    page = open_page("suspects")
+    decision(page, 0, "#pairs").locator("text=Drop").click()
+    page.reload()
+    assert saved(page)[1:] == [["ants/2000.jpg", "drop", ""]]
+    page.locator("#clear-decisions").click()
+    page.reload()
+    assert page.locator("#save-decisions").is_disabled()
+
+
+def test_what_is_not_decided_yet_is_a_filter(open_page: Open) -> None:
+    page = open_page("suspects")
+    page.locator("#kind").select_option("undecided")
+    before = page.locator("#labels figure:visible").count()
+    first = page.locator("#labels figure:visible .path").first.inner_text()
+    decision(page, 0).locator("text=Keep").click()
+    assert page.locator("#labels figure:visible .path").first.inner_text() != first
+    page.locator("#kind").select_option("decided")
+    assert page.locator("#labels figure:visible").count() == 1 < before
+
+
+def test_decisions_on_hostile_names_are_read_back(open_page: Open) -> None:
+    page = open_page("odd")
+    for at in range(12):
+        decision(page, at).locator("text=Relabel").click()
+    rows = saved(page)[1:]
+    assert [row[2] for row in rows] == [(list(HOSTILE) * 2)[at + 1] for at in range(12)]
