@@ -190,8 +190,8 @@ def predict(
         typer.Option(
             "--sort-into",
             metavar="DIR",
-            help="Make a folder with links to the images, by class, and to those below "
-            "--threshold in unsure.",
+            help="Make a folder with links to the images, by class, to those below --threshold in "
+            "unsure, and to those unlike the training photos in unlike.",
         ),
     ] = None,
     coverage: Annotated[

@@ -130,8 +130,9 @@ def suspects(
         ),
         features=found.counts,
         elapsed_s=time.perf_counter() - start,
+        decided=found.data.corrected,
         files=(str(table),),
-        next=_next(source, page),
+        next=_next(source, config.output_dir, page),
     )
     write_table(table, report)
     if page is None:
@@ -139,12 +140,15 @@ def suspects(
     return write_suspects_page(report, page, table=table.name, reporter=reporter)
 
 
-def _next(source: str, page: Path | None) -> tuple[str, ...]:
-    """Return the command that goes on from here."""
+def _next(source: str, output_dir: str, page: Path | None) -> tuple[str, ...]:
+    """Return the command that goes on from here, once decisions are saved from the page."""
     name = shlex.quote(source)
     if page is None:
         return (f"finetune suspects {name} --report",)
-    return (f"finetune train {name} --set data.corrections=corrections.csv",)
+    other = shlex.quote(f"{output_dir}-corrected")
+    return (
+        f"finetune train {name} --set data.corrections=corrections.csv --set output_dir={other}",
+    )
 
 
 @dataclass(frozen=True)

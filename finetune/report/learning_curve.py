@@ -25,7 +25,8 @@ def projection_in_words(result: LearningCurve) -> str:
     """Return the projection as a sentence, such as ``twice the photos: 91.8 % -> 93.1 %``."""
     projected = result.projected
     most = result.per_class[0]
-    where = f"; most for {most.name}" if most.projected.gain > 0 and projected.gain > 0 else ""
+    is_clear = most.projected.gain_low > 0 and projected.gain > 0
+    where = f"; most for {most.name}" if is_clear else ""
     return (
         f"twice the photos: {100 * result.now.top1:.1f} % -> {100 * projected.top1:.1f} % "
         f"({_bounds(projected.low, projected.high)}){where}"

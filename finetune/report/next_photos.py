@@ -37,7 +37,13 @@ def render_next(result: NextPhotos) -> Document:
         if number
     ]
     facts += labelled("Left out", left)
+    if rows:
+        similar = "how many other candidates each stands for"
+        facts.append(Field("Similar", similar))
     facts += labelled("Written", result.files)
+    if rows:
+        then = "label these, add them to the training photos of the run's data, and train again"
+        facts.append(Field("Next", then))
     facts += [
         Field("Name", f"{shown} stands for {name}: the sheet's font lacks its letters")
         for shown, name in result.stand_ins.items()

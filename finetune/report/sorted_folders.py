@@ -15,7 +15,7 @@ from uuid import uuid4
 from finetune.core.errors import OutputError
 from finetune.core.files import UNSUPPORTED, exists, is_folder, remove_stale, unwritable
 from finetune.core.reporter import Reporter
-from finetune.report.prediction import UNSURE
+from finetune.report.prediction import UNLIKE, UNSURE
 from finetune.results.evaluation import Prediction, SortedInto, Unreadable
 
 _SCRATCH = ".tmp-sort-"
@@ -75,13 +75,13 @@ class Sorter:
         Raises:
             OutputError: it cannot be made.
         """
-        has_unsure = any(answer.unsure for answer in self._answers)
-        folders = folder_names(self._names, taken={UNSURE} if has_unsure else ())
+        own = {folder for folder in map(_own_folder, self._answers) if folder is not None}
+        folders = folder_names(self._names, taken=own)
         sources = {Path(answer.path or "").absolute(): answer for answer in self._answers}
         places: list[tuple[Path, str, str]] = []
         used: set[tuple[str, str]] = set()
         for source, answer in sources.items():
-            folder = UNSURE if answer.unsure else folders[answer.label]
+            folder = _own_folder(answer) or folders[answer.label]
             places.append((source, folder, _free_name(folder, source.name, used)))
         counts = dict(Counter(folder for _, folder, _ in places))
         try:
@@ -115,6 +115,11 @@ class Sorter:
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
+
+
+def _own_folder(answer: Prediction) -> str | None:
+    """Return the folder of an image that is not sorted by its class; None for all others."""
+    return UNLIKE if answer.unlike else UNSURE if answer.unsure else None
 
 
 def folder_names(names: Sequence[str], *, taken: Collection[str] = ()) -> dict[str, str]:

@@ -198,6 +198,7 @@ def _labels(report: SuspectsReport) -> str:
     return (
         f"{number:,} suspected ({share:.1%}); heads that have not seen an image agree with "
         f"{report.accuracy:.1%} of the labels"
+        + ("; the score is the probability that a label is wrong" if number else "")
     )
 
 

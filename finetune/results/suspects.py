@@ -147,6 +147,7 @@ class SuspectsReport:
         outliers: Outliers, the least similar first.
         quality: Findings on pixels, in the order of the kinds.
         features: Rows of features computed and reused; None if none are kept.
+        decided: Path, action and class of each row of ``data.corrections``.
         files: Paths of the files written.
         next: Commands that go on from here.
     """
@@ -168,5 +169,6 @@ class SuspectsReport:
     quality: tuple[QualityFinding, ...]
     features: FeatureCounts | None
     elapsed_s: float
+    decided: tuple[tuple[str, str, str], ...] = ()
     files: tuple[str, ...] = ()
     next: tuple[str, ...] = ()

@@ -206,6 +206,10 @@ def fit_curve(errors: CurveErrors, *, seed: int) -> CurveFit:
     laws = fit_power_laws(relative, sampled[:, :, 0])
     projected = _projected(laws, relative, sampled)
     gain = sampled[:, -1] - projected
+    # A class keeps its measured error, less what its law says that more images take away: it would
+    # otherwise seem to get worse where its error is below the law.
+    gain[:, 1:] = _class_gains(laws, projected[:, 1:])
+    projected[:, 1:] = np.maximum(sampled[:, -1, 1:] - gain[:, 1:], 0)
     projected[1:] += noise[1]
     gain[1:] -= noise[1]
     shares = np.clip(projected, 0, 1)
@@ -284,6 +288,13 @@ def _projected(laws: PowerLaws, relative: Floats, sampled: Floats) -> Floats:
     )
     factors[:, 0] = 1
     return np.asarray(factors * laws.at(2.0)[:, None])
+
+
+def _class_gains(laws: PowerLaws, projected: Floats) -> Floats:
+    """Return the fall of the error of each class from all images to twice as many, by its law."""
+    twice, once = laws.at(2.0)[:, None], laws.at(1.0)[:, None]
+    shares = np.divide(once - twice, twice, out=np.zeros_like(twice), where=twice > 0)
+    return np.asarray(projected * shares)
 
 
 def _estimate(values: Floats) -> Estimate:

@@ -300,6 +300,7 @@ def suspects_report(
         ),
         features=None,
         elapsed_s=1.0,
+        decided=(("earlier/1.jpg", "drop", ""),) if names[0] == "daisy" else (),
     )
 
 

@@ -10,6 +10,10 @@
   const pathOf = (row) => row.cells[1].textContent;
   const decisions = new Map();
 
+  // Rows of an earlier table stay, so that a file saved here replaces it.
+  for (const { dataset } of all("#earlier li")) {
+    decisions.set(dataset.path, { action: dataset.action, label: dataset.label });
+  }
   try {
     for (const [path, decision] of JSON.parse(localStorage.getItem(key) || "[]")) decisions.set(path, decision);
   } catch { /* the browser keeps nothing for files */ }

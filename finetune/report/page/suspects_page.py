@@ -108,6 +108,7 @@ def build_suspects_page(facts: SuspectsFacts) -> dict[str, Any]:
         },
         "listed": items,
         "class_numbers": [number(name) for name in sorted(report.classes)],
+        "decided": report.decided,
         "kinds": [*KINDS.items(), ("undecided", "not decided yet"), ("decided", "decided")],
         "names": names,
     }
@@ -164,7 +165,8 @@ def _label(
         "given": one.given,
         "suggested": one.suggested,
         "suggested_at": number(one.suggested),
-        "sure": f"{one.probability_suggested:.0%} {one.suggested}, "
+        "sure": f"wrong with probability {one.score:.0%}; heads say "
+        f"{one.probability_suggested:.0%} {one.suggested}, "
         f"{one.probability_given:.0%} {one.given}",
         "url": facts.photos.get(one.path),
         "neighbours": [_neighbour(near, facts) for near in one.neighbours],
@@ -240,8 +242,9 @@ def _labels_text(report: SuspectsReport, drawn: int, table: str) -> str:
     if not report.labels:
         return "None: heads that have not seen a photo agree with its label wherever they are sure."
     text = (
-        "Heads that were fitted without the photo are surer of another class. The surest comes "
-        "first; below each are the three photos that are most like it."
+        "Heads that were fitted without the photo are surer of another class. The label that is "
+        "wrong with the highest probability comes first; below each are the three photos that are "
+        "most like it. Not every wrong label is found."
     )
     if drawn < len(report.labels):
         text += f" {drawn:,} of {len(report.labels):,} are drawn; {table} lists all."

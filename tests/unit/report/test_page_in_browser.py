@@ -76,6 +76,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         curve=curve_of(list(HOSTILE)),
     )
     (folder / "suspects.html").write_text(render_suspects_page(suspects_facts(plain)))
+    flowers = suspects_facts(["daisy", "rose", "tulip"])
+    (folder / "again.html").write_text(render_suspects_page(flowers))
     odd = suspects_facts(list(HOSTILE))
     (folder / "odd.html").write_text(render_suspects_page(odd))
     hostile = replace(facts_of(freeze, list(HOSTILE)), embedding_map=map_of(list(HOSTILE)))
@@ -532,6 +534,13 @@ def test_decisions_outlive_the_page(open_page: Open) -> None:
     page.locator("#clear-decisions").click()
     page.reload()
     assert page.locator("#save-decisions").is_disabled()
+
+
+def test_earlier_corrections_are_saved_again(open_page: Open) -> None:
+    page = open_page("again")
+    assert page.locator("#decided").inner_text() == "Decided: 1 dropped."
+    decision(page, 0).locator("text=Keep").click()
+    assert saved(page)[1:] == [["earlier/1.jpg", "drop", ""], ["daisy/0.jpg", "keep", ""]]
 
 
 def test_what_is_not_decided_yet_is_a_filter(open_page: Open) -> None:

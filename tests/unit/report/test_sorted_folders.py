@@ -57,6 +57,16 @@ def test_images_are_linked_by_class_and_the_unsure_apart(
     assert content(tmp_path / "moved") == expected
 
 
+def test_images_unlike_the_training_photos_are_apart(tmp_path: Path) -> None:
+    file = tmp_path / "ant.jpg"
+    file.write_bytes(b"ant")
+    sorter = Sorter(tmp_path / "sorted")
+    answer = Prediction(str(file), "rose", 0.5, True, (("rose", 0.5),), unlike=True, distance=2.0)
+    sorter.add(["rose", "unlike"], answer)
+    assert sorter.write(SilentReporter()).counts == {"unlike": 1}
+    assert (tmp_path / "sorted/unlike/ant.jpg").is_symlink()
+
+
 def test_equal_names_get_numbers_and_an_image_is_placed_once(
     make: Callable[..., SortedInto], tmp_path: Path
 ) -> None:
