@@ -115,7 +115,8 @@ def _pairs(checked: Checked) -> tuple[list[_Found], bool]:
 
     def kinds(first: int, second: int) -> tuple[str, ...]:
         apart = survey.class_of[first] != survey.class_of[second]
-        across = survey.home_of(first) != survey.home_of(second)
+        # Those that training draws: the table names them, too.
+        across = survey.split_of[first] != survey.split_of[second]
         return (*["classes"] * apart, *["splits"] * across) or ("same",)
 
     pairs = [

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from finetune.checkpoints import run_dir
 from finetune.checkpoints.finetuned_source import find_source_run
@@ -30,6 +31,7 @@ from finetune.recipes.ladder import (
     MOST_EPOCHS,
     PART,
     PROBE,
+    SPENT,
     Cost,
     could_fit,
     extrapolated,
@@ -50,6 +52,8 @@ from finetune.results.train import (
     TrainSummary,
 )
 from finetune.training.setup import ladder_without_validation
+
+T = TypeVar("T")
 
 SUMMARY = "ladder.json"
 _SETUP_S = 3.0
@@ -79,7 +83,8 @@ def train_within(
     folder = Path(config.output_dir)
     with RunLock(folder) as run_lock:
         _check_usable(folder, overwrite=overwrite)
-        ladder = _Ladder(config, overwrite, run_lock, reporter or SilentReporter())
+        shown = _SaidOnce(reporter or SilentReporter())
+        ladder = _Ladder(config, overwrite, run_lock, shown)
         ladder.check()
         try:
             return ladder.summary(ladder.climb())
@@ -87,6 +92,35 @@ def train_within(
             if ladder.best is None:
                 raise
             raise ladder.interrupted() from None
+
+
+class _SaidOnce:
+    """`Reporter` that shows a line once: the runs of a ladder have the same data and network."""
+
+    def __init__(self, shown: Reporter) -> None:
+        self._shown = shown
+        self._said: set[str] = set()
+
+    def say(self, text: str, *, good: bool = False) -> None:
+        if text in self._said:
+            self._shown.detail(text)
+            return
+        self._said.add(text)
+        self._shown.say(text, good=good)
+
+    def warn(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._shown.warn(text)
+
+    def detail(self, text: str) -> None:
+        self._shown.detail(text)
+
+    def status(self, text: str) -> None:
+        self._shown.status(text)
+
+    def track(self, items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
+        return self._shown.track(items, description, total=total)
 
 
 @dataclass
@@ -162,8 +196,8 @@ class _Ladder:
         if not steps:
             least = min(cost.of(2) for cost in costs.values())
             return (
-                f"{max(self.left_s, 0):.0f} s are left for training more than the head, which "
-                f"would take at least {least:.0f} s; a tenth of the budget is kept in reserve"
+                f"{SPENT * max(self.left_s, 0):.0f} s can be planned, with a tenth in reserve; "
+                f"training more than the head would take at least {least:.0f} s"
             )
         done: dict[str, TrainSummary] = {}
         for step in steps:

@@ -26,7 +26,7 @@ _PART = 0.25
 The features before it are cached, so that its epochs take a fraction of the time. Measured with
 MobileNetV2 on flowers5: an epoch of its last 30 % took a fifth of the time of one of everything.
 """
-_SPENT = 0.9
+SPENT = 0.9
 """Share of the remaining time that is planned; predictions are off by a tenth."""
 _SHORT = 0.15
 """Share of the remaining time for each short run."""
@@ -94,13 +94,13 @@ def next_steps(costs: Mapping[str, Cost], left_s: float) -> list[Step]:
     # Where a short run of everything does not fit, the last part reaches more in the same time.
     for name, cost in costs.items():
         if could_fit(cost, left_s):
-            return [Step(name, cost.epochs_in(_SPENT * left_s))]
+            return [Step(name, cost.epochs_in(SPENT * left_s))]
     return []
 
 
 def could_fit(cost: Cost, left_s: float) -> bool:
     """Return whether enough epochs of a candidate fit into the remaining time."""
-    return cost.epochs_in(_SPENT * left_s) >= _FEWEST
+    return cost.epochs_in(SPENT * left_s) >= _FEWEST
 
 
 def last_step(name: str, cost: Cost, left_s: float, *, already: int) -> Step | None:
@@ -109,7 +109,7 @@ def last_step(name: str, cost: Cost, left_s: float, *, already: int) -> Step | N
     Args:
         already: Number of epochs of the short run.
     """
-    epochs = cost.epochs_in(_SPENT * left_s)
+    epochs = cost.epochs_in(SPENT * left_s)
     return Step(name, epochs) if epochs > already else None
 
 

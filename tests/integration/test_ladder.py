@@ -126,6 +126,22 @@ def test_eval_knows_that_the_validation_photos_chose_the_run(
         assert any("chose the run and the epoch:" in text for text in said) is chose
 
 
+def test_what_the_runs_have_in_common_is_said_once() -> None:
+    class Shown(RecordingReporter):
+        def detail(self, text: str) -> None:
+            details.append(text)
+
+    details: list[str] = []
+    shown = Shown()
+    reporter = ladder_command._SaidOnce(shown)
+    for _ in range(2):
+        reporter.say("checked 28 images")
+        reporter.warn("one is broken")
+    reporter.say("epoch 1")
+    assert (shown.said, shown.warned) == (["checked 28 images", "epoch 1"], ["one is broken"])
+    assert details == ["checked 28 images"]
+
+
 def test_every_rung_that_thaws_begins_with_the_probe(climbed: LadderSummary) -> None:
     first, second = (Path(climbed.rungs[at].run_dir) / "metrics.jsonl" for at in (0, 1))
     times = {"elapsed_s", "eval_s"}
@@ -358,7 +374,7 @@ def test_what_cannot_fit_is_not_timed(config: Config, monkeypatch: pytest.Monkey
     monkeypatch.setattr(ladder_command, "_feature_s", lambda _: 100.0)
     summary = train_within(config)
     assert [rung.what for rung in summary.rungs] == ["linear_probe"]
-    assert "for training more than the head" in summary.note
+    assert "training more than the head would take at least" in summary.note
 
 
 def test_nothing_follows_a_head_without_mistakes(
