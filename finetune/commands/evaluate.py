@@ -254,11 +254,15 @@ def _compute(
         files=(),
         next=(_report_command(path, options),),
         caveats=_caveats(
-            options,
+            ScoredPhotos(
+                noun := _NOUNS[options.split] if options.data is None else "",
+                counts=dict(zip(images.class_names, images.counts(), strict=True)),
+                corrected=_num_relabelled(images, options, metadata, found),
+                chose=_chosen_on(path, metadata) if noun == "validation" else (),
+                fitted_temperature=fitted,
+            ),
             images,
             logits.argmax(dim=1) == labels,
-            fitted=fitted,
-            chose=_chosen_on(path, metadata),
             train=lambda: _training_images(drawn, metadata, found),
             reporter=reporter,
         ),
@@ -279,31 +283,21 @@ _NOUNS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def _caveats(
-    options: EvalOptions,
+    photos: ScoredPhotos,
     images: Images,
     right: Tensor,
     *,
-    fitted: bool,
-    chose: tuple[str, ...],
     train: Callable[[], Images],
     reporter: Reporter,
 ) -> tuple[Caveat, ...]:
     """Return what limits what the metrics say about new photos.
 
     Args:
+        photos: What is known of the images without the training images.
         right: Whether each image was classified correctly.
-        fitted: Whether the temperature was fitted on these images.
-        chose: What was chosen by the accuracy on the validation images.
         train: Function that returns the training images.
     """
-    noun = _NOUNS[options.split] if options.data is None else ""
-    photos = ScoredPhotos(
-        noun,
-        counts=dict(zip(images.class_names, images.counts(), strict=True)),
-        chose=chose if noun == "validation" else (),
-        fitted_temperature=fitted,
-    )
-    if noun == "training":
+    if photos.noun == "training":
         return caveats_of(photos)
     try:
         trained = train()
@@ -322,6 +316,15 @@ def _caveats(
             in_two_classes=copies.in_two_classes,
         )
     )
+
+
+def _num_relabelled(
+    images: Images, options: EvalOptions, metadata: Metadata, found: TrainVal | None
+) -> int:
+    """Return how many images have a label that ``data.corrections`` has changed."""
+    if options.data is not None or metadata.config.data.corrections is None:
+        return 0
+    return (found or _train_val(metadata)).num_relabelled(images)
 
 
 def _chosen_on(path: Path, metadata: Metadata) -> tuple[str, ...]:

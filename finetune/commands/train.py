@@ -653,6 +653,7 @@ def _caveats(run_setup: RunSetup, past: EarlierStages, *, has_val: bool) -> tupl
             leaked=len(copies.leaked),
             alike=len(copies.alike),
             in_two_classes=copies.in_two_classes,
+            corrected=run_setup.data.num_relabelled(val),
             chose=_chosen(past),
         )
     )

@@ -159,6 +159,15 @@ class TrainVal:
     parents: tuple[Path, ...] = ()
     corrected: tuple[tuple[str, str, str], ...] = ()
 
+    def num_relabelled(self, images: Images) -> int:
+        """Return how many of some images have a corrected label."""
+        places = {
+            os.path.abspath(self.base / path)  # noqa: PTH100
+            for path, action, _ in self.corrected
+            if action == "relabel"
+        }
+        return sum(os.path.abspath(path) in places for path in images.paths)  # noqa: PTH100
+
 
 def split_named(word: str) -> str | None:
     """Return train, val or test if ``word`` is a usual name of that split, in any case."""

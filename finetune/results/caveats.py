@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from finetune.core.text import plural
 
 _KINDS = (
-    *("trained_on", "leak", "two_classes", "look_alike", "selection"),
+    *("trained_on", "leak", "two_classes", "look_alike", "corrected", "selection"),
     *("missing_class", "few_photos", "calibration", "unchecked"),
 )
 """Kinds of caveats, the most serious first."""
@@ -22,7 +22,8 @@ class Caveat:
 
     Attributes:
         kind: Stable identifier: ``trained_on``, ``leak``, ``two_classes``, ``look_alike``,
-            ``selection``, ``missing_class``, ``few_photos``, ``calibration`` or ``unchecked``.
+            ``corrected``, ``selection``, ``missing_class``, ``few_photos``, ``calibration`` or
+            ``unchecked``.
         text: The fact and what follows from it, in one sentence.
     """
 
@@ -41,6 +42,7 @@ class ScoredPhotos:
         top1_without: Top-1 without these; None if it is not known, or if there are no others.
         alike: Number of other photos that look like a training photo.
         in_two_classes: Number of photos, training photos included, in more than one class.
+        corrected: Number of photos whose label ``data.corrections`` has changed.
         chose: What was chosen by the accuracy on these photos, such as ``the epoch``.
         fitted_temperature: Whether the temperature was fitted on these photos.
         unchecked: Why they were not compared with the training photos; empty if they were.
@@ -52,6 +54,7 @@ class ScoredPhotos:
     top1_without: float | None = None
     alike: int = 0
     in_two_classes: int = 0
+    corrected: int = 0
     chose: Sequence[str] = ()
     fitted_temperature: bool = False
     unchecked: str = ""
@@ -73,6 +76,7 @@ def caveats_of(photos: ScoredPhotos) -> tuple[Caveat, ...]:
         "leak": _leak(photos),
         "two_classes": _two_classes(photos),
         "look_alike": _look_alike(photos),
+        "corrected": _corrected(photos),
         "selection": _selection(photos.chose),
         "missing_class": _missing_class(photos),
         "few_photos": _few_photos(photos),
@@ -131,6 +135,16 @@ def _look_alike(photos: ScoredPhotos) -> str:
     return (
         f"{photos.alike:,} of {photos.number(photos.total)} {looks} nearly like a training photo: "
         "if they show the same thing, this figure is too high (`finetune check-data` lists them)."
+    )
+
+
+def _corrected(photos: ScoredPhotos) -> str:
+    if not photos.corrected:
+        return ""
+    have = "has a corrected label" if photos.corrected == 1 else "have corrected labels"
+    return (
+        f"{photos.corrected:,} of {photos.number(photos.total)} {have}: compare this figure only "
+        "with others on the same labels."
     )
 
 

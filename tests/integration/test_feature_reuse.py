@@ -207,12 +207,18 @@ def test_where_rows_depend_on_their_neighbours_whole_lists_are_kept(
 
 
 def test_corrected_labels_compute_nothing_again(make: Make, photos: Path) -> None:
-    train(make())
+    first = train(make())
+    with (Path(first.run_dir) / "split.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["label"] == "class_0"]
+    held = next(row["path"] for row in rows if row["split"] == "val")
+    known = next(row["path"] for row in rows if row["split"] == "train")
     table = photos.parent / "corrections.csv"
-    paths = sorted(str(path.relative_to(photos)) for path in photos.glob("class_0/*"))
-    table.write_text(f"path,action,label\n{paths[0]},relabel,class_1\n{paths[1]},drop,\n")
+    table.write_text(f"path,action,label\n{held},relabel,class_1\n{known},drop,\n")
     summary = train(make("corrected", data={"corrections": str(table)}))
     assert counts(summary.features)[0] == 0
     listed = (Path(summary.run_dir) / "corrections.csv").read_text()
     assert listed == table.read_text()
     assert summary.num_train + summary.num_val == 39
+    result = evaluate_checkpoint(Path(summary.run_dir) / "best.pt")
+    for caveats in (summary.caveats, result.caveats):
+        assert [caveat.kind for caveat in caveats].count("corrected") == 1

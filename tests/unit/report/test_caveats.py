@@ -62,6 +62,12 @@ def test_photos_of_which_nothing_bad_is_known_have_no_caveat() -> None:
             "2 photos are in more than one class: at least one label of each is wrong.",
         ),
         (
+            {"corrected": 1},
+            "corrected",
+            "1 of 43 validation photos has a corrected label: compare this figure only with others "
+            "on the same labels.",
+        ),
+        (
             {"chose": ("the epoch",)},
             "selection",
             "These photos chose the epoch: expect slightly less on new photos.",
