@@ -422,8 +422,8 @@ def test_show_batch_and_the_report_show_what_the_network_sees(
     make_config: Make, deep: Path, tmp_path: Path, deep_run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[int] = []
-    image = show_batch._image
-    monkeypatch.setattr(show_batch, "_image", lambda p: (shown.append(int(p.max())), image(p))[1])
+    image = show_batch.image_of
+    monkeypatch.setattr(show_batch, "image_of", lambda p: (shown.append(int(p.max())), image(p))[1])
     config = make_config(data={"root": str(deep)})
     show_batch.show_batch(config, tmp_path / "sheet.png", count=2)
     evaluated = compute(Path(deep_run) / "best.pt", EvalOptions(), reporter=SilentReporter())
