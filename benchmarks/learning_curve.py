@@ -31,8 +31,7 @@ from torch import Tensor
 
 from finetune.core.reporter import SilentReporter
 from finetune.tuning.learning_curve import PENALTY, fit_curve, measure_errors, nested_order
-from finetune.tuning.logistic_regression import fit_path
-from finetune.tuning.out_of_fold import Standardisation
+from finetune.tuning.logistic_regression import Standardisation, fit_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("FINETUNE_SHARED", REPOSITORY.parent / "shared"))

@@ -25,8 +25,7 @@ from torch import Tensor
 
 from finetune.inference.next_photos import choose_photos, margins
 from finetune.tuning.learning_curve import PENALTY
-from finetune.tuning.logistic_regression import fit_path
-from finetune.tuning.out_of_fold import Standardisation
+from finetune.tuning.logistic_regression import Standardisation, fit_path
 
 _LABELLED = 475
 _COUNTS = (100, 300, 1_000)

@@ -25,6 +25,7 @@ from finetune.config.load import config_of, load_config
 from finetune.config.schema import Config
 from finetune.core.errors import CheckpointError
 from finetune.core.reporter import Reporter, SilentReporter
+from finetune.core.text import flattened
 from finetune.inference.predictor import ImageLike, Predictor, open_predictor
 from finetune.results.evaluation import EvalResult, Prediction
 
@@ -281,18 +282,9 @@ def _path_of(run: str | os.PathLike[str] | Run) -> str:
 def _loaded(
     config: str | os.PathLike[str] | Mapping[str, Any] | Config, overrides: Mapping[str, Any]
 ) -> Config:
-    given = [f"{key}={json.dumps(value)}" for key, value in _flat(overrides)]
+    given = [f"{key}={json.dumps(value)}" for key, value in flattened(overrides)]
     if isinstance(config, Config):
         return config_of(config.plain(), given)
     if isinstance(config, Mapping):
         return config_of(config, given)
     return load_config(Path(config), given)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and the value of each key of nested sections."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

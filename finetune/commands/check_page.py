@@ -16,13 +16,12 @@ from finetune.checkpoints.run_dir import make_output
 from finetune.commands.check_data import Checked
 from finetune.core.files import is_folder, write_csv, write_text
 from finetune.core.reporter import Reporter
-from finetune.core.text import today
+from finetune.core.text import today, valid_utf8
 from finetune.core.threads import on_cores
 from finetune.data.checks.duplicates import alike_pairs, equal_groups
 from finetune.data.checks.findings import odd_images
 from finetune.data.images import below
-from finetune.data.loading.decoding import read_photo
-from finetune.inference.thumbnails import thumbnail
+from finetune.inference.thumbnails import photo_urls, thumbnail
 from finetune.report.check_data import verdict
 from finetune.report.page import CheckFacts, OddPhotos, Pair, Photo, render_check_page
 from finetune.report.page.data_page import PAIR_KINDS, where_found
@@ -210,20 +209,9 @@ def _odd(checked: Checked) -> list[tuple[str, list[int], int, list[str]]]:
 def _thumbnails(checked: Checked, positions: Iterable[int], reporter: Reporter) -> dict[int, str]:
     """Return the data URL of each readable image."""
     wanted = [at for at in dict.fromkeys(positions) if checked.inspections.kind[at] >= 0]
-    batches = [wanted[start : start + _AT_ONCE] for start in range(0, len(wanted), _AT_ONCE)]
-
-    def drawn(at: int) -> str | None:
-        try:
-            return thumbnail(read_photo(checked.found.paths[at]))
-        except OSError:  # it was readable before
-            return None
-
-    urls: dict[int, str] = {}
-    for batch in reporter.track(batches, "pictures", total=len(batches)):
-        for at, url in zip(batch, on_cores(drawn, batch), strict=True):
-            if url is not None:
-                urls[at] = url
-    return urls
+    places = {checked.found.paths[at]: at for at in wanted}
+    urls = photo_urls([*places], thumbnail, reporter, what="pictures")
+    return {places[path]: url for path, url in urls.items()}
 
 
 def _frequent_sizes(checked: Checked) -> list[tuple[tuple[int, int], int]]:
@@ -235,8 +223,8 @@ def _frequent_sizes(checked: Checked) -> list[tuple[tuple[int, int], int]]:
 def _photo(checked: Checked, at: int, urls: dict[int, str]) -> Photo:
     survey = checked.found
     return Photo(
-        path=_shown(below(survey.paths[at], survey.base)),
-        name=_shown(survey.classes[survey.class_of[at]]),
+        path=valid_utf8(below(survey.paths[at], survey.base)),
+        name=valid_utf8(survey.classes[survey.class_of[at]]),
         split=survey.splits[survey.split_of[at]],
         url=urls.get(at),
     )
@@ -266,12 +254,7 @@ def _csv_row(checked: Checked, pair: _Found) -> tuple[str, ...]:
 
 def _printable(report: CheckReport) -> CheckReport:
     findings = tuple(
-        replace(one, title=_shown(one.title), examples=tuple(map(_shown, one.examples[:3])))
+        replace(one, title=valid_utf8(one.title), examples=tuple(map(valid_utf8, one.examples[:3])))
         for one in report.findings
     )
-    return replace(report, data=_shown(report.data), findings=findings)
-
-
-def _shown(path: str) -> str:
-    """Return a path as valid UTF-8, with other bytes escaped."""
-    return path.encode("utf-8", "backslashreplace").decode()
+    return replace(report, data=valid_utf8(report.data), findings=findings)

@@ -176,6 +176,8 @@ def _compute(
     reporter.status("checking the images")
     drawn = _split_of_run(path)
     images, ignored, split, found = _images(drawn, metadata, options, reporter)
+    if metadata.config.data.corrections is not None and options.data is None:
+        found = found or _train_val(metadata)
     base = options.data or metadata.config.data.root
     reporter.status("loading the network")
     opened = open_network(path, state, metadata, images, reporter=reporter)
@@ -257,7 +259,7 @@ def _compute(
             ScoredPhotos(
                 noun := _NOUNS[options.split] if options.data is None else "",
                 counts=dict(zip(images.class_names, images.counts(), strict=True)),
-                corrected=_num_relabelled(images, options, metadata, found),
+                corrected=0 if found is None else found.num_relabelled(images),
                 chose=_chosen_on(path, metadata) if noun == "validation" else (),
                 fitted_temperature=fitted,
             ),
@@ -316,15 +318,6 @@ def _caveats(
             in_two_classes=copies.in_two_classes,
         )
     )
-
-
-def _num_relabelled(
-    images: Images, options: EvalOptions, metadata: Metadata, found: TrainVal | None
-) -> int:
-    """Return how many images have a label that ``data.corrections`` has changed."""
-    if options.data is not None or metadata.config.data.corrections is None:
-        return 0
-    return (found or _train_val(metadata)).num_relabelled(images)
 
 
 def _chosen_on(path: Path, metadata: Metadata) -> tuple[str, ...]:
@@ -434,7 +427,7 @@ class _Embedder(nn.Module):
 
 @dataclass(frozen=True)
 class _Answers:
-    """What the network says of the evaluated images."""
+    """Answers of the network to the evaluated images."""
 
     images: Images
     logits: Tensor

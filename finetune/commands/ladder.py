@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 from finetune.checkpoints import run_dir
 from finetune.checkpoints.finetuned_source import find_source_run
@@ -19,7 +18,7 @@ from finetune.config.schema import Config
 from finetune.core import signals
 from finetune.core.errors import Interrupted, OutputError, ResultError
 from finetune.core.files import write_text
-from finetune.core.reporter import Reporter, SilentReporter
+from finetune.core.reporter import ForwardingReporter, Reporter, SilentReporter
 from finetune.data.sources.open import find_train_val
 from finetune.freezing.flops import module_multiply_adds
 from finetune.freezing.plan import make_plan
@@ -52,8 +51,6 @@ from finetune.results.train import (
     TrainSummary,
 )
 from finetune.training.setup import ladder_without_validation
-
-T = TypeVar("T")
 
 SUMMARY = "ladder.json"
 _SETUP_S = 3.0
@@ -94,11 +91,11 @@ def train_within(
             raise ladder.interrupted() from None
 
 
-class _SaidOnce:
+class _SaidOnce(ForwardingReporter):
     """`Reporter` that shows a line once: the runs of a ladder have the same data and network."""
 
     def __init__(self, shown: Reporter) -> None:
-        self._shown = shown
+        super().__init__(shown)
         self._said: set[str] = set()
 
     def say(self, text: str, *, good: bool = False) -> None:
@@ -112,15 +109,6 @@ class _SaidOnce:
         if text not in self._said:
             self._said.add(text)
             self._shown.warn(text)
-
-    def detail(self, text: str) -> None:
-        self._shown.detail(text)
-
-    def status(self, text: str) -> None:
-        self._shown.status(text)
-
-    def track(self, items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
-        return self._shown.track(items, description, total=total)
 
 
 @dataclass

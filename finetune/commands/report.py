@@ -21,7 +21,7 @@ from finetune.core.device import versions
 from finetune.core.errors import FinetuneError
 from finetune.core.files import exists, is_folder, write_text
 from finetune.core.reporter import Reporter, SilentReporter
-from finetune.core.text import plural, today
+from finetune.core.text import plural, today, valid_utf8
 from finetune.core.threads import on_cores
 from finetune.data.checks.preflight import preflight_check
 from finetune.data.images import below
@@ -274,7 +274,7 @@ def _listed(evaluated: Evaluated, wrong: Sequence[int], uncertain: Sequence[int]
     images, predicted = evaluated.images, evaluated.predicted.tolist()
     return [
         Listed(
-            path=_shown(below(images.paths[at], evaluated.base)),
+            path=valid_utf8(below(images.paths[at], evaluated.base)),
             true=images.class_names[images.labels[at]],
             predicted=images.class_names[predicted[at]],
             probability=float(evaluated.scored.probabilities[at, predicted[at]]),
@@ -307,7 +307,7 @@ def _drawn(
     best = best_classes(evaluated.logits[chosen], evaluated.scored.probabilities[chosen], 5)
     return [
         Picture(
-            path=_shown(below(images.paths[at], evaluated.base)),
+            path=valid_utf8(below(images.paths[at], evaluated.base)),
             true=images.class_names[images.labels[at]],
             predicted=images.class_names[label],
             probability=float(evaluated.scored.probabilities[at, label]),
@@ -356,7 +356,7 @@ def _map(evaluated: Evaluated, method: str, reporter: Reporter) -> EmbeddingMap:
         return MapPoint(
             x=x,
             y=y,
-            path=_shown(below(images.paths[at], evaluated.base)),
+            path=valid_utf8(below(images.paths[at], evaluated.base)),
             true=images.class_names[images.labels[at]],
             predicted=images.class_names[int(predicted[at])],
             photo=data_url(_photo(evaluated, at), side=side, quality=MAP_QUALITY),
@@ -385,11 +385,6 @@ def _evenly(rows: Sequence[int], most: int) -> list[int]:
     return [rows[number * len(rows) // most] for number in range(most)]
 
 
-def _shown(path: str) -> str:
-    """Return a path as valid UTF-8, with other bytes escaped."""
-    return path.encode("utf-8", "backslashreplace").decode()
-
-
 def _data(evaluated: Evaluated, config_file: Path, reporter: Reporter) -> DataFacts:
     """Return the counts of the run's own images, and what check-data has found among them."""
     metadata = evaluated.opened.metadata
@@ -401,7 +396,7 @@ def _data(evaluated: Evaluated, config_file: Path, reporter: Reporter) -> DataFa
         )
         report = known_check(config, input_size=metadata.preprocessing.crop)
     except FinetuneError as error:
-        return DataFacts(f"The run's own data could not be inspected: {_shown(str(error))}")
+        return DataFacts(f"The run's own data could not be inspected: {valid_utf8(str(error))}")
     train, val = checked.parts
     text = (
         f"{len(train):,} training and {len(val):,} validation images of "
@@ -418,10 +413,12 @@ def _data(evaluated: Evaluated, config_file: Path, reporter: Reporter) -> DataFa
         findings=None
         if report is None
         else [
-            replace(one, title=_shown(one.title), examples=tuple(map(_shown, one.examples[:3])))
+            replace(
+                one, title=valid_utf8(one.title), examples=tuple(map(valid_utf8, one.examples[:3]))
+            )
             for one in report.findings
             if one.kind != "note"  # a note on the data, which follows
         ],
-        notes=[_shown(note) for note in found.notes],
+        notes=[valid_utf8(note) for note in found.notes],
         command=f"finetune check-data --config {file} --report" if exists(config_file) else "",
     )

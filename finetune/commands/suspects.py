@@ -24,7 +24,7 @@ from finetune.data.checks.inspect_dataset import DatasetInspection, inspect_data
 from finetune.data.checks.near_duplicates import near_pairs
 from finetune.data.checks.quality import poor_photos
 from finetune.data.images import TrainVal, below
-from finetune.data.sources.corrections import DROP
+from finetune.data.sources.corrections import KEEP, RELABEL
 from finetune.data.splits.folds import Fold, make_folds
 from finetune.data.splits.holdout import keys_of
 from finetune.inference.confidence_intervals import wilson
@@ -120,7 +120,7 @@ def suspects(
         num_folds=FOLDS,
         accuracy=judged.accuracy(labels),
         num_not_judged=int((~judged.held_out).sum()),
-        labels=_labels(judged, near, images, _decided(found.data)),
+        labels=_labels(judged, near, images, found.data.corrected_places(KEEP, RELABEL)),
         leaks=leaks,
         leak_accuracy=_leak_accuracy(found, images, leaked, judged.penalty),
         outliers=_outliers(rows, near, judged.quality.is_suspected, images),
@@ -224,15 +224,6 @@ def _folds(data: TrainVal, images: _Photos, groups: Sequence[str], seed: int) ->
         return make_folds(labels, names, groups, FOLDS, seed=seed)
     except DataError as error:
         raise error.at(key=None, to_do="add images") from error
-
-
-def _decided(data: TrainVal) -> frozenset[str]:
-    """Return the paths of the photos whose label a person has confirmed or corrected."""
-    return frozenset(
-        os.path.abspath(data.base / path)  # noqa: PTH100
-        for path, action, _ in data.corrected
-        if action != DROP
-    )
 
 
 def _labels(

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from finetune.core.files import write_text
 from finetune.core.reporter import Reporter
-from finetune.core.text import today
-from finetune.core.threads import on_cores
-from finetune.data.loading.decoding import read_photo
-from finetune.inference.thumbnails import data_url
+from finetune.core.text import today, valid_utf8
+from finetune.inference.thumbnails import data_url, photo_urls
 from finetune.report.page import SuspectsFacts, render_suspects_page
 from finetune.report.page.suspects_page import drawn_paths, printable
 from finetune.results.suspects import SuspectsReport
 
 _LARGE, _SMALL = (220, 62), (112, 60)
 """Maximum side in pixels, and JPEG quality, of a photo and of a neighbour."""
-_AT_ONCE = 32
 
 
 def write_suspects_page(
@@ -35,7 +33,7 @@ def write_suspects_page(
     large, small = drawn_paths(report)
     base = Path(report.base)
     facts = SuspectsFacts(
-        report=printable(report, _shown),
+        report=printable(report, valid_utf8),
         photos=_pictures(base, large, _LARGE, "pictures", reporter),
         small=_pictures(base, small, _SMALL, "pictures of neighbours", reporter),
         table=table,
@@ -50,22 +48,7 @@ def _pictures(
 ) -> dict[str, str]:
     """Return the data URL of each readable photo by its path as the page shows it."""
     side, quality = form
-
-    def drawn(path: str) -> str | None:
-        try:
-            return data_url(read_photo(str(base / path)), side=side, quality=quality)
-        except OSError:  # it was readable before
-            return None
-
-    batches = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
-    urls: dict[str, str] = {}
-    for batch in reporter.track(batches, what, total=len(batches)):
-        for path, url in zip(batch, on_cores(drawn, batch), strict=True):
-            if url is not None:
-                urls[_shown(path)] = url
-    return urls
-
-
-def _shown(path: str) -> str:
-    """Return a path as valid UTF-8, with other bytes escaped."""
-    return path.encode("utf-8", "backslashreplace").decode()
+    places = {str(base / path): path for path in paths}
+    encode = partial(data_url, side=side, quality=quality)
+    urls = photo_urls([*places], encode, reporter, what=what)
+    return {valid_utf8(places[place]): url for place, url in urls.items()}

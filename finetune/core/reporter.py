@@ -53,14 +53,36 @@ class SilentReporter:
         return iter(items)
 
 
-class LoggingReporter:
+class ForwardingReporter:
+    """`Reporter` that passes everything on; base of those that change some of it."""
+
+    def __init__(self, shown: Reporter) -> None:
+        self._shown = shown
+
+    def say(self, text: str, *, good: bool = False) -> None:
+        self._shown.say(text, good=good)
+
+    def detail(self, text: str) -> None:
+        self._shown.detail(text)
+
+    def warn(self, text: str) -> None:
+        self._shown.warn(text)
+
+    def status(self, text: str) -> None:
+        self._shown.status(text)
+
+    def track(self, items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
+        return self._shown.track(items, description, total=total)
+
+
+class LoggingReporter(ForwardingReporter):
     """`Reporter` that passes everything on, and keeps the messages of all levels in a log file.
 
     A log that cannot be written is given up: the work goes on without it.
     """
 
     def __init__(self, shown: Reporter) -> None:
-        self._shown = shown
+        super().__init__(shown)
         self._kept: list[str] = []
         self._path: Path | None = None
 
@@ -80,12 +102,6 @@ class LoggingReporter:
     def warn(self, text: str) -> None:
         self._keep(f"warning: {text}")
         self._shown.warn(text)
-
-    def status(self, text: str) -> None:
-        self._shown.status(text)
-
-    def track(self, items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
-        return self._shown.track(items, description, total=total)
 
     def _keep(self, text: str) -> None:
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {printable(text)}"

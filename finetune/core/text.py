@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 
 def nearest(word: str, choices: Iterable[str], *, limit: int = 3, cutoff: float = 0.6) -> list[str]:
@@ -46,6 +47,20 @@ def printable(text: str, *, but: str = "") -> str:
 def on_one_line(text: str) -> str:
     """Return a name unchanged if it is printable, else quoted with escapes."""
     return text if text.isprintable() else ascii(text)
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of each key of nested sections; empty ones are values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def valid_utf8(text: str) -> str:
+    """Return text with the bytes of file names that are not UTF-8 escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 _MOST_PATTERNS = 6

@@ -159,13 +159,17 @@ class TrainVal:
     parents: tuple[Path, ...] = ()
     corrected: tuple[tuple[str, str, str], ...] = ()
 
-    def num_relabelled(self, images: Images) -> int:
-        """Return how many of some images have a corrected label."""
-        places = {
+    def corrected_places(self, *actions: str) -> frozenset[str]:
+        """Return the absolute paths of the images with one of these actions."""
+        return frozenset(
             os.path.abspath(self.base / path)  # noqa: PTH100
             for path, action, _ in self.corrected
-            if action == "relabel"
-        }
+            if action in actions
+        )
+
+    def num_relabelled(self, images: Images) -> int:
+        """Return how many of some images have a corrected label."""
+        places = self.corrected_places("relabel")
         return sum(os.path.abspath(path) in places for path in images.paths)  # noqa: PTH100
 
 

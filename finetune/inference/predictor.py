@@ -395,7 +395,7 @@ class Predictor:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What the network says of one image, with classes as indices.
+    """Answer of the network to one image, with classes as indices.
 
     Attributes:
         classes: Most probable classes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,16 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from finetune.config.schema import PreprocessingConfig
+from finetune.core.reporter import Reporter
+from finetune.core.threads import on_cores
+from finetune.data.loading.decoding import read_photo
 from finetune.data.loading.transforms import build_fit, normalise
 from finetune.inference.grad_cam import grad_cam
 
 _LARGE, _SMALL = (288, 66), (192, 60)
 """Maximum side in pixels, and quality, of a thumbnail, and of one of a photo full of detail."""
 _MOST_CHARACTERS = 28_000
-_AT_ONCE = 8
+_AT_ONCE, _READ_AT_ONCE = 8, 32
 
 # Black, violet, orange, yellow: brightness increases, so the scale also works in grayscale.
 _HEAT = torch.tensor([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]])
@@ -43,6 +46,34 @@ def data_url(pixels: Tensor, *, side: int, quality: int) -> str:
     drawn = io.BytesIO()
     image.save(drawn, format="JPEG", quality=quality, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(drawn.getvalue()).decode()}"
+
+
+def photo_urls(
+    paths: Sequence[str], encode: Callable[[Tensor], str], reporter: Reporter, *, what: str
+) -> dict[str, str]:
+    """Return the data URL of each photo that can be read, by its path.
+
+    Args:
+        encode: Function from uint8 pixels ``(3, H, W)`` to a data URL.
+        what: Description of the progress.
+    """
+
+    def drawn(path: str) -> str | None:
+        try:
+            return encode(read_photo(path))
+        except OSError:  # it was readable before
+            return None
+
+    every = list(paths)
+    batches = [
+        every[start : start + _READ_AT_ONCE] for start in range(0, len(every), _READ_AT_ONCE)
+    ]
+    urls: dict[str, str] = {}
+    for batch in reporter.track(batches, what, total=len(batches)):
+        for path, url in zip(batch, on_cores(drawn, batch), strict=True):
+            if url is not None:
+                urls[path] = url
+    return urls
 
 
 def seen_part(

@@ -20,7 +20,7 @@ from finetune.core.reporter import Reporter
 from finetune.core.text import listed_patterns, plural
 from finetune.core.threads import WORTH_SHARING
 from finetune.data.checks.preflight import Skipped
-from finetune.data.images import TrainVal
+from finetune.data.images import Images, TrainVal
 from finetune.data.loading.class_weights import class_weights
 from finetune.data.loading.mixup_cutmix import Mixing
 from finetune.data.loading.views import Views
@@ -426,6 +426,27 @@ def parameter_counts(reports: Sequence[FreezeReport]) -> ParameterCounts:
         frozen_parameters=totals.frozen,
         trainable_tensors=totals.trainable_tensors + 2 * adapters.weights,
         frozen_tensors=totals.frozen_tensors,
+    )
+
+
+def plain_batches_of(
+    stage_setup: StageSetup,
+    images: Images,
+    reporter: Reporter,
+    *,
+    what: str,
+    config: ResolvedConfig | None = None,
+) -> FeatureBatches:
+    """Return the batches of images without augmentation, in their order.
+
+    Args:
+        what: Name of the images in messages.
+        config: Config of the batches; by default that of the stage.
+    """
+    config = config or stage_setup.config
+    split = Split(images, views=Views.of("none"), shuffle=False, what=what)
+    return make_source(
+        stage_setup.engine, config, split, workers=config.data.workers, reporter=reporter
     )
 
 

@@ -6,8 +6,9 @@ A tracker that fails is left out from then on with a warning; it never ends a ru
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 from finetune.config.track import TrackConfig
 from finetune.core.errors import ConfigError
 from finetune.core.reporter import Reporter
+from finetune.core.text import flattened
 
 _PACKAGES = {
     "tensorboard": "tensorboard",
@@ -28,7 +30,7 @@ _EVENTS = "tensorboard"
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told at the start of a run.
+    """Description of a run for its trackers, at its start.
 
     Attributes:
         folder: Run directory.
@@ -45,7 +47,7 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class Results:
-    """What a tracker is told at the end of a run.
+    """Results of a finished run for its trackers.
 
     Attributes:
         figures: Numbers of the summary by name.
@@ -228,7 +230,7 @@ class Trackers:
         """Begin the run in each tracker, and send the epochs that a resumed run has; once."""
         waiting, self._waiting = self._waiting, ()
         for name in waiting:
-            self._guarded(name, lambda name=name: self._opened(name))  # type: ignore[misc]
+            self._guarded(name, partial(self._opened, name))
         if waiting:
             for record in known:
                 self.epoch(record)
@@ -247,7 +249,7 @@ class Trackers:
 
     def _each(self, work: Callable[[Tracker], None]) -> None:
         for name, tracker in [*self._open.items()]:
-            self._guarded(name, lambda tracker=tracker: work(tracker))  # type: ignore[misc]
+            self._guarded(name, partial(work, tracker))
 
     def _guarded(self, name: str, work: Callable[[], None]) -> None:
         try:
@@ -258,22 +260,17 @@ class Trackers:
             self._reporter.warn(f"track: {name} failed and gets nothing more: {said[0]}")
 
 
-def numbers_of(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+def numbers_of(values: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
     """Yield the dotted name and the value of each number in nested values."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from numbers_of(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{key}", float(value)
+    for key, value in flattened(values):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, float(value)
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of nested sections by dotted key, lists as text."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            listed = isinstance(value, Sequence) and not isinstance(value, str)
-            found[f"{prefix}{key}"] = str(value) if listed else value
-    return found
+    return {
+        key: str(value) if isinstance(value, list | tuple) else value
+        for key, value in flattened(values)
+        if not isinstance(value, Mapping)
+    }

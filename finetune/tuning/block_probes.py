@@ -28,7 +28,7 @@ from finetune.models.blocks import Block, units_of
 from finetune.models.norm_layers import norm_layers
 from finetune.recipes.named import Anatomy
 from finetune.training.prepare_stage import StageSetup
-from finetune.tuning.logistic_regression import fit_path
+from finetune.tuning.logistic_regression import Standardisation, fit_path
 
 MOST_TRAIN, MOST_VAL = 4_000, 4_000
 """Largest numbers of images to fit and to judge the probes on."""
@@ -94,8 +94,8 @@ def probe_blocks(stage_setup: StageSetup, reporter: Reporter) -> DepthProbes:
 
     def fitted(row: tuple[Block, float, Tensor, Tensor]) -> DepthProbe:
         block, share, features, other = row
-        middle, spread = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
-        features, other = (features - middle) / spread, (other - middle) / spread
+        standardised = Standardisation.of(features)
+        features, other = standardised(features), standardised(other)
         penalty = _selected(features[order], labels[order], classes)
         path = [one for one in _PENALTIES if one >= penalty]
         *_, layer = fit_path(features, labels, num_classes=classes, penalties=path)

@@ -20,13 +20,11 @@ from finetune.config.schema import Config
 from finetune.core.reporter import Reporter
 from finetune.data.checks.preflight import dropping_unreadable
 from finetune.data.images import Images, TrainVal
-from finetune.data.loading.views import Views
-from finetune.features.engine import Split, make_source
 from finetune.features.source import FeatureBatches
 from finetune.models.build import is_path
 from finetune.recipes.ladder import probe_of
 from finetune.results.features import FeatureCounts, total
-from finetune.training.prepare_stage import StageSetup, prepare_stage
+from finetune.training.prepare_stage import StageSetup, plain_batches_of, prepare_stage
 from finetune.training.setup import RunSetup, set_up_run
 
 
@@ -101,30 +99,17 @@ def _computed(
     check(run_setup.data)
     stage_setup = prepare_stage(run_setup, reporter)
     data = stage_setup.data
-    train = _batches(stage_setup, data.train, "training", reporter)
+    train = plain_batches_of(stage_setup, data.train, reporter, what="training")
     found = [rows_of(train)[0]]
     counts = [train.counts]
     if len(data.val):
-        val = _batches(stage_setup, data.val, "validation", reporter)
+        val = plain_batches_of(stage_setup, data.val, reporter, what="validation")
         found.append(rows_of(val)[0])
         counts.append(val.counts)
     else:
         found.append(found[0][:0])
     return FrozenFeatures(
         stage_setup, found[0], found[1], total(counts), time.perf_counter() - start
-    )
-
-
-def _batches(
-    stage_setup: StageSetup, images: Images, what: str, reporter: Reporter
-) -> FeatureBatches:
-    config = stage_setup.config
-    return make_source(
-        stage_setup.engine,
-        config,
-        Split(images, views=Views.of("none"), shuffle=False, what=what),
-        workers=config.data.workers,
-        reporter=reporter,
     )
 
 

@@ -18,8 +18,7 @@ from finetune.core.reporter import Reporter
 from finetune.core.seeding import seed_for
 from finetune.core.signals import unless_asked
 from finetune.core.threads import one_thread_a_core
-from finetune.tuning.logistic_regression import fit_path
-from finetune.tuning.out_of_fold import Standardisation
+from finetune.tuning.logistic_regression import Standardisation, fit_path
 from finetune.tuning.power_law import Floats, PowerLaws, fit_power_laws
 
 NUM_SIZES, NUM_DRAWS = 8, 5

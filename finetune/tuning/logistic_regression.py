@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,22 @@ _MOST_PRODUCTS = 200_000_000
 _MOST_STEPS = 60
 _CLOSE_ENOUGH = 1e-4
 _HISTORY = 10
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """Mean and standard deviation of each feature, of shape ``(D,)``."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> Standardisation:
+        """Fit to features ``(N, D)``; a constant feature becomes 0."""
+        return cls(features.mean(dim=0), features.std(dim=0).clamp_min(1e-6))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
 
 
 def fit_path(
@@ -90,14 +107,14 @@ def _accuracies(fold: FoldData) -> list[float]:
     plain = fold.cv.part(fold.positions, batch_size=HELD_OUT_BATCH, training=False)
     features, labels = _rows_of(plain)
     others, truth = _rows_of(fold.held_out)
-    middle, spread = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
+    standardised = Standardisation.of(features)
     path = fit_path(
-        (features - middle) / spread,
+        standardised(features),
         labels,
         num_classes=fold.cv.num_classes,
         penalties=PENALTIES,
     )
-    others = (others - middle) / spread
+    others = standardised(others)
     return [float((layer(others).argmax(dim=1) == truth).float().mean()) for layer in path]
 
 

@@ -14,23 +14,7 @@ from torch import Tensor, nn
 
 from finetune.core.reporter import Reporter
 from finetune.data.splits.folds import Fold
-from finetune.tuning.logistic_regression import PENALTIES, fit_path
-
-
-@dataclass(frozen=True)
-class Standardisation:
-    """Mean and standard deviation of each feature, of shape ``(D,)``."""
-
-    mean: Tensor
-    std: Tensor
-
-    @classmethod
-    def of(cls, features: Tensor) -> Standardisation:
-        """Fit to features ``(N, D)``; a constant feature becomes 0."""
-        return cls(features.mean(dim=0), features.std(dim=0).clamp_min(1e-6))
-
-    def __call__(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.std
+from finetune.tuning.logistic_regression import PENALTIES, Standardisation, fit_path
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,8 @@ from finetune.core.reporter import Reporter
 from finetune.data.checks.preflight import known_contents
 from finetune.data.images import TrainVal
 from finetune.data.loading.sampler import batch_sizes
-from finetune.data.loading.views import Views
 from finetune.data.splits.folds import Fold, groups_of_copies, make_folds
 from finetune.data.splits.holdout import keys_of
-from finetune.features.engine import Split, make_source
 from finetune.features.source import CachedFeatures, FeatureBatches
 from finetune.freezing.graph_split import split_model
 from finetune.freezing.plan import Plan
@@ -29,6 +27,7 @@ from finetune.results.tuning import LogisticBaseline, Settings, Trial, in_order
 from finetune.training.prepare_stage import (
     StageSetup,
     feature_batches_of,
+    plain_batches_of,
     prepare_stage,
     set_up_single_stage,
     training_views,
@@ -341,7 +340,4 @@ def _plain(
 ) -> FeatureBatches:
     """Return batches of training images without augmentation, like validation images."""
     images = stage_setup.data.train.subset(positions)
-    split = Split(images, views=Views.of("none"), shuffle=False, what="held-out")
-    return make_source(
-        stage_setup.engine, config, split, workers=config.data.workers, reporter=reporter
-    )
+    return plain_batches_of(stage_setup, images, reporter, what="held-out", config=config)

@@ -35,7 +35,7 @@ _MOST_COMPARED = 10_000
 
 @dataclass(frozen=True)
 class Correction:
-    """What a row of the table says about a photo.
+    """Decision about a photo, a row of the table.
 
     Attributes:
         line: Line of the row, from 1.
